@@ -1,0 +1,38 @@
+# Every target does its own set-up: the first one that runs makes .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help setup demo test check format docs clean
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+setup: .venv/ready ## make .venv with exact versions
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ssldet needs Python 3.11 or newer; run: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable . --group dev --group docs
+	@touch $@
+
+demo: setup ## pretrain, fine-tune, compare and report on generated images (six minutes on two cores)
+	$(BIN)/ssldet demo --out runs/demo
+
+test: setup ## run every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: setup ## lint, types and the order of the rooms
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff write
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: setup ## build the pages into docs/_build
+	$(BIN)/sphinx-build -q -W -b html docs docs/_build
+
+clean: ## remove what the targets made, runs excepted
+	rm -rf .venv dist docs/_build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

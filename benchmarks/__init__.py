@@ -1,0 +1,1 @@
+"""What compares: protocols, runner and results."""

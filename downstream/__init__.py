@@ -1,0 +1,1 @@
+"""What uses box labels: annotation files, tasks, metrics and other people's formats."""

@@ -1,0 +1,1 @@
+"""Checkpoints -> someone else's world, proven by loading them back."""

@@ -1,0 +1,1 @@
+"""Detections -> named numbers that agree with the official ones."""

@@ -1,0 +1,1 @@
+"""Whole runs of the labelled tasks, as functions that read as documents."""

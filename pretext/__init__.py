@@ -1,0 +1,1 @@
+"""What teaches without box labels: one task, one file."""

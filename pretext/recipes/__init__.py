@@ -1,0 +1,1 @@
+"""Whole runs of the pretext tasks, as functions that read as documents."""

@@ -1,0 +1,73 @@
+"""ssldet: self-supervised pretraining of whole detection transformers. The table of contents, in order of the flow.
+
+Nothing heavy is imported until a name is used.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssldet.demo import demo
+    from ssldet.detectors.detr import DETR, DETRConfig
+    from ssldet.doctor import doctor
+    from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
+    from ssldet.task import Evaluator, Objective, PretextTask, Task
+    from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Queries, Sample, Source, Targets
+    from ssldet.verbs import Trained, compose, evaluate, export, finetune, load, predict, pretrain, preview, report
+
+__version__ = version("ssldet")
+
+_CONTENTS = {
+    "ssldet.types": "Sample Batch Targets Queries Predictions Matches Losses Detections Source",
+    "ssldet.detectors.detr": "DETR DETRConfig",
+    "ssldet.task": "Task PretextTask Objective Evaluator",
+    "ssldet.engine.run": "Run DataConfig OptimConfig Budget CheckpointConfig",
+    "ssldet.verbs": "compose pretrain finetune evaluate predict export preview report load Trained",
+    "ssldet.demo": "demo",
+    "ssldet.doctor": "doctor",
+}
+_HOME = {name: module for module, members in _CONTENTS.items() for name in members.split()}
+
+__all__ = [
+    "DETR",
+    "Batch",
+    "Budget",
+    "CheckpointConfig",
+    "DETRConfig",
+    "DataConfig",
+    "Detections",
+    "Evaluator",
+    "Losses",
+    "Matches",
+    "Objective",
+    "OptimConfig",
+    "Predictions",
+    "PretextTask",
+    "Queries",
+    "Run",
+    "Sample",
+    "Source",
+    "Targets",
+    "Task",
+    "Trained",
+    "compose",
+    "demo",
+    "doctor",
+    "evaluate",
+    "export",
+    "finetune",
+    "load",
+    "predict",
+    "pretrain",
+    "preview",
+    "report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the room of a name on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'ssldet' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value

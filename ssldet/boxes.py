@@ -1,0 +1,100 @@
+"""boxes -> boxes, overlaps: pure geometry; every function says its format, because a bare `boxes` is a bug.
+
+Normalised boxes are fractions of the valid image, padding excluded; absolute boxes are pixels.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.ops import box_convert
+
+SMALLEST_AREA = 1e-12
+"""Floor of every divisor below: far under any real box (a millionth of the image, squared), yet safe to square."""
+
+
+def cxcywh_to_xyxy(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
+    """Turn centre and size into corners."""
+    return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def xyxy_to_cxcywh(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
+    """Turn corners into centre and size."""
+    return box_convert(boxes, "xyxy", "cxcywh")
+
+
+def to_absolute(boxes: Float[Tensor, "*N 4"], size: tuple[int, int]) -> Float[Tensor, "*N 4"]:
+    """Turn normalised cxcywh into absolute xyxy.
+
+    Args:
+        boxes: Normalised cxcywh.
+        size: Height and width of the image in pixels.
+    """
+    return cxcywh_to_xyxy(boxes) * _scale(boxes, size)
+
+
+def to_normalised(boxes: Float[Tensor, "*N 4"], size: tuple[int, int]) -> Float[Tensor, "*N 4"]:
+    """Turn absolute xyxy into normalised cxcywh.
+
+    Args:
+        boxes: Absolute xyxy.
+        size: Height and width of the image in pixels.
+    """
+    return xyxy_to_cxcywh(boxes / _scale(boxes, size))
+
+
+def pairwise_iou(a: Float[Tensor, "*#B N 4"], b: Float[Tensor, "*#B M 4"]) -> Float[Tensor, "*B N M"]:
+    """Return the overlap of every box with every other; boxes without area overlap nothing.
+
+    Args:
+        a: Corners, xyxy.
+        b: Corners, xyxy.
+    """
+    return _overlap(a.unsqueeze(-2), b.unsqueeze(-3))[0]
+
+
+def pairwise_giou(a: Float[Tensor, "*#B N 4"], b: Float[Tensor, "*#B M 4"]) -> Float[Tensor, "*B N M"]:
+    """Return the generalised overlap, in -1..1, of every box with every other (Rezatofighi et al. 2019).
+
+    Args:
+        a: Corners, xyxy.
+        b: Corners, xyxy.
+    """
+    return _overlap(a.unsqueeze(-2), b.unsqueeze(-3))[1]
+
+
+def elementwise_iou(a: Float[Tensor, "*N 4"], b: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """Return the overlap of each box with its partner.
+
+    Args:
+        a: Corners, xyxy.
+        b: Corners, xyxy.
+    """
+    return _overlap(a, b)[0]
+
+
+def elementwise_giou(a: Float[Tensor, "*N 4"], b: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """Return the generalised overlap, in -1..1, of each box with its partner.
+
+    Args:
+        a: Corners, xyxy.
+        b: Corners, xyxy.
+    """
+    return _overlap(a, b)[1]
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return IoU and GIoU of broadcastable xyxy boxes; unlike torchvision's, finite also where boxes have no area."""
+    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    outer = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    union = _area(a) + _area(b) - inner
+    iou = inner / union.clamp(min=SMALLEST_AREA)
+    return iou, iou - (outer - union) / outer.clamp(min=SMALLEST_AREA)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def _scale(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    return boxes.new_tensor([width, height, width, height])

@@ -1,0 +1,278 @@
+"""command line -> one public function a verb: thin, and quick to answer because nothing heavy is imported to parse."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from ssldet.errors import ConfigError, SsldetError, StoppedError
+
+app = App(
+    name="ssldet",
+    help="Pretrain whole detection transformers on unlabelled images, then fine-tune, evaluate and export them.",
+    help_epilogue="Any verb takes --help; --debug adds a traceback to an error. Documentation of every option: docs/.",
+    version=lambda: version("ssldet"),
+    help_format="plaintext",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    Parameter(name="--set", consume_multiple=True, negative=(), help="Recipe fields, such as optim.lr=1e-4."),
+]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="One JSON object on standard output.")]
+Out = Annotated[Path | None, Parameter(name="--out", help="Run folder to create; default: the next free one in runs/.")]
+Steps = Annotated[int | None, Parameter(name="--steps", help="Length in optimiser steps.")]
+Epochs = Annotated[float | None, Parameter(name="--epochs", help="Length in passes over the training set.")]
+Resume = Annotated[Path | None, Parameter(name="--resume", help="Run folder to go on with.")]
+Data = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
+Start = Annotated[str, Parameter(help="A run folder, a weights file (ours, DETR's or UP-DETR's), or 'scratch'.")]
+
+
+def _prints(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Print what a verb returns: as JSON where asked, else in the words of the result."""
+
+    @wraps(verb)
+    def run(*positional: Any, json_: bool = False, **named: Any) -> None:
+        result = verb(*positional, **named)
+        document = result.to_json() if hasattr(result, "to_json") else result
+        if json_:
+            sys.stdout.write(json.dumps(document, default=str, allow_nan=False) + "\n")
+        elif result is not None:
+            sys.stdout.write(f"{_words(result)}\n")
+
+    return run
+
+
+def _words(result: Any) -> str:
+    if isinstance(result, dict):
+        width = max((len(str(key)) for key in result), default=0)
+        return "\n".join(f"{key:<{width}}  {_words(value)}" for key, value in result.items())
+    if isinstance(result, list):
+        return "\n".join(map(_words, result))
+    return f"{result:.4f}" if isinstance(result, float) else str(result)
+
+
+def _assignments(pairs: Sequence[str] | None) -> dict[str, str]:
+    wrong = [pair for pair in pairs or () if "=" not in pair]
+    if wrong:
+        raise ConfigError([f"--set {pair}: expects path=value, such as task.num_patches=5" for pair in wrong])
+    return dict(pair.split("=", 1) for pair in pairs or ())
+
+
+@app.command
+def pretrain(
+    *images: str,
+    recipe: str = "random_query_patch/r50",
+    backbone: str | None = None,
+    val: Data | None = None,
+    out: Out = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    set_: Overrides = None,
+    resume: Resume = None,
+    json_: Json = False,
+) -> None:
+    """Pretrain a detection transformer on images without labels.
+
+    Args:
+        images: Folders, globs, file lists, or coco:/voc: data whose labels are then not read.
+        recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run.
+        backbone: A name from 'ssldet list backbones'.
+        val: Images to measure the pretext task on.
+    """
+    from ssldet import verbs
+
+    _prints(verbs.pretrain)(
+        images, recipe=recipe, backbone=backbone, val=val or (), out=out, steps=steps, epochs=epochs,
+        overrides=_assignments(set_), resume=resume, json_=json_,
+    )  # fmt: skip
+
+
+@app.command
+def finetune(
+    start: Start | None = None,
+    *,
+    data: Data | None = None,
+    val: Data | None = None,
+    recipe: str = "detection/r50",
+    out: Out = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    set_: Overrides = None,
+    resume: Resume = None,
+    json_: Json = False,
+) -> None:
+    """Fine-tune a detector on labelled images.
+
+    Args:
+        data: coco:ANN.json:IMAGES or voc:ROOT:SPLIT.
+        val: The same, to evaluate on.
+        recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run.
+    """
+    from ssldet import verbs
+
+    _prints(verbs.finetune)(
+        start, data or (), val=val or (), recipe=recipe, out=out, steps=steps, epochs=epochs,
+        overrides=_assignments(set_), resume=resume, json_=json_,
+    )  # fmt: skip
+
+
+@app.command
+def evaluate(
+    start: Start | None = None,
+    *,
+    data: Data,
+    predictions: Path | None = None,
+    save_predictions: Path | None = None,
+    batch_size: int = 1,
+    workers: int = 2,
+    json_: Json = False,
+) -> None:
+    """Measure a detector on labelled images, or a pretext task on plain ones.
+
+    Args:
+        data: coco:ANN.json:IMAGES or voc:ROOT:SPLIT; plain images for a pretrained run.
+        predictions: A COCO results file to score instead of a model.
+        save_predictions: Where to write the detections in COCO results format.
+        batch_size: Images at a time; 1 keeps padding out of the result.
+        workers: Loader processes.
+    """
+    from ssldet import verbs
+
+    _prints(verbs.evaluate)(
+        start, data, predictions=predictions, save_predictions=save_predictions, batch_size=batch_size,
+        workers=workers, json_=json_,
+    )  # fmt: skip
+
+
+@app.command
+def predict(
+    start: Start,
+    *images: str,
+    query: Data | None = None,
+    out: Path | None = None,
+    threshold: float = 0.5,
+    json_: Json = False,
+) -> None:
+    """Detect in images and draw what was found, or find where a patch came from.
+
+    Args:
+        images: Folders, globs, file lists or single files.
+        query: Patch images to look for, with a pretrained run.
+        out: Folder for the pictures and predictions.json; default: predictions/.
+        threshold: Least confidence that is drawn.
+    """
+    from ssldet import verbs
+
+    _prints(verbs.predict)(start, images, query=query or (), out=out, threshold=threshold, json_=json_)
+
+
+@app.command
+def export(start: Start, *, to: str, out: Path, json_: Json = False) -> None:
+    """Write a detector in another format, load it back and prove that it is the same.
+
+    Args:
+        to: A name from 'ssldet list exporters'.
+        out: File to create.
+    """
+    from ssldet import verbs
+
+    _prints(verbs.export)(start, to=to, out=out, json_=json_)
+
+
+@app.command(name="list")
+def list_(what: Literal["tasks", "recipes", "backbones", "exporters", "sources"], json_: Json = False) -> None:
+    """List what can be named: tasks, recipes, backbones, exporters, sources."""
+    from ssldet import catalogue
+
+    _prints(catalogue.list_names)(what, json_=json_)
+
+
+@app.command
+def preview(
+    *images: str,
+    task: str = "random_query_patch",
+    recipe: str | None = None,
+    out: Path | None = None,
+    count: int = 8,
+    set_: Overrides = None,
+    json_: Json = False,
+) -> None:
+    """Draw the problems that a pretext task makes of your images, and test whether they can be learned.
+
+    Args:
+        images: Folders, globs, file lists or single files.
+        task: A name from 'ssldet list tasks'.
+        recipe: The recipe to preview; default: the task's tiny one.
+        out: Picture to write; default: preview.png.
+        count: Images to show.
+    """
+    from ssldet import verbs
+
+    _prints(verbs.preview)(
+        images, task=task, recipe=recipe, out=out, count=count, overrides=_assignments(set_), json_=json_
+    )
+
+
+@app.command
+def report(run: Path, *, json_: Json = False) -> None:
+    """Write report.html of a run: curves, pictures, numbers, configuration; one file, no network."""
+    from ssldet import verbs
+
+    _prints(verbs.report)(run, json_=json_)
+
+
+@app.command
+def doctor(*images: str, json_: Json = False) -> None:
+    """Check this machine, and images if given, and say how to mend what is wrong."""
+    from ssldet import doctor as room
+
+    findings = room.doctor(images)
+    _prints(lambda: findings)(json_=json_)
+    if not findings.healthy:
+        sys.exit(4)
+
+
+@app.command
+def demo(*, out: Path | None = None, seed: int = 0, json_: Json = False) -> None:
+    """Drive the whole road on generated images in minutes: pretrain, fine-tune, compare with scratch, report.
+
+    Args:
+        out: Folder to create; default: runs/demo.
+        seed: The only source of chance.
+    """
+    from ssldet.demo import demo as drive
+
+    _prints(drive)(out, seed=seed, json_=json_)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the code that the README lists.
+
+    Args:
+        arguments: Words after the program's name; none means those of this process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except (CycloptsError, SsldetError) as error:
+        if debug:
+            raise
+        sys.exit(_tell(error, words[:1]))
+
+
+def _tell(error: CycloptsError | SsldetError, verb: Sequence[str]) -> int:
+    """Print an error as the user should see it and return its exit code."""
+    if isinstance(error, CycloptsError):
+        sys.stderr.write(f"error: {error} (see: {' '.join(['ssldet', *verb, '--help'])})\n")
+        return ConfigError.exit_code
+    word = "stopped" if isinstance(error, StoppedError) else "error"
+    sys.stderr.writelines(f"{word}: {line}\n" for line in str(error).splitlines())
+    return error.exit_code

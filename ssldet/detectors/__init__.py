@@ -1,0 +1,1 @@
+"""Architectures: images and queries -> predictions."""

@@ -1,0 +1,83 @@
+"""images, Queries -> Predictions: what every detector offers to tasks, engine and export."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from ssldet.types import Predictions, Queries
+
+
+class Detector(nn.Module, ABC):
+    """A detection transformer whose parts are visible by name.
+
+    Attributes:
+        section_names: The parts that tasks may name.
+        sections: Name of each part -> the prefixes of its parameters and buffers in `state_dict()`. Together the
+            sections cover the whole state; transfer and freezing speak of sections, never of parameter names.
+        num_classes: Number of classes, "no object" not counted.
+        num_queries: Number of object queries.
+        width: Width of the transformer (D).
+        feature_channels: Channels of the backbone's last level.
+    """
+
+    section_names: ClassVar[tuple[str, ...]] = (
+        "backbone",
+        "projection",
+        "encoder",
+        "decoder",
+        "queries",
+        "box_head",
+        "class_head",
+    )
+    sections: Mapping[str, tuple[str, ...]]
+    num_classes: int
+    num_queries: int
+    width: int
+    feature_channels: int
+
+    @abstractmethod
+    def normalise(
+        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Scale pixels (0..255, or 0..1 where floating) by the backbone's own mean and deviation; padding becomes 0."""
+
+    @abstractmethod
+    def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
+        """Return the backbone's last level for normalised images; patches go the same way."""
+
+    @abstractmethod
+    def default_queries(self, batch_size: int) -> Queries:
+        """Return the learned queries, shared by all images: plain detection."""
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        padding: Bool[Tensor, "B H W"] | None = None,
+        queries: Queries | None = None,
+    ) -> Predictions:
+        """Detect.
+
+        Args:
+            images: Normalised images.
+            padding: True where the canvas holds no image; none means that all of it does.
+            queries: What to ask; none means the learned queries.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig(ABC):
+    """The choices that define a detector; `build` is its composition root."""
+
+    group: ClassVar[str] = "ssldet.detectors"
+    detector_class: ClassVar[type[Detector]]
+    num_classes: int
+    num_queries: int
+
+    @abstractmethod
+    def build(self) -> Detector:
+        """Return the detector with fresh weights (the backbone's as configured)."""

@@ -1,0 +1,160 @@
+"""this machine, some images -> findings: each with the remedy that mends it."""
+
+import os
+import platform
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ssldet.errors import SsldetError
+
+NEEDED = {
+    "torch": (2, 6),
+    "torchvision": (0, 21),
+    "timm": (1, 0, 20),
+    "pytorch-lightning": (2, 6, 4),
+    "pillow": (12, 0),
+}
+"""Package -> oldest version that works: older Lightning was once compromised, older Pillow and torch are unsafe."""
+
+OPTIONAL = {
+    "lightly": "backbone pretraining tasks; pip install lightly",
+    "transformers": "Hugging Face export; pip install transformers",
+    "detectron2": "detectron2 export; pip install --no-build-isolation from its own repository",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: What.
+        ok: Whether it is fine; none means that it is only worth knowing.
+        detail: What was found.
+        remedy: What to do; empty where nothing is wrong.
+    """
+
+    subject: str
+    ok: bool | None
+    detail: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        mark = {True: "ok  ", False: "FAIL", None: "note"}[self.ok]
+        return f"{mark}  {self.subject}: {self.detail}" + (f"  ->  {self.remedy}" if self.remedy else "")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that was looked at, in order."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing failed."""
+        return all(finding.ok is not False for finding in self.findings)
+
+    def __str__(self) -> str:
+        """One line a finding."""
+        return "\n".join(map(str, self.findings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"healthy": self.healthy, "findings": [asdict(finding) for finding in self.findings]}
+
+
+def doctor(images: Sequence[str] = ()) -> Findings:
+    """Check the machine and, if given, whether images can be read and the tiny pretext task be learned from them.
+
+    Args:
+        images: Folders, globs, file lists or single files.
+    """
+    checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _optional, _devices, _limits]
+    if images:
+        checks.append(lambda: _images(images))
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check()
+        except SsldetError as error:
+            found.append(Finding(check.__name__.strip("_<>"), False, str(error)))
+    return Findings(tuple(found))
+
+
+def _python() -> Iterator[Finding]:
+    fine = sys.version_info >= (3, 11)
+    yield Finding("python", fine, platform.python_version(), "" if fine else "ssldet needs Python 3.11 or newer")
+
+
+def _packages() -> Iterator[Finding]:
+    for package, least in NEEDED.items():
+        wanted = ".".join(map(str, least))
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            yield Finding(package, False, "not installed", f"pip install '{package}>={wanted}'")
+            continue
+        numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdigit())
+        fine = numbers >= least
+        yield Finding(package, fine, found, "" if fine else f"pip install '{package}>={wanted}'")
+
+
+def _optional() -> Iterator[Finding]:
+    for package, use in OPTIONAL.items():
+        present = find_spec(package) is not None
+        yield Finding(package, True if present else None, "installed" if present else f"not installed; only for {use}")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(number)
+            name = torch.cuda.get_device_name(number)
+            yield Finding(f"cuda:{number}", True, f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        yield Finding("device", None, f"no CUDA device; {cores} CPU cores: use the recipes named .../tiny")
+
+
+def _limits() -> Iterator[Finding]:
+    if find_spec("resource"):
+        import resource
+
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        yield Finding("open files", files >= 1024, f"limit {files}", "" if files >= 1024 else "ulimit -n 4096")
+    shared = Path("/dev/shm")  # noqa: S108  # where loader workers hand over batches on Linux
+    if shared.is_dir():
+        free = shutil.disk_usage(shared).free / 2**30
+        fine = free > 0.5
+        remedy = "" if fine else "give the container more shared memory (--shm-size=2g) or set data.workers=0"
+        yield Finding("shared memory", fine, f"{free:.1f} GiB free", remedy)
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    yield Finding("disk", free > 2, f"{free:.0f} GiB free here", "" if free > 2 else "checkpoints need room; free some")
+
+
+def _images(images: Sequence[str]) -> Iterator[Finding]:
+    from ssldet.data.sources import open_source
+    from ssldet.engine.run import DataConfig
+    from ssldet.verbs import preview
+
+    rules = DataConfig()
+    source = open_source(images, min_side=rules.min_side, max_pixels=rules.max_pixels)
+    bad = Counter(skipped.reason for skipped in source.skipped)
+    detail = f"{len(source)} usable" + "".join(f", {count} {reason}" for reason, count in bad.most_common())
+    share = len(source.skipped) / (len(source) + len(source.skipped))
+    fine = share <= rules.max_bad_fraction
+    remedy = "" if fine else f"remove them, or train with --set data.max_bad_fraction={share + 0.001:.3f}"
+    yield Finding("images", fine, detail, remedy)
+    for name, value in preview(images, draw=False).probe.items():
+        yield Finding(name, None, f"{value:.3f}")

@@ -1,0 +1,1 @@
+"""Run -> checkpoint: one engine for pretraining and fine-tuning."""

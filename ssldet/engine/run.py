@@ -1,0 +1,154 @@
+"""Run: the whole of an experiment in one frozen value; what every recipe returns and what a record runs again from."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from ssldet.detectors.base import DetectorConfig
+from ssldet.recipe import Within
+from ssldet.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and how they are read.
+
+    Attributes:
+        train: Data specifications: folders, globs, file lists, `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT`.
+        val: Specifications to evaluate on; empty means no evaluation.
+        batch_size: Images of one optimiser step, over all ranks and accumulated parts together.
+        workers: Loader processes per rank; the result does not depend on it.
+        max_bad_fraction: Share of unusable files at which a run stops instead of going round them.
+        min_side: Shortest usable image side in pixels; shorter images count as bad.
+        max_pixels: Largest usable image in pixels, checked before decoding.
+    """
+
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    batch_size: Annotated[int, Within(1)] = 32
+    workers: Annotated[int, Within(0, 256)] = 2
+    max_bad_fraction: Annotated[float, Within(0, 1)] = 0.001
+    min_side: Annotated[int, Within(1)] = 17
+    max_pixels: Annotated[int, Within(1)] = 64_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    Attributes:
+        lr: Peak learning rate of the transformer and the heads.
+        lr_backbone: Peak learning rate of the backbone.
+        weight_decay: Decoupled weight decay of every parameter, as DETR has it.
+        schedule: `step` multiplies by `drop_factor` at each of `drops`; `cosine` decays to zero; `constant` stays.
+        drops: Points of the budget (0..1) at which `step` drops.
+        drop_factor: What a drop multiplies by.
+        warmup_steps: Steps of linear warm-up from zero.
+        clip: Largest norm of the whole gradient; zero switches clipping off.
+        accumulate: Parts in which the batch of one step is computed, to fit memory.
+        ema: Decay of the averaged weights that are evaluated and handed over; zero switches averaging off.
+    """
+
+    lr: Annotated[float, Within(0)] = 1e-4
+    lr_backbone: Annotated[float, Within(0)] = 1e-5
+    weight_decay: Annotated[float, Within(0)] = 1e-4
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    drops: tuple[float, ...] = (2 / 3,)
+    drop_factor: Annotated[float, Within(0, 1)] = 0.1
+    warmup_steps: Annotated[int, Within(0)] = 0
+    clip: Annotated[float, Within(0)] = 0.1
+    accumulate: Annotated[int, Within(1)] = 1
+    ema: Annotated[float, Within(0, 0.999999)] = 0.0
+
+    def problems(self) -> list[str]:
+        """Say what no single field can know."""
+        if self.schedule == "step" and not all(0 < drop < 1 for drop in self.drops):
+            return [f"drops: {self.drops} must lie between 0 and 1, as fractions of the budget"]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long to train: in epochs or in steps.
+
+    Attributes:
+        epochs: Passes over the training set; ignored where `steps` is given.
+        steps: Optimiser steps.
+    """
+
+    epochs: Annotated[float, Within(0)] | None = None
+    steps: Annotated[int, Within(1)] | None = None
+
+    def problems(self) -> list[str]:
+        """Say what no single field can know."""
+        if self.epochs is None and self.steps is None:
+            return ["epochs: set budget.epochs or budget.steps"]
+        return []
+
+    def total_steps(self, images: int, batch_size: int) -> int:
+        """Return the number of optimiser steps for a set of this many images."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0) * images / batch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save and how much to keep.
+
+    Attributes:
+        every_steps: Steps between saves; the end of a run and a stop signal always save.
+        keep: Newest checkpoints to keep, at least two so that a damaged one has a fallback.
+    """
+
+    every_steps: Annotated[int, Within(1)] = 1000
+    keep: Annotated[int, Within(2)] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The whole of an experiment.
+
+    Attributes:
+        task: What is taught.
+        detector: Whom.
+        data: On what.
+        optim: How.
+        budget: How long.
+        checkpoint: How safely.
+        seed: The only source of chance: order, augmentation, initial weights and dropout are functions of it.
+        precision: `32`, or `bf16` for mixed precision; boxes, costs and losses are always computed in 32 bits.
+        deterministic: Ask for bit-equal results on an accelerator too, at some cost in speed.
+        log_every: Steps between lines of the metrics file.
+        evaluate_every: Steps between evaluations on `data.val`; zero evaluates at the end only.
+        preview_every: Steps between preview pictures; zero draws one at the start and one at the end.
+        device: `auto`, `cpu` or `cuda`.
+        devices: Number of devices; zero takes all there are.
+    """
+
+    task: Task
+    detector: DetectorConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    budget: Budget
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    seed: Annotated[int, Within(0, 2**63 - 1)] = 0
+    precision: Literal["32", "bf16"] = "32"
+    deterministic: bool = False
+    log_every: Annotated[int, Within(1)] = 10
+    evaluate_every: Annotated[int, Within(0)] = 0
+    preview_every: Annotated[int, Within(0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Annotated[int, Within(0)] = 1
+
+    def problems(self) -> list[str]:
+        """Say what no single field can know."""
+        wrong = [f"task.{line}" for line in self.task.problems_with(self.detector)]
+        unknown = set(self.task.trains + self.task.transfers) - set(self.detector.detector_class.section_names)
+        if unknown:
+            wrong.append(f"task: names sections {sorted(unknown)} that the detector does not have")
+        if self.data.batch_size % self.optim.accumulate:
+            wrong.append(
+                f"optim.accumulate: a batch of {self.data.batch_size} can't be split into {self.optim.accumulate} "
+                "equal parts; choose a divisor"
+            )
+        return wrong

@@ -1,0 +1,109 @@
+"""What went wrong -> one clear line and an exit code: every error that a user may meet.
+
+A message says what, where, the nearest right value and the remedy, in that order. The exit code lets a script
+tell "resume me" from "fix your data" without reading the text.
+"""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class SsldetError(Exception):
+    """Base of all errors that are the user's to mend; the command line prints it without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(SsldetError):
+    """A configuration that can't run. Carries all of its problems, not only the first.
+
+    Attributes:
+        problems: One line each.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        """Join the problems into one message.
+
+        Args:
+            problems: One line, or several.
+        """
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[list[str]]]:
+        """Survive the trip out of a worker process with all problems."""
+        return type(self), (self.problems,)
+
+
+class DataError(SsldetError):
+    """Images that can't be used: an empty folder, too many bad files, a set that changed under a run."""
+
+    exit_code = 3
+
+
+class AnnotationError(DataError):
+    """Labels that can't be trusted. The message holds the place (JSON pointer or file and line)."""
+
+
+class UnreadableError(DataError):
+    """One image file that can't be used; the loader replaces it, counts it and goes on.
+
+    Attributes:
+        path: The file.
+        reason: Why, in one word: `truncated`, `not-an-image`, `too-large`, …
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        """Remember the file and the reason."""
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: {reason}")
+
+    def __reduce__(self) -> tuple[type["UnreadableError"], tuple[str, str]]:
+        """Survive the trip out of a worker process."""
+        return type(self), (self.path, self.reason)
+
+
+class SetupError(SsldetError):
+    """Something is missing around us: a package, a device, disk space, a network."""
+
+    exit_code = 4
+
+
+class CheckpointError(SsldetError):
+    """A checkpoint or weights file that is damaged, foreign, or does not fit."""
+
+    exit_code = 5
+
+
+class DivergedError(SsldetError):
+    """A loss, gradient, cost or box that is no longer finite."""
+
+    exit_code = 6
+
+
+class DistributedError(SsldetError):
+    """Ranks that disagree or went silent."""
+
+    exit_code = 7
+
+
+class StoppedError(SsldetError):
+    """Stopped by a signal after a complete save: run it again to go on from there."""
+
+    exit_code = 75
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return `" (did you mean 'resnet50'?)"` for a near miss, else an empty string.
+
+    Args:
+        name: What the user wrote.
+        known: What exists.
+    """
+    known = list(known)
+    folded = {candidate.casefold(): candidate for candidate in known}
+    close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return f" (did you mean {folded[close[0]]!r}?)" if close else ""

@@ -1,0 +1,1 @@
+"""Predictions, targets and matches -> named losses."""

@@ -1,0 +1,44 @@
+"""padding mask -> position encoding: where each cell lies in its own image, as sines and cosines (DETR, section A.4)."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class SinePosition(nn.Module):
+    """Sine encoding of y, then x, each relative to the valid part of its image. Has no parameters.
+
+    Attributes:
+        width: Length of the encoding; half for each axis.
+        temperature: Ratio of the longest wavelength to the shortest.
+    """
+
+    def __init__(self, width: int, temperature: float = 10_000.0) -> None:
+        """Remember the two.
+
+        Args:
+            width: A multiple of 4: sine and cosine for two axes.
+            temperature: As in DETR.
+        """
+        super().__init__()
+        self.width, self.temperature = width, temperature
+
+    def forward(self, padding: Bool[Tensor, "B h w"]) -> Float[Tensor, "B h w D"]:
+        """Encode every cell.
+
+        Args:
+            padding: True where a cell holds no image.
+        """
+        valid = (~padding).to(torch.float32)
+        return torch.cat([self._encode(valid.cumsum(1), 1), self._encode(valid.cumsum(2), 2)], dim=-1)
+
+    def _encode(self, count: Tensor, axis: int) -> Tensor:
+        """Turn 1, 2, 3, … along an axis into angles of one full turn, and those into interleaved sines and cosines."""
+        last = count.narrow(axis, -1, 1)
+        angle = count / (last + 1e-6) * (2 * math.pi)
+        pairs = self.width // 4
+        exponent = torch.arange(pairs, dtype=torch.float32, device=count.device) / pairs
+        waves = angle.unsqueeze(-1) / self.temperature**exponent
+        return torch.stack([waves.sin(), waves.cos()], dim=-1).flatten(-2)

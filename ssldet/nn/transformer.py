@@ -1,0 +1,316 @@
+"""cells, queries -> decoder states: DETR's encoder and decoder, with query groups that do not see one another.
+
+Parameters carry the names of DETR's files (`self_attn.in_proj_weight`, `multihead_attn`, `linear1`, `norm1`, …), which
+are those of `torch.nn.MultiheadAttention`; the attention itself is computed by PyTorch's fused kernel.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """How queries are laid out so that groups of one size need no mask.
+
+    Attributes:
+        count: Number of groups that are computed apart; 1 where they differ in size.
+        order: Permutation that makes groups contiguous; none where they are already.
+        hidden: True where one query must not see another; none unless groups differ in size.
+    """
+
+    count: int = 1
+    order: Int[Tensor, " Q"] | None = None
+    hidden: Bool[Tensor, "Q Q"] | None = None
+
+    @staticmethod
+    def of(groups: Int[Tensor, " Q"] | None) -> "Grouping":
+        """Lay out queries by their group.
+
+        Args:
+            groups: Group of each query, any numbers; none means one group. Best kept on the CPU: looking at it there
+                doesn't wait for the device.
+        """
+        if groups is None:
+            return Grouping()
+        _, sizes = groups.unique(return_counts=True)
+        if len(sizes) == 1:
+            return Grouping()
+        if (sizes != sizes[0]).any():
+            return Grouping(hidden=groups[:, None] != groups[None, :])
+        order = groups.argsort(stable=True)
+        contiguous = bool((order[1:] > order[:-1]).all())
+        return Grouping(count=len(sizes), order=None if contiguous else order)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameters of `torch.nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        """Create the weights.
+
+        Args:
+            width: Width of queries, keys and values.
+            heads: Number of heads; divides the width.
+            dropout: Share of attention weights that are dropped in training.
+        """
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        query: Float[Tensor, "B N D"],
+        key: Float[Tensor, "B M D"],
+        value: Float[Tensor, "B M D"],
+        *,
+        hidden: Bool[Tensor, "#B #N M"] | None = None,
+        groups: int = 1,
+    ) -> Float[Tensor, "B N D"]:
+        """Let every query gather from the values.
+
+        Args:
+            query: Who asks.
+            key: Who is compared.
+            value: What is gathered.
+            hidden: True where a query must not see a value.
+            groups: Number of contiguous groups, of one size, that attend within themselves only.
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            self._split(F.linear(given, weight, bias), groups)
+            for given, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        seen = None if hidden is None else ~hidden.unsqueeze(1)
+        dropout = self.dropout if self.training else 0.0
+        gathered = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+        result: Tensor = self.out_proj(gathered.transpose(1, 2).reshape(query.shape))
+        return result
+
+    def _split(self, projected: Tensor, groups: int) -> Tensor:
+        """B N D -> (B groups) heads (N / groups) (D / heads)."""
+        batch, count, width = projected.shape
+        return projected.view(batch * groups, count // groups, self.heads, width // self.heads).transpose(1, 2)
+
+
+class _Layer(nn.Module):
+    """What encoder and decoder layers share: residual branches and the feed-forward network."""
+
+    def __init__(self, width: int, feedforward: int, dropout: float, *, pre_norm: bool) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.linear1 = nn.Linear(width, feedforward)
+        self.linear2 = nn.Linear(feedforward, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def _before(self, norm: nn.Module, states: Tensor) -> Tensor:
+        return norm(states) if self.pre_norm else states  # type: ignore[no-any-return]
+
+    def _after(self, norm: nn.Module, states: Tensor, branch: Tensor) -> Tensor:
+        joined = states + self.dropout(branch)
+        return joined if self.pre_norm else norm(joined)
+
+    def _feed(self, states: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.linear1(states).relu()))  # type: ignore[no-any-return]
+
+
+class EncoderLayer(_Layer):
+    """Self-attention among the cells of an image, then a feed-forward network."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float, *, pre_norm: bool) -> None:
+        """Create the weights.
+
+        Args:
+            width: Width of the cells.
+            heads: Number of attention heads.
+            feedforward: Width inside the feed-forward network.
+            dropout: Share of attention weights, branches and hidden units that are dropped in training.
+            pre_norm: Normalise the input of each branch rather than the sum after it.
+        """
+        super().__init__(width, feedforward, dropout, pre_norm=pre_norm)
+        self.self_attn = Attention(width, heads, dropout)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        cells: Float[Tensor, "B K D"],
+        position: Float[Tensor, "#B K D"],
+        hidden: Bool[Tensor, "B 1 K"] | None = None,
+    ) -> Float[Tensor, "B K D"]:
+        """Mix the cells.
+
+        Args:
+            cells: Features.
+            position: Added to queries and keys, not to values.
+            hidden: True for cells without image.
+        """
+        value = self._before(self.norm1, cells)
+        placed = value + position
+        cells = self._after(self.norm1, cells, self.self_attn(placed, placed, value, hidden=hidden))
+        return self._after(self.norm2, cells, self._feed(self._before(self.norm2, cells)))
+
+
+class DecoderLayer(_Layer):
+    """Self-attention among the queries, cross-attention to the cells, then a feed-forward network."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float, *, pre_norm: bool) -> None:
+        """Create the weights.
+
+        Args:
+            width: Width of the queries.
+            heads: Number of attention heads.
+            feedforward: Width inside the feed-forward network.
+            dropout: Share of attention weights, branches and hidden units that are dropped in training.
+            pre_norm: Normalise the input of each branch rather than the sum after it.
+        """
+        super().__init__(width, feedforward, dropout, pre_norm=pre_norm)
+        self.self_attn = Attention(width, heads, dropout)
+        self.multihead_attn = Attention(width, heads, dropout)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        content: Float[Tensor, "B Q D"],
+        position: Float[Tensor, "B Q D"],
+        keys: Float[Tensor, "B K D"],
+        values: Float[Tensor, "B K D"],
+        hidden: Bool[Tensor, "B 1 K"] | None = None,
+        grouping: Grouping | None = None,
+    ) -> Float[Tensor, "B Q D"]:
+        """Refine the queries.
+
+        Args:
+            content: What the queries have gathered so far.
+            position: Query embedding, added to queries and keys, not to values.
+            keys: Encoded cells with their position.
+            values: Encoded cells.
+            hidden: True for cells without image.
+            grouping: Which queries see one another; none means all.
+        """
+        grouping = grouping or Grouping()
+        apart = None if grouping.hidden is None else grouping.hidden.unsqueeze(0)
+        value = self._before(self.norm1, content)
+        placed = value + position
+        mixed = self.self_attn(placed, placed, value, hidden=apart, groups=grouping.count)
+        content = self._after(self.norm1, content, mixed)
+        asking = self._before(self.norm2, content) + position
+        content = self._after(self.norm2, content, self.multihead_attn(asking, keys, values, hidden=hidden))
+        return self._after(self.norm3, content, self._feed(self._before(self.norm3, content)))
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; ends in a norm only where layers do not end in one themselves."""
+
+    def __init__(
+        self, width: int, heads: int, feedforward: int, dropout: float, *, layers: int, pre_norm: bool
+    ) -> None:
+        """Stack the layers; see `EncoderLayer` for the other arguments.
+
+        Args:
+            width: Width of the cells.
+            heads: Number of attention heads.
+            feedforward: Width inside the feed-forward network.
+            dropout: Dropout of every layer.
+            layers: Number of layers.
+            pre_norm: Normalise before each branch.
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(width, heads, feedforward, dropout, pre_norm=pre_norm) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
+        _xavier(self)
+
+    def forward(
+        self,
+        cells: Float[Tensor, "B K D"],
+        position: Float[Tensor, "#B K D"],
+        padding: Bool[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B K D"]:
+        """Encode the cells of each image.
+
+        Args:
+            cells: Projected backbone features.
+            position: Where each cell lies.
+            padding: True for cells without image.
+        """
+        hidden = None if padding is None else padding.unsqueeze(1)
+        for layer in self.layers:
+            cells = layer(cells, position, hidden)
+        return self.norm(cells)  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers, all of which answer, through one shared norm."""
+
+    def __init__(
+        self, width: int, heads: int, feedforward: int, dropout: float, *, layers: int, pre_norm: bool
+    ) -> None:
+        """Stack the layers; see `DecoderLayer` for the other arguments.
+
+        Args:
+            width: Width of the queries.
+            heads: Number of attention heads.
+            feedforward: Width inside the feed-forward network.
+            dropout: Dropout of every layer.
+            layers: Number of layers.
+            pre_norm: Normalise before each branch.
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, heads, feedforward, dropout, pre_norm=pre_norm) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        _xavier(self)
+
+    def forward(
+        self,
+        content: Float[Tensor, "B Q D"],
+        position: Float[Tensor, "B Q D"],
+        cells: Float[Tensor, "B K D"],
+        cell_position: Float[Tensor, "#B K D"],
+        padding: Bool[Tensor, "B K"] | None = None,
+        groups: Int[Tensor, " Q"] | None = None,
+    ) -> Float[Tensor, "L B Q D"]:
+        """Answer the queries; returns the states after every layer, normalised.
+
+        Args:
+            content: Starting content of the queries.
+            position: Query embedding.
+            cells: Encoded cells.
+            cell_position: Where each cell lies.
+            padding: True for cells without image.
+            groups: Group of each query; groups do not see one another. None means one group.
+        """
+        hidden = None if padding is None else padding.unsqueeze(1)
+        grouping = Grouping.of(groups)
+        # Nothing else in the decoder depends on the order of queries, so they are sorted once and put back once.
+        if grouping.order is not None:
+            order = grouping.order.to(content.device)
+            content, position = content[:, order], position[:, order]
+        if grouping.hidden is not None:
+            grouping = Grouping(hidden=grouping.hidden.to(content.device))
+        keys = cells + cell_position
+        states = []
+        for layer in self.layers:
+            content = layer(content, position, keys, cells, hidden, grouping)
+            states.append(content)
+        result: Tensor = self.norm(torch.stack(states))
+        return result if grouping.order is None else result[:, :, order.argsort()]
+
+
+def _xavier(module: nn.Module) -> None:
+    """Start every matrix as DETR does; vectors keep their own start."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

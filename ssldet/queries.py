@@ -1,0 +1,160 @@
+"""learned embeddings, patch features -> Queries: what the decoder is asked, and in which groups."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ssldet.errors import ConfigError
+from ssldet.types import Queries
+
+
+class LearnedQueries(nn.Module):
+    """Query embeddings of plain detection, the same for every image.
+
+    Attributes:
+        embedding: One row a query.
+    """
+
+    embedding: Float[nn.Parameter, "Q D"]
+
+    def __init__(self, num_queries: int, width: int, scale: float = 1.0) -> None:
+        """Draw the embeddings.
+
+        Args:
+            num_queries: Number of queries.
+            width: Width of the transformer.
+            scale: Standard deviation of the first values; DETR has 1.
+        """
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(num_queries, width) * scale)
+
+    def forward(self, batch_size: int) -> Queries:
+        """Ask the same of every image.
+
+        Args:
+            batch_size: Number of images.
+        """
+        position = self.embedding.expand(batch_size, -1, -1)
+        return Queries(content=torch.zeros_like(position), position=position)
+
+
+class PatchQueries(nn.Module):
+    """Queries that ask "where is this patch?" (UP-DETR, sections 3.1 and 3.2).
+
+    Each patch feature is projected, handed to equally many consecutive queries, hidden from some of them in training,
+    and added to the learned embedding; the sum is the query's position, the content starts from zeros.
+
+    Attributes:
+        projection: Patch feature -> width of the transformer.
+    """
+
+    def __init__(
+        self,
+        feature_channels: int,
+        width: int,
+        *,
+        num_patches: int,
+        masking: Literal["query", "patch"] = "query",
+        mask_ratio: float = 0.1,
+        shuffle: bool = False,
+        grouped_attention: bool = True,
+        normalise: bool = False,
+    ) -> None:
+        """Create the projection.
+
+        Args:
+            feature_channels: Channels of a patch feature.
+            width: Width of the transformer.
+            num_patches: Patches of one image in training; at other times there may be fewer.
+            masking: What is drawn for masking: single queries, as the released UP-DETR does, or whole patches.
+            mask_ratio: Chance that a patch feature is hidden; what remains is not rescaled.
+            shuffle: Give the embeddings to the slots in a new order at every training call, one for all images.
+            grouped_attention: Let queries of one patch attend to one another only.
+            normalise: Bring projected features to zero mean and unit variance, without parameters.
+        """
+        super().__init__()
+        self.projection = nn.Linear(feature_channels, width)
+        self.num_patches = num_patches
+        self.masking, self.mask_ratio, self.shuffle = masking, mask_ratio, shuffle
+        self.grouped_attention, self.normalise = grouped_attention, normalise
+
+    def forward(self, features: Float[Tensor, "B P E"], embedding: Float[Tensor, "M D"]) -> Queries:
+        """Ask for the patches of each image.
+
+        Args:
+            features: One vector a patch.
+            embedding: The detector's learned embeddings, to be shared among `num_patches` patches. Fewer patches
+                (outside training) take the first of them, so that a patch is asked for as it was in training.
+
+        Raises:
+            ConfigError: Queries can't be shared equally, or there are too many patches.
+        """
+        batch, patches, _ = features.shape
+        groups = group_ids(len(embedding), self.num_patches)
+        if patches > self.num_patches or (self.training and patches != self.num_patches):
+            allowed = "exactly" if self.training else "at most"
+            raise ConfigError(
+                f"PatchQueries got {patches} patches an image but was built with num_patches={self.num_patches} and "
+                f"takes {allowed} that many{' in training' if self.training else ''}; build it with "
+                f"num_patches={patches}"
+            )
+        each = len(embedding) // self.num_patches
+        if self.training and self.shuffle:
+            embedding = embedding[torch.randperm(len(embedding), device=embedding.device)]
+        projected: Tensor = self.projection(features)
+        if self.normalise:
+            projected = F.layer_norm(projected, projected.shape[-1:])
+        asked = projected.repeat_interleave(each, dim=1)
+        if self.training and self.mask_ratio > 0:
+            asked = asked.masked_fill(self._draw_hidden(batch, patches, each, asked.device).unsqueeze(-1), 0)
+        position = asked + embedding[: patches * each]
+        return Queries(
+            content=torch.zeros_like(position),
+            position=position,
+            groups=groups[: patches * each],
+            attend_within_groups=self.grouped_attention,
+        )
+
+    def _draw_hidden(self, batch: int, patches: int, each: int, device: torch.device) -> Bool[Tensor, "B Q"]:
+        if self.masking == "patch":
+            return (torch.rand(batch, patches, device=device) < self.mask_ratio).repeat_interleave(each, dim=1)
+        return torch.rand(batch, patches * each, device=device) < self.mask_ratio
+
+
+def group_ids(num_queries: int, num_groups: int) -> Int[Tensor, " Q"]:
+    """Return the group of each query when all groups get equally many consecutive ones: 0 0 0 1 1 1 2 2 2.
+
+    The result lies on the CPU, where the decoder can look at it without waiting for a device.
+
+    Args:
+        num_queries: Number of queries.
+        num_groups: Number of groups.
+
+    Raises:
+        ConfigError: The queries can't be shared equally.
+    """
+    if num_groups < 1 or num_queries < num_groups or num_queries % num_groups:
+        raise ConfigError(unequal_shares(num_queries, num_groups))
+    return torch.arange(num_groups).repeat_interleave(num_queries // num_groups)
+
+
+def unequal_shares(num_queries: int, num_patches: int) -> str:
+    """Return the line that says why these queries can't be shared, and what can.
+
+    Args:
+        num_queries: Number of queries.
+        num_patches: Number of patches.
+    """
+    divisors = [number for number in range(1, num_queries + 1) if num_queries % number == 0]
+    below = max((number for number in divisors if number < num_patches), default=divisors[0])
+    above = min((number for number in divisors if number > num_patches), default=divisors[-1])
+    patches = " or ".join(dict.fromkeys([str(below), str(above)]))
+    each = max(1, num_queries // max(1, num_patches))
+    queries = " or ".join(str(max(1, num_patches) * factor) for factor in (each, each + 1))
+    return (
+        f"{num_queries} queries can't be shared equally among {num_patches} patches "
+        f"({num_queries} / {num_patches}); choose {patches} patches, or {queries} queries"
+    )

@@ -1,0 +1,322 @@
+"""Run <-> text: override a frozen configuration by dotted paths, check it whole, write it so that it runs again.
+
+A configuration is a tree of frozen dataclasses. Types and `Annotated` bounds say what each field accepts; a class may
+add a method `problems() -> list[str]` for what no single field can know. Every function here reports **all** problems
+at once, each with its path, the nearest right name and what would be accepted.
+"""
+
+import hashlib
+import json
+import math
+import tomllib
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from ssldet.errors import ConfigError, suggest
+from ssldet.registry import find, name_of
+
+Config = TypeVar("Config")
+
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+"""What a yes-or-no field may be called on a command line."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """Bounds of a number, for `Annotated[int, Within(1)]`; both ends are allowed.
+
+    Attributes:
+        low: Smallest value.
+        high: Largest value.
+    """
+
+    low: int | float = -math.inf
+    high: int | float = math.inf
+
+    def __str__(self) -> str:
+        """Say the bounds as a person would."""
+        if self.high == math.inf:
+            return f"at least {self.low:g}"
+        return f"from {self.low:g} to {self.high:g}"
+
+
+def override(config: Config, assignments: Mapping[str, object]) -> Config:
+    """Return the configuration with some fields replaced.
+
+    Args:
+        config: A frozen dataclass.
+        assignments: Dotted path -> new value; text is read according to the field's type.
+
+    Raises:
+        ConfigError: With one line for each path that doesn't exist and each value that doesn't fit.
+    """
+    document = to_document(config)
+    wrong: list[str] = []
+    for path, value in assignments.items():
+        branch, owner = document, config
+        *parents, leaf = path.split(".")
+        for depth, step in enumerate(parents):
+            if not is_dataclass(getattr(owner, step, None)):
+                wrong.append(_no_field(owner, step, ".".join(parents[:depth])))
+                break
+            branch, owner = branch[step], getattr(owner, step)
+        else:
+            hints = _hints(type(owner))
+            if leaf not in hints:
+                wrong.append(_no_field(owner, leaf, ".".join(parents)))
+            elif is_dataclass(getattr(owner, leaf)) and not isinstance(value, Mapping) and not is_dataclass(value):
+                inner = ", ".join(f"{path}.{name}" for name in _hints(type(getattr(owner, leaf))))
+                wrong.append(f"{path}: is a group of fields; set one of {inner}")
+            else:
+                branch[leaf] = to_document(value) if is_dataclass(value) else value
+    result, more = _build(type(config), document, "")
+    if wrong or more:
+        raise ConfigError([*wrong, *more])
+    return result  # type: ignore[no-any-return]
+
+
+def check(config: object) -> None:
+    """Let a configuration pass only if it can run.
+
+    Raises:
+        ConfigError: With one line a problem.
+    """
+    _, wrong = _build(type(config), to_document(config), "")
+    wrong += _own_problems(config, "")
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def leaves(config: object) -> dict[str, Any]:
+    """Return dotted path -> value of every field that is not itself a group of fields."""
+    return dict(_walk(to_document(config), ""))
+
+
+def diff(old: object, new: object) -> list[tuple[str, Any, Any]]:
+    """Return (path, old value, new value) of every field that differs; a missing field is None."""
+    before, after = leaves(old), leaves(new)
+    paths = dict.fromkeys([*before, *after])
+    return [(p, before.get(p), after.get(p)) for p in paths if before.get(p) != after.get(p)]
+
+
+def fingerprint(config: object) -> str:
+    """Return 12 hexadecimal digits that change whenever a field changes."""
+    text = json.dumps(to_document(config), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def dumps(config: object, comment: str = "") -> str:
+    """Return the configuration as TOML.
+
+    Args:
+        config: A frozen dataclass.
+        comment: Lines to put on top.
+    """
+    header = "".join(f"# {line}\n" for line in comment.splitlines())
+    return header + tomli_w.dumps(to_document(config))
+
+
+def load(kind: type[Config], path: Path) -> Config:
+    """Read what `dumps` wrote.
+
+    Args:
+        kind: The dataclass at the top.
+        path: A TOML file.
+
+    Raises:
+        ConfigError: The file is not TOML, or does not describe a `kind`.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable recipe file ({error})") from error
+    result, wrong = _build(kind, document, "")
+    if wrong:
+        raise ConfigError([f"{path}: {line}" for line in wrong])
+    return result  # type: ignore[no-any-return]
+
+
+def to_document(config: object) -> dict[str, Any]:
+    """Return nested plain values; a class chosen by name carries it as `name`, an unset field is the word `none`."""
+    document: dict[str, Any] = {}
+    group = getattr(type(config), "group", None)
+    if group is not None:
+        document["name"] = name_of(group, type(config))
+    for field in _config_fields(type(config)):
+        value = getattr(config, field.name)
+        document[field.name] = to_document(value) if is_dataclass(value) else _plain(value)
+    return document
+
+
+def from_document(kind: type[Config], document: Mapping[str, Any]) -> Config:
+    """Build what `to_document` described.
+
+    Raises:
+        ConfigError: With one line a problem.
+    """
+    result, wrong = _build(kind, document, "")
+    if wrong:
+        raise ConfigError(wrong)
+    return result  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _walk(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _own_problems(config: object, prefix: str) -> list[str]:
+    wrong = []
+    for field in _config_fields(type(config)):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            wrong += _own_problems(value, f"{prefix}{field.name}.")
+    tell: Callable[[], list[str]] | None = getattr(config, "problems", None)
+    return wrong + [prefix + line for line in (tell() if tell else [])]
+
+
+def _build(kind: type, document: Mapping[str, Any], prefix: str) -> tuple[Any, list[str]]:
+    """Return the object, and what was wrong; the object is None unless nothing was."""
+    group = getattr(kind, "group", None)
+    if group is not None:
+        if "name" not in document:
+            return None, [f"{prefix}name: missing; it says which class to build"]
+        try:
+            kind = find(group, str(document["name"]))
+        except ConfigError as error:
+            return None, [f"{prefix}name: {error}"]
+    hints = _hints(kind)
+    wrong = [
+        _no_field(kind, key, prefix.removesuffix("."))
+        for key in document
+        if key not in hints and not (group is not None and key == "name")
+    ]
+    values: dict[str, Any] = {}
+    for field in _config_fields(kind):
+        path = prefix + field.name
+        if field.name not in document:
+            if field.default is MISSING and field.default_factory is MISSING:
+                wrong.append(f"{path}: missing; expects {_describe(hints[field.name])}")
+            continue
+        values[field.name], problems = _read(hints[field.name], document[field.name], path)
+        wrong += problems
+    return (None if wrong else kind(**values)), wrong
+
+
+def _read(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
+    """Read one value as its annotation says; text is taken as it would be typed on a command line."""
+    bounds = [extra for extra in get_args(hint)[1:] if isinstance(extra, Within)] if _is(hint, Annotated) else []
+    bare = get_args(hint)[0] if _is(hint, Annotated) else hint
+    if is_dataclass(bare):
+        if not isinstance(value, Mapping):
+            return None, [f"{path}: expects a table of fields, got {value!r}"]
+        return _build(bare, value, f"{path}.")  # type: ignore[arg-type]
+    if _is_union(bare):
+        if value is None or (isinstance(value, str) and value.casefold() == "none"):
+            return None, []
+        options = [option for option in get_args(bare) if option is not type(None)]
+        attempts = [_read(Annotated[option, *bounds] if bounds else option, value, path) for option in options]
+        return next(((read, []) for read, problems in attempts if not problems), attempts[-1])
+    try:
+        read = _scalar(bare, value, path)
+    except ValueError:
+        return None, [_misfit(hint, value, path)]
+    if any(not bound.low <= read <= bound.high for bound in bounds):
+        return None, [_misfit(hint, value, path)]
+    return read, []
+
+
+def _scalar(hint: Any, value: Any, path: str) -> Any:
+    """Read a leaf; raises ValueError where the value does not fit without loss."""
+    if _is(hint, Literal):
+        for choice in get_args(hint):
+            if value == choice or (isinstance(value, str) and value == str(choice)):
+                return choice
+    elif _is(hint, tuple):
+        if isinstance(value, str):
+            value = [part.strip() for part in value.strip("[]() ").split(",") if part.strip()]
+        if isinstance(value, list | tuple):
+            inner = get_args(hint)
+            kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+            if len(kinds) == len(value):
+                return tuple(_scalar(kind, item, path) for kind, item in zip(kinds, value, strict=True))
+    elif hint is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.casefold() in BOOLEANS:
+            return BOOLEANS[value.casefold()]
+    elif hint is int and not isinstance(value, bool) and isinstance(value, int | float | str):
+        number = float(value)
+        if number.is_integer():
+            return int(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else int(number)
+    elif hint is float and not isinstance(value, bool) and isinstance(value, int | float | str):
+        if math.isfinite(number := float(value)):
+            return number
+    elif hint is str and isinstance(value, str):
+        return value
+    raise ValueError(path)
+
+
+def _misfit(hint: Any, value: Any, path: str) -> str:
+    choices = [str(choice) for choice in _choices(hint)]
+    return f"{path}: {value!r} does not fit; expects {_describe(hint)}{suggest(str(value), choices)}"
+
+
+def _describe(hint: Any) -> str:
+    if _is(hint, Annotated):
+        bare, *extras = get_args(hint)
+        return ", ".join([_describe(bare), *(str(extra) for extra in extras if isinstance(extra, Within))])
+    if _is(hint, Literal):
+        return "one of " + ", ".join(repr(choice) for choice in get_args(hint))
+    if _is_union(hint):
+        return " or ".join("none" if option is type(None) else _describe(option) for option in get_args(hint))
+    if _is(hint, tuple):
+        return f"a list of {_describe(get_args(hint)[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _choices(hint: Any) -> list[Any]:
+    if _is(hint, Literal):
+        return list(get_args(hint))
+    return [choice for inner in get_args(hint) for choice in _choices(inner)]
+
+
+def _no_field(owner: object, name: str, path: str) -> str:
+    kind = owner if isinstance(owner, type) else type(owner)
+    known = list(_hints(kind))
+    where = f"{path}.{name}" if path else name
+    return f"{where}: no such field{suggest(name, known)}; fields here: {', '.join(known)}"
+
+
+def _config_fields(kind: type) -> tuple[Field[Any], ...]:
+    return tuple(field for field in fields(kind) if field.init)
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in _config_fields(kind)}
+
+
+def _is(hint: Any, origin: Any) -> bool:
+    return get_origin(hint) is origin or (origin is Annotated and hasattr(hint, "__metadata__"))
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)

@@ -1,0 +1,1 @@
+"""Run folder -> pictures, curves and one page to send."""

@@ -1,0 +1,82 @@
+"""Any value -> text that is safe to show: names of files, numbers that may be missing, places that are private."""
+
+import math
+import re
+from pathlib import Path
+
+MISSING = "n/a"
+_PLACE = re.compile(r"(?<![\w.~…/-])(?:[A-Za-z]:)?(?:[/\\][^\s/\\\"'<>:,;\[\](){}]+)+")
+
+
+def printable(text: object) -> str:
+    r"""Return text in which every character shows itself.
+
+    Control characters, direction overrides and the surrogates of names that are not UTF-8 become `\x1b`, `\u202e`,
+    `\udcff`; line ends and tabs stay.
+
+    Args:
+        text: Anything; shown as `str` gives it.
+    """
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
+def one_line(text: object, limit: int = 200) -> str:
+    r"""Return `printable` text on one line, cut with an ellipsis.
+
+    Args:
+        text: Anything.
+        limit: Longest result in characters.
+    """
+    line = printable(text).replace("\n", r"\n").replace("\t", r"\t")
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def without_places(text: str) -> str:
+    """Shorten absolute paths to their last two parts, so that a report does not tell where it was made.
+
+    Args:
+        text: Text in which paths may stand; links with a scheme stay.
+    """
+    home = str(Path.home())
+    if len(home) > 1:
+        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    return _PLACE.sub(lambda found: _tail(found[0]), text)
+
+
+def _tail(path: str) -> str:
+    parts = [part for part in re.split(r"[/\\]", path) if part]
+    return "…/" + "/".join(parts[-2:])
+
+
+def number(value: object) -> str:
+    """Return a number with four significant digits and a thin space between thousands; `n/a` where there is none.
+
+    Args:
+        value: A number; none, not-a-number, infinity and anything else count as missing.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return MISSING
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}".replace(",", "\u2009")
+    if 1e-3 <= abs(value) < 1e4:
+        return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: object) -> str:
+    """Return a time such as `45 s`, `3 min 20 s`, `2 h 05 min` or `3 d 04 h`.
+
+    Args:
+        seconds: A number of seconds; anything else counts as missing.
+    """
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
+        return MISSING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // part:02d} {part_name}"
+    return f"{whole} s"

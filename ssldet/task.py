@@ -1,0 +1,119 @@
+"""The interface of the house: what a pretext task, a labelled task and a metric must offer, and no more.
+
+A task is a frozen dataclass: its fields are its configuration. It makes problems out of images (`views`, in the
+loader's workers) and teaches the detector to solve them (`objective`, on the device). The two are separate because one
+is pickled into CPU workers and the other lives on the accelerator.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.types import Batch, Detections, Losses, Sample, Source
+
+Views = Callable[[Sample, torch.Generator], Sample]
+"""Turns one source image into one training sample; all chance comes from the generator. Must pickle."""
+
+
+class Objective(nn.Module, ABC):
+    """Conducts one batch: queries, detector, matching, criterion. Owns the heads that are thrown away afterwards.
+
+    Attributes:
+        detector: The detector that is taught.
+    """
+
+    detector: Detector
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Losses:
+        """Return the finite, named, weighted loss terms of a batch."""
+
+    @abstractmethod
+    def detect(self, batch: Batch) -> list[Detections]:
+        """Return what the detector finds in each image of a batch, in pixels of the images on disk."""
+
+
+class Evaluator(Protocol):
+    """Collects detections and ends in named numbers."""
+
+    def update(self, detections: list[Detections], batch: Batch) -> None:
+        """Take in one batch.
+
+        Args:
+            detections: One entry an image, absolute xyxy in pixels of the image on disk.
+            batch: Where they were found; `keys`, `targets` and `original_sizes` say what is true.
+
+        Raises:
+            DivergedError: A box or score is not finite: a diverged model must not be scored.
+        """
+        ...
+
+    def results(self) -> dict[str, float | dict[str, float]]:
+        """Return the numbers by name; a nested entry holds one number a class."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """Something to teach a detector.
+
+    Attributes:
+        cite: Key of the source in `references.bib`.
+        headline: The metric that a progress line and a table show for this task.
+    """
+
+    group: ClassVar[str] = "ssldet.tasks"
+    cite: ClassVar[str]
+    headline: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def trains(self) -> tuple[str, ...]:
+        """Sections of the detector that learn; the others run without autograd."""
+
+    @property
+    @abstractmethod
+    def transfers(self) -> tuple[str, ...]:
+        """Sections of the detector that are handed over to the next stage."""
+
+    @abstractmethod
+    def views(self, *, training: bool = True) -> Views:
+        """Return the function that makes samples.
+
+        Args:
+            training: False gives the sample that evaluation sees: no augmentation.
+        """
+
+    @abstractmethod
+    def objective(self, detector: Detector) -> Objective:
+        """Return the module that computes this task's losses with the detector."""
+
+    @abstractmethod
+    def evaluator(self, source: Source) -> Evaluator:
+        """Return the metric of this task on a source."""
+
+    def probe(self, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
+        """Measure, before any training, whether the task can be learned with this backbone and these images.
+
+        Args:
+            objective: The objective with its fresh detector, on the device of the batches.
+            batches: A few training batches.
+
+        Returns:
+            Named numbers to print; empty where a task has no such check.
+        """
+        return {}
+
+    def problems_with(self, detector: DetectorConfig) -> list[str]:
+        """Say what keeps this task and a detector from working together; empty if nothing does."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretextTask(Task):
+    """A task that promises to read no box label: the engine hands its views samples stripped of their targets."""

@@ -1,0 +1,279 @@
+"""The nouns of the house: what travels from room to room, and the one legend of its axes.
+
+Axis letters mean the same everywhere in the project:
+
+    B batch     L decoder layer   Q query   P patch   T targets of one image   S feature level
+    H W pixels  h w cells         K all cells of one image     D width   C classes ("no object" included)
+    N M         anything, in pure functions
+
+Boxes are **normalised cxcywh inside** (fractions of the valid image, padding excluded) **and absolute xyxy at every
+edge** (pixels of the image as it lies on disk). Shapes are checked when the tests run and cost nothing otherwise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+class OnDevice:
+    """Mixin of the dataclasses below: move all tensors, however deep, at once."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Return the same thing on another device."""
+        moved = {f.name: _to(getattr(self, f.name), device, non_blocking) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+def _to(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, OnDevice):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, list):
+        return [_to(item, device, non_blocking) for item in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets(OnDevice):
+    """What there is to find in one image.
+
+    Attributes:
+        boxes: Normalised cxcywh.
+        labels: Class index of each box, contiguous from 0.
+        embeddings: A feature vector that the matched prediction should reproduce, where a task asks for one.
+        groups: The query group that may answer each target; none means that any query may.
+    """
+
+    boxes: Float[Tensor, "T 4"]
+    labels: Int[Tensor, " T"]
+    embeddings: Float[Tensor, "T E"] | None = None
+    groups: Int[Tensor, " T"] | None = None
+
+    def __len__(self) -> int:
+        """Number of targets."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A file that could not be used and was replaced by another one.
+
+    Attributes:
+        path: The file, shown with escapes where its name is not UTF-8.
+        reason: One of the words of the images room: `truncated`, `not-an-image`, `too-large`, …
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One image, and what a task made of it.
+
+    A source gives it whole (every box in `targets`, absolute sizes in `original_size`); a task's views return it
+    resized, cropped and with patches.
+
+    Attributes:
+        image: Pixels, RGB.
+        targets: Boxes relative to `image`.
+        key: Identity of the image in its source: path or image id, unique within the source.
+        original_size: Height and width on disk, after EXIF rotation.
+        patches: Query patches cut from the image, all of one size.
+        jitter: Drawn photometric parameters of every patch; applied later, batched, on the device.
+        skipped: Files that were tried before this one and could not be used.
+    """
+
+    image: UInt8[Tensor, "3 H W"]
+    targets: Targets
+    key: str
+    original_size: tuple[int, int]
+    patches: UInt8[Tensor, "P 3 h w"] | None = None
+    jitter: Float[Tensor, "P J"] | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(OnDevice):
+    """Samples on one canvas.
+
+    Attributes:
+        images: Pixels, padded at the bottom and the right.
+        padding: True where the canvas holds no image.
+        sizes: Valid height and width of each image on the canvas.
+        targets: One entry an image.
+        keys: Identity of each image.
+        original_sizes: Height and width of each image on disk.
+        patches: Query patches; the same number for every image.
+        jitter: Photometric parameters of every patch.
+        skipped: Files that could not be used while this batch was gathered.
+    """
+
+    images: UInt8[Tensor, "B 3 H W"]
+    padding: Bool[Tensor, "B H W"]
+    sizes: Int[Tensor, "B 2"]
+    targets: list[Targets]
+    keys: list[str]
+    original_sizes: Int[Tensor, "B 2"]
+    patches: UInt8[Tensor, "B P 3 h w"] | None = None
+    jitter: Float[Tensor, "B P J"] | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queries(OnDevice):
+    """What the decoder is asked.
+
+    Attributes:
+        content: Starting content of each query; DETR starts from zeros.
+        position: Query embedding, added to queries and keys of every decoder layer.
+        groups: Group of each query slot, which matching may ask for; none means one group.
+        attend_within_groups: Whether queries of different groups are hidden from one another in self-attention.
+    """
+
+    content: Float[Tensor, "B Q D"]
+    position: Float[Tensor, "B Q D"]
+    groups: Int[Tensor, " Q"] | None = None
+    attend_within_groups: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions(OnDevice):
+    """What the detector answers, for all decoder layers; the last layer is the answer that counts.
+
+    Attributes:
+        logits: Class scores before softmax; the last class is "no object".
+        boxes: Normalised cxcywh.
+        states: Decoder outputs after the shared norm, for heads that a task owns.
+        groups: Group of each query slot, carried over from the queries.
+    """
+
+    logits: Float[Tensor, "L B Q C"]
+    boxes: Float[Tensor, "L B Q 4"]
+    states: Float[Tensor, "L B Q D"]
+    groups: Int[Tensor, " Q"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matches(OnDevice):
+    """Which prediction answers which target, over all layers and images at once.
+
+    Attributes:
+        layer: Decoder layer of each match.
+        image: Image within the batch.
+        query: Query within the image.
+        target: Target, counted through the concatenated targets of the whole batch.
+    """
+
+    layer: Int[Tensor, " N"]
+    image: Int[Tensor, " N"]
+    query: Int[Tensor, " N"]
+    target: Int[Tensor, " N"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """Named loss terms, each with its weight, and numbers that are only watched.
+
+    Attributes:
+        terms: One value per decoder layer, unweighted; the last is the final layer's.
+        weights: Weight of each term.
+        metrics: Scalars without gradient.
+    """
+
+    terms: dict[str, Float[Tensor, " L"]]
+    weights: dict[str, float]
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Weighted sum of all terms over all layers: what the optimiser sees."""
+        parts = [self.weights[name] * term.sum() for name, term in self.terms.items()]
+        return torch.stack(parts).sum()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detections(OnDevice):
+    """What was found in one image.
+
+    Attributes:
+        boxes: Absolute xyxy in pixels of the image on disk.
+        scores: Confidence in 0..1.
+        labels: Class index of each box, contiguous from 0; for a patch query, the number of the patch.
+    """
+
+    boxes: Float[Tensor, "N 4"]
+    scores: Float[Tensor, " N"]
+    labels: Int[Tensor, " N"]
+
+    def __len__(self) -> int:
+        """Number of detections."""
+        return len(self.scores)
+
+    def above(self, score: float) -> "Detections":
+        """Keep what is at least this confident."""
+        keep = self.scores >= score
+        return Detections(boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+
+
+def concatenate(targets: Sequence[Targets]) -> Targets:
+    """Join the targets of a batch, in order: the numbering that `Matches.target` uses."""
+    return Targets(
+        boxes=torch.cat([t.boxes for t in targets]),
+        labels=torch.cat([t.labels for t in targets]),
+        embeddings=_join([t.embeddings for t in targets]),
+        groups=_join([t.groups for t in targets]),
+    )
+
+
+def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    if present and len(present) != len(parts):
+        raise ValueError(f"{len(present)} of {len(parts)} images carry a target field that all or none must carry")
+    return torch.cat(present) if present else None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Images by number, labelled or not: what a data specification opens into.
+
+    Reading is random access and free of state, so that any worker may read any image in any order.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of `Targets.labels`; empty where the images carry no labels."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of what is in the set and in which order; a run refuses to resume on another one."""
+        ...
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Files that were listed but can't be used, known before training starts."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of usable images."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image whole, with its labels if there are any.
+
+        Raises:
+            UnreadableError: The file can't be decoded; the loader replaces it and counts it.
+        """
+        ...

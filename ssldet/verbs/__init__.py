@@ -1,0 +1,19 @@
+"""What a user does, one public function a verb; the command line adds nothing to it."""
+
+from ssldet.verbs.look import preview, report
+from ssldet.verbs.opening import load
+from ssldet.verbs.training import Trained, compose, finetune, pretrain
+from ssldet.verbs.using import evaluate, export, predict
+
+__all__ = [
+    "Trained",
+    "compose",
+    "evaluate",
+    "export",
+    "finetune",
+    "load",
+    "predict",
+    "preview",
+    "pretrain",
+    "report",
+]

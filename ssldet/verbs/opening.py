@@ -1,0 +1,92 @@
+"""RUN | FILE -> a model that can be used: our own files and DETR's and UP-DETR's, told apart by what is in them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssldet.detectors.base import Detector
+from ssldet.engine.checkpoint import restore_objective
+from ssldet.errors import CheckpointError, suggest
+from ssldet.recipe import from_document
+from ssldet.registry import find
+from ssldet.task import Objective, Task
+from ssldet.weights.detr import detector_from_file
+
+WEIGHTS = Path("weights") / "model.safetensors"
+"""Where a run folder keeps the weights that it hands over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model with what its file says of it.
+
+    Attributes:
+        objective: The detector inside the task that taught it.
+        task: That task.
+        classes: Class names in the order of the labels; empty where the model was never shown any.
+        info: Everything else that the file states.
+    """
+
+    objective: Objective
+    task: Task
+    classes: tuple[str, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def open_model(start: str | Path) -> Opened:
+    """Open a run folder or a weights file.
+
+    Args:
+        start: A run folder, a file of ours, or a DETR or UP-DETR checkpoint.
+
+    Raises:
+        CheckpointError: Nothing is there, or it can't be read or recognised.
+    """
+    path = weights_file(start)
+    if path.suffix == ".safetensors":
+        objective, info = restore_objective(path)
+        task = from_document(Task, info["task"])  # type: ignore[type-abstract]
+        return Opened(objective=objective.eval(), task=task, classes=tuple(info["classes"]), info=info)
+    detector, heads, config = detector_from_file(path)
+    name = "random_query_patch" if heads else "detection"
+    task = find("ssldet.tasks", name)()
+    objective = task.objective(detector)
+    objective.load_state_dict(heads, strict=False)
+    return Opened(objective=objective.eval(), task=task, info={"detector": config})
+
+
+def load(start: str | Path) -> Detector:
+    """Return the detector of a run or a file as a plain `nn.Module`, in evaluation mode.
+
+    Args:
+        start: A run folder, a file of ours, or a DETR or UP-DETR checkpoint.
+    """
+    return open_model(start).objective.detector
+
+
+def weights_file(start: str | Path) -> Path:
+    """Return the weights file that a run folder or a file name stands for.
+
+    Raises:
+        CheckpointError: There is none; the message says why and what is near.
+    """
+    path = Path(start)
+    if path.is_dir():
+        if (path / WEIGHTS).is_file():
+            return path / WEIGHTS
+        if (path / "checkpoints").is_dir():
+            raise CheckpointError(f"{path}: the run has not finished; go on with --resume {path}")
+        raise CheckpointError(f"{path}: not a run folder; it has no {WEIGHTS}")
+    if not path.exists():
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"{path}: no such run or file{suggest(path.name, siblings)}")
+    return path
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device to compute on; `auto` takes an accelerator where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,273 @@
+"""images -> a trained run: choose a recipe, change what is asked, check it whole, and only then write and train."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ssldet.data.sources import open_source
+from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.engine.assemble import assemble
+from ssldet.engine.checkpoint import TransferReport, transfer
+from ssldet.engine.fit import fit
+from ssldet.engine.folder import RunFolder
+from ssldet.engine.run import Run
+from ssldet.errors import ConfigError
+from ssldet.recipe import check, from_document, leaves, override
+from ssldet.recipe import load as load_record
+from ssldet.registry import find
+from ssldet.task import Objective, PretextTask, Task
+from ssldet.types import Source
+from ssldet.verbs.look import picture_of, report
+from ssldet.verbs.opening import load, open_model
+from ssldet.verbs.using import Exported, evaluate, export, predict
+
+Specs = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run on disk; everything that one does next starts here.
+
+    Attributes:
+        path: The run folder.
+    """
+
+    path: Path
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What the last evaluation of the run measured."""
+        return dict(RunFolder(self.path).status().get("results", {}))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of the metrics file, in order."""
+        return RunFolder(self.path).metrics()
+
+    @property
+    def run(self) -> Run:
+        """The configuration as it ran."""
+        return RunFolder(self.path).run()
+
+    def detector(self) -> Detector:
+        """Return the trained detector as a plain `nn.Module`."""
+        return load(self.path)
+
+    def finetune(self, data: Specs, **choices: Any) -> "Trained":
+        """Fine-tune this run's detector; see `ssldet.finetune`."""
+        return finetune(self.path, data, **choices)
+
+    def evaluate(self, data: Specs, **choices: Any) -> dict[str, Any]:
+        """Measure this run's model; see `ssldet.evaluate`."""
+        return evaluate(self.path, _texts(data), **choices)
+
+    def predict(self, images: Specs, **choices: Any) -> dict[str, Any]:
+        """Detect with this run's model; see `ssldet.predict`."""
+        return predict(self.path, _texts(images), **choices)
+
+    def export(self, to: str, out: str | Path) -> Exported:
+        """Write this run's detector in another format; see `ssldet.export`."""
+        return export(self.path, to=to, out=out)
+
+    def report(self) -> Path:
+        """Write and return this run's `report.html`."""
+        return report(self.path)
+
+    def __str__(self) -> str:
+        """Say where the run is and what to do with it."""
+        return f"{self.path}  (next: ssldet report {self.path})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the run's status with its folder."""
+        return {"run": str(self.path), **RunFolder(self.path).status()}
+
+
+def compose(*, pretext: str | Task, backbone: str | None = None, detector: DetectorConfig | None = None) -> Run:
+    """Put a pretext task, a backbone and a detector together into a run that `pretrain` takes as its recipe.
+
+    Args:
+        pretext: A task, its name (then its recipe `NAME/r50`), or the name of a recipe.
+        backbone: A backbone name; none keeps the detector's.
+        detector: The detector; none keeps the recipe's.
+    """
+    if isinstance(pretext, Task):
+        run = replace(resolve("random_query_patch/r50"), task=pretext)
+    else:
+        run = resolve(pretext if "/" in pretext else f"{pretext}/r50")
+    if detector is not None:
+        run = replace(run, detector=detector)
+    return override(run, {"detector.backbone.name": backbone}) if backbone else run
+
+
+def pretrain(
+    images: Specs = (),
+    *,
+    recipe: str | Path | Run = "random_query_patch/r50",
+    backbone: str | None = None,
+    val: Specs = (),
+    out: str | Path | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    overrides: Mapping[str, object] | None = None,
+    resume: str | Path | None = None,
+) -> Trained:
+    """Pretrain a detector on images without labels.
+
+    Args:
+        images: Folders, globs, file lists, or labelled data whose labels are then not read.
+        recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`.
+        backbone: A backbone name in place of the recipe's; its weights are then `imagenet` unless overridden.
+        val: Images to measure the pretext task on.
+        out: Run folder to create; none takes the next free one in `runs/`.
+        steps: Length in optimiser steps.
+        epochs: Length in passes over the images.
+        overrides: Dotted recipe fields and their values.
+        resume: A run folder to go on with, instead of starting one.
+
+    Raises:
+        ConfigError: With every problem of the configuration; nothing has been written then.
+        DataError: The images can't be used.
+        StoppedError: A signal asked to stop; all is saved, resume to go on.
+    """
+    changes = _changes(images, val, steps, epochs, overrides)
+    if backbone is not None:
+        changes = {"detector.backbone.name": backbone} | changes
+    if resume is not None:
+        return _go_on(resume, changes)
+    run = override(resolve(recipe), changes)
+    _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
+    _require(isinstance(run.task, PretextTask), f"the recipe's task reads labels; use finetune, or one of {_pretext()}")
+    check(run)
+    objective = assemble(run)
+    folder = RunFolder.create(_out(out, "pretrain"), run)
+    fit(run, folder, objective=objective, preview=picture_of(run.task))
+    report(folder.path)
+    return Trained(folder.path)
+
+
+def finetune(
+    start: str | Path | None = None,
+    data: Specs = (),
+    *,
+    val: Specs = (),
+    recipe: str | Path | Run = "detection/r50",
+    out: str | Path | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    overrides: Mapping[str, object] | None = None,
+    resume: str | Path | None = None,
+) -> Trained:
+    """Fine-tune a detector on labelled images; its architecture comes from where it starts and is never retyped.
+
+    Args:
+        start: A run folder, a weights file, or `scratch` for the recipe's own detector with fresh weights.
+        data: `coco:ANN.json:IMAGES` or `voc:ROOT:SPLIT`.
+        val: The same, to evaluate on.
+        recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`.
+        out: Run folder to create; none takes the next free one in `runs/`.
+        steps: Length in optimiser steps.
+        epochs: Length in passes over the images.
+        overrides: Dotted recipe fields and their values.
+        resume: A run folder to go on with, instead of starting one.
+
+    Raises:
+        ConfigError: With every problem of the configuration; nothing has been written then.
+        AnnotationError: Labels that can't be trusted, all listed.
+        CheckpointError: The start can't be read, or hands over something else than announced.
+    """
+    changes = _changes(data, val, steps, epochs, overrides)
+    if resume is not None:
+        return _go_on(resume, changes)
+    _require(start is not None, "nothing to start from; name a run folder, a weights file, or scratch")
+    _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES or --data voc:ROOT:SPLIT")
+    run, objective, handed = _handed_over(str(start), resolve(recipe), changes)
+    folder = RunFolder.create(_out(out, "finetune"), run)
+    if handed is not None:
+        folder.write_json("transfer.json", handed.to_json())
+    fit(run, folder, objective=objective, preview=picture_of(run.task))
+    report(folder.path)
+    return Trained(folder.path)
+
+
+def _handed_over(
+    start: str, run: Run, changes: Mapping[str, object]
+) -> tuple[Run, Objective, TransferReport | None]:
+    """Build the detector for the labelled data and give it what the start hands over."""
+    opened = None if start == "scratch" else open_model(start)
+    if opened is not None:
+        config: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
+        # What the file holds replaces whatever weights its own backbone once started from.
+        run = override(replace(run, detector=config), {"detector.backbone.weights": "none"})
+    run = override(run, changes)
+    source = open_source(run.data.train, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
+    _require(bool(source.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:… or voc:…")
+    run = override(run, {"detector.num_classes": len(source.classes)})
+    check(run)
+    objective = assemble(run)
+    if opened is None:
+        return run, objective, None
+    # A class head means something only for the classes that it was trained on.
+    keeps_head = "class_head" in opened.task.transfers and opened.classes == source.classes
+    fresh = () if keeps_head else ("class_head",)
+    sections = tuple(section for section in opened.task.transfers if section not in fresh)
+    state = opened.objective.detector.state_dict()
+    return run, objective, transfer(state, objective.detector, sections, expects_fresh=fresh)
+
+
+def resolve(recipe: str | Path | Run) -> Run:
+    """Return the run behind a recipe's name or a record.
+
+    Args:
+        recipe: A recipe's name, a TOML file, or a `Run`, which is returned as it is.
+
+    Raises:
+        ConfigError: No such recipe, or the record does not describe a run.
+    """
+    if isinstance(recipe, Run):
+        return recipe
+    if str(recipe).endswith(".toml"):
+        return load_record(Run, Path(recipe))
+    run: Run = find("ssldet.recipes", str(recipe))()
+    return run
+
+
+def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
+    folder = RunFolder(Path(path))
+    run = override(folder.run(), changes)
+    fit(run, folder, resume=True, preview=picture_of(run.task))
+    report(folder.path)
+    return Trained(folder.path)
+
+
+def _changes(
+    train: Specs, val: Specs, steps: int | None, epochs: float | None, overrides: Mapping[str, object] | None
+) -> dict[str, object]:
+    changes: dict[str, object] = {}
+    if train := _texts(train):
+        changes["data.train"] = train
+    if val := _texts(val):
+        changes["data.val"] = val
+    if steps is not None:
+        changes |= {"budget.steps": steps, "budget.epochs": None}
+    elif epochs is not None:
+        changes |= {"budget.epochs": epochs, "budget.steps": None}
+    return changes | dict(overrides or {})
+
+
+def _texts(specs: Specs) -> tuple[str, ...]:
+    return (str(specs),) if isinstance(specs, str | Path) else tuple(map(str, specs))
+
+
+def _out(out: str | Path | None, verb: str) -> Path:
+    if out is not None:
+        return Path(out)
+    number = 1
+    while (path := Path("runs") / f"{verb}-{number}").exists():
+        number += 1
+    return path
+
+
+def _require(fine: bool, problem: str) -> None:
+    if not fine:
+        raise ConfigError(problem)

@@ -1,0 +1,1 @@
+"""Foreign weight files <-> the sections of our detectors."""

@@ -1,0 +1,27 @@
+"""What every test may ask for. Imports nothing of ours at the top, so that the shape checks see each module."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_chance() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded CPU generator."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images; the test skips, saying so, where it is absent."""
+    folder = Path(os.environ.get("SSLDET_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {folder.name} is absent (set SSLDET_TEST_DATA)")
+    return folder

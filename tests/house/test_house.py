@@ -1,0 +1,58 @@
+"""The rules of the house that no type checker sees."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOUSES = ("ssldet", "pretext", "downstream", "benchmarks")
+FILES = sorted(path for house in HOUSES for path in (ROOT / house).rglob("*.py"))
+NO_ROOM = {"utils", "util", "helpers", "misc", "common", "tools"}
+
+
+def _python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60).stdout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_short_and_says_what_it_does(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 400, "longer than 400 lines: it does two things"
+    doc = ast.get_docstring(tree)
+    assert doc, "no first line that tells its room"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{node.name} is longer than 60 lines"
+    assert path.stem not in NO_ROOM
+
+
+def test_importing_ssldet_is_cheap() -> None:
+    heavy = {"torch", "torchvision", "timm", "lightly", "pytorch_lightning", "pycocotools", "matplotlib"}
+    assert _python(f"import ssldet, sys; print({heavy!r} & set(sys.modules))").strip() == "set()"
+
+
+def test_every_name_in_the_table_of_contents_exists() -> None:
+    _python("import ssldet\nfor name in ssldet.__all__: getattr(ssldet, name)")
+    assert _python("import ssldet; print(sorted(ssldet._HOME) == sorted(ssldet.__all__))").strip() == "True"
+
+
+def test_listing_imports_nothing() -> None:
+    code = "import sys; from ssldet.catalogue import list_names; print(list_names('tasks'), 'torch' in sys.modules)"
+    out = _python(code + "; print('pretext' in sys.modules)")
+    assert "random_query_patch" in out
+    assert "True" not in out
+
+
+def test_the_wheel_holds_the_three_houses_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"ssldet", "pretext", "downstream"}
+    assert {f"{house}/py.typed" for house in ("ssldet", "pretext", "downstream")} <= set(names)

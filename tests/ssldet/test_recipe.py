@@ -1,0 +1,128 @@
+"""Overrides, bounds, records: every problem at once, and a record that runs again."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from ssldet.errors import ConfigError
+from ssldet.recipe import Within, check, diff, dumps, fingerprint, leaves, load, override
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: Annotated[float, Within(0, 1)] = 0.1
+    mode: Literal["global", "own_group"] = "global"
+    weights: str | None = None
+    size: Annotated[int, Within(1)] | None = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    steps: Annotated[int, Within(1)] = 7
+    scales: tuple[int, ...] = (320, 336)
+    shuffle: bool = False
+    name: str = "x"
+
+    def problems(self) -> list[str]:
+        return ["steps: thirteen is unlucky"] if self.steps == 13 else []
+
+
+def test_overrides_read_text_by_type() -> None:
+    got = override(
+        Outer(),
+        {
+            "inner.rate": "1e-2",
+            "inner.mode": "own_group",
+            "steps": "1e3",
+            "scales": "1, 2,3",
+            "shuffle": "yes",
+            "inner.weights": "file.pth",
+            "inner.size": "none",
+        },
+    )
+    assert got == Outer(
+        inner=Inner(rate=0.01, mode="own_group", weights="file.pth", size=None),
+        steps=1000,
+        scales=(1, 2, 3),
+        shuffle=True,
+    )
+
+
+def test_all_problems_come_at_once_with_suggestions() -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(
+            Outer(),
+            {
+                "inner.rat": "1",
+                "inner.mode": "own_grup",
+                "steps": "0",
+                "shuffle": "perhaps",
+                "innner.rate": 2,
+                "inner": 1,
+            },
+        )
+    text = str(caught.value)
+    assert len(caught.value.problems) == 6
+    assert "inner.rat: no such field (did you mean 'rate'?)" in text
+    assert "inner.mode: 'own_grup' does not fit" in text
+    assert "(did you mean 'own_group'?)" in text
+    assert "steps: '0' does not fit; expects a whole number, at least 1" in text
+    assert "innner: no such field (did you mean 'inner'?)" in text
+    assert "inner: is a group of fields" in text
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-0.1", "1.5", "x", None, True])
+def test_a_bounded_number_refuses(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"inner\.rate: .* expects a number, from 0 to 1"):
+        override(Outer(), {"inner.rate": value})
+
+
+def test_whole_numbers_are_not_rounded() -> None:
+    assert override(Outer(), {"steps": str(2**60 + 1)}).steps == 2**60 + 1
+    with pytest.raises(ConfigError, match="steps"):
+        override(Outer(), {"steps": "2.5"})
+
+
+def test_check_asks_the_class_too() -> None:
+    check(Outer())
+    with pytest.raises(ConfigError, match="thirteen is unlucky"):
+        check(Outer(steps=13))
+
+
+def test_check_finds_values_that_only_python_could_set() -> None:
+    with pytest.raises(ConfigError, match=r"inner\.rate"):
+        check(Outer(inner=Inner(rate=7.0)))
+
+
+def test_a_record_runs_again(tmp_path: Path) -> None:
+    run = Outer(inner=Inner(size=None, weights="ä"), scales=(5,), shuffle=True)
+    path = tmp_path / "run.toml"
+    path.write_text(dumps(run, "made by a test\nof two lines"), encoding="utf-8")
+    assert load(Outer, path) == run
+
+
+def test_a_broken_record_names_file_and_fields(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("steps = 0\nnme = 'x'\n")
+    with pytest.raises(ConfigError) as caught:
+        load(Outer, path)
+    assert len(caught.value.problems) == 2
+    assert all("run.toml" in line for line in caught.value.problems)
+    path.write_text("steps = ")
+    with pytest.raises(ConfigError, match="not a readable recipe file"):
+        load(Outer, path)
+
+
+def test_fingerprint_and_diff_see_every_field() -> None:
+    base = Outer()
+    for path, value in {"inner.rate": 0.2, "steps": 8, "scales": "1", "shuffle": True, "inner.size": "none"}.items():
+        other = override(base, {path: value})
+        assert fingerprint(other) != fingerprint(base)
+        assert [change[0] for change in diff(base, other)] == [path]
+    assert fingerprint(Outer()) == fingerprint(base)
+    assert set(leaves(base)) == {
+        *("inner.rate", "inner.mode", "inner.weights", "inner.size", "steps", "scales", "shuffle", "name")
+    }
