@@ -8,9 +8,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssldet.checkup import doctor
     from ssldet.demo import demo
     from ssldet.detectors.detr import DETR, DETRConfig
-    from ssldet.doctor import doctor
     from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
     from ssldet.task import Evaluator, Objective, PretextTask, Task
     from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Queries, Sample, Source, Targets
@@ -25,7 +25,7 @@ _CONTENTS = {
     "ssldet.engine.run": "Run DataConfig OptimConfig Budget CheckpointConfig",
     "ssldet.verbs": "compose pretrain finetune evaluate predict export preview report load Trained",
     "ssldet.demo": "demo",
-    "ssldet.doctor": "doctor",
+    "ssldet.checkup": "doctor",
 }
 _HOME = {name: module for module, members in _CONTENTS.items() for name in members.split()}
 

@@ -230,9 +230,9 @@ def report(run: Path, *, json_: Json = False) -> None:
 @app.command
 def doctor(*images: str, json_: Json = False) -> None:
     """Check this machine, and images if given, and say how to mend what is wrong."""
-    from ssldet import doctor as room
+    from ssldet.checkup import doctor as examine
 
-    findings = room.doctor(images)
+    findings = examine(images)
     _prints(lambda: findings)(json_=json_)
     if not findings.healthy:
         sys.exit(4)

@@ -10,6 +10,8 @@ GROUPS = {
     "ssldet.recipes": "recipe",
     "ssldet.detectors": "detector",
     "ssldet.sources": "data format",
+    "ssldet.datasets": "generated data set",
+    "ssldet.scorers": "scorer",
     "ssldet.exporters": "exporter",
 }
 """Entry-point group -> the word for one of its members."""

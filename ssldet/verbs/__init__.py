@@ -13,7 +13,7 @@ __all__ = [
     "finetune",
     "load",
     "predict",
-    "preview",
     "pretrain",
+    "preview",
     "report",
 ]

@@ -7,15 +7,13 @@ from typing import Any
 import torch
 
 from ssldet.detectors.base import Detector
-from ssldet.engine.checkpoint import restore_objective
+from ssldet.engine.checkpoint import load_exactly, restore_objective
+from ssldet.engine.folder import RunFolder
 from ssldet.errors import CheckpointError, suggest
-from ssldet.recipe import from_document
+from ssldet.recipe import from_document, to_document
 from ssldet.registry import find
 from ssldet.task import Objective, Task
 from ssldet.weights.detr import detector_from_file
-
-WEIGHTS = Path("weights") / "model.safetensors"
-"""Where a run folder keeps the weights that it hands over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +45,19 @@ def open_model(start: str | Path) -> Opened:
     path = weights_file(start)
     if path.suffix == ".safetensors":
         objective, info = restore_objective(path)
-        task = from_document(Task, info["task"])  # type: ignore[type-abstract]
-        return Opened(objective=objective.eval(), task=task, classes=tuple(info["classes"]), info=info)
+        taught = from_document(Task, info["task"])  # type: ignore[type-abstract]
+        return Opened(objective=objective.eval(), task=taught, classes=tuple(info["classes"]), info=info)
     detector, heads, config = detector_from_file(path)
-    name = "random_query_patch" if heads else "detection"
-    task = find("ssldet.tasks", name)()
+    if heads:
+        rebuilds = any(name.startswith("reconstruction.") for name in heads)
+        task = find("ssldet.tasks", "random_query_patch")(reconstruction=rebuilds)
+    else:
+        task = find("ssldet.tasks", "detection")()
     objective = task.objective(detector)
-    objective.load_state_dict(heads, strict=False)
-    return Opened(objective=objective.eval(), task=task, info={"detector": config})
+    own = {f"detector.{name}": tensor for name, tensor in detector.state_dict().items()}
+    load_exactly(objective, own | heads, str(path))
+    info = {"task": to_document(task), "detector": config, "classes": [], "category_ids": []}
+    return Opened(objective=objective.eval(), task=task, info=info)
 
 
 def load(start: str | Path) -> Detector:
@@ -74,11 +77,12 @@ def weights_file(start: str | Path) -> Path:
     """
     path = Path(start)
     if path.is_dir():
-        if (path / WEIGHTS).is_file():
-            return path / WEIGHTS
-        if (path / "checkpoints").is_dir():
-            raise CheckpointError(f"{path}: the run has not finished; go on with --resume {path}")
-        raise CheckpointError(f"{path}: not a run folder; it has no {WEIGHTS}")
+        folder = RunFolder(path)
+        if folder.weights.is_file():
+            return folder.weights
+        if folder.checkpoints.is_dir():
+            raise CheckpointError(f"{path}: the run has not finished; {folder.resume_command(folder.run())}")
+        raise CheckpointError(f"{path}: not a run folder; it has no weights/{folder.weights.name}")
     if not path.exists():
         siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such run or file{suggest(path.name, siblings)}")

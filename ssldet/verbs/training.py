@@ -1,6 +1,6 @@
 """images -> a trained run: choose a recipe, change what is asked, check it whole, and only then write and train."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,12 @@ from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
-from ssldet.recipe import check, from_document, leaves, override
-from ssldet.recipe import load as load_record
-from ssldet.registry import find
+from ssldet.recipe import check, from_document, override
 from ssldet.task import Objective, PretextTask, Task
-from ssldet.types import Source
-from ssldet.verbs.look import picture_of, report
+from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
+from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import load, open_model
 from ssldet.verbs.using import Exported, evaluate, export, predict
-
-Specs = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
@@ -60,11 +56,11 @@ class Trained:
 
     def evaluate(self, data: Specs, **choices: Any) -> dict[str, Any]:
         """Measure this run's model; see `ssldet.evaluate`."""
-        return evaluate(self.path, _texts(data), **choices)
+        return evaluate(self.path, texts(data), **choices)
 
     def predict(self, images: Specs, **choices: Any) -> dict[str, Any]:
         """Detect with this run's model; see `ssldet.predict`."""
-        return predict(self.path, _texts(images), **choices)
+        return predict(self.path, texts(images), **choices)
 
     def export(self, to: str, out: str | Path) -> Exported:
         """Write this run's detector in another format; see `ssldet.export`."""
@@ -130,18 +126,16 @@ def pretrain(
         DataError: The images can't be used.
         StoppedError: A signal asked to stop; all is saved, resume to go on.
     """
-    changes = _changes(images, val, steps, epochs, overrides)
+    changes = changes_of(images, val, steps, epochs, overrides)
     if backbone is not None:
         changes = {"detector.backbone.name": backbone} | changes
     if resume is not None:
         return _go_on(resume, changes)
     run = override(resolve(recipe), changes)
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
-    _require(isinstance(run.task, PretextTask), f"the recipe's task reads labels; use finetune, or one of {_pretext()}")
-    check(run)
-    objective = assemble(run)
-    folder = RunFolder.create(_out(out, "pretrain"), run)
-    fit(run, folder, objective=objective, preview=picture_of(run.task))
+    _require(isinstance(run.task, PretextTask), "the recipe's task reads labels; use finetune for it")
+    folder = RunFolder(_out(out, "pretrain"))
+    fit(run, folder, preview=draw_batch)
     report(folder.path)
     return Trained(folder.path)
 
@@ -176,23 +170,20 @@ def finetune(
         AnnotationError: Labels that can't be trusted, all listed.
         CheckpointError: The start can't be read, or hands over something else than announced.
     """
-    changes = _changes(data, val, steps, epochs, overrides)
+    changes = changes_of(data, val, steps, epochs, overrides)
     if resume is not None:
         return _go_on(resume, changes)
     _require(start is not None, "nothing to start from; name a run folder, a weights file, or scratch")
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES or --data voc:ROOT:SPLIT")
     run, objective, handed = _handed_over(str(start), resolve(recipe), changes)
-    folder = RunFolder.create(_out(out, "finetune"), run)
-    if handed is not None:
-        folder.write_json("transfer.json", handed.to_json())
-    fit(run, folder, objective=objective, preview=picture_of(run.task))
+    folder = RunFolder(_out(out, "finetune"))
+    documents = {} if handed is None else {"transfer.json": handed.to_json()}
+    fit(run, folder, objective=objective, preview=draw_batch, documents=documents)
     report(folder.path)
     return Trained(folder.path)
 
 
-def _handed_over(
-    start: str, run: Run, changes: Mapping[str, object]
-) -> tuple[Run, Objective, TransferReport | None]:
+def _handed_over(start: str, run: Run, changes: Mapping[str, object]) -> tuple[Run, Objective, TransferReport | None]:
     """Build the detector for the labelled data and give it what the start hands over."""
     opened = None if start == "scratch" else open_model(start)
     if opened is not None:
@@ -204,7 +195,7 @@ def _handed_over(
     _require(bool(source.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:… or voc:…")
     run = override(run, {"detector.num_classes": len(source.classes)})
     check(run)
-    objective = assemble(run)
+    objective = assemble(run, source)
     if opened is None:
         return run, objective, None
     # A class head means something only for the classes that it was trained on.
@@ -215,48 +206,12 @@ def _handed_over(
     return run, objective, transfer(state, objective.detector, sections, expects_fresh=fresh)
 
 
-def resolve(recipe: str | Path | Run) -> Run:
-    """Return the run behind a recipe's name or a record.
-
-    Args:
-        recipe: A recipe's name, a TOML file, or a `Run`, which is returned as it is.
-
-    Raises:
-        ConfigError: No such recipe, or the record does not describe a run.
-    """
-    if isinstance(recipe, Run):
-        return recipe
-    if str(recipe).endswith(".toml"):
-        return load_record(Run, Path(recipe))
-    run: Run = find("ssldet.recipes", str(recipe))()
-    return run
-
-
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     folder = RunFolder(Path(path))
     run = override(folder.run(), changes)
-    fit(run, folder, resume=True, preview=picture_of(run.task))
+    fit(run, folder, resume=True, preview=draw_batch)
     report(folder.path)
     return Trained(folder.path)
-
-
-def _changes(
-    train: Specs, val: Specs, steps: int | None, epochs: float | None, overrides: Mapping[str, object] | None
-) -> dict[str, object]:
-    changes: dict[str, object] = {}
-    if train := _texts(train):
-        changes["data.train"] = train
-    if val := _texts(val):
-        changes["data.val"] = val
-    if steps is not None:
-        changes |= {"budget.steps": steps, "budget.epochs": None}
-    elif epochs is not None:
-        changes |= {"budget.epochs": epochs, "budget.steps": None}
-    return changes | dict(overrides or {})
-
-
-def _texts(specs: Specs) -> tuple[str, ...]:
-    return (str(specs),) if isinstance(specs, str | Path) else tuple(map(str, specs))
 
 
 def _out(out: str | Path | None, verb: str) -> Path:

@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,8 @@ from ssldet.data.sources import open_source
 from ssldet.engine.run import DataConfig
 from ssldet.errors import ConfigError, DataError
 from ssldet.registry import find, names
-from ssldet.report.pictures import draw_answers, draw_detections
+from ssldet.report.pictures import draw_detections
+from ssldet.task import Localiser
 from ssldet.types import Batch, Detections, Source
 from ssldet.verbs.opening import Opened, open_model, pick_device
 
@@ -60,8 +63,10 @@ def evaluate(
     opened = open_model(start)
     source = _open(specs)
     evaluator = opened.task.evaluator(source)
+    translate = _translation(opened.classes, source.classes)
     results: list[dict[str, Any]] = []
-    for batch, found in _detect(opened, source, batch_size, workers):
+    for batch, answers in _detect(opened, source, batch_size, workers):
+        found = [translate(one) for one in answers]
         evaluator.update(found, batch)
         if save_predictions is not None:
             results += source.to_results(found, batch)  # type: ignore[attr-defined]
@@ -92,15 +97,21 @@ def predict(
     """
     opened = open_model(start)
     source = _open((images,) if isinstance(images, str) else images)
-    queries = _open((query,) if isinstance(query, str) else query) if query else None
-    if queries is not None and not hasattr(opened.objective, "localise"):
+    queries = _open((query,) if isinstance(query, str) else query, min_side=1) if query else None
+    finds_patches = isinstance(opened.objective, Localiser)
+    if queries is None and finds_patches:
+        raise ConfigError("the model was pretrained and knows no classes yet; add --query PATCH.png, or fine-tune it")
+    if queries is not None and not finds_patches:
         raise ConfigError("--query asks a model that was pretrained to find patches; this one was fine-tuned")
     folder = Path(out or "predictions")
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
-    for batch, found in _detect(opened, source, 1, 0, queries):
-        results += _results(found[0], batch.keys[0], opened.classes)
-        _draw(opened, source, batch, found[0], threshold, queries).save(folder / f"{_file_name(batch.keys[0])}.png")
+    classes = opened.classes if queries is None else tuple(queries[number].key for number in range(len(queries)))
+    for number, (batch, found) in enumerate(_detect(opened, source, 1, 0, queries)):
+        results += _results(found[0], batch.keys[0], classes, opened.info.get("category_ids"))
+        # The source may have skipped files, never reordered them.
+        picture = draw_detections(source[number].image, found[0], classes=classes, threshold=threshold)
+        picture.save(folder / f"{_file_name(batch.keys[0])}.png")
     (folder / "predictions.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     return {"out": str(folder), "images": len(source), "predictions": results}
 
@@ -120,3 +131,79 @@ def export(start: str | Path, *, to: str, out: str | Path) -> Exported:
     opened = open_model(start)
     report: Exported = exporter(opened.objective, opened.info, Path(out))
     return report
+
+
+def _open(specs: Sequence[str], min_side: int = DataConfig.min_side) -> Source:
+    return open_source(specs, min_side=min_side, max_pixels=DataConfig.max_pixels)
+
+
+def _scorer(spec: str) -> Callable[[Path, str], dict[str, Any]]:
+    """Return the function that scores a results file against this kind of data."""
+    form = spec.split(":", 1)[0]
+    if ":" not in spec or form not in names("ssldet.scorers"):
+        raise ConfigError(f"{spec}: predictions can be scored against {', '.join(names('ssldet.scorers'))}:…")
+    scorer: Callable[[Path, str], dict[str, Any]] = find("ssldet.scorers", form)
+    return scorer
+
+
+def _translation(known: Sequence[str], wanted: Sequence[str]) -> Callable[[Detections], Detections]:
+    """Return what brings a model's labels into the order of the data's classes, by name; others are dropped.
+
+    Raises:
+        DataError: They have no class in common, so that every measure would be zero.
+    """
+    if not known or not wanted or tuple(known) == tuple(wanted):
+        return lambda found: found
+    if not set(known) & set(wanted):
+        raise DataError(
+            f"the model finds {', '.join(known[:5])}… and the data asks for {', '.join(wanted[:5])}…: no class in "
+            "common; evaluate on data with the model's classes, or fine-tune on this data first"
+        )
+    if missing := [name for name in wanted if name not in known]:
+        log.warning("the model was not trained on %d classes of the data: %s", len(missing), ", ".join(missing[:10]))
+    places = torch.tensor([wanted.index(name) if name in wanted else -1 for name in known])
+
+    def translate(found: Detections) -> Detections:
+        labels = places[found.labels]
+        keep = labels >= 0
+        return Detections(boxes=found.boxes[keep], scores=found.scores[keep], labels=labels[keep])
+
+    return translate
+
+
+def _detect(
+    opened: Opened, source: Source, batch_size: int, workers: int, queries: Source | None = None
+) -> Iterator[tuple[Batch, list[Detections]]]:
+    """Yield every batch with what was found in it, both on the CPU."""
+    device = pick_device()
+    objective = opened.objective.to(device).eval()
+    answer: Callable[[Batch], list[Detections]] = objective.detect
+    if queries is not None and isinstance(objective, Localiser):
+        answer = partial(objective.localise, patches=[queries[number].image for number in range(len(queries))])
+    views = opened.task.views(training=False)
+    for batch in evaluation_batches(source, views, batch_size=batch_size, workers=workers):
+        with torch.inference_mode():
+            found = answer(batch.to(device))
+        yield batch, [detections.to("cpu") for detections in found]
+
+
+def _results(
+    found: Detections, key: str, classes: Sequence[str], category_ids: Sequence[int] | None
+) -> list[dict[str, Any]]:
+    """Return detections in COCO results format; boxes are absolute xywh in pixels of the image on disk."""
+    rows = []
+    for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
+        left, top, right, bottom = (round(side, 2) for side in box)
+        row = {
+            "image_id": key,
+            "category_id": category_ids[label] if category_ids else label,
+            "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
+            "score": round(score, 5),
+        }
+        rows.append(row | ({"category": classes[label]} if label < len(classes) else {}))
+    return rows
+
+
+def _file_name(key: str) -> str:
+    """Return a file name for an image's key, whatever characters that holds."""
+    return re.sub(r"[^\w.-]+", "_", key, flags=re.ASCII).strip("._") or "image"

@@ -148,12 +148,11 @@ def _images(images: Sequence[str]) -> Iterator[Finding]:
     from ssldet.engine.run import DataConfig
     from ssldet.verbs import preview
 
-    rules = DataConfig()
-    source = open_source(images, min_side=rules.min_side, max_pixels=rules.max_pixels)
+    source = open_source(images, min_side=DataConfig.min_side, max_pixels=DataConfig.max_pixels)
     bad = Counter(skipped.reason for skipped in source.skipped)
     detail = f"{len(source)} usable" + "".join(f", {count} {reason}" for reason, count in bad.most_common())
     share = len(source.skipped) / (len(source) + len(source.skipped))
-    fine = share <= rules.max_bad_fraction
+    fine = share <= DataConfig.max_bad_fraction
     remedy = "" if fine else f"remove them, or train with --set data.max_bad_fraction={share + 0.001:.3f}"
     yield Finding("images", fine, detail, remedy)
     for name, value in preview(images, draw=False).probe.items():

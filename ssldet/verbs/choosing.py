@@ -1,0 +1,61 @@
+"""words -> Run: a recipe by name, file or value, with what the caller asks for changed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ssldet.engine.run import Run
+from ssldet.recipe import load as load_record
+from ssldet.registry import find
+
+Specs = str | Path | Sequence[str | Path]
+"""One data specification or several: folders, globs, file lists, `coco:…`, `voc:…`."""
+
+
+def resolve(recipe: str | Path | Run) -> Run:
+    """Return the run behind a recipe.
+
+    Args:
+        recipe: A recipe's name, a TOML file, or a `Run`, which is returned as it is.
+
+    Raises:
+        ConfigError: No such recipe, or the record does not describe a run.
+    """
+    if isinstance(recipe, Run):
+        return recipe
+    if str(recipe).endswith(".toml"):
+        return load_record(Run, Path(recipe))
+    run: Run = find("ssldet.recipes", str(recipe))()
+    return run
+
+
+def changes_of(
+    train: Specs,
+    val: Specs = (),
+    steps: int | None = None,
+    epochs: float | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """Return the recipe fields that a caller's words stand for; explicit overrides win.
+
+    Args:
+        train: What to train on; empty keeps the recipe's.
+        val: What to evaluate on; empty keeps the recipe's.
+        steps: Length in optimiser steps; goes before `epochs`.
+        epochs: Length in passes over the training set.
+        overrides: Dotted recipe fields and their values.
+    """
+    changes: dict[str, object] = {}
+    if train := texts(train):
+        changes["data.train"] = train
+    if val := texts(val):
+        changes["data.val"] = val
+    if steps is not None:
+        changes |= {"budget.steps": steps, "budget.epochs": None}
+    elif epochs is not None:
+        changes |= {"budget.epochs": epochs, "budget.steps": None}
+    return changes | dict(overrides or {})
+
+
+def texts(specs: Specs) -> tuple[str, ...]:
+    """Return data specifications as a tuple of text."""
+    return (str(specs),) if isinstance(specs, str | Path) else tuple(map(str, specs))

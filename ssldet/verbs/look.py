@@ -1,0 +1,145 @@
+"""RUN | images -> something to look at: the report of a run, the problems that a task makes of images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ssldet.boxes import to_absolute
+from ssldet.data.loader import training_batches
+from ssldet.data.sources import open_source
+from ssldet.engine.assemble import assemble
+from ssldet.errors import ConfigError
+from ssldet.recipe import check, override
+from ssldet.report.page import write_report
+from ssldet.report.pictures import contact_sheet, draw_answers, draw_detections, draw_problem
+from ssldet.task import Objective, PretextTask
+from ssldet.types import Batch, Detections
+from ssldet.verbs.choosing import Specs, changes_of, resolve
+
+PROBE_BATCHES = 4
+"""Batches that the test for hopeless tasks looks at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a task makes of images.
+
+    Attributes:
+        out: The picture; none where none was drawn.
+        probe: How well the patches can be found at all, before any training.
+    """
+
+    out: Path | None
+    probe: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Say it in lines."""
+        return "\n".join([*([str(self.out)] if self.out else []), *(f"{k}  {v:.3f}" for k, v in self.probe.items())])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"out": None if self.out is None else str(self.out), "probe": self.probe}
+
+
+def preview(
+    images: Specs,
+    *,
+    task: str = "random_query_patch",
+    recipe: str | None = None,
+    out: str | Path | None = None,
+    count: int = 8,
+    overrides: Mapping[str, object] | None = None,
+    draw: bool = True,
+) -> Preview:
+    """Draw the problems that a pretext task makes of images, and measure whether they can be learned at all.
+
+    Args:
+        images: Folders, globs, file lists or single files.
+        task: A task's name.
+        recipe: The recipe whose choices to show; none takes the task's `tiny` one.
+        out: Picture to write; none takes `preview.png`.
+        count: Images to show.
+        overrides: Dotted recipe fields and their values.
+        draw: False only measures.
+    """
+    run = override(resolve(recipe or f"{task}/tiny"), changes_of(images, overrides=overrides))
+    if not isinstance(run.task, PretextTask):
+        raise ConfigError(f"{recipe}: its task reads labels; preview shows the problems of pretext tasks")
+    check(run)
+    source = open_source(run.data.train, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
+    size = max(1, min(run.data.batch_size, len(source)))
+    loader = training_batches(
+        source, run.task.views(), seed=run.seed, batch_size=size, total_steps=PROBE_BATCHES, strip_labels=True
+    )
+    batches = list(islice(loader, PROBE_BATCHES))
+    probe = run.task.probe(assemble(run, source).eval(), batches)
+    if not draw:
+        return Preview(out=None, probe=probe)
+    path = Path(out or "preview.png")
+    contact_sheet(problems_of(batches, count)).save(path)
+    return Preview(out=path, probe=probe)
+
+
+def problems_of(batches: Sequence[Batch], count: int) -> list[Image.Image]:
+    """Draw the first problems of some batches: image, patches and where each was cut."""
+    pictures: list[Image.Image] = []
+    for batch in batches:
+        for number in range(min(len(batch), count - len(pictures))):
+            image, size = _image(batch, number)
+            boxes = to_absolute(batch.targets[number].boxes, size)
+            patches = batch.patches
+            if patches is None:
+                raise ConfigError("this task cuts no patches; there is nothing to preview")
+            pictures.append(draw_problem(image, patches[number], boxes))
+    return pictures
+
+
+def draw_batch(objective: Objective, batch: Batch, classes: Sequence[str] = (), count: int = 6) -> Image.Image:
+    """Draw what a model finds in the first images of a batch: the preview of a training run.
+
+    Args:
+        objective: The model inside its task, on the device of the batch.
+        batch: Some images.
+        classes: Names in the order of the labels.
+        count: Images to show.
+    """
+    found = objective.detect(batch)
+    pictures = []
+    for number in range(min(count, len(batch))):
+        image, size = _image(batch, number)
+        detections = _on_canvas(found[number].to("cpu"), batch, number, size)
+        truth = to_absolute(batch.targets[number].boxes.cpu(), size)
+        if batch.patches is not None:
+            pictures.append(draw_answers(image, batch.patches[number].cpu(), truth, detections))
+        else:
+            pictures.append(draw_detections(image, detections, classes=classes, truth_boxes_xyxy=truth))
+    return contact_sheet(pictures)
+
+
+def report(run: str | Path) -> Path:
+    """Write `report.html` into a run folder: curves, pictures, numbers, configuration; one file, no network.
+
+    Args:
+        run: A run folder.
+
+    Returns:
+        The page.
+    """
+    if not (Path(run) / "run.toml").is_file():
+        raise ConfigError(f"{run}: not a run folder; it has no run.toml")
+    return write_report(Path(run))
+
+
+def _image(batch: Batch, number: int) -> tuple[Any, tuple[int, int]]:
+    height, width = (int(side) for side in batch.sizes[number])
+    return batch.images[number, :, :height, :width].cpu(), (height, width)
+
+
+def _on_canvas(found: Detections, batch: Batch, number: int, size: tuple[int, int]) -> Detections:
+    height, width = (int(side) for side in batch.original_sizes[number])
+    scale = found.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
+    return Detections(boxes=found.boxes * scale, scores=found.scores, labels=found.labels)
