@@ -6,12 +6,13 @@ is pickled into CPU workers and the other lives on the accelerator.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from jaxtyping import UInt8
+from torch import Tensor, nn
 
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.types import Batch, Detections, Losses, Sample, Source
@@ -38,6 +39,24 @@ class Objective(nn.Module, ABC):
         """Return what the detector finds in each image of a batch, in pixels of the images on disk."""
 
 
+@runtime_checkable
+class Localiser(Protocol):
+    """An objective that can look for patches which it has never seen."""
+
+    def localise(self, batch: Batch, patches: Sequence[UInt8[Tensor, "3 _ _"]]) -> list[Detections]:
+        """Look for any patches in every image of a batch.
+
+        Args:
+            batch: Where to look.
+            patches: What to look for, of any size and number.
+
+        Returns:
+            The answers, for each image, in pixels of the images on disk; labels are the numbers of the patches.
+        """
+        ...
+
+
+@runtime_checkable
 class Evaluator(Protocol):
     """Collects detections and ends in named numbers."""
 

@@ -1,0 +1,5 @@
+"""python -m ssldet -> the command line."""
+
+from ssldet.cli import main
+
+main()
