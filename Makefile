@@ -1,7 +1,6 @@
 # Every target does its own set-up: the first one that runs makes .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: help setup demo test check format docs clean
 help: ## list the targets
@@ -12,7 +11,7 @@ setup: .venv/ready ## make .venv with exact versions
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ssldet needs Python 3.11 or newer; run: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable . --group dev --group docs
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable . --group dev --group docs
 	@touch $@
 
 demo: setup ## pretrain, fine-tune, compare and report on generated images (six minutes on two cores)

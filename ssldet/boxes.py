@@ -14,12 +14,14 @@ SMALLEST_AREA = 1e-12
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
     """Turn centre and size into corners."""
-    return box_convert(boxes, "cxcywh", "xyxy")
+    corners: Tensor = box_convert(boxes, "cxcywh", "xyxy")
+    return corners
 
 
 def xyxy_to_cxcywh(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
     """Turn corners into centre and size."""
-    return box_convert(boxes, "xyxy", "cxcywh")
+    centred: Tensor = box_convert(boxes, "xyxy", "cxcywh")
+    return centred
 
 
 def to_absolute(boxes: Float[Tensor, "*N 4"], size: tuple[int, int]) -> Float[Tensor, "*N 4"]:

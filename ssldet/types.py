@@ -10,13 +10,15 @@ Boxes are **normalised cxcywh inside** (fractions of the valid image, padding ex
 edge** (pixels of the image as it lies on disk). Shapes are checked when the tests run and cost nothing otherwise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+Movable = TypeVar("Movable", bound="OnDevice")
 
 
 class OnDevice:
@@ -24,19 +26,25 @@ class OnDevice:
 
     __slots__ = ()
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+    def to(self: Movable, device: torch.device | str, *, non_blocking: bool = False) -> Movable:
         """Return the same thing on another device."""
-        moved = {f.name: _to(getattr(self, f.name), device, non_blocking) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(self, **moved)  # type: ignore[type-var]
+        return _each(self, lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: Movable) -> Movable:
+        """Return the same thing in page-locked memory; the data loader calls this before a copy to an accelerator."""
+        return _each(self, lambda part: part.pin_memory())
 
 
-def _to(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)
-    if isinstance(value, OnDevice):
-        return value.to(device, non_blocking=non_blocking)
+def _each(thing: Movable, change: Callable[[Any], Any]) -> Movable:
+    moved = {f.name: _changed(getattr(thing, f.name), change) for f in fields(thing)}  # type: ignore[arg-type]
+    return replace(thing, **moved)  # type: ignore[type-var]
+
+
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Tensor | OnDevice):
+        return change(value)
     if isinstance(value, list):
-        return [_to(item, device, non_blocking) for item in value]
+        return [_changed(item, change) for item in value]
     return value
 
 

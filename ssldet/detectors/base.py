@@ -1,13 +1,14 @@
 """images, Queries -> Predictions: what every detector offers to tasks, engine and export."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from ssldet.errors import ConfigError, suggest
 from ssldet.types import Predictions, Queries
 
 
@@ -38,6 +39,35 @@ class Detector(nn.Module, ABC):
     num_queries: int
     width: int
     feature_channels: int
+    _resting: tuple[str, ...] = ()
+
+    def train_only(self, sections: Iterable[str]) -> None:
+        """Let these sections learn; the others lose their gradients and stay in evaluation mode.
+
+        Args:
+            sections: Some of `section_names`.
+
+        Raises:
+            ConfigError: There is no such section.
+        """
+        learning = set(sections)
+        if unknown := sorted(learning - set(self.section_names)):
+            known = ", ".join(self.section_names)
+            raise ConfigError(f"no section {unknown[0]!r}{suggest(unknown[0], self.section_names)}; there are {known}")
+        for name in self.section_names:
+            for part in self.sections[name]:
+                self.get_submodule(part).requires_grad_(name in learning)
+        self._resting = tuple(
+            part for name in self.section_names if name not in learning for part in self.sections[name]
+        )
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Detector":
+        """Switch the mode; sections that do not learn stay in evaluation mode."""
+        super().train(mode)
+        for part in self._resting:
+            self.get_submodule(part).eval()
+        return self
 
     @abstractmethod
     def normalise(

@@ -1,4 +1,4 @@
-"""padding mask -> position encoding: where each cell lies in its own image, as sines and cosines (DETR, section A.4)."""
+"""padding mask -> position encoding: where each cell lies in its own image, as sines and cosines (DETR, A.4)."""
 
 import math
 
@@ -31,13 +31,14 @@ class SinePosition(nn.Module):
         Args:
             padding: True where a cell holds no image.
         """
-        valid = (~padding).to(torch.float32)
+        # Counted in whole numbers: exact, and the same on any device.
+        valid = (~padding).long()
         return torch.cat([self._encode(valid.cumsum(1), 1), self._encode(valid.cumsum(2), 2)], dim=-1)
 
     def _encode(self, count: Tensor, axis: int) -> Tensor:
         """Turn 1, 2, 3, … along an axis into angles of one full turn, and those into interleaved sines and cosines."""
         last = count.narrow(axis, -1, 1)
-        angle = count / (last + 1e-6) * (2 * math.pi)
+        angle = count.float() / (last + 1e-6) * (2 * math.pi)
         pairs = self.width // 4
         exponent = torch.arange(pairs, dtype=torch.float32, device=count.device) / pairs
         waves = angle.unsqueeze(-1) / self.temperature**exponent

@@ -36,7 +36,7 @@ class Grouping:
         """
         if groups is None:
             return Grouping()
-        _, sizes = groups.unique(return_counts=True)
+        _, sizes = torch.unique(groups, return_counts=True)
         if len(sizes) == 1:
             return Grouping()
         if (sizes != sizes[0]).any():
@@ -91,8 +91,7 @@ class Attention(nn.Module):
         seen = None if hidden is None else ~hidden.unsqueeze(1)
         dropout = self.dropout if self.training else 0.0
         gathered = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
-        result: Tensor = self.out_proj(gathered.transpose(1, 2).reshape(query.shape))
-        return result
+        return _call(self.out_proj, gathered.transpose(1, 2).reshape(query.shape))
 
     def _split(self, projected: Tensor, groups: int) -> Tensor:
         """B N D -> (B groups) heads (N / groups) (D / heads)."""
@@ -111,14 +110,14 @@ class _Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def _before(self, norm: nn.Module, states: Tensor) -> Tensor:
-        return norm(states) if self.pre_norm else states  # type: ignore[no-any-return]
+        return _call(norm, states) if self.pre_norm else states
 
     def _after(self, norm: nn.Module, states: Tensor, branch: Tensor) -> Tensor:
         joined = states + self.dropout(branch)
-        return joined if self.pre_norm else norm(joined)
+        return joined if self.pre_norm else _call(norm, joined)
 
     def _feed(self, states: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.linear1(states).relu()))  # type: ignore[no-any-return]
+        return _call(self.linear2, self.dropout(self.linear1(states).relu_()))
 
 
 class EncoderLayer(_Layer):
@@ -247,7 +246,7 @@ class Encoder(nn.Module):
         hidden = None if padding is None else padding.unsqueeze(1)
         for layer in self.layers:
             cells = layer(cells, position, hidden)
-        return self.norm(cells)  # type: ignore[no-any-return]
+        return _call(self.norm, cells)
 
 
 class Decoder(nn.Module):
@@ -305,8 +304,13 @@ class Decoder(nn.Module):
         for layer in self.layers:
             content = layer(content, position, keys, cells, hidden, grouping)
             states.append(content)
-        result: Tensor = self.norm(torch.stack(states))
+        result = _call(self.norm, torch.stack(states))
         return result if grouping.order is None else result[:, :, order.argsort()]
+
+
+def _call(module: nn.Module, states: Tensor) -> Tensor:
+    result: Tensor = module(states)
+    return result
 
 
 def _xavier(module: nn.Module) -> None:

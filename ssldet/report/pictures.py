@@ -64,6 +64,8 @@ def draw_detections(
 ) -> Image.Image:
     """Draw what was found, each box with its name and confidence.
 
+    In a crowd the more confident captions come first, and one that has no free place is left out.
+
     Args:
         image: Pixels, RGB.
         detections: Boxes in pixels of `image`; what is not finite is left out.
@@ -71,8 +73,8 @@ def draw_detections(
         threshold: Least confidence that is drawn; none draws all.
         truth_boxes_xyxy: True boxes in pixels of `image`, drawn dashed and white.
     """
-    drawing = _Drawing(image)
     shown = _finite(detections if threshold is None else detections.above(threshold))
+    drawing = _Drawing(image, crowded=len(shown) > 12)
     for box in _rows(truth_boxes_xyxy):
         drawing.dash(box, _WHITE)
     faint_first = [int(index) for index in shown.scores.argsort(stable=True)]
@@ -82,7 +84,8 @@ def draw_detections(
     for index in reversed(faint_first):
         label = labels[index]
         name = classes[label] if 0 <= label < len(classes) else str(label)
-        drawing.caption(boxes[index], f"{one_line(name, 28)} {float(shown.scores[index]):.2f}", colour_of(label))
+        text = f"{one_line(name, 28)} {float(shown.scores[index]):.2f}"
+        drawing.caption(boxes[index], text, colour_of(label), always=False)
     return drawing.picture
 
 
@@ -170,7 +173,7 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 3, gap: int = 12
 class _Drawing:
     """An image, enlarged if it is small, with frames and captions that do not cover one another."""
 
-    def __init__(self, image: UInt8[Tensor, "3 H W"]) -> None:
+    def __init__(self, image: UInt8[Tensor, "3 H W"], *, crowded: bool = False) -> None:
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
         self.scale = max(1.0, LONG_SIDE / max(picture.size))
         if self.scale > 1:
@@ -178,8 +181,9 @@ class _Drawing:
             picture = picture.resize(size, Image.Resampling.BICUBIC)
         self.picture = picture
         self.pen = ImageDraw.Draw(picture)
-        self.line = max(3, round(max(picture.size) / 240))
-        self.font = _font(max(16, round(max(picture.size) / 44)))
+        long_side = max(picture.size)
+        self.line = max(2 if crowded else 3, round(long_side / (360 if crowded else 240)))
+        self.font = _font(max(12, round(long_side / 60)) if crowded else max(16, round(long_side / 44)))
         self.taken: list[Box] = []
 
     def frame(self, box: Box, colour: Colour) -> None:
@@ -204,14 +208,17 @@ class _Drawing:
             self.pen.rectangle((left, start, left + thin - 1, end), fill=colour)
             self.pen.rectangle((right - thin + 1, start, right, end), fill=colour)
 
-    def caption(self, box: Box, text: str, colour: Colour) -> None:
+    def caption(self, box: Box, text: str, colour: Colour, *, always: bool = True) -> None:
         """Write on a coloured plate at the first corner of the box where no other caption stands."""
         left, top, right, bottom = self._place(box)
         width, height = _extent(text, self.font)
         width, height = width + self.font.size * 0.6, height + self.font.size * 0.3
         corners = [(x, y) for y in (top - height, top, bottom - height, bottom) for x in (left, right - width)]
         plates = [self._inside((x, y, x + width, y + height)) for x, y in corners]
-        plate = next((plate for plate in plates if not any(_touch(plate, other) for other in self.taken)), plates[0])
+        plate = next((plate for plate in plates if not any(_touch(plate, other) for other in self.taken)), None)
+        if plate is None and not always:
+            return
+        plate = plate or plates[0]
         self.taken.append(plate)
         self.pen.rectangle(plate, fill=colour, outline=_INK)
         middle = ((plate[0] + plate[2]) / 2, (plate[1] + plate[3]) / 2)
@@ -233,20 +240,21 @@ def _beside(
     drawing: _Drawing, patches: UInt8[Tensor, "P 3 h w"], notes: Sequence[str], legend: str = ""
 ) -> Image.Image:
     """Put the framed, numbered patches in a strip to the right of the drawing, each with its note below."""
-    picture, line, font = drawing.picture, drawing.line, _font(max(13, round(max(drawing.picture.size) / 52)))
+    picture, line = drawing.picture, drawing.line
+    font = _font(max(13, round(max(picture.size) / 54)), bold=False)
     if len(patches) == 0:
         return picture
     gap = 4 * line
-    below = max(_extent(note, font)[1] for note in notes) + (line if any(notes) else 0)
-    columns, cell = _grid(len(patches), picture.width // 2, picture.height, gap, math.ceil(below))
-    footer = 2 * font.size if legend else 0
-    height = max(picture.height, math.ceil(len(patches) / columns) * (cell + below + gap) - gap)
-    sheet = Image.new("RGB", (picture.width + columns * (cell + gap), math.ceil(height + footer)), _WHITE)
+    note_width, note_height = (math.ceil(max(_extent(note, font)[side] for note in notes)) for side in (0, 1))
+    below = note_height + (line if note_height else 0)
+    columns, cell = _grid(len(patches), picture.width // 2, picture.height, gap, below)
+    across, down = max(cell, note_width) + gap, cell + below + gap
+    height = max(picture.height, math.ceil(len(patches) / columns) * down - gap) + (2 * font.size if legend else 0)
+    sheet = Image.new("RGB", (picture.width + columns * across, math.ceil(height)), _WHITE)
     sheet.paste(picture, (0, 0))
     pen = ImageDraw.Draw(sheet)
     for number, (patch, note) in enumerate(zip(patches, notes, strict=True)):
-        left = picture.width + gap + number % columns * (cell + gap)
-        top = number // columns * math.ceil(cell + below + gap)
+        left, top = picture.width + gap + number % columns * across, number // columns * down
         small = _framed(patch, cell, line, colour_of(number), str(number + 1))
         sheet.paste(small, (left, top))
         pen.multiline_text((left, top + small.height + line), note, font=font, fill=_INK)
@@ -319,9 +327,10 @@ def _readable_on(colour: Colour) -> Colour:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int, *, bold: bool = True) -> ImageFont.FreeTypeFont:
     # Matplotlib ships a font with Greek, Cyrillic and more; finding its folder does not import matplotlib.
     package = importlib.util.find_spec("matplotlib")
     assert package is not None
     assert package.origin is not None
-    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", size)
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)

@@ -2,24 +2,31 @@
 
 import math
 import re
+import unicodedata
 from pathlib import Path
 
 MISSING = "n/a"
-_PLACE = re.compile(r"(?<![\w.~…/-])(?:[A-Za-z]:)?(?:[/\\][^\s/\\\"'<>:,;\[\](){}]+)+")
+_PART = r"[^\s/\\\"'<>:,;\[\](){}]+"
+_PLACE = re.compile(rf"(?<![\w.~…/-])(?:(?:/{_PART}){{2,}}|[A-Za-z]:(?:[\\/]{_PART}){{2,}})")
 
 
 def printable(text: object) -> str:
     r"""Return text in which every character shows itself.
 
     Control characters, direction overrides and the surrogates of names that are not UTF-8 become `\x1b`, `\u202e`,
-    `\udcff`; line ends and tabs stay.
+    `\udcff`; line ends, tabs and every kind of blank stay.
 
     Args:
         text: Anything; shown as `str` gives it.
     """
     return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in str(text)
+        char if char.isprintable() or char in "\n\t" or unicodedata.category(char) == "Zs" else _escaped(char)
+        for char in str(text)
     )
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
 
 
 def one_line(text: object, limit: int = 200) -> str:
@@ -34,7 +41,7 @@ def one_line(text: object, limit: int = 200) -> str:
 
 
 def without_places(text: str) -> str:
-    """Shorten absolute paths to their last two parts, so that a report does not tell where it was made.
+    """Shorten absolute paths to two parts at most, so that a report does not tell where it was made.
 
     Args:
         text: Text in which paths may stand; links with a scheme stay.
@@ -47,19 +54,19 @@ def without_places(text: str) -> str:
 
 def _tail(path: str) -> str:
     parts = [part for part in re.split(r"[/\\]", path) if part]
-    return "…/" + "/".join(parts[-2:])
+    return "…/" + "/".join(parts[-2:] if len(parts) > 2 else parts[-1:])
 
 
 def number(value: object) -> str:
-    """Return a number with four significant digits and a thin space between thousands; `n/a` where there is none.
+    """Return a number with four significant digits, thousands apart by a thin space; `n/a` where there is none.
 
     Args:
         value: A number; none, not-a-number, infinity and anything else count as missing.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return MISSING
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}".replace(",", "\u2009")
+    if isinstance(value, int) or value == 0:
+        return f"{int(value):,}".replace(",", "\u202f")
     if 1e-3 <= abs(value) < 1e4:
         return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
     return f"{value:.3g}"

@@ -1,0 +1,175 @@
+"""Labels, image folder -> Source: labelled images by number, checked against the files on disk before training."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from downstream.annotations.labels import Labels, ground_truth, looks_like_corners
+from downstream.annotations.problems import Problems
+from ssldet.boxes import to_normalised
+from ssldet.data.images import image_sizes, read_image
+from ssldet.errors import AnnotationError, UnreadableError
+from ssldet.types import Batch, Detections, Sample, Skipped, Targets
+
+log = logging.getLogger(__name__)
+
+
+class LabelledImages:
+    """A labelled set: what `coco:` and `voc:` open into.
+
+    Attributes:
+        labels: The annotations of the usable images.
+        folder: Where the images lie.
+        skipped: Images that can't be used, known before training starts.
+    """
+
+    def __init__(
+        self, labels: Labels, *, folder: Path, origin: Path, places: Sequence[str], min_side: int, max_pixels: int
+    ) -> None:
+        """Check every file: it is there, its header can be read, and it has the stated size.
+
+        Args:
+            labels: What the annotations say.
+            folder: Where the images lie.
+            origin: The annotation file or folder, to name in messages.
+            places: Where the annotations speak of each image, to name in messages.
+            min_side: Shortest usable image side in pixels; shorter images are skipped.
+            max_pixels: Largest usable image in pixels; larger images are skipped.
+
+        Raises:
+            AnnotationError: Images are missing, or their size is not the stated one; all problems at once.
+        """
+        self.folder, self._rules = folder, (min_side, max_pixels)
+        sizes, self.skipped = self._check(labels, origin, places)
+        self.labels = replace(labels, sizes=sizes).subset(sizes[:, 0] > 0)
+        if not len(self.labels):
+            raise AnnotationError(f"{origin}: none of {len(labels)} images can be used ({self.skipped[0].reason})")
+        for what, count in labels.notes.items():
+            log.info("%s: %d %s", origin, count, what)
+        if looks_like_corners(labels):
+            log.warning("%s: many boxes leave their image; are they stored as x1 y1 x2 y2 instead of xywh?", origin)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of `Targets.labels`."""
+        return self.labels.classes
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Original id of each class."""
+        return self.labels.category_ids
+
+    @property
+    def image_ids(self) -> tuple[int, ...] | tuple[str, ...]:
+        """Original id of each image."""
+        return self.labels.image_ids
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """`Sample.key` of each image: its original id as text."""
+        return tuple(map(str, self.image_ids))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of images, classes and boxes and of their order."""
+        digest = hashlib.blake2b(repr((self.classes, self.image_ids, self.labels.files)).encode(), digest_size=6)
+        for column in (self.labels.first, self.labels.boxes, self.labels.labels, self.labels.crowd):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Number of usable images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image with its targets: boxes are cut at the border, crowds are left out.
+
+        Raises:
+            UnreadableError: The file can't be decoded.
+        """
+        min_side, max_pixels = self._rules
+        image = read_image(self.path_of(index), min_side=min_side, max_pixels=max_pixels)
+        height, width = image.shape[-2:]
+        rows = self.labels.rows(index)
+        boxes = self.labels.boxes[rows].copy()
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = boxes.clip(0, (width, height, width, height))
+        keep = ~self.labels.crowd[rows] & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        corners = torch.from_numpy(boxes[keep]).float()
+        targets = Targets(
+            boxes=to_normalised(corners, (height, width)),
+            labels=torch.from_numpy(self.labels.labels[rows][keep]).long(),
+        )
+        return Sample(image=image, targets=targets, key=self.keys[index], original_size=(height, width))
+
+    def path_of(self, index: int) -> Path:
+        """Return where an image lies."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.folder / self.labels.files[index]
+
+    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the annotations in COCO's form, with original ids."""
+        return ground_truth(self.labels)
+
+    def to_results(self, detections: Sequence[Detections], batch: Batch) -> list[dict[str, Any]]:
+        """Return detections as COCO results with original ids; boxes are absolute xywh.
+
+        Args:
+            detections: One entry an image, absolute xyxy in pixels of the image on disk.
+            batch: Where they were found.
+        """
+        return [
+            {
+                "image_id": self._id_of[key],
+                "category_id": self.category_ids[label],
+                "bbox": [left, top, right - left, bottom - top],
+                "score": score,
+            }
+            for found, key in zip(detections, batch.keys, strict=True)
+            for (left, top, right, bottom), score, label in zip(
+                found.boxes.double().tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            )
+        ]
+
+    @cached_property
+    def _id_of(self) -> dict[str, int | str]:
+        return dict(zip(self.keys, self.image_ids, strict=True))
+
+    def _check(
+        self, labels: Labels, origin: Path, places: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "I 2"], tuple[Skipped, ...]]:
+        """Return the true height and width of each image, zeros where it can't be used, and why it can't."""
+        problems = Problems(origin)
+        skipped = []
+        sizes = np.zeros((len(labels), 2), dtype=np.int64)
+        min_side, max_pixels = self._rules
+        found = image_sizes(self.folder, labels.files, min_side=min_side, max_pixels=max_pixels)
+        for index, (size, stated) in enumerate(zip(found, labels.sizes.tolist(), strict=True)):
+            if not isinstance(size, UnreadableError):
+                sizes[index] = size
+                if any(stated) and tuple(stated) != size:
+                    _report_size(problems, places[index], tuple(stated), size)
+            elif size.reason == "missing":
+                problems.add(places[index], f"{size.path} is missing", "restore the image or take it out of the set")
+            else:
+                skipped.append(Skipped(path=size.path, reason=size.reason))
+        problems.stop()
+        return sizes, tuple(skipped)
+
+
+def _report_size(problems: Problems, place: str, stated: tuple[int, ...], size: tuple[int, int]) -> None:
+    height, width = stated
+    if (width, height) == size:
+        remedy = "was labelled before the EXIF rotation of the file was applied; label it again or drop the EXIF tag"
+    else:
+        remedy = "must be the size of the image that was labelled, else all boxes are off; use the original files"
+    problems.add(place, f"states {height} x {width} (height x width), the image has {size[0]} x {size[1]}", remedy)

@@ -1,0 +1,272 @@
+"""voc:ROOT:SPLIT -> LabelledImages: Pascal VOC's folder of XML files."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree.ElementTree import ParseError
+
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import XMLParser
+
+from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.labels import Labels, Rows, stays_inside
+from downstream.annotations.problems import Problems, shown
+from ssldet.errors import AnnotationError, suggest
+
+CLASSES = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
+    "sheep sofa train tvmonitor"
+)
+"""The twenty classes of the challenge, in its order."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp")
+DEPTH = 32
+"""Deepest nesting that is read; VOC needs five levels."""
+
+
+def open_voc(rest: str, *, min_side: int, max_pixels: int) -> LabelledImages:
+    """Open a VOC folder with its images.
+
+    Args:
+        rest: `ROOT` or `ROOT:SPLIT`. ROOT holds `Annotations`, `ImageSets/Main` and `JPEGImages`; SPLIT is a list in
+            `ImageSets/Main`, several joined by `+`, by default `trainval`.
+        min_side: Shortest usable image side in pixels.
+        max_pixels: Largest usable image in pixels.
+
+    Raises:
+        AnnotationError: The folder is not sound VOC, or images are missing; all problems at once.
+    """
+    labels = read_voc(rest)
+    root = Path(rest.partition(":")[0])
+    return LabelledImages(
+        labels,
+        folder=root / "JPEGImages",
+        origin=root,
+        places=[f"Annotations/{stem}.xml" for stem in labels.image_ids],
+        min_side=min_side,
+        max_pixels=max_pixels,
+    )
+
+
+def read_voc(rest: str) -> Labels:
+    """Read a VOC split without opening any image.
+
+    VOC counts pixels from 1 and includes the last one; boxes here start at 0 and end after the last pixel, so
+    (xmin, ymin, xmax, ymax) becomes xywh (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1). Classes are the
+    twenty of the challenge, in its order, if no other name occurs in the folder, else all names of the folder sorted:
+    every split of one folder numbers them alike. Difficult objects are trained on, as most detectors do, and ignored
+    by every metric: neither finding nor missing one counts.
+
+    Args:
+        rest: `ROOT` or `ROOT:SPLIT`.
+
+    Raises:
+        AnnotationError: With file and line of each problem.
+    """
+    root_text, _, split = rest.partition(":")
+    root = Path(root_text)
+    problems = Problems(root)
+    stems = _stems(root, split, problems)
+    problems.stop()
+    files = [_read(root / "Annotations" / f"{stem}.xml", problems) for stem in stems]
+    problems.stop()
+    classes = _classes(root, set(stems), files)
+    index = {name: label for label, name in enumerate(classes)}
+    rows = Rows()
+    for image, file in enumerate(files):
+        for item in file.objects:
+            if item.difficult:
+                rows.count("difficult objects, trained on and ignored by metrics")
+            left, top, width, height = item.box
+            if min(left, top) < 0:
+                rows.count("boxes that begin before pixel 1, where VOC begins")
+            rows.add(image, index[item.name], item.box, area=width * height, difficult=item.difficult)
+    return rows.labels(
+        classes=classes,
+        category_ids=range(1, len(classes) + 1),
+        image_ids=stems,
+        files=_image_files(root / "JPEGImages", stems),
+        sizes=[file.size for file in files],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    name: str
+    box: Sequence[float]
+    difficult: bool
+
+
+@dataclass(slots=True)
+class _File:
+    size: tuple[int, int] = (0, 0)
+    objects: list[_Object] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Node:
+    """An XML element with the line it starts on."""
+
+    tag: str
+    line: int
+    text: str = ""
+    children: list["_Node"] = field(default_factory=list)
+
+    def child(self, tag: str) -> "_Node | None":
+        return next((child for child in self.children if child.tag == tag), None)
+
+    def word(self, tag: str) -> str | None:
+        node = self.child(tag)
+        return node.text.strip() if node else None
+
+
+class _Collector:
+    """What the parser calls: builds nodes and refuses to go deep."""
+
+    def __init__(self) -> None:
+        self.parser = XMLParser(target=self, forbid_dtd=True)
+        self.open: list[_Node] = [_Node("", 0)]
+
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        if len(self.open) > DEPTH:
+            raise AnnotationError(f"line {self.parser.parser.CurrentLineNumber}: nested more than {DEPTH} levels deep")
+        node = _Node(tag, self.parser.parser.CurrentLineNumber)
+        self.open[-1].children.append(node)
+        self.open.append(node)
+
+    def end(self, tag: str) -> None:
+        self.open.pop()
+
+    def data(self, text: str) -> None:
+        self.open[-1].text += text
+
+
+def _tree(path: Path) -> _Node:
+    """Parse one file.
+
+    Raises:
+        AnnotationError: Where and why it can't be parsed.
+    """
+    collector = _Collector()
+    try:
+        collector.parser.feed(path.read_bytes())
+        collector.parser.close()
+    except OSError as error:
+        raise AnnotationError(f"can't be read ({error.strerror})") from error
+    except ParseError as error:
+        raise AnnotationError(f"line {error.position[0]}: not XML ({error})") from error
+    except DefusedXmlException as error:
+        raise AnnotationError("holds a document type or entity, which could fetch files or fill the memory") from error
+    except (ValueError, LookupError) as error:
+        raise AnnotationError(f"not readable text ({error})") from error
+    return collector.open[0].children[0]
+
+
+def _read(path: Path, problems: Problems) -> _File:
+    """Read one XML file; what is wrong with it goes to the problems."""
+    name = f"{path.parent.name}/{path.name}"
+    file = _File()
+    try:
+        root = _tree(path)
+    except AnnotationError as error:
+        problems.add(name, str(error), "expects a plain VOC annotation file; repair it or take it out of the split")
+        return file
+    if root.tag != "annotation":
+        problems.add(f"{name}:{root.line}", f"<{root.tag}>", "expects <annotation>")
+    size = root.child("size")
+    if size is not None:
+        height, width = (_number(size.word(side) or "0") for side in ("height", "width"))
+        if height is None or width is None or min(height, width) < 0 or height % 1 or width % 1:
+            problems.add(f"{name}:{size.line}", "<size>", "expects width and height in pixels, or leave it out")
+        else:
+            file.size = (int(height), int(width)) if height and width else (0, 0)
+    for node in root.children:
+        if node.tag == "object" and (item := _object(node, name, problems)) is not None:
+            file.objects.append(item)
+    return file
+
+
+def _object(node: _Node, file: str, problems: Problems) -> _Object | None:
+    before = len(problems)
+    name = node.word("name")
+    if not name:
+        problems.add(f"{file}:{node.line}", "<object> without <name>", "expects the name of the class")
+    difficult = node.word("difficult") or "0"
+    if difficult not in {"0", "1"}:
+        problems.add(f"{file}:{node.line}", f"<difficult> {shown(difficult)}", "expects 0 or 1")
+    corners = node.child("bndbox")
+    if corners is None:
+        problems.add(f"{file}:{node.line}", "<object> without <bndbox>", "expects xmin, ymin, xmax, ymax")
+        return None
+    numbers = []
+    for side in ("xmin", "ymin", "xmax", "ymax"):
+        word = corners.word(side)
+        number = None if word is None else _number(word)
+        if number is None:
+            found = f"<{side}> {shown(word)}" if word is not None else f"<bndbox> without <{side}>"
+            problems.add(f"{file}:{corners.line}", found, "expects a finite number of pixels")
+        numbers.append(number or 0.0)
+    left, top, right, bottom = numbers
+    if len(problems) == before and (right < left - 1 or bottom < top - 1):
+        problems.add(
+            f"{file}:{corners.line}",
+            f"<bndbox> ({left:g}, {top:g}, {right:g}, {bottom:g})",
+            "xmax and ymax can't lie before xmin and ymin; are they width and height?",
+        )
+    if len(problems) > before or name is None:
+        return None
+    return _Object(name, (left - 1, top - 1, right - left + 1, bottom - top + 1), difficult == "1")
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _stems(root: Path, split: str, problems: Problems) -> list[str]:
+    """Return the image names of the split, each once, in order."""
+    lists = root / "ImageSets" / "Main"
+    if not (root / "Annotations").is_dir() or not lists.is_dir():
+        inner = sorted(path.parent for path in root.glob("*/Annotations"))
+        remedy = f"did you mean voc:{inner[0]}?" if inner else "give voc:ROOT:SPLIT"
+        raise AnnotationError(f"{root}: no folders Annotations and ImageSets/Main in it; {remedy}")
+    known = sorted(path.stem for path in lists.glob("*.txt"))
+    stems: dict[str, str] = {}
+    for name in (split or "trainval").split("+"):
+        if name not in known:
+            there = ", ".join(known[:12]) + (", …" if len(known) > 12 else "") if known else "none"
+            raise AnnotationError(f"{lists}: no split {name!r}{suggest(name, known)}; there are {there}")
+        lines = (lists / f"{name}.txt").read_text(encoding="utf-8", errors="backslashreplace").splitlines()
+        for number, stem in enumerate(map(str.strip, lines), start=1):
+            if not stem:
+                continue
+            where = f"ImageSets/Main/{name}.txt:{number}"
+            if "/" in stem or not stays_inside(stem):
+                problems.add(where, shown(stem), "must be the name of an image without folder and suffix")
+            elif stems.get(stem) == name:
+                problems.add(where, f"{stem} is listed twice", "list every image once")
+            else:
+                stems.setdefault(stem, name)
+    if not stems:
+        problems.add("ImageSets/Main", f"the split {split or 'trainval'} is empty", "expects one image name a line")
+    return list(stems)
+
+
+def _classes(root: Path, stems: set[str], files: list[_File]) -> tuple[str, ...]:
+    """Return the class names that every split of this folder shares."""
+    names = {item.name for file in files for item in file.objects}
+    unheard = Problems(root)
+    for path in sorted((root / "Annotations").glob("*.xml")):
+        if path.stem not in stems:
+            names |= {item.name for item in _read(path, unheard).objects}
+    standard = tuple(CLASSES.split())
+    return standard if names <= set(standard) else tuple(sorted(names))
+
+
+def _image_files(folder: Path, stems: Iterable[str]) -> list[str]:
+    """Return the file of each image; where there is none, the usual name, which is then reported as missing."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return [next((stem + end for end in SUFFIXES if stem + end in present), stem + SUFFIXES[0]) for stem in stems]

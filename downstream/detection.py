@@ -1,0 +1,149 @@
+"""labelled images -> "what is where?": supervised detection with learned queries, as DETR (Carion et al. 2020).
+
+The road is the one of pretraining, with labels in the place of patches. Known differences from the authors' code, which
+leave the published figures within reach:
+
+    topic               their code                       here
+    class numbers       raw COCO ids, 91 of them         contiguous; original ids return in every results file
+    schedule, rates     command-line flags               `downstream/recipes/detection.py`
+    difficult objects   no VOC                           trained on, ignored by metrics
+    batch padding       also in evaluation               also; evaluate with one image at a time for the record
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+
+from downstream.metrics.average_precision import BoxAP
+from ssldet.data.geometry import DETRAugmentation, ShortSide
+from ssldet.detectors.base import Detector
+from ssldet.losses.criterion import Criterion
+from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm
+from ssldet.matching import BoxGIoUCost, BoxL1Cost, ClassCost, Matcher
+from ssldet.postprocess import detections
+from ssldet.recipe import Within
+from ssldet.task import Objective, Task, Views
+from ssldet.types import Batch, Detections, Losses, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection(Task):
+    """Find all objects of the labelled classes. Defaults are DETR's.
+
+    Attributes:
+        scales: Short sides in pixels, one of which is drawn for each training image.
+        max_size: Limit of the long side in pixels, which goes before the short one.
+        eval_scale: Short side outside training.
+        crop: Chance that a training image is cropped before it is resized.
+        crop_scales: Short sides in pixels, one of which is drawn before a crop.
+        crop_range: Smallest and largest side of a crop in pixels.
+        flip: Chance that a training image is mirrored.
+        freeze_backbone: Leave the backbone as it is.
+        class_weight: Weight of the class, in the loss and in the matching.
+        box_l1_weight: Weight of the L1 distance of boxes, likewise.
+        box_giou_weight: Weight of the generalised overlap, likewise.
+        no_object_weight: Weight of queries without an object; less for small data with few objects an image.
+    """
+
+    cite: ClassVar[str] = "carion2020detr"
+    headline: ClassVar[str] = "AP"
+
+    scales: tuple[int, ...] = tuple(range(480, 801, 32))
+    max_size: Annotated[int, Within(8)] = 1333
+    eval_scale: Annotated[int, Within(8)] = 800
+    crop: Annotated[float, Within(0, 1)] = 0.5
+    crop_scales: tuple[int, ...] = (400, 500, 600)
+    crop_range: tuple[int, int] = (384, 600)
+    flip: Annotated[float, Within(0, 1)] = 0.5
+    freeze_backbone: bool = False
+    class_weight: Annotated[float, Within(0)] = 1.0
+    box_l1_weight: Annotated[float, Within(0)] = 5.0
+    box_giou_weight: Annotated[float, Within(0)] = 2.0
+    no_object_weight: Annotated[float, Within(0, 1)] = 0.1
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """All of the detector, or all but the backbone."""
+        return tuple(name for name in Detector.section_names if not (self.freeze_backbone and name == "backbone"))
+
+    @property
+    def transfers(self) -> tuple[str, ...]:
+        """All of the detector."""
+        return Detector.section_names
+
+    def views(self, *, training: bool = True) -> Views:
+        """Return DETR's augmentation, or the plain resize of evaluation."""
+        if not training:
+            return ShortSide((self.eval_scale,), self.max_size)
+        return DETRAugmentation(
+            scales=self.scales,
+            max_size=self.max_size,
+            crop_scales=self.crop_scales,
+            crop_range=self.crop_range,
+            crop=self.crop,
+            flip=self.flip,
+        )
+
+    def objective(self, detector: Detector) -> "SetPrediction":
+        """Return the module that asks the detector for all objects."""
+        return SetPrediction(self, detector)
+
+    def evaluator(self, source: Source) -> BoxAP:
+        """Return COCO's average precision on a labelled source."""
+        return BoxAP(source)
+
+    def problems(self) -> list[str]:
+        """Say what no single field can know."""
+        wrong = []
+        for name, scales in (("scales", self.scales), ("crop_scales", self.crop_scales)):
+            if not scales or min(scales) < 8:
+                wrong.append(f"{name}: {scales} must name at least one short side of 8 pixels or more")
+        if not 8 <= self.crop_range[0] <= self.crop_range[1]:
+            wrong.append(f"crop_range: {self.crop_range} must be a smallest and a largest side of 8 pixels or more")
+        if self.max_size < max((self.eval_scale, *self.scales)):
+            wrong.append(f"max_size: {self.max_size} is below a short side; raise it or lower scales and eval_scale")
+        return wrong
+
+
+class SetPrediction(Objective):
+    """Asks the detector's own queries for all objects of a batch, and matches the answers with the truth.
+
+    Attributes:
+        detector: Who is asked.
+    """
+
+    def __init__(self, task: Detection, detector: Detector) -> None:
+        """Join detector, matcher and loss terms.
+
+        Args:
+            task: The choices.
+            detector: Who is taught.
+        """
+        super().__init__()
+        self.detector = detector
+        matcher = Matcher(
+            (
+                ClassCost(weight=task.class_weight),
+                BoxL1Cost(weight=task.box_l1_weight),
+                BoxGIoUCost(weight=task.box_giou_weight),
+            )
+        )
+        terms = (
+            ClassTerm(weight=task.class_weight, no_object_weight=task.no_object_weight),
+            BoxL1Term(weight=task.box_l1_weight),
+            BoxGIoUTerm(weight=task.box_giou_weight),
+        )
+        self.criterion = Criterion(matcher, terms)
+
+    def forward(self, batch: Batch) -> Losses:
+        """Ask and compare."""
+        images = self.detector.normalise(batch.images, batch.padding)
+        predictions = self.detector(images, batch.padding, self.detector.default_queries(len(batch)))
+        return self.criterion(predictions, batch.targets)
+
+    @torch.no_grad()
+    def detect(self, batch: Batch) -> list[Detections]:
+        """Return every query's answer, in pixels of the images on disk: DETR needs no suppression and no threshold."""
+        images = self.detector.normalise(batch.images, batch.padding)
+        return detections(self.detector(images, batch.padding), batch.original_sizes)

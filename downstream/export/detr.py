@@ -1,0 +1,107 @@
+"""objective -> a file of facebookresearch/detr: `{"model": …}` in its naming, plus the options that leave no trace.
+
+The file loads with `weights_only=True`, and strictly into DETR's model; that of a random-query-patch run also into
+UP-DETR's. Classes keep their order, counted from 0 and "no object" last, so DETR must be built with their number and
+not with its own 91, unless the run was trained with that.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from downstream.export.proof import ExportReport, write_proven
+from ssldet.detectors.base import Detector
+from ssldet.detectors.detr import DETR
+from ssldet.engine.disk import Disk, write_whole
+from ssldet.errors import CheckpointError
+from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
+from ssldet.task import Objective
+from ssldet.weights.detr import detector_from_file, recognise, to_detr
+from ssldet.weights.resnets import name_resnet
+
+HEADS = ("patch_queries.", "reconstruction.")
+"""What UP-DETR's files have a place for beside the detector."""
+
+
+def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a detector in DETR's format, and prove it by loading it back.
+
+    Args:
+        objective: The detector inside its task. UP-DETR's heads go with it; those of other tasks are left out.
+        info: What is known of it; this format has no place for any of it.
+        out: File to create.
+
+    Raises:
+        ConfigError: The file exists.
+        CheckpointError: DETR can't hold this detector (the message names every field), or what came back differs.
+        SetupError: The file can't be written.
+    """
+    detector = objective.detector
+    reasons = unfit(detector)
+    if reasons:
+        raise CheckpointError(f"{out}: DETR's format can't hold this detector: {'; '.join(reasons)}")
+    assert isinstance(detector, DETR)
+    kept = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in objective.state_dict().items()
+        if name.startswith(("detector.", *HEADS))
+    }
+    state = to_detr(kept)
+    document = {"model": state, "args": _options(detector, state)}
+
+    def write(path: Path) -> None:
+        content = io.BytesIO()
+        torch.save(document, content)
+        write_whole(path, content.getbuffer(), Disk())
+
+    return write_proven(out, write, _read, detector)
+
+
+def unfit(detector: Detector) -> list[str]:
+    """Say which choices of a detector DETR's format has no place for; empty where it has for all.
+
+    Args:
+        detector: What should be written.
+    """
+    if not isinstance(detector, DETR):
+        return [f"detector: is a {type(detector).__name__}; only 'detr' can be written"]
+    reasons = [
+        f"detector.{name}: DETR does no such thing; only models trained with {name}=false can be written"
+        for name in ("normalise_features", "position_at_input")
+        if getattr(detector, name)
+    ]
+    names = detector.backbone.body.state_dict()
+    if name_resnet(names) is None:
+        reasons.append("detector.backbone.name: DETR knows torchvision's resnets only")
+    elif any(name.endswith("num_batches_tracked") for name in names):
+        reasons.append("detector.backbone.frozen_norm: DETR's norms are fixed; train with frozen_norm=true")
+    if (detector.backbone.mean, detector.backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        reasons.append("detector.backbone.name: DETR scales pixels by ImageNet's mean and deviation, this backbone not")
+    return reasons
+
+
+def _options(detector: DETR, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return DETR's own command-line options for this model, as plain values."""
+    dilated = detector.backbone.stride < 32
+    heads: int = detector.decoder.layers[0].self_attn.heads  # type: ignore[assignment, union-attr]
+    config = recognise(state, heads=heads, output_stride=16 if dilated else 32).config
+    return {
+        "backbone": config.backbone.name,
+        "dilation": dilated,
+        "position_embedding": "sine",
+        "enc_layers": config.encoder_layers,
+        "dec_layers": config.decoder_layers,
+        "dim_feedforward": config.feedforward,
+        "hidden_dim": config.width,
+        "nheads": heads,
+        "num_queries": config.num_queries,
+        "pre_norm": config.pre_norm,
+    }
+
+
+def _read(path: Path) -> Detector:
+    return detector_from_file(path).detector

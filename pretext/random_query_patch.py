@@ -1,0 +1,398 @@
+"""images -> "where was this patch?": random query patch detection, the pretext task of UP-DETR (Dai et al. 2021).
+
+Patches are cut from an image at random, described by the detector's own backbone and added to its object queries; the
+detector must say where in the image each patch lies. Such boxes need no annotator, and the whole transformer learns.
+Known differences between the paper, the authors' released code and this file, each with the field that chooses:
+
+    topic               paper                        released code                    here
+    matching            over all queries             over all queries                 `matching`; see below
+    masking             10 % of query patches        10 % of single queries           `masking`, `mask_ratio`
+    query shuffle       yes                          no                               `shuffle`
+    "no match" weight   M / N                        0.1                              `no_match`
+    classes             matched or not               a third logit that never wins    `num_classes` of the detector
+    reconstruction      of the frozen CNN's vector   target not detached              `detach_target`
+    augmentation        SimCLR's without flip        half as strong, no crop          `jitter`
+    image scale         short side in 320..480       ten sizes, 384 left out          `image_sides`
+    transformer         norms not stated             norm before each branch          `pre_norm` of the detector
+    borders             not stated                   right and bottom never reached   every border is reached
+
+The matching decides what is learned. Over all queries, one that was shown patch 1 may be paid for finding patch 2, so
+boxes are learned by place alone and their content is ignored; within a patch's own queries the detector has to look.
+Field defaults are the released code's, because its weights were trained so; our own recipes match within own groups.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from pretext.patch_iou import PatchIoU, template_matching
+from ssldet.boxes import to_normalised
+from ssldet.data.geometry import resize_short_side
+from ssldet.data.photometric import Jitter, apply_jitter, draw_jitter
+from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.losses.criterion import Criterion
+from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm, Term, sum_by_layer
+from ssldet.matching import BoxGIoUCost, BoxL1Cost, ClassCost, Matcher
+from ssldet.nn.heads import MLP
+from ssldet.postprocess import detections
+from ssldet.queries import PatchQueries, unequal_shares
+from ssldet.recipe import Within
+from ssldet.task import Evaluator, Objective, PretextTask, Views
+from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Sample, Source, Targets
+
+RELEASED_SIDES = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
+"""Short sides of the released code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomQueryPatch(PretextTask):
+    """Where was each of these patches cut?
+
+    Attributes:
+        num_patches: Patches of one image (M); one is the paper's single-query pretraining (section 3.1).
+        patch_size: Side in pixels to which every patch is squeezed, whatever its proportions.
+        smallest_pixels: Shortest side of a patch, in pixels of the image on disk; as much is always left outside.
+        smallest_share: Shortest side of a patch as a share of the image's side; the larger of the two limits counts.
+        largest_share: Longest side of a patch as a share of the image's side.
+        image_sides: Short sides, one of which is drawn for each image.
+        longest_side: Limit of the long side, which goes before the short one.
+        eval_side: Short side outside training.
+        jitter: Photometric change of the patches; the image stays as it is, and nothing is ever flipped.
+        masking: What is hidden at random: patch features of single `query` slots, or of a whole `patch`.
+        mask_ratio: Chance of being hidden.
+        grouped_attention: Keep queries of different patches from attending to one another.
+        shuffle: Hand the query embeddings to the patches in a new order at every step.
+        normalise_patches: Bring projected patch features to zero mean and unit variance; goes with the detector's
+            `normalise_features`, and helps small models.
+        matching: Let any query answer for a patch (`global`), or only the patch's own (`own_group`).
+        reconstruction: Also rebuild the patch's feature from the answer.
+        detach_target: Keep gradients from reaching the rebuilt feature's target. Without effect while the backbone is
+            frozen; otherwise the target can collapse, as the paper's 62.0 in table 5(c) suggests.
+        freeze_backbone: Leave the backbone as it is, the paper's prerequisite (table 5: 78.7 AP50 frozen, 74.0 not).
+        no_match: Weight of queries without a match: `constant`, or the paper's `M/N`.
+        no_match_weight: That constant.
+        class_weight: Weight of "matched or not", in the loss and in the matching.
+        box_l1_weight: Weight of the L1 distance of boxes, likewise.
+        box_giou_weight: Weight of the generalised overlap, likewise.
+        reconstruction_weight: Weight of the reconstruction in the loss.
+    """
+
+    cite: ClassVar[str] = "dai2021updetr"
+    headline: ClassVar[str] = "patch_iou"
+
+    num_patches: Annotated[int, Within(1)] = 10
+    patch_size: Annotated[int, Within(8)] = 128
+    smallest_pixels: Annotated[int, Within(1)] = 8
+    smallest_share: Annotated[float, Within(0, 1)] = 0.0
+    largest_share: Annotated[float, Within(0, 1)] = 1.0
+    image_sides: tuple[int, ...] = RELEASED_SIDES
+    longest_side: Annotated[int, Within(8)] = 600
+    eval_side: Annotated[int, Within(8)] = 480
+    jitter: Jitter = field(default_factory=Jitter)
+    masking: Literal["query", "patch"] = "query"
+    mask_ratio: Annotated[float, Within(0, 1)] = 0.1
+    grouped_attention: bool = True
+    shuffle: bool = False
+    normalise_patches: bool = False
+    matching: Literal["global", "own_group"] = "global"
+    reconstruction: bool = True
+    detach_target: bool = True
+    freeze_backbone: bool = True
+    no_match: Literal["constant", "M/N"] = "constant"
+    no_match_weight: Annotated[float, Within(0)] = 0.1
+    class_weight: Annotated[float, Within(0)] = 1.0
+    box_l1_weight: Annotated[float, Within(0)] = 5.0
+    box_giou_weight: Annotated[float, Within(0)] = 2.0
+    reconstruction_weight: Annotated[float, Within(0)] = 1.0
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """All of the detector, or all but the backbone."""
+        return tuple(name for name in Detector.section_names if not (self.freeze_backbone and name == "backbone"))
+
+    @property
+    def transfers(self) -> tuple[str, ...]:
+        """All but the class head, which means something else to every task."""
+        return tuple(name for name in Detector.section_names if name != "class_head")
+
+    def views(self, *, training: bool = True) -> Views:
+        """Return the function that cuts the patches."""
+        return PatchViews(task=self, training=training)
+
+    def objective(self, detector: Detector) -> "PatchDetection":
+        """Return the module that asks the detector for the patches."""
+        return PatchDetection(self, detector)
+
+    def evaluator(self, source: Source) -> Evaluator:
+        """Return the overlap of answers with the truth, beside that of the best constant box."""
+        return PatchIoU()
+
+    def probe(self, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
+        """Find the patches by nearest feature, without any transformer: what backbone and jitter leave to be learned.
+
+        Returns:
+            `template_iou`, and `constant_iou` of the best constant box. Where the first does not exceed the second,
+            the features do not tell patches apart and the task can't be learned from content.
+        """
+        assert isinstance(objective, PatchDetection)
+        return template_matching((batch, *objective.describe_all(batch)) for batch in batches)
+
+    def problems(self) -> list[str]:
+        """Say what no single field can know."""
+        wrong = []
+        if not self.image_sides or min(self.image_sides) < 8:
+            wrong.append(f"image_sides: {self.image_sides} must name at least one short side of 8 pixels or more")
+        if self.smallest_share > self.largest_share:
+            wrong.append(
+                f"smallest_share: {self.smallest_share:g} is above largest_share {self.largest_share:g}; swap them"
+            )
+        return wrong
+
+    def problems_with(self, detector: DetectorConfig) -> list[str]:
+        """Say whether the detector's queries can be shared equally among the patches."""
+        if detector.num_queries % self.num_patches == 0:
+            return []
+        return [f"num_patches: {unequal_shares(detector.num_queries, self.num_patches)}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchViews:
+    """Cuts the patches of one image, on the original pixels, and then brings the image to its size.
+
+    Attributes:
+        task: Says how.
+        training: False leaves out the jitter and always takes the same size.
+    """
+
+    task: RandomQueryPatch
+    training: bool
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Make a problem of an image; its labels, if there are any, are not looked at."""
+        task, (height, width) = self.task, sample.image.shape[1:]
+        boxes_xyxy = draw_boxes(task, height, width, generator)
+        numbers = torch.arange(task.num_patches)
+        targets = Targets(boxes=to_normalised(boxes_xyxy.float(), (height, width)), labels=numbers, groups=numbers)
+        side, jitter = task.eval_side, None
+        if self.training:
+            side = task.image_sides[int(torch.randint(len(task.image_sides), (), generator=generator))]
+            jitter = draw_jitter(task.num_patches, task.jitter, generator)
+        asked = replace(sample, targets=targets, patches=cut(sample.image, boxes_xyxy, task.patch_size), jitter=jitter)
+        return resize_short_side(asked, side, task.longest_side)
+
+
+def draw_boxes(
+    task: RandomQueryPatch, height: int, width: int, generator: torch.Generator
+) -> Int[Tensor, "P 4"]:
+    """Draw absolute xyxy boxes: first the sides, uniformly and apart, then a place among all that fit.
+
+    Args:
+        task: Says how many, and how large.
+        height: Of the image, in pixels.
+        width: Likewise.
+        generator: Source of all chance.
+    """
+    starts, ends = [], []
+    for extent in (width, height):
+        low = min(extent, max(task.smallest_pixels, math.ceil(task.smallest_share * extent)))
+        high = max(low, min(extent - task.smallest_pixels, math.floor(task.largest_share * extent)))
+        length = torch.randint(low, high + 1, (task.num_patches,), generator=generator)
+        # Both borders count as places, so that a patch may touch the right and the bottom one too.
+        free = torch.rand(task.num_patches, generator=generator, dtype=torch.float64) * (extent - length + 1)
+        starts.append(free.long())
+        ends.append(starts[-1] + length)
+    return torch.stack([*starts, *ends], dim=1)
+
+
+def cut(image: UInt8[Tensor, "3 H W"], boxes_xyxy: Int[Tensor, "P 4"], size: int) -> UInt8[Tensor, "P 3 h w"]:
+    """Cut patches and squeeze each to a square.
+
+    Args:
+        image: Pixels.
+        boxes_xyxy: Absolute corners, whole pixels.
+        size: Side of the squares.
+    """
+    return torch.stack([squeeze(image[:, y0:y1, x0:x1], size) for x0, y0, x1, y1 in boxes_xyxy.tolist()])
+
+
+def squeeze(patch: UInt8[Tensor, "3 _ _"], size: int) -> UInt8[Tensor, "3 h w"]:
+    """Bring a patch to a square of `size` pixels, whatever its proportions.
+
+    Args:
+        patch: Pixels.
+        size: Side of the square.
+    """
+    return F.interpolate(patch[None], (size, size), mode="bilinear", antialias=True)[0]
+
+
+class PatchDetection(Objective):
+    """Asks the detector for the patches of a batch, and teaches it to answer.
+
+    Attributes:
+        detector: Who is asked.
+        patch_queries: Patch features -> queries; thrown away after pretraining.
+        reconstruction: Decoder states -> patch features, where the task wants them; likewise.
+    """
+
+    def __init__(self, task: RandomQueryPatch, detector: Detector) -> None:
+        """Join detector, heads, matcher and loss terms.
+
+        Args:
+            task: The choices.
+            detector: Who is taught.
+        """
+        super().__init__()
+        self.task, self.detector = task, detector
+        self.patch_queries = PatchQueries(
+            detector.feature_channels,
+            detector.width,
+            num_patches=task.num_patches,
+            masking=task.masking,
+            mask_ratio=task.mask_ratio,
+            shuffle=task.shuffle,
+            grouped_attention=task.grouped_attention,
+            normalise=task.normalise_patches,
+        )
+        share = task.num_patches / detector.num_queries if task.no_match == "M/N" else task.no_match_weight
+        terms: list[Term] = [
+            ClassTerm(weight=task.class_weight, no_object_weight=share),
+            BoxL1Term(weight=task.box_l1_weight),
+            BoxGIoUTerm(weight=task.box_giou_weight),
+        ]
+        self.reconstruction: MLP | None = None
+        if task.reconstruction:
+            self.reconstruction = MLP(detector.width, detector.width, detector.feature_channels, depth=2)
+            terms.append(FeatureReconstruction(head=self.reconstruction, weight=task.reconstruction_weight))
+        costs = (
+            ClassCost(weight=task.class_weight),
+            BoxL1Cost(weight=task.box_l1_weight),
+            BoxGIoUCost(weight=task.box_giou_weight),
+        )
+        self.criterion = Criterion(Matcher(costs, scope=task.matching), terms)
+
+    def forward(self, batch: Batch) -> Losses:
+        """Ask and compare, in the order of the paper's figure 2."""
+        features = self.describe(_patches(batch), batch.jitter)
+        queries = self.patch_queries(features, self._embedding())
+        images = self.detector.normalise(batch.images, batch.padding)
+        predictions = self.detector(images, batch.padding, queries)
+        wanted = features.detach() if self.task.detach_target else features
+        return self.criterion(predictions, self._targets(batch.targets, wanted))
+
+    def describe(
+        self, patches: UInt8[Tensor, "B P 3 h w"], jitter: Float[Tensor, "B P J"] | None = None
+    ) -> Float[Tensor, "B P E"]:
+        """Return the backbone's features of the patches, averaged over their cells.
+
+        Args:
+            patches: Pixels.
+            jitter: Drawn photometric changes; none for the patches as they are.
+        """
+        pixels = patches.flatten(0, 1)
+        if jitter is not None:
+            pixels = apply_jitter(pixels.float() / 255, jitter.flatten(0, 1))
+        cells = self.detector.features(self.detector.normalise(pixels))
+        return cells.mean(dim=(2, 3)).unflatten(0, patches.shape[:2])
+
+    @torch.no_grad()
+    def describe_all(self, batch: Batch) -> tuple[Float[Tensor, "B E h w"], Float[Tensor, "B P E"]]:
+        """Return the backbone's features of the images and of their jittered patches."""
+        images = self.detector.features(self.detector.normalise(batch.images, batch.padding))
+        return images, self.describe(_patches(batch), batch.jitter)
+
+    @torch.no_grad()
+    def detect(self, batch: Batch) -> list[Detections]:
+        """Return one detection a patch, in order: the most confident of the patch's own queries.
+
+        Labels are the numbers of the patches.
+        """
+        patches = _patches(batch)
+        found = self._answers(batch, self.describe(patches))
+        return [_most_confident(answers, patches.shape[1]) for answers in found]
+
+    @torch.no_grad()
+    def localise(self, batch: Batch, patches: Sequence[UInt8[Tensor, "3 _ _"]]) -> list[Detections]:
+        """Look for any patches in every image of a batch (the paper's figure 5).
+
+        Args:
+            batch: Where to look; its own patches are not used.
+            patches: What to look for, of any size and number.
+
+        Returns:
+            The answers of all queries, for each image; labels are the numbers of the patches.
+        """
+        rounds = []
+        for start in range(0, len(patches), self.task.num_patches):
+            chosen = [squeeze(patch, self.task.patch_size) for patch in patches[start : start + self.task.num_patches]]
+            features = self.describe(torch.stack(chosen)[None].to(batch.images.device))
+            answers = self._answers(batch, features.expand(len(batch), -1, -1))
+            rounds.append([replace(one, labels=one.labels + start) for one in answers])
+        return [_join(answers) for answers in zip(*rounds, strict=True)]
+
+    def _answers(self, batch: Batch, features: Float[Tensor, "B P E"]) -> list[Detections]:
+        """Return every query's answer, labelled with the number of its patch."""
+        queries = self.patch_queries(features, self._embedding())
+        images = self.detector.normalise(batch.images, batch.padding)
+        found = detections(self.detector(images, batch.padding, queries), batch.original_sizes)
+        return [replace(one, labels=queries.groups.to(one.labels)) for one in found]
+
+    def _embedding(self) -> Float[Tensor, "Q D"]:
+        return self.detector.default_queries(1).position[0]
+
+    def _targets(self, targets: Sequence[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
+        """Give every patch the detector's last class, which stands for "matched", and its feature."""
+        matched = self.detector.num_classes - 1
+        return [
+            replace(one, labels=torch.full_like(one.labels, matched), embeddings=wanted if self.task.reconstruction else None)
+            for one, wanted in zip(targets, features, strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureReconstruction:
+    """Squared distance between what a matched query says of its patch and the patch's feature (equation 2).
+
+    Attributes:
+        head: Decoder states -> features.
+        weight: Factor in the total.
+    """
+
+    name: ClassVar[str] = "reconstruction"
+    head: nn.Module
+    weight: float = 1.0
+
+    def __call__(
+        self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
+    ) -> Float[Tensor, " L"]:
+        """Return the sum over matches and channels, both vectors of length one, divided by `num_boxes`."""
+        assert targets.embeddings is not None
+        states = predictions.states[matches.layer, matches.image, matches.query]
+        said = F.normalize(self.head(states.float()), dim=-1)
+        wanted = F.normalize(targets.embeddings.float(), dim=-1)[matches.target]
+        distance = (said - wanted).square().sum(-1)
+        return sum_by_layer(distance, matches, len(predictions.states)) / num_boxes
+
+
+def _patches(batch: Batch) -> UInt8[Tensor, "B P 3 h w"]:
+    assert batch.patches is not None, "the views of this task cut patches; was the batch made by others?"
+    return batch.patches
+
+
+def _most_confident(answers: Detections, patches: int) -> Detections:
+    each = len(answers) // patches
+    best = answers.scores.view(patches, each).argmax(1) + each * torch.arange(patches, device=answers.scores.device)
+    return Detections(boxes=answers.boxes[best], scores=answers.scores[best], labels=answers.labels[best])
+
+
+def _join(parts: Sequence[Detections]) -> Detections:
+    return Detections(
+        boxes=torch.cat([part.boxes for part in parts]),
+        scores=torch.cat([part.scores for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+    )

@@ -1,0 +1,56 @@
+"""list[Sample] -> Batch: pad images to one canvas and remember the padding."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from ssldet.types import Batch, Sample
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Gather samples; the canvas is as high as the highest and as wide as the widest image.
+
+    Args:
+        samples: At least one. Patches and jitter must have the same shape in all samples, or be absent in all.
+
+    Raises:
+        ValueError: Some samples carry patches or jitter of another shape than the others.
+    """
+    images, padding = _pad([sample.image for sample in samples])
+    return Batch(
+        images=images,
+        padding=padding,
+        sizes=torch.tensor([sample.image.shape[1:] for sample in samples]),
+        targets=[sample.targets for sample in samples],
+        keys=[sample.key for sample in samples],
+        original_sizes=torch.tensor([sample.original_size for sample in samples]),
+        patches=_stack("patches", samples),
+        jitter=_stack("jitter", samples),
+        skipped=tuple(skipped for sample in samples for skipped in sample.skipped),
+    )
+
+
+def _pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
+    height = max(image.shape[1] for image in images)
+    width = max(image.shape[2] for image in images)
+    canvas = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    padding = torch.ones(len(images), height, width, dtype=torch.bool)
+    for row, image in enumerate(images):
+        canvas[row, :, : image.shape[1], : image.shape[2]] = image
+        padding[row, : image.shape[1], : image.shape[2]] = False
+    return canvas, padding
+
+
+def _stack(name: str, samples: Sequence[Sample]) -> Tensor | None:
+    parts: list[Tensor | None] = [getattr(sample, name) for sample in samples]
+    shapes = [None if part is None else tuple(part.shape) for part in parts]
+    for sample, shape in zip(samples, shapes, strict=True):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"{name} of one batch must have one shape, but {samples[0].key!r} has {shapes[0]} and {sample.key!r} "
+                f"has {shape}; the views of the task must give every image the same number and size"
+            )
+    present = [part for part in parts if part is not None]
+    return torch.stack(present) if present else None

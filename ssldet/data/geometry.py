@@ -1,0 +1,194 @@
+"""Sample -> Sample: resize, flip and crop; image and boxes move together by one draw.
+
+Functions change a sample in a way that is given; callables draw the way from a generator and fit `task.Views`.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from ssldet.boxes import to_absolute, to_normalised
+from ssldet.task import Views
+from ssldet.types import Sample, Targets
+
+SLIVER = 1e-3
+"""Side in pixels below which a cropped box is empty: what rounding leaves of a box that only touched the crop."""
+
+
+def resize(sample: Sample, size: tuple[int, int]) -> Sample:
+    """Resize to a height and a width; normalised boxes stay what they are.
+
+    Args:
+        sample: Image and boxes.
+        size: Height and width in pixels.
+    """
+    # Interleaved, as decoders leave them, pixels are resized three times as fast as in planes (which fail at 1×1).
+    interleaved = sample.image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    image = functional.resize(interleaved, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return replace(sample, image=image)
+
+
+def resize_short_side(sample: Sample, short: int, max_size: int | None = None) -> Sample:
+    """Resize so that the short side has a length, unless the long side then exceeds its limit.
+
+    Args:
+        sample: Image and boxes.
+        short: Wanted length of the short side in pixels.
+        max_size: Limit of the long side in pixels, kept to the pixel that rounding the short side allows.
+    """
+    height, width = sample.image.shape[1:]
+    return resize(sample, short_side_size((height, width), short, max_size))
+
+
+def short_side_size(size: tuple[int, int], short: int, max_size: int | None = None) -> tuple[int, int]:
+    """Return the size that DETR's rule gives, rounding included, so that published models see what they were made for.
+
+    Args:
+        size: Height and width in pixels.
+        short: Wanted length of the short side.
+        max_size: Limit of the long side.
+    """
+    low, high = min(size), max(size)
+    if max_size is not None and high / low * short > max_size:
+        short = max(1, round(max_size * low / high))
+    height, width = size
+    if low == short:
+        return size
+    return (int(short * height / width), short) if width < height else (short, int(short * width / height))
+
+
+def flip(sample: Sample) -> Sample:
+    """Mirror left and right."""
+    boxes = sample.targets.boxes.clone()
+    boxes[:, 0] = 1 - boxes[:, 0]
+    return replace(sample, image=sample.image.flip(-1), targets=replace(sample.targets, boxes=boxes))
+
+
+def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """Cut a rectangle out; boxes are clipped to it, and those with nothing left are dropped with all that is theirs.
+
+    Args:
+        sample: Image and boxes.
+        top: First row.
+        left: First column.
+        height: Number of rows.
+        width: Number of columns.
+    """
+    before_height, before_width = sample.image.shape[1:]
+    corners = to_absolute(sample.targets.boxes, (before_height, before_width))
+    corners = corners - torch.tensor([left, top, left, top])
+    corners = torch.minimum(corners.clamp(min=0), torch.tensor([width, height, width, height]))
+    remains = ((corners[:, 2:] - corners[:, :2]) > SLIVER).all(dim=1)
+    targets = replace(sample.targets, boxes=to_normalised(corners, (height, width)))
+    image = sample.image[:, top : top + height, left : left + width]
+    return replace(sample, image=image, targets=_keep(targets, remains))
+
+
+def _keep(targets: Targets, chosen: Bool[Tensor, " T"]) -> Targets:
+    return Targets(
+        boxes=targets.boxes[chosen],
+        labels=targets.labels[chosen],
+        embeddings=None if targets.embeddings is None else targets.embeddings[chosen],
+        groups=None if targets.groups is None else targets.groups[chosen],
+    )
+
+
+@dataclass(frozen=True)
+class ShortSide:
+    """Resize the short side to one of some lengths.
+
+    Attributes:
+        scales: Lengths to choose from, in pixels.
+        max_size: Limit of the long side.
+    """
+
+    scales: tuple[int, ...]
+    max_size: int | None = None
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Draw a length and resize."""
+        return resize_short_side(sample, self.scales[_whole(0, len(self.scales) - 1, generator)], self.max_size)
+
+
+@dataclass(frozen=True)
+class FixedSize:
+    """Resize to one size, whatever the aspect.
+
+    Attributes:
+        height: Rows.
+        width: Columns.
+    """
+
+    height: int
+    width: int
+
+    def __call__(self, sample: Sample, _: torch.Generator) -> Sample:
+        """Resize; nothing is drawn."""
+        return resize(sample, (self.height, self.width))
+
+
+@dataclass(frozen=True)
+class DETRAugmentation:
+    """DETR's training augmentation: flip, then resize, in half of the cases with a random crop before it.
+
+    Attributes:
+        scales: Lengths of the short side to choose from, in pixels.
+        max_size: Limit of the long side.
+        crop_scales: Lengths of the short side to choose from before a crop.
+        crop_range: Smallest and largest side of a crop.
+        crop: Chance of a crop.
+        flip: Chance of a flip.
+    """
+
+    scales: tuple[int, ...] = tuple(range(480, 801, 32))
+    max_size: int | None = 1333
+    crop_scales: tuple[int, ...] = (400, 500, 600)
+    crop_range: tuple[int, int] = (384, 600)
+    crop: float = 0.5
+    flip: float = 0.5
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Draw and apply."""
+        if _chance(self.flip, generator):
+            sample = flip(sample)
+        if _chance(self.crop, generator):
+            sample = ShortSide(self.crop_scales)(sample, generator)
+            rows, columns = sample.image.shape[1:]
+            height, width = self._side(rows, generator), self._side(columns, generator)
+            top, left = _whole(0, rows - height, generator), _whole(0, columns - width, generator)
+            sample = crop(sample, top, left, height, width)
+        return ShortSide(self.scales, self.max_size)(sample, generator)
+
+    def _side(self, whole: int, generator: torch.Generator) -> int:
+        low, high = self.crop_range
+        return _whole(min(low, whole), min(high, whole), generator)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Several views, one after the other.
+
+    Attributes:
+        steps: What to apply, in order.
+    """
+
+    steps: tuple[Views, ...]
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Apply all."""
+        for step in self.steps:
+            sample = step(sample, generator)
+        return sample
+
+
+def _whole(low: int, high: int, generator: torch.Generator) -> int:
+    """Draw a whole number, both ends included."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def _chance(probability: float, generator: torch.Generator) -> bool:
+    return float(torch.rand((), generator=generator)) < probability

@@ -1,0 +1,289 @@
+"""path -> pixels, folders -> Source: plain images without labels, and every way in which a file can be no good.
+
+Files come from strangers, so nothing about them is believed: only regular files are opened, only six formats are
+decoded, sizes are judged before a pixel is unpacked, and whatever a decoder throws becomes an `UnreadableError` with
+one word for a reason:
+
+    missing forbidden unreachable not-a-file            the file system says no
+    empty not-an-image truncated damaged                the content says no
+    too-large too-small too-thin                        the size says no
+    float-image integer-image odd-colours               pixel values without a declared range, or of no known meaning
+    closed-folder                                       a folder that can't be listed
+"""
+
+import errno
+import hashlib
+import os
+import stat
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ssldet.data.files import Listing, list_files, shown, tally
+from ssldet.errors import DataError, SetupError, UnreadableError
+from ssldet.types import Sample, Skipped, Targets
+
+Answer = TypeVar("Answer")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""What is decoded, whatever a file is named. Pillow knows forty more formats; one of them starts a printer language."""
+MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16L", "I;16B"}
+"""Pixel layouts whose meaning is known."""
+MAX_ASPECT = 20
+"""Longest side over shortest; beyond it a resized image is thinner than one cell of a backbone."""
+BACKDROP = (124, 116, 104)
+"""Colour behind transparent pixels: the mean of ImageNet, which normalises to nothing, as padding does."""
+PAUSES = (0.1, 0.5, 2.0)
+"""Seconds to wait before asking a network file system again."""
+PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN}
+"""Errors of network file systems that may be gone a moment later."""
+REFUSALS = {
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ELOOP), "missing"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "forbidden"),
+    **dict.fromkeys((errno.EISDIR, errno.ENXIO, errno.ENODEV), "not-a-file"),
+}
+"""Errors of the file system that will not pass, and the word for each."""
+
+
+def open_images(specs: Sequence[str | Path], *, min_side: int, max_pixels: int) -> "ImageSource":
+    """Open folders, globs, file lists and files as one source; every header is read, no pixel.
+
+    Args:
+        specs: See `files.list_files`.
+        min_side: Shortest usable side in pixels.
+        max_pixels: Largest usable image in pixels; Pillow's own limit of 178 million stands above it.
+
+    Raises:
+        DataError: A specification names nothing, or nothing of it is usable.
+    """
+    listing = list_files(specs)
+    source = ImageSource(listing, min_side=min_side, max_pixels=max_pixels)
+    if not len(source):
+        first = source.skipped[-1]
+        raise DataError(
+            f"0 of {len(listing.names)} images usable in {', '.join(map(shown, specs))} ({tally(source.skipped)}); "
+            f"for one, {first.path} is {first.reason}"
+        )
+    return source
+
+
+def read_image(path: str | Path, *, min_side: int, max_pixels: int) -> UInt8[Tensor, "3 H W"]:
+    """Decode one image to RGB: upright as its EXIF says, 16-bit greys scaled, transparency over `BACKDROP`.
+
+    Of an animation the first frame is taken.
+
+    Args:
+        path: A file.
+        min_side: Shortest usable side in pixels.
+        max_pixels: Largest usable image in pixels.
+
+    Raises:
+        UnreadableError: With a reason from the list on top of this file.
+    """
+    # Decoders warn about what does no harm here, and about sizes that `max_pixels` has judged.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _patiently(str(path), _decode, min_side, max_pixels)
+
+
+def image_sizes(
+    folder: Path, names: Sequence[str], *, min_side: int, max_pixels: int
+) -> list[tuple[int, int] | UnreadableError]:
+    """Return height and width of images as `read_image` gives them, from their headers alone.
+
+    Args:
+        folder: Where the files lie.
+        names: Paths relative to the folder.
+        min_side: Shortest usable side in pixels.
+        max_pixels: Largest usable image in pixels.
+
+    Returns:
+        The size of each image, or what is wrong with it.
+    """
+    return _inspect(str(folder), names, lambda image, _: _upright_size(image), min_side, max_pixels)
+
+
+class ImageSource:
+    """Images without labels; a `Source`.
+
+    Attributes:
+        classes: Empty.
+        fingerprint: Short hash of the names and sizes of the usable files.
+        skipped: Files that were found but can't be used, known from their headers.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, listing: Listing, *, min_side: int, max_pixels: int) -> None:
+        """Read all headers and keep what is usable.
+
+        Args:
+            listing: Files.
+            min_side: Shortest usable side in pixels.
+            max_pixels: Largest usable image in pixels.
+        """
+        self._root, self._limits = listing.root, (min_side, max_pixels)
+        verdicts = _inspect(listing.root, listing.names, lambda image, size: size, min_side, max_pixels)
+        skipped = [Skipped(path=v.path, reason=v.reason) for v in verdicts if isinstance(v, UnreadableError)]
+        self.skipped = (*listing.skipped, *skipped)
+        usable = [(name, v) for name, v in zip(listing.names, verdicts, strict=True) if isinstance(v, int)]
+        # One block of bytes instead of a million strings: workers share it, since nothing counts references in it.
+        encoded = [os.fsencode(name) for name, _ in usable]
+        self._names = b"".join(encoded)
+        self._ends = np.cumsum([0, *map(len, encoded)])
+        digest = hashlib.blake2b(digest_size=6)
+        for name, (_, size) in zip(encoded, usable, strict=True):
+            digest.update(name + f"\0{size}\0".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Number of usable images."""
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image.
+
+        Raises:
+            UnreadableError: The file can't be decoded, or is no longer there.
+        """
+        min_side, max_pixels = self._limits
+        image = read_image(self.path_of(index), min_side=min_side, max_pixels=max_pixels)
+        nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+        height, width = image.shape[1:]
+        return Sample(image=image, targets=nothing, key=shown(self._name(index)), original_size=(height, width))
+
+    def path_of(self, index: int) -> Path:
+        """Return where an image lies."""
+        return Path(self._root, self._name(index))
+
+    def _name(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
+
+
+def _inspect(
+    root: str, names: Sequence[str], use: Callable[[Image.Image, int], Answer], min_side: int, max_pixels: int
+) -> list[Answer | UnreadableError]:
+    """Return what the header of each file tells, or what is wrong with it."""
+
+    def look(part: Sequence[str]) -> list[Answer | UnreadableError]:
+        verdicts: list[Answer | UnreadableError] = []
+        for name in part:
+            try:
+                path = os.path.join(root, name)  # noqa: PTH118  # a million times
+                verdicts.append(_patiently(path, use, min_side, max_pixels))
+            except UnreadableError as error:
+                verdicts.append(error)
+        return verdicts
+
+    parts = [names[first : first + 256] for first in range(0, len(names), 256)]
+    # Threads, because on a network file system a header costs a journey and no work.
+    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=8) as pool:
+        warnings.simplefilter("ignore")
+        return [verdict for part in pool.map(look, parts) for verdict in part]
+
+
+def _patiently(path: str, use: Callable[[Image.Image, int], Answer], min_side: int, max_pixels: int) -> Answer:
+    """Open, judge and use an image; ask again where a file system stumbles; know one kind of error."""
+    for pause in (*PAUSES, None):
+        try:
+            return _open(path, use, min_side, max_pixels)
+        except UnreadableError:
+            raise
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise SetupError(f"too many open files at {shown(path)}; raise the limit with ulimit -n") from error
+            if error.errno not in PASSING or pause is None:
+                raise UnreadableError(shown(path), _reason(error)) from error
+            time.sleep(pause)
+        except Exception as error:  # decoders of damaged files raise anything
+            raise UnreadableError(shown(path), _reason(error)) from error
+    raise AssertionError
+
+
+def _open(path: str, use: Callable[[Image.Image, int], Answer], min_side: int, max_pixels: int) -> Answer:
+    with open(path, "rb", opener=_without_waiting) as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise UnreadableError(shown(path), "not-a-file")
+        if info.st_size == 0:
+            raise UnreadableError(shown(path), "empty")
+        with Image.open(file, formats=FORMATS) as image:
+            fault = _fault(image, min_side, max_pixels)
+            if fault:
+                raise UnreadableError(shown(path), fault)
+            return use(image, info.st_size)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a pipe as one finds it; plain opening waits until someone writes into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _fault(image: Image.Image, min_side: int, max_pixels: int) -> str | None:
+    """Judge an image by its header."""
+    short, long = sorted(image.size)
+    if short * long > max_pixels:
+        return "too-large"
+    if image.mode not in MODES:
+        return {"F": "float-image", "I": "integer-image"}.get(image.mode, "odd-colours")
+    if short < min_side:
+        return "too-small"
+    return "too-thin" if long > MAX_ASPECT * short else None
+
+
+def _decode(image: Image.Image, _: int) -> Tensor:
+    # Other packages switch this on for the whole process; half an image would then pass as grey and whole.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    image.load()
+    upright = _upright(image)
+    if upright.mode.startswith("I;16"):
+        # Pillow's own conversion cuts off at 255 and returns white.
+        grey = (np.asarray(upright).astype(np.uint32) * 255 + 32767) // 65535
+        pixels = np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    elif upright.has_transparency_data:
+        backdrop = Image.new("RGBA", upright.size, (*BACKDROP, 255))
+        pixels = np.array(Image.alpha_composite(backdrop, upright.convert("RGBA")).convert("RGB"))
+    else:
+        pixels = np.array(upright.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    try:
+        # Asked for EXIF that is not in its header, a PNG would be decoded whole.
+        turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) >= 5
+    except Exception:  # damaged EXIF around whole pixels, as in `_upright`
+        turned = False
+    return (width, height) if turned else (height, width)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF around whole pixels
+        return image
+
+
+def _reason(error: Exception) -> str:
+    code = getattr(error, "errno", None)
+    if code in REFUSALS:
+        return REFUSALS[code]
+    if code in PASSING:
+        return "unreachable"
+    if isinstance(error, UnidentifiedImageError):
+        return "not-an-image"
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return "too-large"
+    return "truncated" if isinstance(error, EOFError) or "truncated" in str(error).lower() else "damaged"

@@ -1,0 +1,259 @@
+"""Source, views -> batches: one endless stream of images in which every draw is a function of its place.
+
+Position p of the stream lies in epoch p // n and shows image order(n, seed, epoch)[p % n]; step k takes the positions
+from k·B to (k+1)·B. Epochs have no edge and no image is dropped. What a sample looks like depends on (seed, epoch,
+image) alone, so the stream is the same for any number of workers, ranks and accumulated parts, and it continues from
+any step without saved state.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ssldet import chance
+from ssldet.data.collate import collate
+from ssldet.data.files import shown, tally
+from ssldet.data.workers import Desk, Outcome, Plan, SteadyLoader
+from ssldet.errors import ConfigError, DataError, SsldetError, UnreadableError
+from ssldet.task import Views
+from ssldet.types import Batch, Sample, Skipped, Source, Targets
+
+ATTEMPTS = 50
+"""Images tried for one place of the stream. With half of all files bad, one place in 10¹⁵ finds none."""
+
+
+def training_batches(
+    source: Source,
+    views: Views,
+    *,
+    seed: int,
+    batch_size: int,
+    total_steps: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    workers: int = 0,
+    strip_labels: bool,
+) -> DataLoader[Batch]:
+    """Return the batches of one rank, `accumulate` of them a step.
+
+    An image that can't be read is replaced by another one, the same on every run, and named in `Batch.skipped`.
+
+    Args:
+        source: Images.
+        views: What makes a sample out of an image; all of its chance comes from the generator it is given.
+        seed: Seed of the run.
+        batch_size: Images of one step, over all ranks and parts together.
+        total_steps: Where the stream ends.
+        start_step: Where it starts.
+        rank: Number of this process.
+        world: Number of processes.
+        accumulate: Parts of one step.
+        workers: Reading processes; zero reads in this process.
+        strip_labels: Hand the views images without their targets.
+
+    Raises:
+        ConfigError: The batch can't be split equally over ranks and parts.
+        DataError: The source is empty, or (while iterating) nothing of it can be read any more.
+    """
+    if batch_size % (world * accumulate):
+        raise ConfigError(
+            f"data.batch_size: {batch_size} images can't be shared equally by {world} devices in {accumulate} parts; "
+            f"choose a multiple of {world * accumulate}"
+        )
+    if not len(source):
+        raise DataError("the training set holds no image; check data.train")
+    plan = Stream(
+        count=len(source),
+        seed=seed,
+        batch_size=batch_size,
+        steps=range(start_step, total_steps),
+        rank=rank,
+        world=world,
+        accumulate=accumulate,
+    )
+    desk = Desk(workers)
+    reader = Reader(source, views, desk, seed=seed, strip_labels=strip_labels, replace_bad=True)
+    return SteadyLoader(reader, plan, _gather, desk, workers, reader.name)
+
+
+def evaluation_batches(
+    source: Source,
+    views: Views,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 0,
+    strip_labels: bool = False,
+) -> DataLoader[Batch]:
+    """Return every image of this rank once, in order; over all ranks, every image exactly once.
+
+    An image that can't be read is left out, since another one in its place would count twice, and is named in
+    `Batch.skipped`.
+
+    Args:
+        source: Images.
+        views: What makes a sample out of an image.
+        batch_size: Images of one batch; the last one may be smaller.
+        workers: Reading processes; zero reads in this process.
+        rank: Number of this process.
+        world: Number of processes.
+        seed: Seed of what chance the views may use.
+        strip_labels: Hand the views images without their targets.
+    """
+    plan = Once(count=len(source), batch_size=batch_size, rank=rank, world=world)
+    desk = Desk(workers)
+    reader = Reader(source, views, desk, seed=seed, strip_labels=strip_labels, replace_bad=False)
+    return SteadyLoader(reader, plan, _gather, desk, workers, reader.name)
+
+
+def order(count: int, seed: int, epoch: int) -> Int[Tensor, " N"]:
+    """Return in which order an epoch shows its images.
+
+    Args:
+        count: Number of images.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+    """
+    return torch.randperm(count, generator=chance.generator(seed, "order", epoch))
+
+
+@dataclass(kw_only=True, eq=False)
+class Stream(Plan):
+    """Places (epoch, image) of each batch of one rank, for ever, cut to a range of steps.
+
+    A step is split into parts first and each part over ranks, so that the parts of a step, each with its ranks side by
+    side, are the whole batch in order.
+    """
+
+    count: int
+    seed: int
+    batch_size: int
+    steps: range
+    rank: int
+    world: int
+    accumulate: int
+    start: int = 0
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.steps) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the places of one batch after the other, from `start` on."""
+        size = self.batch_size // (self.world * self.accumulate)
+        known, images = -1, torch.empty(0)
+        for number in range(self.start, len(self)):
+            step, part = self.steps[number // self.accumulate], number % self.accumulate
+            first = step * self.batch_size + (part * self.world + self.rank) * size
+            places = []
+            for position in range(first, first + size):
+                epoch, place = divmod(position, self.count)
+                if epoch != known:
+                    known, images = epoch, order(self.count, self.seed, epoch)
+                places.append((epoch, int(images[place])))
+            yield places
+
+
+@dataclass(kw_only=True, eq=False)
+class Once(Plan):
+    """Places of each batch of one rank, where every image is shown once; the epoch is always 0."""
+
+    count: int
+    batch_size: int
+    rank: int
+    world: int
+    start: int = 0
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return math.ceil(len(range(self.rank, self.count, self.world)) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the places of one batch after the other, from `start` on."""
+        mine = range(self.rank, self.count, self.world)
+        for first in range(self.start * self.batch_size, len(mine), self.batch_size):
+            yield [(0, index) for index in mine[first : first + self.batch_size]]
+
+
+class Reader(Dataset[Sample | Skipped | SsldetError]):
+    """Place -> sample, in a worker: read, strip, make views with the place's own generator, go round bad files."""
+
+    def __init__(
+        self, source: Source, views: Views, desk: Desk, *, seed: int, strip_labels: bool, replace_bad: bool
+    ) -> None:
+        """Take what every worker needs a copy of.
+
+        Args:
+            source: Images.
+            views: What makes a sample out of an image.
+            desk: Where to note which image is being read.
+            seed: Seed of the run.
+            strip_labels: Hand the views images without their targets.
+            replace_bad: Read another image in place of a bad one, instead of only naming it.
+        """
+        self.source, self.views, self.desk = source, views, desk
+        self.seed, self.strip_labels, self.replace_bad = seed, strip_labels, replace_bad
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample | Skipped | SsldetError:
+        """Return the sample of a place; what can't be had is returned, not raised, to leave the worker whole."""
+        epoch, index = place
+        skipped: list[Skipped] = []
+        for attempt in range(ATTEMPTS if self.replace_bad else 1):
+            number = index
+            if attempt:
+                number = chance.seed_of(self.seed, "substitute", epoch, index, attempt) % len(self.source)
+            generator = chance.generator(self.seed, "views", epoch, index, *([attempt] if attempt else []))
+            try:
+                sample = self._read(number, generator)
+                return replace(sample, skipped=tuple(skipped)) if skipped else sample
+            except UnreadableError as error:
+                skipped.append(Skipped(path=error.path, reason=error.reason))
+            except SsldetError as error:
+                return error
+        if not self.replace_bad:
+            return skipped[0]
+        return DataError(f"none of {ATTEMPTS} images tried in a row can be read ({tally(skipped)}); is the data there?")
+
+    def _read(self, index: int, generator: torch.Generator) -> Sample:
+        if index in self.desk.left_out:
+            raise UnreadableError(self.name(index), "kills-its-reader")
+        self.desk.enter(index)
+        try:
+            sample = self.source[index]
+            if self.strip_labels:
+                nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+                sample = replace(sample, targets=nothing)
+            return self.views(sample, generator)
+        except SsldetError:
+            raise
+        except Exception as error:
+            error.add_note(f"while reading and making views of image {index}: {self.name(index)}")
+            raise
+        finally:
+            self.desk.leave()
+
+    def name(self, index: int) -> str:
+        """Say which file an image is, without reading it, where its source can tell."""
+        path_of = getattr(self.source, "path_of", None)
+        return shown(path_of(index)) if path_of else f"image {index}"
+
+
+def _gather(items: list[Sample | Skipped | SsldetError]) -> Outcome:
+    for item in items:
+        if isinstance(item, SsldetError):
+            return item
+    lost = tuple(item for item in items if isinstance(item, Skipped))
+    samples = [item for item in items if isinstance(item, Sample)]
+    if not samples:
+        return lost
+    batch = collate(samples)
+    return replace(batch, skipped=lost + batch.skipped) if lost else batch

@@ -1,0 +1,168 @@
+"""pixels -> pixels: colour jitter, grey and blur for a whole batch at once, on any device.
+
+Chance and arithmetic are apart: a loader worker draws a small table of parameters (`draw_jitter`), and the device
+applies it (`apply_jitter`). The table travels with the batch, so what was done to a patch can be read and repeated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssldet.recipe import Within
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""Columns of the jitter table that hold the strength of each colour operation, and its number in the order columns."""
+ORDER = slice(4, 8)
+"""Columns that hold which colour operation comes first, second, third and fourth."""
+GREY, BLUR = 8, 9
+"""Columns that hold 1 for a grey image, and the standard deviation of the blur in pixels (0 for none)."""
+COLUMNS = 10
+
+BLUR_RADIUS = 6
+"""Half width of the blur kernel: three deviations of the strongest blur. Fixed, so that no row depends on others."""
+LUMA = (0.2989, 0.587, 0.114)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jitter:
+    """Strength of the photometric changes; the defaults are those of UP-DETR's patches (half of SimCLR's jitter).
+
+    Attributes:
+        brightness: Brightness is multiplied by a factor from 1 - this to 1 + this.
+        contrast: Likewise, around the mean grey of the image.
+        saturation: Likewise, around the grey of each pixel.
+        hue: Largest turn of the colour wheel, in turns.
+        probability: Chance that the four colour operations are applied, in random order.
+        grey: Chance that colour is taken away.
+        blur: Chance of a Gaussian blur.
+        blur_low: Smallest deviation of the blur in pixels.
+        blur_high: Largest deviation of the blur in pixels.
+    """
+
+    brightness: Annotated[float, Within(0, 1)] = 0.4
+    contrast: Annotated[float, Within(0, 1)] = 0.4
+    saturation: Annotated[float, Within(0, 1)] = 0.4
+    hue: Annotated[float, Within(0, 0.5)] = 0.1
+    probability: Annotated[float, Within(0, 1)] = 0.8
+    grey: Annotated[float, Within(0, 1)] = 0.2
+    blur: Annotated[float, Within(0, 1)] = 0.5
+    blur_low: Annotated[float, Within(0.01, BLUR_RADIUS / 3)] = 0.1
+    blur_high: Annotated[float, Within(0.01, BLUR_RADIUS / 3)] = 2.0
+
+    def problems(self) -> list[str]:
+        """Say what no single field can know."""
+        if self.blur_low > self.blur_high:
+            return [f"blur_low: {self.blur_low:g} is above blur_high {self.blur_high:g}; swap them"]
+        return []
+
+
+def draw_jitter(count: int, strength: Jitter, generator: torch.Generator) -> Float[Tensor, "N J"]:
+    """Draw the parameters of some images; `apply_jitter` reads the columns.
+
+    Args:
+        count: Number of images (N).
+        strength: Ranges and chances.
+        generator: Source of all chance.
+    """
+    draws = torch.rand(count, 8, generator=generator)
+    table = torch.zeros(count, COLUMNS)
+    spreads = torch.tensor([strength.brightness, strength.contrast, strength.saturation, strength.hue])
+    centres = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    jittered = draws[:, 4:5] < strength.probability
+    table[:, :4] = torch.where(jittered, centres + (2 * draws[:, :4] - 1) * spreads, centres)
+    table[:, ORDER] = torch.rand(count, 4, generator=generator).argsort(dim=1).float()
+    table[:, GREY] = (draws[:, 5] < strength.grey).float()
+    sigma = strength.blur_low + draws[:, 7] * (strength.blur_high - strength.blur_low)
+    table[:, BLUR] = torch.where(draws[:, 6] < strength.blur, sigma, 0.0)
+    return table
+
+
+def apply_jitter(pixels: Float[Tensor, "N 3 H W"], params: Float[Tensor, "N J"]) -> Float[Tensor, "N 3 H W"]:
+    """Apply drawn parameters, each image its own: colour operations in the drawn order, then grey, then blur.
+
+    Equal to torchvision's `adjust_*`, `rgb_to_grayscale` and `gaussian_blur` image by image, without the loop.
+
+    Args:
+        pixels: Values in 0..1.
+        params: What `draw_jitter` drew.
+    """
+    # Mixed precision would round the sums below to 8 bits of mantissa.
+    with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+        images = pixels.to(torch.float32, copy=True)
+        table = params.to(images)
+        known = params.cpu()  # the only wait for the device: which rows do what
+        for place in range(4):
+            operation = table[:, ORDER][:, place].long()
+            strength = table.gather(1, operation[:, None])[:, 0]
+            _blend(images, operation, strength)
+            _on_rows(images, (known[:, ORDER][:, place] == HUE) & (known[:, HUE] != 0), _turn_hue, strength)
+        _on_rows(images, known[:, GREY] > 0, _without_colour, table[:, GREY])
+        _on_rows(images, known[:, BLUR] > 0, _blurred, table[:, BLUR])
+        return images.to(pixels.dtype)
+
+
+def _on_rows(images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> None:
+    rows = chosen.nonzero()[:, 0].to(images.device, non_blocking=True)
+    if len(rows):
+        images[rows] = change(images[rows], values[rows])
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = images.unbind(dim=1)
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
+
+
+def _without_colour(images: Tensor, _: Tensor) -> Tensor:
+    return _grey(images).expand_as(images)
+
+
+def _blend(images: Tensor, operation: Tensor, strength: Tensor) -> None:
+    """Brightness, contrast and saturation mix the image with black, with its mean grey, with its own grey."""
+    factor = torch.where(operation == HUE, 1.0, strength)[:, None, None, None]
+    to_mean = (operation == CONTRAST)[:, None, None, None]
+    to_grey = (operation == SATURATION)[:, None, None, None]
+    grey = _grey(images)
+    partner = grey * to_grey + grey.mean(dim=(2, 3), keepdim=True) * to_mean
+    images.mul_(factor).add_(partner.mul_(1 - factor)).clamp_(0, 1)
+
+
+def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the colour wheel; the largest channel and the range of the channels stay.
+
+    With h in sixths of a turn, channel n (5, 3, 1 for red, green, blue) of a colour of value v and range r is
+    v - r · clamp(min(k, 4 - k), 0, 1) for k = (n + h) mod 6: the HSV hexcone without a table of its six faces.
+    """
+    value = images.amax(dim=1)
+    spread = value - images.amin(dim=1)
+    divisor = torch.where(spread > 0, spread, 1.0)
+    red, green, blue = images.unbind(dim=1)
+    sixths = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
+    sixths = torch.where(value == red, (green - blue) / divisor, sixths) + 6 * turns[:, None, None]
+    turned = torch.empty_like(images)
+    for channel, offset in enumerate((5, 3, 1)):
+        position = (sixths + offset).remainder_(6)
+        share = torch.minimum(position, 4 - position).clamp_(0, 1)
+        torch.addcmul(value, spread, share, value=-1, out=turned[:, channel])
+    return turned
+
+
+def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur along both axes; one matrix product an axis, since every image has its own kernel."""
+    rows, columns = (_blur_matrix(size, sigma) for size in images.shape[2:])
+    return rows[:, None] @ images @ columns[:, None].mT
+
+
+def _blur_matrix(size: int, sigma: Tensor) -> Tensor:
+    """Return, for each deviation, the matrix that blurs a line of pixels, mirrored at its ends."""
+    radius = min(BLUR_RADIUS, size - 1)
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    kernel = torch.softmax(-0.5 * (offsets / sigma[:, None]) ** 2, dim=1)
+    here = torch.arange(size, device=sigma.device)[:, None]
+    reach = (here + offsets).abs()
+    reach = torch.where(reach >= size, 2 * (size - 1) - reach, reach)
+    matrix = torch.zeros(len(sigma), size, size, device=sigma.device)
+    return matrix.scatter_add_(2, reach.expand(len(sigma), -1, -1), kernel[:, None].expand(-1, size, -1))

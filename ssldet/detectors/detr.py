@@ -1,0 +1,213 @@
+"""images, Queries -> Predictions: DETR (Carion et al. 2020), and the composition root that builds it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
+from ssldet.nn.heads import BoxHead
+from ssldet.nn.position import SinePosition
+from ssldet.nn.transformer import Decoder, Encoder
+from ssldet.queries import LearnedQueries
+from ssldet.recipe import Within
+from ssldet.types import Predictions, Queries
+
+
+class DETR(Detector):
+    """The detection transformer, its parts injected. Every section is the attribute of that name.
+
+    Attributes:
+        backbone: Images -> features.
+        projection: Features -> cells of the transformer's width.
+        encoder: Cells -> encoded cells.
+        decoder: Queries, encoded cells -> states.
+        queries: The learned queries.
+        box_head: States -> boxes, shared by all decoder layers.
+        class_head: States -> logits, shared by all decoder layers; the last class is "no object".
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        projection: nn.Conv2d,
+        position: SinePosition,
+        encoder: Encoder,
+        decoder: Decoder,
+        queries: LearnedQueries,
+        box_head: BoxHead,
+        class_head: nn.Linear,
+        normalise_features: bool = False,
+        position_at_input: bool = False,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            backbone: See the attributes.
+            projection: Convolution of size 1.
+            position: Padding -> position encoding.
+            encoder: See the attributes.
+            decoder: See the attributes.
+            queries: See the attributes.
+            box_head: See the attributes.
+            class_head: See the attributes.
+            normalise_features: See `DETRConfig`.
+            position_at_input: See `DETRConfig`.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.projection = projection
+        self.position = position
+        self.encoder = encoder
+        self.decoder = decoder
+        self.queries = queries
+        self.box_head = box_head
+        self.class_head = class_head
+        self.normalise_features = normalise_features
+        self.position_at_input = position_at_input
+        self.sections = {name: (name,) for name in self.section_names}
+        self.num_classes = class_head.out_features - 1
+        self.num_queries, self.width = queries.embedding.shape
+        self.feature_channels = backbone.channels
+
+    def normalise(
+        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Scale pixels by the backbone's own mean and deviation; padding becomes 0."""
+        return self.backbone.normalise(pixels, padding)
+
+    def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
+        """Return the backbone's last level for normalised images; patches go the same way."""
+        result: Tensor = self.backbone(images)
+        return result
+
+    def default_queries(self, batch_size: int) -> Queries:
+        """Return the learned queries, shared by all images."""
+        result: Queries = self.queries(batch_size)
+        return result
+
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        padding: Bool[Tensor, "B H W"] | None = None,
+        queries: Queries | None = None,
+    ) -> Predictions:
+        """Detect; see `Detector.forward`."""
+        queries = queries or self.default_queries(len(images))
+        features = self.features(images)
+        hidden = _resize(padding, features)
+        cells = self.projection(features).flatten(2).transpose(1, 2)
+        if self.normalise_features:
+            cells = F.layer_norm(cells, cells.shape[-1:])
+        nowhere_hidden = torch.zeros_like(features[:1, 0], dtype=torch.bool)
+        position = self.position(nowhere_hidden if hidden is None else hidden).flatten(1, 2)
+        if self.position_at_input:
+            cells = cells + position
+        hidden_cells = None if hidden is None else hidden.flatten(1)
+        encoded = self.encoder(cells, position, hidden_cells)
+        apart = queries.groups if queries.attend_within_groups else None
+        states = self.decoder(queries.content, queries.position, encoded, position, hidden_cells, apart)
+        return self._answer(states, queries)
+
+    def _answer(self, states: Tensor, queries: Queries) -> Predictions:
+        """Apply the heads to all layers at once, in 32 bits whatever the rest runs in: boxes need the digits."""
+        with torch.autocast(states.device.type, enabled=False):
+            states = states.float()
+            return Predictions(
+                logits=self.class_head(states), boxes=self.box_head(states), states=states, groups=queries.groups
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DETRConfig(DetectorConfig):
+    """The choices that define a DETR. Defaults are those of the released UP-DETR, whose weights then fit.
+
+    Attributes:
+        backbone: Which network looks at the image.
+        num_classes: Number of classes, "no object" not counted; raw COCO ids need 91.
+        num_queries: Number of object queries: the most objects that can be found in one image.
+        width: Width of the transformer; must be divisible by `heads` and by 4.
+        heads: Attention heads.
+        encoder_layers: Depth of the encoder.
+        decoder_layers: Depth of the decoder.
+        feedforward: Width inside the feed-forward networks.
+        dropout: Share of attention weights, branches and hidden units dropped in training.
+        pre_norm: Normalise before each branch, as UP-DETR does; false for the weights that DETR's authors released.
+        normalise_features: Bring each projected cell to zero mean and unit variance, without parameters. Helps small
+            models whose backbone has odd scales; released weights were trained without it.
+        query_scale: Standard deviation of fresh query embeddings. 0.3 helps small models tell patches apart.
+        position_at_input: Add the position encoding to the encoder's input too, so that values know where they are.
+            Helps small models; released weights were trained without it.
+    """
+
+    detector_class: ClassVar[type[Detector]] = DETR
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    num_classes: Annotated[int, Within(1)] = 91
+    num_queries: Annotated[int, Within(1)] = 100
+    width: Annotated[int, Within(4)] = 256
+    heads: Annotated[int, Within(1)] = 8
+    encoder_layers: Annotated[int, Within(0)] = 6
+    decoder_layers: Annotated[int, Within(1)] = 6
+    feedforward: Annotated[int, Within(1)] = 2048
+    dropout: Annotated[float, Within(0, 0.9)] = 0.1
+    pre_norm: bool = True
+    normalise_features: bool = False
+    query_scale: Annotated[float, Within(0)] = 1.0
+    position_at_input: bool = False
+
+    def problems(self) -> list[str]:
+        """Say what no single field can know."""
+        step = math.lcm(self.heads, 4)
+        if self.width % step == 0:
+            return []
+        below = max(step, self.width // step * step)
+        nearest = " or ".join(str(width) for width in dict.fromkeys([below, below + step]))
+        return [
+            f"width: {self.width} can't be shared among heads={self.heads} and the 4 parts of the position encoding; "
+            f"choose width={nearest}"
+        ]
+
+    def build(self) -> DETR:
+        """Return the detector with fresh weights."""
+        backbone = build_backbone(self.backbone)
+        return DETR(
+            backbone=backbone,
+            projection=nn.Conv2d(backbone.channels, self.width, kernel_size=1),
+            position=SinePosition(self.width),
+            encoder=Encoder(
+                self.width,
+                self.heads,
+                self.feedforward,
+                self.dropout,
+                layers=self.encoder_layers,
+                pre_norm=self.pre_norm,
+            ),
+            decoder=Decoder(
+                self.width,
+                self.heads,
+                self.feedforward,
+                self.dropout,
+                layers=self.decoder_layers,
+                pre_norm=self.pre_norm,
+            ),
+            queries=LearnedQueries(self.num_queries, self.width, self.query_scale),
+            box_head=BoxHead(self.width),
+            class_head=nn.Linear(self.width, self.num_classes + 1),
+            normalise_features=self.normalise_features,
+            position_at_input=self.position_at_input,
+        )
+
+
+def _resize(padding: Tensor | None, features: Tensor) -> Tensor | None:
+    """Bring the padding to the real size of the features, which no stride foretells; none where nothing is padded."""
+    # Looking at the values would make an accelerator wait, and a mask costs little there.
+    if padding is None or (padding.device.type == "cpu" and not padding.any()):
+        return None
+    return F.interpolate(padding.unsqueeze(1).float(), size=features.shape[-2:]).squeeze(1).bool()

@@ -1,0 +1,283 @@
+"""Objective <-> weights/model.safetensors, and the hand-over of sections from one detector to another.
+
+A weights file holds the whole state of an objective, and in its header what is needed to build that objective again:
+task, detector, class names, and a digest of the tensors, because the format itself does not notice a flipped bit.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.engine.disk import Disk, write_whole
+from ssldet.engine.run import Run
+from ssldet.errors import CheckpointError, suggest
+from ssldet.recipe import fingerprint, from_document, to_document
+from ssldet.task import Objective, Task
+from ssldet.types import Source
+
+SCHEMA = 1
+"""Version of the header."""
+
+HEADER = "ssldet"
+"""Key of our entry in the header."""
+
+Outcome = Literal["loaded", "fresh", "reshaped", "ignored"]
+
+
+def describe(run: Run, source: Source, step: int) -> dict[str, Any]:
+    """Return what a weights file states about itself.
+
+    Args:
+        run: The run that made it.
+        source: Its training images; their classes become the file's.
+        step: Optimiser steps done.
+    """
+    return {
+        "schema": SCHEMA,
+        "task": to_document(run.task),
+        "detector": to_document(run.detector),
+        "classes": list(source.classes),
+        "category_ids": list(getattr(source, "category_ids", ())),
+        "step": step,
+        "recipe": fingerprint(run),
+        "data": source.fingerprint,
+    }
+
+
+def save_weights(path: Path, objective: Objective, info: Mapping[str, Any]) -> None:
+    """Write the weights of an objective, whole or not at all.
+
+    Args:
+        path: A `.safetensors` file.
+        objective: What to write, on any device.
+        info: What the header states; see `describe`.
+    """
+    # Cloned, because tensors that share memory, such as tied heads, are refused by the format.
+    state = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in objective.state_dict().items()}
+    header = {**info, "digest": _digest(state)}
+    content = save(state, metadata={HEADER: json.dumps(header)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content, Disk())
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a weights file; no code in it can run.
+
+    Args:
+        path: A `.safetensors` file written by `save_weights`.
+
+    Returns:
+        What the header states, and the tensors by name.
+
+    Raises:
+        CheckpointError: It is missing, cut short, damaged, foreign, or from another version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        siblings = [other.name for other in path.parent.glob("*.safetensors")]
+        raise CheckpointError(f"{path}: no such weights file{suggest(path.name, siblings)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+    if HEADER not in metadata:
+        raise CheckpointError(f"{path}: not written by ssldet; its header does not say which detector it is")
+    try:
+        info: dict[str, Any] = json.loads(metadata[HEADER])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its header can't be read ({error})") from error
+    if info.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path}: has schema {info.get('schema')}, this ssldet reads {SCHEMA}; use the version that wrote it"
+        )
+    if info.get("digest") != _digest(state):
+        raise CheckpointError(f"{path}: damaged, the tensors don't match their digest; copy it again or export anew")
+    return info, state
+
+
+def restore_objective(path: str | Path) -> tuple[Objective, dict[str, Any]]:
+    """Build the objective that a weights file describes, with its weights.
+
+    Args:
+        path: A `.safetensors` file written by `save_weights`.
+
+    Returns:
+        The objective on the CPU, and what the header states.
+
+    Raises:
+        CheckpointError: The file can't be used, or does not fit what it says it is.
+        ConfigError: The task or the detector that it names is not installed.
+    """
+    info, state = load_weights(path)
+    task = from_document(Task, info["task"])  # type: ignore[type-abstract]
+    config = from_document(DetectorConfig, info["detector"])  # type: ignore[type-abstract]
+    objective = task.objective(config.build())
+    load_exactly(objective, state, str(path))
+    return objective, info
+
+
+def load_exactly(objective: Objective, state: Mapping[str, Tensor], where: str) -> None:
+    """Give an objective every tensor that it has, and no other.
+
+    Args:
+        objective: Receives.
+        state: Tensors by name.
+        where: Names the origin in a message.
+
+    Raises:
+        CheckpointError: A name is missing or too many, or a shape differs; lists the first ones.
+    """
+    own = objective.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in state]
+    wrong += [f"{name} is unknown" for name in state if name not in own]
+    wrong += [
+        f"{name} has shape {list(state[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{where}: does not fit this detector and task: {_few(wrong)}")
+    objective.load_state_dict(dict(state))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What became of some tensors of a section.
+
+    Attributes:
+        section: Section of the detector; empty for tensors that belong to none.
+        outcome: What became of them.
+        tensors: How many there are.
+        parameters: Numbers in them.
+    """
+
+    section: str
+    outcome: Outcome
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferReport:
+    """What a hand-over did.
+
+    Attributes:
+        rows: One entry for each section and outcome.
+    """
+
+    rows: tuple[Row, ...]
+
+    def count(self, outcome: Outcome) -> tuple[int, int]:
+        """Return (tensors, parameters) with an outcome.
+
+        Args:
+            outcome: `loaded`: as handed over. `fresh`: not handed over, starts anew. `reshaped`: starts anew and was
+                offered in another shape. `ignored`: offered and not used.
+        """
+        rows = [row for row in self.rows if row.outcome == outcome]
+        return sum(row.tensors for row in rows), sum(row.parameters for row in rows)
+
+    def summary(self) -> list[str]:
+        """Return one line for each section and outcome."""
+        return [
+            f"{row.outcome:9}{row.section or 'other':11} {row.tensors:4} tensors {row.parameters:12,} parameters"
+            for row in self.rows
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"rows": [vars(row) for row in self.rows]}
+
+    def __str__(self) -> str:
+        """Say it in lines."""
+        return "\n".join(self.summary())
+
+
+def transfer(
+    state: Mapping[str, Tensor], detector: Detector, sections: Sequence[str], *, expects_fresh: Sequence[str] = ()
+) -> TransferReport:
+    """Hand sections over to a detector, and account for every tensor on both sides.
+
+    Args:
+        state: State of another detector, by the same names.
+        detector: Receives, in place.
+        sections: What is handed over; each must arrive complete.
+        expects_fresh: Sections of those that start anew all the same, such as the class head for other classes.
+
+    Raises:
+        CheckpointError: A tensor of a handed-over section is missing, too many, of another shape or not finite;
+            nothing has been changed then.
+    """
+    own = detector.state_dict()
+    wanted = [section for section in sections if section not in set(expects_fresh)]
+    outcomes: dict[str, Outcome] = {}
+    surprises: list[str] = []
+    for name in [*own, *(name for name in state if name not in own)]:
+        if section_of(detector, name) in wanted:
+            outcomes[name] = "loaded"
+            surprises += _surprise(name, own.get(name), state.get(name))
+        elif name not in own:
+            outcomes[name] = "ignored"
+        else:
+            reshaped = name in state and state[name].shape != own[name].shape
+            outcomes[name] = "reshaped" if reshaped else "fresh"
+    if surprises:
+        raise CheckpointError(f"the hand-over of {', '.join(wanted)} does not fit: {_few(surprises)}")
+    with torch.no_grad():
+        for name, outcome in outcomes.items():
+            if outcome == "loaded":
+                own[name].copy_(state[name])
+    return TransferReport(rows=_rows(detector, outcomes, {**state, **own}))
+
+
+def section_of(detector: Detector, name: str) -> str:
+    """Return the section that a tensor of the detector's state belongs to; empty for none."""
+    for section, parts in detector.sections.items():
+        if name.startswith(tuple(f"{part}." for part in parts)):
+            return section
+    return ""
+
+
+def _surprise(name: str, own: Tensor | None, theirs: Tensor | None) -> list[str]:
+    if theirs is None:
+        return [f"{name} is missing"]
+    if own is None:
+        return [f"{name} is unknown here"]
+    if own.shape != theirs.shape:
+        return [f"{name} has shape {list(theirs.shape)} instead of {list(own.shape)}"]
+    return [] if bool(torch.isfinite(theirs).all()) else [f"{name} is not finite"]
+
+
+def _rows(detector: Detector, outcomes: Mapping[str, Outcome], tensors: Mapping[str, Tensor]) -> tuple[Row, ...]:
+    members: dict[tuple[str, Outcome], list[int]] = {}
+    for name, outcome in outcomes.items():
+        members.setdefault((section_of(detector, name), outcome), []).append(tensors[name].numel())
+    return tuple(
+        Row(section=section, outcome=outcome, tensors=len(sizes), parameters=sum(sizes))
+        for (section, outcome), sizes in members.items()
+    )
+
+
+def _few(problems: Sequence[str], shown: int = 5) -> str:
+    more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+    return "; ".join(problems[:shown]) + more
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    hashed = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        tensor = state[name]
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()

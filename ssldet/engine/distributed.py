@@ -1,0 +1,94 @@
+"""ranks -> one decision: the few things that processes of one run tell each other; with one process all are no-ops."""
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+from ssldet.errors import DistributedError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for a silent one; longer than any save or evaluation of rank 0."""
+
+
+def connected() -> bool:
+    """Whether this process talks to others."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def rank() -> int:
+    """Return this process's number; right from the start, because launchers put it into the environment."""
+    if connected():
+        return distributed.get_rank()
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if (value := os.environ.get(name, "")).isdigit():
+            return int(value)
+    return 0
+
+
+def world() -> int:
+    """Return the number of processes that are connected."""
+    return distributed.get_world_size() if connected() else 1
+
+
+def launched() -> tuple[int, int] | None:
+    """Return (processes on this machine, machines) where a launcher such as torchrun started us, else None."""
+    everywhere, here = os.environ.get("WORLD_SIZE", ""), os.environ.get("LOCAL_WORLD_SIZE", "")
+    if not (everywhere.isdigit() and here.isdigit()):
+        return None
+    return int(here), max(1, int(everywhere) // int(here))
+
+
+def reduce_mean(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean over all ranks."""
+    if connected():
+        values = values.clone()
+        distributed.all_reduce(values)
+        values /= distributed.get_world_size()
+    return values
+
+
+def any_rank(flags: torch.Tensor) -> list[bool]:
+    """Return which flags are set on at least one rank; one exchange and one wait for the device, however many flags.
+
+    Args:
+        flags: A few numbers on the device, zero for "no".
+    """
+    if connected():
+        flags = flags.clone()
+        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return what every rank has, in the order of the ranks, on every rank."""
+    if not connected():
+        return [value]
+    everywhere: list[T] = [value] * distributed.get_world_size()
+    distributed.all_gather_object(everywhere, value)
+    return everywhere
+
+
+def require_agreement(facts: Mapping[str, str]) -> None:
+    """Let a run start only if all ranks are about to do the same.
+
+    Args:
+        facts: What must be equal: fingerprints, versions, seed.
+
+    Raises:
+        DistributedError: Names the fact, the ranks and the remedy.
+    """
+    everywhere = gather_objects(dict(facts))
+    for name in facts:
+        values = [theirs.get(name) for theirs in everywhere]
+        for number, value in enumerate(values):
+            if value != values[0]:
+                raise DistributedError(
+                    f"rank {number} has another {name} than rank 0 ({value} instead of {values[0]}); start all ranks "
+                    "with the same command on the same files"
+                )

@@ -1,0 +1,92 @@
+"""Objective, source -> named numbers: every rank detects on its share, rank 0 scores."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from ssldet.data.loader import evaluation_batches
+from ssldet.engine.distributed import gather_objects, rank, world
+from ssldet.engine.run import Run
+from ssldet.task import Objective
+from ssldet.types import Batch, Detections, Source
+
+
+def autocast(device: torch.device, precision: Literal["32", "bf16"]) -> torch.autocast:
+    """Return the context in which a detector computes; criterion and boxes leave it again for 32 bits."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def at_rest(objective: Objective, device: torch.device, precision: Literal["32", "bf16"]) -> Iterator[None]:
+    """Evaluation mode without autograd, in the precision of training; the mode comes back afterwards."""
+    training = objective.training
+    objective.eval()
+    try:
+        # Not inference mode: a tensor that a module keeps from here would be barred from autograd for ever.
+        with torch.no_grad(), autocast(device, precision):
+            yield
+    finally:
+        objective.train(training)
+
+
+def evaluate(
+    run: Run,
+    objective: Objective,
+    source: Source,
+    device: torch.device,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Measure an objective on a source; every rank must call this at the same step.
+
+    Args:
+        run: Says the task, the seed, the batch size and the precision.
+        objective: The model inside its task, on the device.
+        source: What to measure on.
+        device: Where to compute.
+        stop: Asked on every rank before every batch; true on any rank ends the measurement.
+
+    Returns:
+        The metrics by name, the same on all ranks; None where it was stopped.
+
+    Raises:
+        DivergedError: A box or a score is not finite.
+    """
+    evaluator = run.task.evaluator(source)
+    batches = iter(
+        evaluation_batches(
+            source,
+            run.task.views(training=False),
+            batch_size=max(1, run.data.batch_size // (run.optim.accumulate * world())),
+            workers=run.data.workers,
+            rank=rank(),
+            world=world(),
+            seed=run.seed,
+        )
+    )
+    with at_rest(objective, device, run.precision):
+        while True:
+            part = None if stop() else _answer(objective, next(batches, None), device)
+            shares = gather_objects(part)
+            if any(share is None for share in shares):
+                return None
+            answers = [share for share in shares if share]
+            if not answers:
+                break
+            if rank() == 0:
+                for found, batch in answers:
+                    evaluator.update(found, batch)
+    return gather_objects(evaluator.results() if rank() == 0 else {})[0]
+
+
+def _answer(
+    objective: Objective, batch: Batch | None, device: torch.device
+) -> tuple[()] | tuple[list[Detections], Batch]:
+    """Detect in a batch; the empty tuple says that this rank has no batch left."""
+    if batch is None:
+        return ()
+    found = [detections.to("cpu") for detections in objective.detect(batch.to(device, non_blocking=True))]
+    # Scoring needs to know what is true, not how it looks: pixels would only travel between ranks for nothing.
+    return found, replace(batch, images=batch.images[:, :, :0, :0], padding=batch.padding[:, :0, :0], patches=None)

@@ -1,0 +1,221 @@
+"""Path <-> run folder: what a run leaves on disk, who may write there, and how to read it again.
+
+run.toml        the resolved configuration; runs again
+run.json        status, versions, timings, results; nothing about this machine but its devices
+metrics.jsonl   one JSON object a line          train.log          what was said
+quarantine.jsonl  files that can't be used      captures/          batches whose loss was not finite
+checkpoints/    to go on with                   weights/           to hand over
+previews/       pictures                        report.html        all of it on one page
+"""
+
+import fcntl
+import json
+import math
+import os
+import shlex
+import socket
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ssldet.engine.disk import Disk, write_whole
+from ssldet.engine.distributed import rank
+from ssldet.engine.run import Run
+from ssldet.engine.steps import Checkpoints
+from ssldet.errors import ConfigError, SetupError
+from ssldet.recipe import dumps, fingerprint, load
+from ssldet.task import PretextTask
+
+SCHEMA = 1
+"""Version of this layout."""
+
+_LEFT_BEHIND = ("run.toml", "metrics.jsonl", "train.log", "transfer.json", "quarantine.jsonl")
+"""What a run that never took a step may have written."""
+
+
+class RunFolder:
+    """A run on disk; reading needs no lock, training holds it.
+
+    Attributes:
+        path: The folder.
+        checkpoints: Where training goes on from.
+        weights: The file that is handed over.
+        previews: Pictures drawn on the way.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Point at a run; nothing is read or written."""
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "weights" / "model.safetensors"
+        self.previews = self.path / "previews"
+        self._lock: BinaryIO | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, run: Run, command: str = "") -> "RunFolder":
+        """Start a run folder and hold its lock.
+
+        Args:
+            path: A folder that does not exist, is empty, or holds a run that never came to its first checkpoint.
+            run: Written as `run.toml`.
+            command: What the user typed; written on top of it.
+
+        Raises:
+            ConfigError: Something is there already.
+            SetupError: It can't be made, or another process is at work in it.
+        """
+        folder = cls(path)
+        if rank() != 0:
+            return folder
+        folder._require_unused(run)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SetupError(f"{folder.path}: can't be made ({error.strerror}); choose another --out") from error
+        folder.lock()
+        for name in ("run.json", *_LEFT_BEHIND):
+            (folder.path / name).unlink(missing_ok=True)
+        Checkpoints(folder.checkpoints).sweep()
+        folder.update(schema=SCHEMA, status="created", steps=0, seed=run.seed, versions=_versions())
+        folder.write_run(run, command)
+        return folder
+
+    def lock(self) -> None:
+        """Let no other process write here; the system itself releases the lock of a process that died.
+
+        Raises:
+            ConfigError: There is no such folder.
+            SetupError: Another process holds it; says which, and what to do.
+        """
+        if self._lock is not None or rank() != 0:
+            return
+        if not self.path.is_dir():
+            raise ConfigError(f"{self.path}: no such run")
+        file = (self.path / ".lock").open("a+b")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().decode(errors="replace").strip() or "another process"
+            file.close()
+            raise SetupError(f"{self.path}: {owner} is at work here; stop it, or choose another --out") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        file.flush()
+        self._lock = file
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            # The file stays: deleting it would let a process that has it open lock one that nobody else can see.
+            self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
+
+    def run(self) -> Run:
+        """Read the configuration.
+
+        Raises:
+            ConfigError: This is not a run folder, or its configuration can't be read.
+        """
+        if not (self.path / "run.toml").is_file():
+            raise ConfigError(f"{self.path}: not a run folder; it has no run.toml")
+        return load(Run, self.path / "run.toml")
+
+    def status(self) -> dict[str, Any]:
+        """Read `run.json`; empty where there is none."""
+        try:
+            document = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read the metrics file; a line torn by a kill is left out."""
+        return read_lines(self.path / "metrics.jsonl")
+
+    def update(self, **facts: Any) -> None:
+        """Change some entries of `run.json`."""
+        self.write_json("run.json", self.status() | facts)
+
+    def write_run(self, run: Run, command: str = "") -> None:
+        """Write the configuration.
+
+        Args:
+            run: The configuration, resolved.
+            command: What the user typed.
+        """
+        verb = verb_of(run)
+        comment = f"Written by ssldet {_versions()['ssldet']}; run it again with: ssldet {verb} --recipe THIS_FILE"
+        self._write("run.toml", dumps(run, f"{comment}\n{command}".strip()))
+        if rank() == 0:
+            self.update(fingerprint=fingerprint(run), resume=self.resume_command(run))
+
+    def resume_command(self, run: Run) -> str:
+        """Return what to type to go on."""
+        return f"ssldet {verb_of(run)} --resume {shlex.quote(str(self.path))}"
+
+    def write_json(self, name: str, document: Mapping[str, Any]) -> None:
+        """Write a JSON file, whole or not at all."""
+        self._write(name, json.dumps(finite(document), indent=2) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop what was measured after a step, so that going on from there repeats no line."""
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        if kept or (self.path / "metrics.jsonl").exists():
+            self._write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _write(self, name: str, text: str) -> None:
+        if rank() == 0:
+            write_whole(self.path / name, text.encode(), Disk())
+
+    def _require_unused(self, run: Run) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: is a file; choose another --out")
+        names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        if Checkpoints(self.checkpoints).steps() or self.weights.exists():
+            go_on = self.resume_command(run)
+            raise ConfigError(f"{self.path}: holds a run already; choose another --out, or go on with: {go_on}")
+        foreign = {name for name in names if name != ".lock" and ".tmp-" not in name}
+        if foreign and "run.json" not in names:
+            raise ConfigError(f"{self.path}: is not empty and not a run; choose another --out")
+
+
+def verb_of(run: Run) -> str:
+    """Return the command that starts a run."""
+    return "pretrain" if isinstance(run.task, PretextTask) else "finetune"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON objects, one a line; leave out what is no object, such as a last line torn by a kill."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [line for line in found if isinstance(line, dict)]
+
+
+def finite(value: Any) -> Any:
+    """Return the same document with null for every number that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("ssldet", "torch", "torchvision", "timm", "pytorch-lightning"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,190 @@
+"""step, numbers -> metrics.jsonl, train.log, a bar on a terminal or a plain line now and then elsewhere."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from ssldet.engine.distributed import rank
+from ssldet.engine.folder import finite
+
+LINE_SECONDS = 5.0
+"""Pause between plain lines where there is no terminal."""
+
+
+class MetricsFile:
+    """Appends one JSON object a line; a kill can tear only the last one, which readers leave out."""
+
+    def __init__(self, path: Path) -> None:
+        """Open for appending.
+
+        Args:
+            path: The file; a torn last line is closed first, so that the next one stays whole.
+        """
+        self._file = path.open("ab+")
+        if self._file.tell():
+            self._file.seek(-1, 2)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line and hand it to the system."""
+        self._file.write(json.dumps(finite(line)).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Display:
+    """Shows how a run goes, on standard error."""
+
+    def __init__(self, title: str, total_steps: int, stream: TextIO | None = None) -> None:
+        """Choose the form by where it goes.
+
+        Args:
+            title: What runs.
+            total_steps: Length of the run.
+            stream: Where to; none takes standard error.
+        """
+        self._title, self._total = title, total_steps
+        self._stream = stream or sys.stderr
+        self._spoken = -LINE_SECONDS
+        self._begun: tuple[float, int] | None = None
+        self._bar: Progress | None = None
+        if rank() == 0 and self._stream.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %  {task.fields[numbers]}"),
+                console=Console(file=self._stream),
+                transient=True,
+            )
+            self._row = self._bar.add_task(title, total=total_steps, numbers="")
+            self._bar.start()
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        """Show a line of the metrics file.
+
+        Args:
+            line: With `step`; of kind `train` or `eval`.
+        """
+        if rank() != 0:
+            return
+        now, step = time.monotonic(), int(line["step"])
+        if self._begun is None:
+            self._begun = now, step
+        done = step - self._begun[1]
+        seconds = (now - self._begun[0]) / done * (self._total - step) if done else None
+        numbers = summary(line)
+        if seconds is not None and line["kind"] == "train":
+            numbers += f"  eta {timedelta(seconds=round(seconds))}"
+        if self._bar is not None:
+            if line["kind"] == "train":
+                self._bar.update(self._row, completed=step, numbers=numbers)
+            else:
+                self._bar.console.print(f"step {step}  {numbers}", highlight=False)
+        elif line["kind"] == "eval" or now - self._spoken >= LINE_SECONDS or step == self._total:
+            self._spoken = now
+            self._stream.write(f"{self._title}  step {step}/{self._total}  {numbers}\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def summary(line: Mapping[str, Any]) -> str:
+    """Return the numbers of a metrics line as a person reads them."""
+    if line["kind"] == "eval":
+        return "  ".join(f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float))
+    parts = " ".join(
+        f"{name.split('/', 1)[1]} {value:.3g}"
+        for name, value in line.items()
+        if name.startswith(("loss/", "metric/")) and isinstance(value, float)
+    )
+    return (
+        f"loss {line['loss']:.4g} ({parts})  lr {line['lr']:.2g}  {line['images_per_second']:.3g} images/s  "
+        f"waiting for data {line['data_wait']:.0%}"
+    )
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Copy what ssldet says into a file, and show warnings on standard error where nobody else does.
+
+    Args:
+        path: The file; appended to.
+    """
+    logger = logging.getLogger("ssldet")
+    handlers: list[logging.Handler] = []
+    if rank() == 0:
+        handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
+        handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if not logger.hasHandlers():
+        shown = logging.StreamHandler(sys.stderr)
+        shown.setLevel(logging.WARNING)
+        shown.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        handlers.append(shown)
+    level = logger.level
+    for handler in handlers:
+        logger.addHandler(handler)
+    if not logger.isEnabledFor(logging.INFO):
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class Meter:
+    """Measures throughput and waiting between two lines of the metrics file."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        """Start the clock.
+
+        Args:
+            seconds: Training time of earlier parts of the run.
+        """
+        self._begun = self._window = self._left = time.monotonic()
+        self._before, self._waited, self._images = seconds, 0.0, 0
+
+    def arrived(self) -> None:
+        """Note that a batch is here."""
+        self._waited += time.monotonic() - self._left
+
+    def left(self, images: int = 0) -> None:
+        """Note that a batch, or all of a step's `images`, is done with."""
+        self._left = time.monotonic()
+        self._images += images
+
+    def resume(self) -> None:
+        """Leave what happened since the last batch, such as an evaluation, out of both rates."""
+        pause = time.monotonic() - self._left
+        self._left += pause
+        self._window += pause
+
+    def seconds(self) -> float:
+        """Return the time of the whole run so far."""
+        return self._before + time.monotonic() - self._begun
+
+    def rates(self) -> dict[str, float]:
+        """Return the rates since the last call, and begin anew."""
+        now = time.monotonic()
+        passed = max(now - self._window, 1e-9)
+        rates = {"images_per_second": self._images / passed, "data_wait": min(1.0, self._waited / passed)}
+        self._window, self._waited, self._images = now, 0.0, 0
+        return rates

@@ -1,0 +1,104 @@
+"""Objective, step -> AdamW, learning rate, gradient norm, averaged weights."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ssldet.engine.run import OptimConfig
+from ssldet.errors import ConfigError
+from ssldet.task import Objective
+
+
+def build_optimizer(objective: Objective, config: OptimConfig) -> AdamW:
+    """Return AdamW over everything that learns, with the backbone in a group of its own.
+
+    Decay reaches every parameter, norms and biases included, as in DETR's code. Each group keeps its peak rate under
+    the key `peak`; `set_rates` scales it.
+
+    Args:
+        objective: Detector and heads.
+        config: Rates and decay.
+
+    Raises:
+        ConfigError: Nothing learns.
+    """
+    prefixes = tuple(f"detector.{part}." for part in objective.detector.sections["backbone"])
+    backbone: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            (backbone if name.startswith(prefixes) else rest).append(parameter)
+    groups = [
+        {"params": members, "lr": rate, "peak": rate}
+        for members, rate in ((rest, config.lr), (backbone, config.lr_backbone))
+        if members
+    ]
+    if not groups:
+        raise ConfigError("the task trains no section that has parameters; nothing would learn")
+    return AdamW(groups, weight_decay=config.weight_decay)
+
+
+def learning(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return the parameters that an optimiser changes."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def schedule(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
+    """Return the share of the peak learning rate as a pure function of the step, so that there is nothing to save.
+
+    Args:
+        config: Shape of the curve.
+        total_steps: Length of the run.
+    """
+    drops = [round(drop * total_steps) for drop in config.drops]
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        if config.schedule == "step":
+            return config.drop_factor ** sum(step >= drop for drop in drops)
+        if config.schedule == "cosine":
+            progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return 1.0
+
+    return factor
+
+
+def set_rates(optimizer: Optimizer, factor: float) -> None:
+    """Set every group to its peak rate times this factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """Return the norm of the whole gradient; a parameter that no loss reached counts as zero."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+
+
+def clip(parameters: Iterable[nn.Parameter], norm: Float[Tensor, ""], limit: float) -> None:
+    """Scale the whole gradient down to a norm.
+
+    Args:
+        parameters: What learns.
+        norm: Norm of the gradient now.
+        limit: Largest norm; zero leaves the gradient alone.
+    """
+    if limit > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+
+def average_of(objective: Objective, decay: float) -> AveragedModel:
+    """Return a copy whose weights follow the objective's as an exponential moving average.
+
+    Args:
+        objective: Already on its device.
+        decay: What stays of the average at every step.
+    """
+    return AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]  # torch says no types

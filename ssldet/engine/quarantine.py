@@ -1,0 +1,78 @@
+"""Skipped files -> quarantine.jsonl, and a stop where there are too many of them."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from ssldet.engine.distributed import gather_objects, rank
+from ssldet.engine.folder import read_lines
+from ssldet.errors import DataError
+from ssldet.types import Skipped, Source
+
+
+class Quarantine:
+    """The files of a training set that can't be used, each counted once, over all ranks and restarts.
+
+    Attributes:
+        found: Path -> reason.
+    """
+
+    def __init__(self, source: Source, limit: float, path: Path | None = None) -> None:
+        """Begin with what the source knew before training.
+
+        Args:
+            source: The training images.
+            limit: Share of the set that may be unusable.
+            path: The file; what an earlier part of the run wrote there counts too. None keeps it in memory.
+
+        Raises:
+            DataError: More than the limit already.
+        """
+        self._total, self._limit, self._path = len(source) + len(source.skipped), limit, path
+        written = read_lines(path) if path is not None else []
+        self.found: dict[str, str] = {str(line.get("path")): str(line.get("reason")) for line in written}
+        self._waiting: dict[str, str] = {}
+        self.add(source.skipped)
+        self._take(self._waiting)
+        self._require_few()
+
+    def add(self, skipped: Iterable[Skipped]) -> None:
+        """Take in what this rank met."""
+        for entry in skipped:
+            if entry.path not in self.found:
+                self._waiting[entry.path] = entry.reason
+
+    def settle(self) -> None:
+        """Tell all ranks and write it down; every rank must call this at the same step.
+
+        Raises:
+            DataError: More than the limit; on every rank alike.
+        """
+        for theirs in gather_objects(self._waiting):
+            self._take(theirs)
+        self._require_few()
+
+    def counts(self) -> dict[str, int]:
+        """Return reason -> number of files, the most frequent first."""
+        return dict(Counter(self.found.values()).most_common())
+
+    def _take(self, fresh: dict[str, str]) -> None:
+        new = {path: reason for path, reason in fresh.items() if path not in self.found}
+        self.found |= new
+        self._waiting = {}
+        if new and self._path is not None and rank() == 0:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new.items())
+
+    def _require_few(self) -> None:
+        bad = len(self.found)
+        if bad <= self._limit * self._total:
+            return
+        first = "; ".join(f"{path} ({reason})" for path, reason in list(self.found.items())[:5])
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.counts().items())
+        enough = min(1.0, -(-bad * 1000 // self._total) / 1000)
+        raise DataError(
+            f"{bad} of {self._total} images can't be used, more than data.max_bad_fraction = {self._limit:g} allows "
+            f"({reasons}): {first}{'; …' if bad > 5 else ''}; mend them, or add --set data.max_bad_fraction={enough:g}"
+        )

@@ -1,0 +1,40 @@
+"""SIGTERM, SIGINT, SIGUSR1 -> a flag: nothing is saved inside a handler, because it may run in the middle of a step."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What asks a run to stop: a scheduler's end of time, Ctrl-C, SLURM's early warning."""
+
+
+class StopFlag:
+    """While entered, the signals only raise the flag; whoever trains looks at it between two steps.
+
+    Attributes:
+        raised: Name of the first signal that came; empty where none did.
+    """
+
+    def __init__(self) -> None:
+        """Start lowered."""
+        self.raised = ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopFlag":
+        """Take the signals over; Python lets only the main thread do so, elsewhere the flag just stays down."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._raise) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            # None is a handler that was not set from Python and can't be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.raised = self.raised or signal.Signals(number).name

@@ -1,0 +1,95 @@
+"""Predictions, Targets -> Losses: match once, then ask every term of an open list."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssldet.boxes import cxcywh_to_xyxy, elementwise_iou
+from ssldet.losses.terms import Term
+from ssldet.matching import Matcher
+from ssldet.types import Losses, Matches, Predictions, Targets, concatenate
+
+
+class Criterion:
+    """Computes all terms for all decoder layers at once, in 32 bits whatever the detector ran in.
+
+    Attributes:
+        matcher: Predictions, Targets -> Matches.
+        terms: Parts of the loss; a task may add its own.
+    """
+
+    def __init__(self, matcher: Matcher, terms: Sequence[Term]) -> None:
+        """Join the parts.
+
+        Args:
+            matcher: See the attributes.
+            terms: See the attributes; names must differ.
+        """
+        self.matcher, self.terms = matcher, tuple(terms)
+        names = [term.name for term in self.terms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two loss terms share a name: {names}")
+
+    def __call__(self, predictions: Predictions, targets: list[Targets]) -> Losses:
+        """Compare.
+
+        Args:
+            predictions: What the detector answered.
+            targets: What there was to find, one entry an image.
+        """
+        with torch.autocast(predictions.boxes.device.type, enabled=False):
+            matches = self.matcher(predictions, targets)
+            everything = concatenate(targets)
+            num_boxes = mean_boxes(len(everything), predictions.boxes.device)
+            return Losses(
+                terms={term.name: term(predictions, everything, matches, num_boxes) for term in self.terms},
+                weights={term.name: term.weight for term in self.terms},
+                metrics=watch(predictions, targets, matches),
+            )
+
+
+def mean_boxes(count: int, device: torch.device) -> float:
+    """Return the number of targets averaged over all ranks, at least one.
+
+    Args:
+        count: Targets on this rank.
+        device: Where the ranks talk to one another.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return float(max(count, 1))
+    total = torch.tensor(float(count), device=device)
+    torch.distributed.all_reduce(total)
+    return max(float(total) / torch.distributed.get_world_size(), 1.0)
+
+
+@torch.no_grad()
+def watch(predictions: Predictions, targets: list[Targets], matches: Matches) -> dict[str, Float[Tensor, ""]]:
+    """Measure the last layer: numbers that tell a person how training goes and that nothing is optimised for.
+
+    Args:
+        predictions: What the detector answered.
+        targets: What there was to find, one entry an image.
+        matches: Which prediction answers which target.
+
+    Returns:
+        `class_error`: share of matched queries, 0..1, whose most likely class is not the target's.
+        `matched_iou`: mean overlap of matched boxes.
+        `cardinality_error`: mean difference between the number of objects said and true.
+    """
+    everything = concatenate(targets)
+    logits, boxes = predictions.logits[-1], predictions.boxes[-1].float()
+    # Weights instead of a selection: the number of matches of one layer is not known without waiting for the device.
+    last = (matches.layer == len(predictions.logits) - 1).float()
+    count = last.sum().clamp(min=1)
+    said = logits[matches.image, matches.query].argmax(-1)
+    found = cxcywh_to_xyxy(boxes[matches.image, matches.query])
+    overlap = elementwise_iou(found, cxcywh_to_xyxy(everything.boxes[matches.target]))
+    objects = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1)
+    true = torch.tensor([len(entry) for entry in targets], device=logits.device)
+    return {
+        "class_error": (last * (said != everything.labels[matches.target])).sum() / count,
+        "matched_iou": (last * overlap).sum() / count,
+        "cardinality_error": (objects - true).abs().float().mean(),
+    }

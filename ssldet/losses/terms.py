@@ -1,0 +1,122 @@
+"""Predictions, Targets, Matches -> one value a layer: DETR's three loss terms; tasks may bring their own.
+
+A term is anything with a name, a weight and this call; the criterion takes an open list of them.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ssldet.boxes import cxcywh_to_xyxy, elementwise_giou
+from ssldet.types import Matches, Predictions, Targets
+
+
+@runtime_checkable
+class Term(Protocol):
+    """One part of the loss."""
+
+    @property
+    def name(self) -> str:
+        """Name of the value in logs."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Its factor in the total."""
+        ...
+
+    def __call__(
+        self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
+    ) -> Float[Tensor, " L"]:
+        """Return the unweighted value of every decoder layer.
+
+        Args:
+            predictions: What the detector answered.
+            targets: Targets of the whole batch, concatenated: what `matches.target` counts through.
+            matches: Which prediction answers which target.
+            num_boxes: What sums over boxes are divided by.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTerm:
+    """Cross entropy of every query; unmatched queries should say "no object" (DETR, equation 2).
+
+    Attributes:
+        weight: Factor in the total.
+        no_object_weight: Weight of queries without a target, which are many; each layer is divided by the total weight.
+    """
+
+    name: ClassVar[str] = "class"
+    weight: float = 1.0
+    no_object_weight: float = 0.1
+
+    def __call__(
+        self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
+    ) -> Float[Tensor, " L"]:
+        """Return the weighted mean over all queries of the batch; `num_boxes` has no part in it."""
+        logits = predictions.logits.float()
+        no_object = logits.shape[-1] - 1
+        wanted = logits.new_full(logits.shape[:-1], no_object, dtype=torch.long)
+        wanted[matches.layer, matches.image, matches.query] = targets.labels[matches.target]
+        weights = logits.new_ones(no_object + 1)
+        weights[no_object] = self.no_object_weight
+        loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight=weights, reduction="none")
+        total = weights[wanted].flatten(1).sum(1)
+        return loss.view(len(logits), -1).sum(1) / total.clamp(min=1e-12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxL1Term:
+    """Distance of matched boxes in normalised cxcywh, summed over the four numbers.
+
+    Attributes:
+        weight: Factor in the total.
+    """
+
+    name: ClassVar[str] = "box_l1"
+    weight: float = 5.0
+
+    def __call__(
+        self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
+    ) -> Float[Tensor, " L"]:
+        """Return the sum over matches divided by `num_boxes`."""
+        found = predictions.boxes[matches.layer, matches.image, matches.query].float()
+        distance = (found - targets.boxes[matches.target]).abs().sum(-1)
+        return sum_by_layer(distance, matches, len(predictions.boxes)) / num_boxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxGIoUTerm:
+    """One minus the generalised overlap of matched boxes.
+
+    Attributes:
+        weight: Factor in the total.
+    """
+
+    name: ClassVar[str] = "box_giou"
+    weight: float = 2.0
+
+    def __call__(
+        self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
+    ) -> Float[Tensor, " L"]:
+        """Return the sum over matches divided by `num_boxes`."""
+        found = predictions.boxes[matches.layer, matches.image, matches.query].float()
+        overlap = elementwise_giou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(targets.boxes[matches.target]))
+        return sum_by_layer(1 - overlap, matches, len(predictions.boxes)) / num_boxes
+
+
+def sum_by_layer(values: Float[Tensor, " N"], matches: Matches, layers: int) -> Float[Tensor, " L"]:
+    """Add up one value a match within each decoder layer.
+
+    Args:
+        values: One value a match.
+        matches: Says the layer of each.
+        layers: Number of decoder layers.
+    """
+    return values.new_zeros(layers).index_add(0, matches.layer, values)

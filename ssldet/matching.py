@@ -1,0 +1,225 @@
+"""Predictions, Targets -> Matches: the cheapest assignment of predictions to targets, for all layers and images."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ssldet.boxes import cxcywh_to_xyxy, pairwise_giou
+from ssldet.errors import ConfigError, DataError, DivergedError
+from ssldet.types import Matches, Predictions, Targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedTargets:
+    """The targets of a batch, filled up to the largest number in one image.
+
+    Attributes:
+        boxes: Normalised cxcywh; zeros where filled up.
+        labels: Class of each box; zero where filled up.
+        embeddings: Feature vector of each target, where the task has them.
+    """
+
+    boxes: Float[Tensor, "B T 4"]
+    labels: Int[Tensor, "B T"]
+    embeddings: Float[Tensor, "B T E"] | None = None
+
+
+@runtime_checkable
+class CostTerm(Protocol):
+    """One part of the cost of answering a target with a prediction."""
+
+    @property
+    def weight(self) -> float:
+        """Its factor in the total cost."""
+        ...
+
+    def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Float[Tensor, "L B Q T"]:
+        """Return the unweighted cost of every pair within each image."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassCost:
+    """Minus the probability of the target's class.
+
+    Attributes:
+        weight: Factor in the total cost.
+    """
+
+    weight: float = 1.0
+
+    def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Float[Tensor, "L B Q T"]:
+        """Return the cost; NaN for a label that the detector does not have, which the matcher then explains."""
+        probability = predictions.logits.float().softmax(-1)
+        last = probability.shape[-1] - 2
+        index = targets.labels.clamp(0, last)[None, :, None].expand(*probability.shape[:3], -1)
+        unknown = (targets.labels < 0) | (targets.labels > last)
+        return -probability.gather(-1, index).masked_fill(unknown[None, :, None], torch.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxL1Cost:
+    """Distance of normalised cxcywh boxes, summed over the four numbers.
+
+    Attributes:
+        weight: Factor in the total cost.
+    """
+
+    weight: float = 5.0
+
+    def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Float[Tensor, "L B Q T"]:
+        """Return the cost."""
+        return torch.cdist(predictions.boxes.float(), targets.boxes.float(), p=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxGIoUCost:
+    """Minus the generalised overlap of the boxes.
+
+    Attributes:
+        weight: Factor in the total cost.
+    """
+
+    weight: float = 2.0
+
+    def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Float[Tensor, "L B Q T"]:
+        """Return the cost."""
+        return -pairwise_giou(cxcywh_to_xyxy(predictions.boxes.float()), cxcywh_to_xyxy(targets.boxes.float()))
+
+
+class Matcher:
+    """Optimal assignment of every image's targets to its queries, solved for each decoder layer apart.
+
+    Where an image (or a group) has more targets than queries, as many are matched as there are queries.
+
+    Attributes:
+        costs: Parts of the cost; a task may add its own.
+        scope: `global` lets any query answer any target. `own_group` lets a target be answered only by queries of the
+            group that `Targets.groups` names: the query that was shown a patch must find that patch itself.
+    """
+
+    def __init__(
+        self, costs: Sequence[CostTerm] | None = None, scope: Literal["global", "own_group"] = "global"
+    ) -> None:
+        """Choose what counts.
+
+        Args:
+            costs: None means DETR's: class 1, L1 5, generalised overlap 2.
+            scope: See the attributes.
+        """
+        self.costs = (ClassCost(), BoxL1Cost(), BoxGIoUCost()) if costs is None else tuple(costs)
+        self.scope = scope
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: list[Targets]) -> Matches:
+        """Match.
+
+        Args:
+            predictions: What the detector answered.
+            targets: What there was to find, one entry an image.
+
+        Returns:
+            The matches, ordered by layer and image.
+
+        Raises:
+            DivergedError: A cost is not finite.
+            DataError: A label is not one of the detector's classes.
+            ConfigError: The scope needs groups that predictions or targets do not have.
+        """
+        counts = np.array([len(entry) for entry in targets])
+        device = predictions.boxes.device
+        padded = _pad(targets)
+        with torch.autocast(device.type, enabled=False):
+            parts = [term.weight * term(predictions, padded) for term in self.costs]
+            cost = torch.stack(parts).sum(0).cpu().numpy()  # the only wait for the device
+        if not np.isfinite(cost).all():
+            _refuse(cost, targets, predictions.logits.shape[-1] - 1)
+        if self.scope == "global":
+            found = _gather(_solve_images(cost, counts))
+        else:
+            found = _within_groups(cost, *_groups(predictions, targets))
+        first = np.concatenate([[0], np.cumsum(counts)])
+        found[3] += first[found[1]]
+        layer, image, query, target = torch.from_numpy(found).to(device)
+        return Matches(layer=layer, image=image, query=query, target=target)
+
+
+def _pad(targets: list[Targets]) -> PaddedTargets:
+    present = [entry.embeddings for entry in targets if entry.embeddings is not None]
+    return PaddedTargets(
+        boxes=pad_sequence([entry.boxes for entry in targets], batch_first=True),
+        labels=pad_sequence([entry.labels for entry in targets], batch_first=True),
+        embeddings=pad_sequence(present, batch_first=True) if len(present) == len(targets) else None,
+    )
+
+
+def _groups(predictions: Predictions, targets: list[Targets]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the group of each query, and of each target of each image; -1 where targets are filled up."""
+    wanted = [entry.groups for entry in targets if entry.groups is not None]
+    if predictions.groups is None or len(wanted) != len(targets):
+        missing = "the queries" if predictions.groups is None else "the targets"
+        raise ConfigError(f"matching within own groups needs groups, but {missing} have none; use scope='global'")
+    return predictions.groups.cpu().numpy(), pad_sequence(wanted, batch_first=True, padding_value=-1).cpu().numpy()
+
+
+def _solve_images(cost: NDArray[Any], counts: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for layer in range(len(cost)):
+        for image, count in enumerate(counts):
+            yield _solve(cost[layer, image, :, :count], layer, image)
+
+
+def _within_groups(cost: NDArray[Any], of_query: NDArray[Any], of_target: NDArray[Any]) -> NDArray[Any]:
+    """Return rows of layer, image, query and target (counted within its image)."""
+    allowed = (of_query[:, None] == of_target[:, None, :]) & (of_target >= 0)[:, None, :]
+    rivals = (of_target[:, :, None] == of_target[:, None, :]) & (of_target >= 0)[:, None, :]
+    if (rivals.sum(-1) <= 1).all():
+        # One target a group: the assignment is the cheapest query of the group.
+        best = np.where(allowed, cost, np.inf).argmin(2)
+        layer, image, target = np.nonzero(np.broadcast_to(allowed.any(1), best.shape))
+        return np.stack([layer, image, best[layer, image, target], target])
+    return _gather(_solve_groups(cost, of_query, of_target))
+
+
+def _solve_groups(cost: NDArray[Any], of_query: NDArray[Any], of_target: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for layer in range(len(cost)):
+        for image, groups in enumerate(of_target):
+            for group in np.unique(groups[groups >= 0]):
+                queries, members = np.nonzero(of_query == group)[0], np.nonzero(groups == group)[0]
+                found = _solve(cost[layer, image][np.ix_(queries, members)], layer, image)
+                found[2], found[3] = queries[found[2]], members[found[3]]
+                yield found
+
+
+def _solve(cost: NDArray[Any], layer: int, image: int) -> NDArray[Any]:
+    query, target = linear_sum_assignment(cost)
+    return np.stack([np.full_like(query, layer), np.full_like(query, image), query, target])
+
+
+def _gather(parts: Iterator[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([np.zeros((4, 0), np.int64), *parts], axis=1)
+
+
+def _refuse(cost: NDArray[Any], targets: list[Targets], num_classes: int) -> None:
+    """Say what made a cost not finite."""
+    for image, entry in enumerate(targets):
+        for label in entry.labels.tolist():
+            if not 0 <= label < num_classes:
+                raise DataError(
+                    f"image {image} of the batch has label {label}, but the detector knows classes 0 to "
+                    f"{num_classes - 1}; set detector.num_classes={label + 1} or more, or renumber the labels"
+                )
+        if not bool(entry.boxes.isfinite().all()):
+            raise DataError(f"image {image} of the batch has a target box that is not finite; mend its annotation")
+    layer, image = np.argwhere(~np.isfinite(cost))[0][:2]
+    raise DivergedError(
+        f"the matching cost of decoder layer {layer}, image {image} of the batch is not finite: the model has "
+        "diverged; go back to an earlier checkpoint or lower optim.lr"
+    )

@@ -1,0 +1,205 @@
+"""Numbers over steps -> SVG text: learning curves that read well on paper and to colour-blind eyes.
+
+The same numbers give the same text, byte for byte. Nothing in it points outside, and names are never read as formulas.
+"""
+
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle, islice
+from statistics import fmean
+from typing import Any, TypeGuard
+
+from ssldet.report.wording import one_line
+
+Number = int | float
+Points = Sequence[tuple[Number, Number]]
+"""Step and value, in any order."""
+
+MOST_POINTS = 400
+"""Longer series are averaged in equal stretches of steps, so that a file stays small."""
+
+# Okabe and Ito's colours in an order that keeps neighbours apart; each pass through them changes the stroke.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+_STROKES = ("-", "--", ":")
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "ssldet",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#71717a",
+    "axes.labelcolor": "#3f3f46",
+    "xtick.color": "#71717a",
+    "ytick.color": "#71717a",
+    "xtick.labelcolor": "#3f3f46",
+    "ytick.labelcolor": "#3f3f46",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e7",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+_FONTS = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+_PANELS = (
+    ("Loss", "weighted sum"),
+    ("Loss terms, last layer", "before weighting"),
+    ("Metrics while training", "value"),
+    ("Evaluation", "value"),
+    ("Learning rate", "lr"),
+)
+
+
+def curves(series: Mapping[str, Points], title: str, ylabel: str) -> str:
+    """Draw one line a series.
+
+    Args:
+        series: Name -> points; a value that is not finite is left out and counted below the drawing.
+        title: Shown above.
+        ylabel: Shown beside the vertical axis.
+    """
+    return seed_curves({name: [points] for name, points in series.items()}, title, ylabel)
+
+
+def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str) -> str:
+    """Draw groups of runs that differ by their seed only: each run as a thin line, their mean as a thick one.
+
+    Args:
+        groups: Name -> one series of points a seed.
+        title: Shown above.
+        ylabel: Shown beside the vertical axis.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context():
+        # A reader's own matplotlibrc must not change a report.
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+        axes = figure.subplots()
+        styles = _styles(len(groups))
+        dropped = sum(_draw(axes, runs, *style) for runs, style in zip(groups.values(), styles, strict=True))
+        axes.set_title(one_line(title))
+        axes.set_xlabel("step")
+        axes.set_ylabel(one_line(ylabel))
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=False)
+        _legend(axes, list(groups))
+        if dropped:
+            figure.supxlabel(f"not finite and left out: {dropped}", fontsize=8, color="#b91c1c")
+        return _text_of(figure)
+
+
+def learning_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Draw the records of one run.
+
+    Args:
+        records: Lines of `metrics.jsonl`, in order; where a step occurs twice, after a resume, the later one counts.
+
+    Returns:
+        Title -> SVG text, one for each kind of number that the records hold.
+    """
+    panels: dict[str, dict[str, dict[Number, Number]]] = {title: {} for title, _ in _PANELS}
+    for record in records:
+        step = record.get("step")
+        for name, value in record.items():
+            if (
+                (place := _panel(record.get("kind"), name))
+                and _is_number(step)
+                and (value is None or _is_number(value))
+            ):
+                # The metrics file has no word but null for a value that is not finite.
+                panels[place[0]].setdefault(place[1], {})[step] = math.nan if value is None else value
+    drawings = {}
+    for title, ylabel in _PANELS:
+        series = {name: list(points.items()) for name, points in panels[title].items()}
+        if series:
+            # A single line has no legend, so the axis names it.
+            drawings[title] = curves(series, title, ylabel if len(series) > 1 else next(iter(series)))
+    return drawings
+
+
+def _panel(kind: object, name: str) -> tuple[str, str] | None:
+    """Return the title of the drawing a number belongs to, and the name of its line."""
+    if kind == "eval":
+        return None if name in {"step", "epoch", "seconds"} else ("Evaluation", name)
+    if kind != "train":
+        return None
+    if name == "loss":
+        return "Loss", "loss"
+    if name == "lr":
+        return "Learning rate", "lr"
+    for prefix, title in (("loss/", "Loss terms, last layer"), ("metric/", "Metrics while training")):
+        if name.startswith(prefix):
+            return title, name.removeprefix(prefix)
+    return None
+
+
+def _draw(axes: Any, runs: Sequence[Points], colour: str, stroke: Any) -> int:
+    """Draw one group; returns how many values were left out."""
+    finite = [sorted((x, y) for x, y in run if math.isfinite(x) and math.isfinite(y)) for run in runs]
+    thinned = [_thinned(run) for run in finite if run]
+    several = len(runs) > 1
+    for run in thinned if several else []:
+        axes.plot(*zip(*run, strict=True), color=colour, linestyle=stroke, linewidth=0.7, alpha=0.45)
+    mean = _mean(thinned)
+    if mean:
+        axes.plot(*zip(*mean, strict=True), color=colour, linestyle=stroke, linewidth=2.2 if several else 1.5)
+    if mean and len(mean) <= 12:
+        axes.plot(*zip(*mean, strict=True), color=colour, linestyle="", marker="o", markersize=4)
+    return sum(len(run) for run in runs) - sum(len(run) for run in finite)
+
+
+def _mean(runs: Sequence[Points]) -> Points:
+    """Average over seeds at every step that all of them reached."""
+    if len(runs) == 1:
+        return runs[0]
+    values: dict[Number, list[Number]] = defaultdict(list)
+    for run in runs:
+        for x, y in run:
+            values[x].append(y)
+    return [(x, fmean(ys)) for x, ys in sorted(values.items()) if len(ys) == len(runs)]
+
+
+def _thinned(points: Points) -> Points:
+    if len(points) <= MOST_POINTS:
+        return points
+    size = math.ceil(len(points) / MOST_POINTS)
+    stretches = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(fmean(x for x, _ in stretch), fmean(y for _, y in stretch)) for stretch in stretches]
+
+
+def _styles(count: int) -> list[tuple[str, Any]]:
+    return list(islice(((colour, stroke) for stroke in cycle(_STROKES) for colour in _COLOURS), count))
+
+
+def _legend(axes: Any, names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    if not axes.lines:
+        axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center", va="center", color="#71717a")
+    if len(names) < 2:
+        return
+    styles = _styles(len(names))
+    keys = [Line2D([], [], color=colour, linestyle=stroke, linewidth=2) for colour, stroke in styles]
+    # The leading blank keeps names that start with an underscore, which a legend would hide.
+    axes.figure.legend(keys, [f" {one_line(name, 32)}" for name in names], loc="outside right upper")
+
+
+def _text_of(figure: Any) -> str:
+    """Write the SVG without its date, program and document type, and with fonts that a reader has."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace("'DejaVu Sans'", _FONTS)
+
+
+def _is_number(value: object) -> TypeGuard[Number]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,87 @@
+"""Run folder -> Record: everything a run wrote down, read so that a missing or half-written file is no obstacle."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What a run folder says.
+
+    Attributes:
+        name: Name of the folder.
+        status: `run.json`: state, versions, results, timings.
+        recipe: Text of `run.toml`.
+        metrics: Lines of `metrics.jsonl`.
+        skipped: Lines of `quarantine.jsonl`.
+        transfer: `transfer.json`: what was handed over from an earlier run; empty where nothing was.
+        previews: Preview pictures, oldest first.
+        damaged_lines: Lines of either file that could not be read, such as one torn by a kill.
+    """
+
+    name: str
+    status: Mapping[str, Any]
+    recipe: str
+    metrics: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
+    transfer: Mapping[str, Any]
+    previews: list[Path]
+    damaged_lines: int
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """The recipe as nested values; empty where it can't be read."""
+        try:
+            return tomllib.loads(self.recipe)
+        except tomllib.TOMLDecodeError:
+            return {}
+
+    def last(self, kind: str) -> dict[str, Any]:
+        """Return the newest line of this kind of the metrics file; empty if there is none."""
+        return next((line for line in reversed(self.metrics) if line.get("kind") == kind), {})
+
+
+def read_record(folder: Path) -> Record:
+    """Read a run folder; whatever is absent or damaged reads as empty.
+
+    Args:
+        folder: The run folder.
+    """
+    metrics, torn_metrics = _lines(folder / "metrics.jsonl")
+    skipped, torn_skipped = _lines(folder / "quarantine.jsonl")
+    previews = folder / "previews"
+    return Record(
+        name=folder.resolve().name,
+        status=_object(_text(folder / "run.json")) or {},
+        recipe=_text(folder / "run.toml"),
+        metrics=metrics,
+        skipped=skipped,
+        transfer=_object(_text(folder / "transfer.json")) or {},
+        previews=sorted(file for file in previews.glob("*.png") if file.is_file()),
+        damaged_lines=torn_metrics + torn_skipped,
+    )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return ""
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _lines(file: Path) -> tuple[list[dict[str, Any]], int]:
+    lines = [line for line in _text(file).split("\n") if line.strip()]
+    values = [_object(line) for line in lines]
+    return [value for value in values if value is not None], values.count(None)

@@ -1,0 +1,205 @@
+"""weights file -> state: anybody's tensors by name, read without running anything that the file says.
+
+What a file is, its first bytes say and never its name. Torch files go through PyTorch's own restricted unpickler with a
+closed list of harmless classes; there is no fallback for files that need more.
+"""
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.serialization import safe_globals
+
+from ssldet.errors import CheckpointError, suggest
+
+WRAPPERS = ("state_dict", "model", "teacher")
+"""Keys under which projects put the state beside optimizer, epoch and the like."""
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""What follows the two bytes of the pickle protocol in torch files from before the zip format."""
+ZIP_MAGIC = b"PK\x03\x04"
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    *((PurePosixPath, f"pathlib{local}.{kind}") for local in ("", "._local") for kind in
+      ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+]  # fmt: skip
+"""What training checkpoints hold besides tensors: options, paths and numbers. None of them can do anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What else a weights file said.
+
+    Attributes:
+        path: The file.
+        form: How it is written.
+        wrapper: Keys that led to the state, joined by dots; empty where the file is the state itself.
+        prefix: What all names began with and no longer do.
+        ignored: Entries of the state that are no tensors.
+        options: The options of the training run (`args`), where the file holds them.
+        metadata: Text stored beside the tensors of a safetensors file.
+    """
+
+    path: Path
+    form: Literal["safetensors", "torch"]
+    wrapper: str = ""
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
+    """Read a state from a safetensors or torch file, out of its wrapper and without the prefixes of wrapper modules.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name, on the CPU, and what else the file said.
+
+    Raises:
+        CheckpointError: The file is absent, damaged, no weights file, or holds more than data.
+    """
+    form = _sniff(path)
+    metadata: dict[str, str] = {}
+    if form == "safetensors":
+        document, metadata = _read_safetensors(path)
+    else:
+        document = _read_torch(path)
+    found, wrapper, ignored = _unwrap(document, path)
+    state, prefix = _strip(found, path)
+    return state, Origin(
+        path=path,
+        form=form,
+        wrapper=wrapper,
+        prefix=prefix,
+        ignored=ignored,
+        options=_options(document),
+        metadata=metadata,
+    )
+
+
+def _sniff(path: Path) -> Literal["safetensors", "torch"]:
+    """Tell the form from the first bytes; refuse what can't be a weights file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(32)
+    except FileNotFoundError as error:
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"{path}: no such file{suggest(path.name, siblings)}; check the path") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror}); name a weights file") from error
+    if not start:
+        raise CheckpointError(f"{path}: is empty; copy or download it again")
+    if start.startswith(ZIP_MAGIC):
+        _check_archive(path, size)
+        return "torch"
+    if start[:1] == b"\x80":
+        if start[2:].startswith(LEGACY_MAGIC):
+            return "torch"
+        if len(start) < 32:
+            raise CheckpointError(f"{path}: is cut off; copy or download it again")
+        raise CheckpointError(f"{path}: is a plain pickle, which may run code; save its tensors as safetensors instead")
+    if start[8:9] == b"{":
+        return "safetensors"
+    shown = start[:8].decode("ascii", "replace")
+    raise CheckpointError(f"{path}: is neither a safetensors nor a torch file (it begins with {shown!r}); convert it")
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Look at the table of contents only: PyTorch stores its tensors uncompressed, so none may grow on reading."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path}: is cut off or damaged; copy or download it again") from error
+    total = sum(member.file_size for member in members)
+    if total > size:
+        raise CheckpointError(
+            f"{path}: would grow from {size} to {total} bytes on reading, which no weights file does; don't use it"
+        )
+    names = {member.filename.split("/", 1)[-1] for member in members}
+    if "constants.pkl" in names:
+        raise CheckpointError(f"{path}: is a TorchScript program; save the state_dict() of its module instead")
+    if "data.pkl" not in names:
+        raise CheckpointError(f"{path}: is a zip archive without weights; name the file inside it")
+
+
+def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dict
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: is cut off or damaged ({error}); copy or download it again") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        # A newer pickle protocol than usual makes PyTorch warn, and reads well.
+        with warnings.catch_warnings(action="ignore"), safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"a Python object ({blocked[1]})" if blocked else "something that PyTorch's safe reader does not know"
+        raise CheckpointError(
+            f"{path}: holds {what} and was not loaded, since that may run code; save its state_dict() alone, "
+            "or as safetensors"
+        ) from error
+    # A damaged pickle makes the unpickler fail in whatever way the damaged instruction does.
+    except Exception as error:
+        raise CheckpointError(f"{path}: is cut off or damaged; copy or download it again") from error
+
+
+def _unwrap(document: Any, path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Follow the wrappers down to the mapping that holds tensors."""
+    trail: list[str] = []
+    while isinstance(document, Mapping):
+        inner = next((key for key in WRAPPERS if isinstance(document.get(key), Mapping)), None)
+        if inner is None:
+            break
+        document = document[inner]
+        trail.append(inner)
+    found = document if isinstance(document, Mapping) else {}
+    state = {name: value.detach() for name, value in found.items() if isinstance(name, str) and _is_tensor(value)}
+    if not state:
+        raise CheckpointError(f"{path}: holds no tensors by name; save a model's state_dict()")
+    for name, value in state.items():
+        if value.layout != torch.strided or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise CheckpointError(f"{path}: {name} claims more numbers than the file holds; don't use it")
+    return state, ".".join(trail), tuple(str(name) for name in found if name not in state)
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _options(document: Any) -> dict[str, Any]:
+    given = document.get("args") if isinstance(document, Mapping) else None
+    return (
+        dict(vars(given)) if isinstance(given, argparse.Namespace) else dict(given) if isinstance(given, dict) else {}
+    )
+
+
+def _strip(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], str]:
+    """Take off what data parallelism and compilation put around a model's names."""
+    prefix, found = "", {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    if len(found) != len(state):
+        raise CheckpointError(f"{path}: holds a compiled and a plain copy of one tensor; keep one of them")
+    while all(name.startswith("module.") for name in found):
+        prefix += "module."
+        found = {name.removeprefix("module."): value for name, value in found.items()}
+    return found, prefix

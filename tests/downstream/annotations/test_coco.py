@@ -1,0 +1,530 @@
+"""Every known way in which a COCO file goes wrong: refused with its place and advice, or put right and counted."""
+
+import copy
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from downstream.annotations.coco import open_coco, read_coco
+from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.labels import ground_truth
+from ssldet.errors import AnnotationError
+
+Document = dict[str, Any]
+
+CLEAN: Document = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "height": 40, "width": 60},
+        {"id": 3, "file_name": "b.png", "height": 50, "width": 30},
+    ],
+    "annotations": [
+        {"id": 11, "image_id": 3, "category_id": 90, "bbox": [1, 2, 10, 20], "area": 200, "iscrowd": 0},
+        {"id": 12, "image_id": 7, "category_id": 1, "bbox": [5.5, 0, 4, 30], "area": 60.5, "iscrowd": 0},
+        {"id": 15, "image_id": 7, "category_id": 90, "bbox": [20, 10, 40, 30], "area": 700, "iscrowd": 1},
+    ],
+    "categories": [{"id": 90, "name": "cup"}, {"id": 1, "name": "cat"}],
+}
+
+
+def write(folder: Path, document: object) -> str:
+    (folder / "images").mkdir(exist_ok=True)
+    for name, size in (("a.png", (60, 40)), ("b.png", (30, 50))):
+        Image.new("RGB", size, (90, 120, 30)).save(folder / "images" / name)
+    path = folder / "ann.json"
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return str(path)
+
+
+def opened(folder: Path, document: object) -> LabelledImages:
+    return open_coco(write(folder, document), min_side=17, max_pixels=10**6)
+
+
+def mutated(change: Callable[[Document], object]) -> Document:
+    document = copy.deepcopy(CLEAN)
+    change(document)
+    return document
+
+
+def test_a_clean_file_opens(tmp_path: Path) -> None:
+    source = opened(tmp_path, CLEAN)
+    assert source.classes == ("cup", "cat")
+    assert source.category_ids == (90, 1)
+    assert source.image_ids == (7, 3)
+    assert source.keys == ("7", "3")
+    assert source.labels.notes == {"crowd regions, not trained on": 1}
+    first, second = source[0], source[1]
+    assert first.original_size == (40, 60)
+    assert first.targets.labels.tolist() == [1], "the crowd is no target"
+    assert first.targets.boxes.tolist()[0] == pytest.approx([7.5 / 60, 15 / 40, 4 / 60, 30 / 40])
+    assert second.targets.labels.tolist() == [0]
+    assert second.key == "3"
+
+
+def nan_box(d: Document) -> None:
+    d["annotations"][0]["bbox"][2] = float("nan")
+
+
+def infinite_box(d: Document) -> None:
+    d["annotations"][0]["bbox"][0] = float("inf")
+
+
+def huge_whole_number(d: Document) -> None:
+    d["annotations"][0]["bbox"][0] = 10**400
+
+
+def negative_width(d: Document) -> None:
+    d["annotations"][1]["bbox"][2] = -4
+
+
+def three_numbers(d: Document) -> None:
+    d["annotations"][1]["bbox"] = [1, 2, 3]
+
+
+def text_in_box(d: Document) -> None:
+    d["annotations"][1]["bbox"][1] = "2"
+
+
+def no_box(d: Document) -> None:
+    del d["annotations"][2]["bbox"]
+
+
+def no_annotation_id(d: Document) -> None:
+    del d["annotations"][2]["id"]
+
+
+def annotation_is_a_list(d: Document) -> None:
+    d["annotations"][2] = [1, 2]
+
+
+def duplicate_annotation_id(d: Document) -> None:
+    d["annotations"][2]["id"] = 11
+
+
+def all_ids_zero(d: Document) -> None:
+    for row in d["annotations"]:
+        row["id"] = 0
+
+
+def unknown_category(d: Document) -> None:
+    d["annotations"][0]["category_id"] = 2
+
+
+def unknown_image(d: Document) -> None:
+    d["annotations"][0]["image_id"] = 4
+
+
+def image_id_as_text(d: Document) -> None:
+    d["annotations"][0]["image_id"] = "3"
+
+
+def duplicate_image_id(d: Document) -> None:
+    d["images"][1]["id"] = 7
+
+
+def duplicate_category_id(d: Document) -> None:
+    d["categories"][1]["id"] = 90
+
+
+def duplicate_category_name(d: Document) -> None:
+    d["categories"][1]["name"] = "cup"
+
+
+def no_annotations(d: Document) -> None:
+    del d["annotations"]
+
+
+def null_annotations(d: Document) -> None:
+    d["annotations"] = None
+
+
+def no_images(d: Document) -> None:
+    d["images"] = []
+
+
+def no_categories(d: Document) -> None:
+    del d["categories"]
+
+
+def wrong_crowd(d: Document) -> None:
+    d["annotations"][0]["iscrowd"] = "yes"
+
+
+def crowd_is_a_list(d: Document) -> None:
+    d["annotations"][0]["iscrowd"] = [1]
+
+
+def text_area(d: Document) -> None:
+    d["annotations"][0]["area"] = "200"
+
+
+def upward_file_name(d: Document) -> None:
+    d["images"][0]["file_name"] = "../outside.png"
+
+
+def absolute_file_name(d: Document) -> None:
+    d["images"][0]["file_name"] = "/etc/passwd"
+
+
+def zero_byte_in_file_name(d: Document) -> None:
+    d["images"][0]["file_name"] = "a\0.png"
+
+
+def no_file_name(d: Document) -> None:
+    del d["images"][0]["file_name"]
+
+
+def missing_image(d: Document) -> None:
+    d["images"][0]["file_name"] = "c.png"
+
+
+def wrong_size(d: Document) -> None:
+    d["images"][0]["height"] = 41
+
+
+def size_before_rotation(d: Document) -> None:
+    d["images"][0] |= {"height": 60, "width": 40}
+
+
+def size_is_text(d: Document) -> None:
+    d["images"][0]["width"] = "60"
+
+
+REFUSED = [
+    (nan_box, "$.annotations[0].bbox[2]", "finite"),
+    (infinite_box, "$.annotations[0].bbox[0]", "finite"),
+    (huge_whole_number, "$.annotations[0].bbox[0]", "finite"),
+    (negative_width, "$.annotations[1].bbox[2]: -4", "xywh"),
+    (three_numbers, "$.annotations[1].bbox: [1, 2, 3]", "four numbers"),
+    (text_in_box, "$.annotations[1].bbox[1]: '2'", "number of pixels"),
+    (no_box, "$.annotations[2].bbox: missing", "four numbers"),
+    (no_annotation_id, "$.annotations[2].id: missing", "whole number"),
+    (annotation_is_a_list, "$.annotations[2]: [1, 2]", "object"),
+    (duplicate_annotation_id, "$.annotations[2].id: 11 is also the id of $.annotations[0]", "own id"),
+    (all_ids_zero, "$.annotations[1].id: 0", "own id"),
+    (unknown_category, "$.annotations[0].category_id: 2", "$.categories"),
+    (unknown_image, "$.annotations[0].image_id: 4", "$.images"),
+    (image_id_as_text, "$.annotations[0].image_id: '3'", "whole number"),
+    (duplicate_image_id, "$.images[1].id: 7 of b.png is also the id of a.png", "own id"),
+    (duplicate_category_id, "$.categories[1].id", "own id"),
+    (duplicate_category_name, "$.categories[1].name: 'cup'", "rename"),
+    (no_annotations, "$.annotations: missing", "list"),
+    (null_annotations, "$.annotations: None", "list"),
+    (no_images, "$.images: empty", "at least one"),
+    (no_categories, "$.categories: missing", "list"),
+    (wrong_crowd, "$.annotations[0].iscrowd: 'yes'", "0 or 1"),
+    (crowd_is_a_list, "$.annotations[0].iscrowd: [1]", "0 or 1"),
+    (text_area, "$.annotations[0].area: '200'", "leave it out"),
+    (upward_file_name, "$.images[0].file_name", "under the image folder"),
+    (absolute_file_name, "$.images[0].file_name", "under the image folder"),
+    (zero_byte_in_file_name, "$.images[0].file_name", "under the image folder"),
+    (no_file_name, "$.images[0].file_name: None", "file name"),
+    (missing_image, "$.images[0]: ", "restore"),
+    (wrong_size, "$.images[0]: states 41 x 60", "original files"),
+    (size_before_rotation, "$.images[0]: states 60 x 40", "EXIF"),
+    (size_is_text, "$.images[0].width: '60'", "number of pixels"),
+]
+
+
+@pytest.mark.parametrize(("change", "place", "advice"), REFUSED, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_fault_is_refused(tmp_path: Path, change: Callable[[Document], object], place: str, advice: str) -> None:
+    path = write(tmp_path, mutated(change))
+    with pytest.raises(AnnotationError) as caught:
+        open_coco(f"{path}:{tmp_path / 'images'}", min_side=17, max_pixels=10**6)
+    message = str(caught.value)
+    assert place in message
+    assert advice in message
+    assert caught.value.exit_code == 3
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    def spoil(d: Document) -> None:
+        for change in (nan_box, negative_width, no_annotation_id, duplicate_image_id, duplicate_category_name):
+            change(d)
+
+    with pytest.raises(AnnotationError) as caught:
+        opened(tmp_path, mutated(spoil))
+    lines = str(caught.value).splitlines()
+    assert "problems" in lines[0]
+    for place in (
+        "annotations[0].bbox[2]",
+        "annotations[1].bbox[2]",
+        "annotations[2].id",
+        "images[1]",
+        "categories[1]",
+    ):
+        assert any(place in line for line in lines), place
+
+
+def test_many_missing_images_are_counted(tmp_path: Path) -> None:
+    def lose(d: Document) -> None:
+        d["images"] += [{"id": 100 + n, "file_name": f"{n}.png"} for n in range(25)]
+
+    with pytest.raises(AnnotationError, match="and 15 more of this kind") as caught:
+        opened(tmp_path, mutated(lose))
+    assert "25 problems" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 12
+
+
+def zero_area(d: Document) -> None:
+    d["annotations"][0]["bbox"][2] = 0
+
+
+def wholly_outside(d: Document) -> None:
+    d["annotations"][0]["bbox"][0] = 30
+
+
+def cut(d: Document) -> None:
+    d["annotations"][0]["bbox"][2] = 99
+
+
+def without_area(d: Document) -> None:
+    del d["annotations"][0]["area"]
+
+
+def area_not_a_number(d: Document) -> None:
+    d["annotations"][0]["area"] = float("nan")
+
+
+def area_of_zero(d: Document) -> None:
+    d["annotations"][0]["area"] = 0
+
+
+def without_crowd_flag(d: Document) -> None:
+    del d["annotations"][0]["iscrowd"]
+
+
+MENDED = [
+    (zero_area, "boxes without area dropped", 1),
+    (wholly_outside, "boxes wholly outside their image dropped", 1),
+    (cut, "boxes cut at the border", 2),
+    (without_area, "areas taken from the box", 2),
+    (area_not_a_number, "areas taken from the box", 2),
+    (area_of_zero, "areas taken from the box", 2),
+    (without_crowd_flag, "iscrowd taken as 0", 2),
+]
+
+
+@pytest.mark.parametrize(("change", "note", "left"), MENDED, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_small_fault_is_mended_and_counted(
+    tmp_path: Path, change: Callable[[Document], object], note: str, left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    source = opened(tmp_path, mutated(change))
+    assert source.labels.notes[note] == 1
+    assert f"1 {note}" in caplog.text
+    truth = [row for row in source.ground_truth()["annotations"] if not row["iscrowd"]]
+    assert len(truth) == left
+    assert all(row["area"] > 0 for row in truth)
+    targets = [source[number].targets for number in range(2)]
+    assert sum(map(len, targets)) == left
+    for entry in targets:
+        corners = entry.boxes[:, :2] - entry.boxes[:, 2:] / 2, entry.boxes[:, :2] + entry.boxes[:, 2:] / 2
+        assert bool((corners[0] >= -1e-6).all())
+        assert bool((corners[1] <= 1 + 1e-6).all())
+
+
+def test_ids_from_zero_are_renumbered(tmp_path: Path) -> None:
+    def count_from_zero(d: Document) -> None:
+        for number, row in enumerate(d["annotations"]):
+            row["id"] = number
+
+    truth = opened(tmp_path, mutated(count_from_zero)).ground_truth()["annotations"]
+    assert [row["id"] for row in truth] == [1, 2, 3]
+
+
+def test_an_image_with_only_a_crowd_stays_without_targets(tmp_path: Path) -> None:
+    def only_crowd(d: Document) -> None:
+        d["annotations"][0]["iscrowd"] = 1
+
+    source = opened(tmp_path, mutated(only_crowd))
+    assert len(source) == 2
+    assert len(source[1].targets) == 0
+    assert tuple(source[1].targets.boxes.shape) == (0, 4)
+
+
+def test_corners_in_the_place_of_sizes_are_suspected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def corners(d: Document) -> None:
+        for row in d["annotations"]:
+            x, y, width, height = row["bbox"]
+            row["bbox"] = [x, y, x + width + 20, y + height + 20]
+
+    opened(tmp_path, mutated(corners))
+    assert "instead of xywh" in caplog.text
+
+
+def test_sizes_may_be_left_out(tmp_path: Path) -> None:
+    def forget(d: Document) -> None:
+        for image in d["images"]:
+            del image["height"], image["width"]
+
+    source = opened(tmp_path, mutated(forget))
+    assert source.labels.sizes.tolist() == [[40, 60], [50, 30]]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path, mutated(lambda d: d["images"][0].update(file_name=f"turned.{ending}")))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 60)).save(tmp_path / "images" / f"turned.{ending}", exif=exif)
+    source = open_coco(f"{path}:{tmp_path / 'images'}", min_side=17, max_pixels=10**6)
+    assert source[0].original_size == (40, 60)
+    Image.new("RGB", (60, 40)).save(tmp_path / "images" / f"turned.{ending}", exif=exif)
+    with pytest.raises(AnnotationError, match="EXIF"):
+        open_coco(f"{path}:{tmp_path / 'images'}", min_side=17, max_pixels=10**6)
+
+
+def test_a_damaged_image_is_skipped_with_its_labels(tmp_path: Path) -> None:
+    path = write(tmp_path, CLEAN)
+    (tmp_path / "images" / "a.png").write_text("<html>not found</html>")
+    source = open_coco(path, min_side=17, max_pixels=10**6)
+    assert source.image_ids == (3,)
+    assert [Path(entry.path).name for entry in source.skipped] == ["a.png"]
+    assert [row["image_id"] for row in source.ground_truth()["annotations"]] == [3]
+    assert source[0].targets.labels.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("", "line 1 column 1"),
+        ("{", "line 1 column 2"),
+        ('{"images": [],}', "offset"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"images": ' + "9" * 5000 + "}", "number"),
+        ("[1, 2]", "expects an object"),
+    ],
+    ids=["empty", "cut", "trailing comma", "deep", "long number", "list"],
+)
+def test_a_file_that_is_not_json_names_the_place(tmp_path: Path, text: str, advice: str) -> None:
+    with pytest.raises(AnnotationError, match=advice):
+        read_coco(Path(write(tmp_path, text)))
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    path = Path(write(tmp_path, CLEAN))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_coco(path)) == 2
+
+
+def test_a_number_beyond_doubles_is_refused(tmp_path: Path) -> None:
+    text = json.dumps(CLEAN).replace("[1, 2, 10, 20]", "[1, 2, 1e999, 20]")
+    with pytest.raises(AnnotationError, match=r"annotations\[0\].bbox\[2\]: inf"):
+        read_coco(Path(write(tmp_path, text)))
+
+
+def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = Path(write(tmp_path, CLEAN))
+    path.write_bytes(path.read_bytes().replace(b"cat", b"c\xe4t"))
+    with pytest.raises(AnnotationError, match="UTF-8"):
+        read_coco(path)
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="No such file"):
+        open_coco(str(tmp_path / "no.json"), min_side=17, max_pixels=10**6)
+
+
+def test_an_absent_folder_lists_what_was_tried(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere" / "ann.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(CLEAN))
+    with pytest.raises(AnnotationError, match=r"tried .*; add :IMAGES"):
+        open_coco(str(path), min_side=17, max_pixels=10**6)
+
+
+def test_no_file_outside_the_folder_is_opened(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    Image.new("RGB", (60, 40)).save(outside)
+    touched: list[str] = []
+    watching = [True]
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open":
+            touched.append(str(arguments[0]))
+
+    path = write(tmp_path, mutated(upward_file_name))
+    sys.addaudithook(watch)  # stays for the life of the process, so it is emptied below
+    try:
+        with pytest.raises(AnnotationError):
+            open_coco(f"{path}:{tmp_path / 'images'}", min_side=17, max_pixels=10**6)
+    finally:
+        watching.clear()
+    assert path in touched
+    assert not any(os.path.realpath(name) == str(outside) for name in touched)
+
+
+def test_the_fingerprint_follows_the_boxes(tmp_path: Path) -> None:
+    clean = opened(tmp_path, CLEAN).fingerprint
+    assert opened(tmp_path, CLEAN).fingerprint == clean
+    assert opened(tmp_path, mutated(cut)).fingerprint != clean
+
+
+def test_the_official_layout_is_found(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017").mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / "val2017" / "a.png")
+    document = CLEAN | {"images": CLEAN["images"][:1], "annotations": CLEAN["annotations"][1:]}
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(document))
+    assert len(open_coco(str(path), min_side=17, max_pixels=10**6)) == 1
+
+
+boxes = st.tuples(*[st.floats(0, 29, width=32)] * 2, *[st.floats(0.5, 30, width=32)] * 2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.lists(st.tuples(st.sampled_from([7, 3]), st.sampled_from([90, 1]), boxes, st.booleans()), max_size=12))
+def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+    annotations = [
+        {"id": n, "image_id": image, "category_id": category, "bbox": list(box), "area": 3.5, "iscrowd": int(crowd)}
+        for n, (image, category, box, crowd) in enumerate(rows)
+    ]
+    path = tmp_path_factory.mktemp("round") / "ann.json"
+    path.write_text(json.dumps(CLEAN | {"annotations": annotations}))
+    truth = ground_truth(read_coco(path))
+    path.write_text(json.dumps(truth))
+    assert ground_truth(read_coco(path)) == truth
+    expected = sorted(annotations, key=lambda row: [7, 3].index(row["image_id"]))
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    assert [[row[name] for name in names] for row in truth["annotations"]] == [
+        [row[name] for name in names] for row in expected
+    ]
+
+
+def test_a_real_set_opens_with_the_counts_of_its_readme(real_data: Path) -> None:
+    for split, images, boxes_, used in (("train", 53, 519, 71), ("val", 50, 539, 66)):
+        path = real_data / "coco_tiny" / "annotations" / f"instances_{split}.json"
+        source = open_coco(str(path), min_side=17, max_pixels=10**8)
+        assert (len(source), len(source.labels.boxes), int(source.labels.crowd.sum())) == (images, boxes_, 6)
+        assert len(source.classes) == 80
+        assert max(source.category_ids) == 90
+        assert len(np.unique(source.labels.labels)) == used
+        assert source.skipped == ()
+        targets = [source[number].targets for number in range(len(source))]
+        assert sum(map(len, targets)) == boxes_ - 6
+
+
+@pytest.mark.slow
+def test_a_large_file_stays_small_in_memory(tmp_path: Path) -> None:
+    count = 100_000
+    annotations = [
+        {"id": n, "image_id": n // 7, "category_id": 1, "bbox": [1.5, 2.5, 3.25, 4.75], "area": 9.5, "iscrowd": 0}
+        for n in range(count)
+    ]
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": 9, "width": 9} for n in range(count // 7 + 1)]
+    path = tmp_path / "ann.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": CLEAN["categories"]}))
+    labels = read_coco(path)
+    arrays = (labels.boxes, labels.labels, labels.areas, labels.crowd, labels.difficult, labels.first, labels.sizes)
+    assert sum(array.nbytes for array in arrays) < 60 * count

@@ -1,0 +1,261 @@
+"""Every known way in which a VOC folder goes wrong: refused with its place and advice, or put right and counted."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.voc import CLASSES, open_voc, read_voc
+from ssldet.errors import AnnotationError
+
+OBJECT = """<object>
+<name>{name}</name>
+<difficult>{difficult}</difficult>
+<bndbox>
+<xmin>{xmin}</xmin>
+<ymin>{ymin}</ymin>
+<xmax>{xmax}</xmax>
+<ymax>{ymax}</ymax>
+</bndbox>
+</object>
+"""
+FIELDS = {"name": "dog", "difficult": 0, "xmin": 11, "ymin": 5, "xmax": 30, "ymax": 34}
+SIZE = "<size>\n<width>60</width>\n<height>40</height>\n</size>\n"
+
+
+def thing(**changes: object) -> str:
+    return OBJECT.format(**(FIELDS | changes))
+
+
+def xml(*objects: str, size: str = SIZE) -> str:
+    return f"<annotation>\n{size}{''.join(objects)}</annotation>\n"
+
+
+def write(folder: Path, **texts: str) -> Path:
+    """Write images `a` and `b` of 60 x 40 pixels, `b` without objects unless told otherwise."""
+    texts = {"a": xml(thing()), "b": xml()} | texts
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / name).mkdir(parents=True)
+    for stem, text in texts.items():
+        Image.new("RGB", (60, 40), (10, 90, 30)).save(folder / "JPEGImages" / f"{stem}.jpg")
+        (folder / "Annotations" / f"{stem}.xml").write_text(text)
+    (folder / "ImageSets/Main/trainval.txt").write_text("\n".join(texts) + "\n")
+    return folder
+
+
+def opened(rest: object) -> LabelledImages:
+    return open_voc(str(rest), min_side=17, max_pixels=10**6)
+
+
+def test_a_clean_folder_opens(tmp_path: Path) -> None:
+    source = opened(write(tmp_path / "voc"))
+    assert source.classes == tuple(CLASSES.split())
+    assert source.image_ids == ("a", "b")
+    sample = source[0]
+    assert sample.key == "a"
+    assert sample.original_size == (40, 60)
+    # Pixels 11 to 30, counted from 1 and both included, are the twenty columns from 10 up to 30.
+    assert sample.targets.boxes.tolist()[0] == pytest.approx([20 / 60, 19 / 40, 20 / 60, 30 / 40])
+    assert sample.targets.labels.tolist() == [CLASSES.split().index("dog")]
+    assert len(source[1].targets) == 0
+    assert source.ground_truth()["annotations"][0]["bbox"] == [10, 4, 20, 30]
+
+
+REFUSED: dict[str, tuple[str, str, str]] = {
+    "nan": (xml(thing(xmin="nan")), "Annotations/a.xml:9: <xmin> 'nan'", "finite"),
+    "infinite": (xml(thing(xmax="1e999")), "Annotations/a.xml:9: <xmax> '1e999'", "finite"),
+    "text": (xml(thing(ymax="wide")), "Annotations/a.xml:9: <ymax> 'wide'", "finite"),
+    "negative width": (xml(thing(xmax=3)), "Annotations/a.xml:9: <bndbox> (11, 5, 3, 34)", "width and height"),
+    "no corner": (
+        xml(thing().replace("<ymax>34</ymax>", "")),
+        "Annotations/a.xml:9: <bndbox> without <ymax>",
+        "pixels",
+    ),
+    "no box": (xml("<object>\n<name>dog</name>\n</object>"), "Annotations/a.xml:6: <object> without <bndbox>", "xmin"),
+    "no name": (xml(thing(name="")), "Annotations/a.xml:6: <object> without <name>", "class"),
+    "odd flag": (xml(thing(difficult="maybe")), "Annotations/a.xml:6: <difficult> 'maybe'", "0 or 1"),
+    "wrong root": ("<html>\n</html>", "Annotations/a.xml:1: <html>", "<annotation>"),
+    "cut": (xml(thing())[:-30], "Annotations/a.xml: line", "not XML"),
+    "empty": ("", "Annotations/a.xml: line 1", "not XML"),
+    "size of text": (xml(size=SIZE.replace("60", "sixty")), "Annotations/a.xml:2: <size>", "leave it out"),
+    "wrong size": (xml(size=SIZE.replace("60", "61")), "Annotations/a.xml: states 40 x 61", "original files"),
+    "turned size": (
+        xml(size="<size><width>40</width><height>60</height></size>"),
+        "Annotations/a.xml: states 60 x 40",
+        "EXIF",
+    ),
+    "laughs": (
+        '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>' + xml(thing(name="&b;")),
+        "Annotations/a.xml: holds a document type",
+        "repair it",
+    ),
+    "quadratic": (
+        f'<!DOCTYPE x [<!ENTITY a "{"h" * 10_000}">]>' + xml(thing(name="&a;" * 500)),
+        "Annotations/a.xml: holds a document type",
+        "repair it",
+    ),
+    "external entity": (
+        '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>' + xml(thing(name="&a;")),
+        "Annotations/a.xml: holds a document type",
+        "repair it",
+    ),
+    "external type": ('<!DOCTYPE x SYSTEM "http://127.0.0.1/x.dtd">' + xml(), "Annotations/a.xml: holds", "repair it"),
+    "deep": ("<annotation>" + "<a>" * 20_000 + "</a>" * 20_000 + "</annotation>", "Annotations/a.xml: line 1", "deep"),
+    "other encoding": ('<?xml version="1.0" encoding="klingon"?>' + xml(), "Annotations/a.xml: ", "klingon"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_fault_is_refused(tmp_path: Path, name: str) -> None:
+    text, place, advice = REFUSED[name]
+    folder = write(tmp_path / "voc", a=text)
+    with pytest.raises(AnnotationError) as caught:
+        opened(folder)
+    assert place in str(caught.value)
+    assert advice in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc", a=xml(thing(xmin="nan"), thing(name="")), b=xml(thing(xmax=3)))
+    with pytest.raises(AnnotationError, match="3 problems") as caught:
+        opened(folder)
+    for place in ("a.xml:9", "a.xml:16", "b.xml:9"):
+        assert place in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "note", "left"),
+    [
+        (xml(thing(xmin=31, xmax=30)), "boxes without area dropped", 0),
+        (xml(thing(xmin=61, xmax=70)), "boxes wholly outside their image dropped", 0),
+        (xml(thing(xmax="1e9")), "boxes cut at the border", 1),
+        (xml(thing(difficult=1)), "difficult objects, trained on and ignored by metrics", 1),
+        (xml(thing(xmin=0)), "boxes that begin before pixel 1, where VOC begins", 1),
+    ],
+    ids=["no area", "outside", "cut", "difficult", "from zero"],
+)
+def test_a_small_fault_is_mended_and_counted(
+    tmp_path: Path, text: str, note: str, left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    source = opened(write(tmp_path / "voc", a=text))
+    assert source.labels.notes == {note: 1}
+    assert f"1 {note}" in caplog.text
+    assert len(source[0].targets) == left == len(source.ground_truth()["annotations"])
+
+
+def test_coordinates_may_have_fractions_and_flags_may_be_absent(tmp_path: Path) -> None:
+    text = xml(thing(xmin="11.5", xmax="30.5").replace("<difficult>0</difficult>", ""))
+    source = opened(write(tmp_path / "voc", a=text))
+    assert source.ground_truth()["annotations"][0]["bbox"] == [10.5, 4, 20, 30]
+    assert not source.labels.difficult.any()
+
+
+def test_sizes_may_be_left_out(tmp_path: Path) -> None:
+    zeros = SIZE.replace("60", "0").replace("40", "0")
+    source = opened(write(tmp_path / "voc", a=xml(thing(), size=""), b=xml(size=zeros)))
+    assert source.labels.sizes.tolist() == [[40, 60], [40, 60]]
+
+
+def test_parts_of_an_object_are_not_its_box(tmp_path: Path) -> None:
+    part = "<part>\n<name>head</name>\n<bndbox><xmin>1</xmin></bndbox>\n</part>"
+    source = opened(write(tmp_path / "voc", a=xml(thing(name="person").replace("<bndbox>", part + "<bndbox>"))))
+    assert source.ground_truth()["annotations"][0]["bbox"] == [10, 4, 20, 30]
+
+
+def test_all_splits_of_a_folder_number_the_classes_alike(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc", a=xml(thing(name="zebra")), b=xml(thing(name="ant")))
+    (folder / "ImageSets/Main/val.txt").write_text("a\n")
+    val = opened(f"{folder}:val")
+    assert val.classes == opened(folder).classes == ("ant", "zebra")
+    assert val[0].targets.labels.tolist() == [1]
+    assert val.category_ids == (1, 2)
+
+
+def test_splits_are_joined_and_images_listed_twice_in_them_count_once(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "ImageSets/Main/val.txt").write_text("b\n")
+    assert opened(f"{folder}:val+trainval").image_ids == ("b", "a")
+
+
+@pytest.mark.parametrize("line", ["../../../../x", "/etc/passwd", "..", "a/b"])
+def test_a_split_stays_in_its_folder(tmp_path: Path, line: str) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "ImageSets/Main/trainval.txt").write_text(f"a\n{line}\n")
+    with pytest.raises(AnnotationError, match=r"trainval\.txt:2: .*without folder"):
+        opened(folder)
+
+
+def test_an_image_listed_twice_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "ImageSets/Main/trainval.txt").write_text("a\nb\n\na\n")
+    with pytest.raises(AnnotationError, match=r"trainval\.txt:4: a is listed twice"):
+        opened(folder)
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "ImageSets/Main/trainval.txt").write_text("\n")
+    with pytest.raises(AnnotationError, match="empty"):
+        opened(folder)
+
+
+def test_an_unknown_split_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="did you mean 'trainval'"):
+        opened(f"{write(tmp_path / 'voc')}:trainvla")
+
+
+def test_the_folder_above_is_answered_with_the_one_below(tmp_path: Path) -> None:
+    write(tmp_path / "VOCdevkit" / "VOC2007")
+    with pytest.raises(AnnotationError, match=r"did you mean voc:.*VOC2007"):
+        opened(tmp_path / "VOCdevkit")
+
+
+def test_a_missing_image_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "JPEGImages/b.jpg").unlink()
+    with pytest.raises(AnnotationError, match=r"Annotations/b\.xml: .*b\.jpg is missing; restore"):
+        opened(folder)
+    assert len(read_voc(str(folder))) == 2, "labels alone need no images"
+    (folder / "Annotations/b.xml").unlink()
+    with pytest.raises(AnnotationError, match=r"Annotations/b\.xml: can't be read"):
+        opened(folder)
+
+
+def test_a_damaged_image_is_skipped(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "JPEGImages/a.jpg").write_bytes(b"")
+    source = opened(folder)
+    assert source.image_ids == ("b",)
+    assert [entry.reason for entry in source.skipped] == ["empty"]
+
+
+def test_a_set_without_one_usable_image_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc")
+    for stem in "ab":
+        (folder / f"JPEGImages/{stem}.jpg").write_bytes(b"")
+    with pytest.raises(AnnotationError, match=r"none of 2 images can be used \(empty\)"):
+        opened(folder)
+
+
+def test_images_may_have_other_formats(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "JPEGImages/a.jpg").unlink()
+    Image.new("RGB", (60, 40)).save(folder / "JPEGImages/a.PNG")
+    assert opened(folder)[0].original_size == (40, 60)
+
+
+def test_a_real_set_opens_with_the_counts_of_its_readme(real_data: Path) -> None:
+    for split, images, boxes in (("train", 296, 527), ("val", 67, 143), ("trainval", 363, 670)):
+        source = opened(f"{real_data / 'cards_voc'}:{split}")
+        assert source.classes == ("ace", "jack", "king", "nine", "queen", "ten")
+        assert (len(source), len(source.labels.boxes), source.skipped) == (images, boxes, ())
+    counts = dict(zip(source.classes, (source.labels.labels == label for label in range(6)), strict=True))
+    assert {name: int(found.sum()) for name, found in counts.items()} == {
+        "ace": 118, "king": 118, "queen": 106, "nine": 115, "ten": 100, "jack": 113
+    }  # fmt: skip
+    sample = source[5]
+    assert sample.original_size == tuple(sample.image.shape[1:])

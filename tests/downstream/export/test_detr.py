@@ -1,0 +1,131 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from downstream.detection import Detection
+from downstream.export.detr import export, unfit
+from pretext.random_query_patch import RandomQueryPatch
+from ssldet.detectors.detr import DETRConfig
+from ssldet.errors import CheckpointError, ConfigError, SetupError
+from ssldet.nn.backbones import BackboneConfig
+from ssldet.weights.detr import detector_from_file
+
+TINY = DETRConfig(
+    backbone=BackboneConfig(name="resnet18"),
+    num_classes=5,
+    num_queries=12,
+    width=24,
+    heads=4,
+    encoder_layers=1,
+    decoder_layers=2,
+    feedforward=40,
+)
+
+
+@pytest.fixture
+def objective():
+    return Detection().objective(TINY.build())
+
+
+def test_the_file_is_plain_and_proven(tmp_path, objective):
+    out = tmp_path / "deep" / "model.pth"
+    report = export(objective, {}, out)
+    assert (report.equal, report.tensors, report.difference, report.size) == (163, 163, 0.0, out.stat().st_size)
+    assert str(report).endswith("163/163 tensors, max |Δ| 0.0e+00")
+    assert report.to_json()["out"] == str(out)
+    document = torch.load(out, weights_only=True)
+    assert document["args"]["nheads"] == 4
+    assert document["args"]["pre_norm"] is True
+    assert document["model"]["query_embed.weight"].shape == (12, 24)
+    assert len(document["model"]) == 163
+    assert [path.name for path in out.parent.iterdir()] == ["model.pth"]
+
+
+def test_a_training_objective_stays_in_training(tmp_path, objective):
+    export(objective.train(), {}, tmp_path / "model.pth")
+    assert objective.detector.training
+
+
+def test_a_pretrained_model_takes_its_heads_along(tmp_path):
+    objective = RandomQueryPatch(num_patches=3).objective(TINY.build())
+    export(objective, {}, tmp_path / "model.pth")
+    loaded = detector_from_file(tmp_path / "model.pth")
+    assert len(torch.load(tmp_path / "model.pth", weights_only=True)["model"]) == 169
+    assert torch.equal(loaded.heads["patch_queries.projection.weight"], objective.patch_queries.projection.weight)
+
+
+def test_heads_of_other_tasks_stay_behind(tmp_path, objective):
+    objective.mask_head = nn.Linear(2, 3)
+    assert export(objective, {}, tmp_path / "model.pth").tensors == 163
+    assert len(torch.load(tmp_path / "model.pth", weights_only=True)["model"]) == 163
+
+
+def test_dilation_is_remembered(tmp_path):
+    config = replace(TINY, backbone=BackboneConfig(name="resnet50", output_stride=16))
+    export(Detection().objective(config.build()), {}, tmp_path / "model.pth")
+    assert detector_from_file(tmp_path / "model.pth").config["backbone"]["output_stride"] == 16
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (replace(TINY, normalise_features=True), "normalise_features"),
+        (replace(TINY, position_at_input=True), "position_at_input"),
+        (replace(TINY, backbone=BackboneConfig(name="tiny")), "backbone.name: DETR knows"),
+        (replace(TINY, backbone=BackboneConfig(name="resnet18", frozen_norm=False)), "backbone.frozen_norm"),
+    ],
+)
+def test_what_the_format_cannot_hold_is_named(tmp_path, config, field):
+    with pytest.raises(CheckpointError, match=f"can't hold this detector: detector.{field}"):
+        export(Detection().objective(config.build()), {}, tmp_path / "model.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_reasons_are_given_at_once():
+    odd = replace(TINY, normalise_features=True, position_at_input=True, backbone=BackboneConfig(name="tiny"))
+    assert len(unfit(odd.build())) == 3
+
+
+def test_nothing_is_overwritten(tmp_path, objective):
+    out = tmp_path / "model.pth"
+    out.write_bytes(b"dear to somebody")
+    with pytest.raises(ConfigError, match="exists already"):
+        export(objective, {}, out)
+    assert out.read_bytes() == b"dear to somebody"
+
+
+def test_a_copy_that_answers_otherwise_is_not_written(tmp_path, objective, monkeypatch):
+    def read(path):
+        loaded = detector_from_file(path)
+        loaded.detector.class_head.bias.data[0] += 1e-3
+        return loaded.detector
+
+    monkeypatch.setattr("downstream.export.detr._read", read)
+    with pytest.raises(CheckpointError, match=r"not the same detector \(.*162/163 tensors, max \|Δ\| 1\.0e-03"):
+        export(objective, {}, tmp_path / "model.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_that_leaves_no_trace_shows_in_the_answers(tmp_path, objective):
+    # Somebody's subclass computes something else with the same tensors.
+    objective.detector.decoder.layers[0].pre_norm = False
+    with pytest.raises(CheckpointError, match="not the same detector"):
+        export(objective, {}, tmp_path / "model.pth")
+
+
+def test_a_model_that_answers_nan_is_not_written(tmp_path, objective):
+    objective.detector.class_head.bias.data[0] = torch.nan
+    with pytest.raises(CheckpointError, match="not finite"):
+        export(objective, {}, tmp_path / "model.pth")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, objective, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("downstream.export.detr.write_whole", full)
+    with pytest.raises(SetupError, match=r"can't be written .*No space left"):
+        export(objective, {}, tmp_path / "model.pth")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,141 @@
+"""Supervised detection: what it trains, what its views give, that it learns, and what it refuses."""
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from downstream.annotations.coco import open_coco
+from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.shapes import write_shapes
+from downstream.detection import Detection, SetPrediction
+from downstream.recipes.detection import r50, tiny
+from ssldet.data.collate import collate
+from ssldet.detectors.base import Detector
+from ssldet.detectors.detr import DETRConfig
+from ssldet.errors import ConfigError
+from ssldet.nn.backbones import BackboneConfig
+from ssldet.recipe import check, dumps, load, override
+from ssldet.types import Batch
+
+TASK = Detection(scales=(48, 56), max_size=80, eval_scale=48, crop_scales=(60,), crop_range=(40, 60))
+DETECTOR = DETRConfig(
+    backbone=BackboneConfig(name="tiny", frozen_norm=False, frozen_stages=0, tiny_channels=(8, 12)),
+    num_classes=3,
+    num_queries=12,
+    width=16,
+    heads=2,
+    encoder_layers=1,
+    decoder_layers=2,
+    feedforward=24,
+    dropout=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
+    path = write_shapes(tmp_path_factory.mktemp("shapes"), images=6, objects=(0, 3), object_scale=(0.3, 0.5))
+    return open_coco(str(path), min_side=17, max_pixels=10**6)
+
+
+@pytest.fixture
+def batch(source: LabelledImages) -> Batch:
+    views = TASK.views(training=False)
+    samples = [views(source[number], torch.Generator()) for number in range(4)]
+    assert 0 in {len(sample.targets) for sample in samples}
+    return collate(samples)
+
+
+def test_all_sections_learn_or_all_but_the_backbone() -> None:
+    assert TASK.trains == TASK.transfers == Detector.section_names
+    frozen = replace(TASK, freeze_backbone=True)
+    assert set(Detector.section_names) - set(frozen.trains) == {"backbone"}
+    assert frozen.transfers == Detector.section_names
+
+
+def test_training_views_vary_with_the_generator_alone(source: LabelledImages) -> None:
+    views = pickle.loads(pickle.dumps(TASK.views()))
+    sample = source[1]
+    first, again, other = (views(sample, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first.image, again.image)
+    assert first.image.shape != other.image.shape or not torch.equal(first.image, other.image)
+    sizes = {min(views(sample, torch.Generator().manual_seed(seed)).image.shape[1:]) for seed in range(30)}
+    assert sizes <= {48, 56}
+    assert len(sizes) == 2
+
+
+def test_evaluation_sees_the_image_whole(source: LabelledImages) -> None:
+    seen = TASK.views(training=False)(source[2], torch.Generator())
+    assert seen.image.shape == (3, 48, 48)
+    assert torch.equal(seen.targets.boxes, source[2].targets.boxes)
+
+
+def test_one_batch_can_be_learned(batch: Batch) -> None:
+    objective = TASK.objective(DETECTOR.build())
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    totals = []
+    for _ in range(30):
+        losses = objective(batch)
+        optimiser.zero_grad()
+        losses.total.backward()
+        optimiser.step()
+        totals.append(losses.total.item())
+    assert set(losses.terms) == {"class", "box_l1", "box_giou"}
+    assert all(len(term) == DETECTOR.decoder_layers for term in losses.terms.values())
+    assert totals[-1] < 0.6 * totals[0]
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in objective.parameters())
+
+
+def test_answers_are_in_pixels_of_the_images_on_disk(batch: Batch, source: LabelledImages) -> None:
+    objective = TASK.objective(DETECTOR.build()).eval()
+    found = objective.detect(batch)
+    assert [len(one) for one in found] == [12] * 4
+    enlarged = objective.detect(replace(batch, original_sizes=batch.original_sizes * 10))
+    assert torch.allclose(enlarged[1].boxes, 10 * found[1].boxes)
+    metric = TASK.evaluator(source)
+    metric.update(found, batch)
+    assert TASK.headline in metric.results()
+
+
+def test_the_weights_of_the_terms_are_the_tasks(batch: Batch) -> None:
+    objective = replace(TASK, class_weight=2.0, box_l1_weight=3.0, box_giou_weight=0.5).objective(DETECTOR.build())
+    assert objective(batch).weights == {"class": 2.0, "box_l1": 3.0, "box_giou": 0.5}
+    assert [cost.weight for cost in objective.criterion.matcher.costs] == [2.0, 3.0, 0.5]
+
+
+def test_the_objective_owns_nothing_that_is_thrown_away() -> None:
+    objective = TASK.objective(DETECTOR.build())
+    assert isinstance(objective, SetPrediction)
+    assert all(name.startswith("detector.") for name in objective.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"scales": ()}, "task.scales"),
+        ({"crop_scales": (4,)}, "task.crop_scales"),
+        ({"crop_range": (600, 384)}, "task.crop_range"),
+        ({"max_size": 100}, "task.max_size: 100 is below"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused(changes: dict[str, object], advice: str) -> None:
+    run = override(r50(), {f"task.{name}": value for name, value in changes.items()})
+    with pytest.raises(ConfigError, match=advice):
+        check(run)
+
+
+def test_recipes_are_sound_and_survive_as_text(tmp_path: Path) -> None:
+    for recipe in (r50, tiny):
+        run = recipe()
+        check(run)
+        (tmp_path / "run.toml").write_text(dumps(run))
+        assert load(type(run), tmp_path / "run.toml") == run
+
+
+def test_r50_is_the_published_recipe() -> None:
+    run = r50()
+    assert (run.optim.lr, run.optim.lr_backbone, run.optim.clip, run.data.batch_size) == (1e-4, 5e-5, 0.1, 16)
+    assert (run.budget.epochs, run.optim.drops) == (300, (2 / 3,))
+    assert run.task.scales == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # type: ignore[attr-defined]

@@ -1,0 +1,313 @@
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ssldet.data.loader import ATTEMPTS, Stream, evaluation_batches, order, training_batches
+from ssldet.errors import AnnotationError, ConfigError, DataError, UnreadableError
+from ssldet.types import Sample, Targets
+
+
+class Numbers:
+    """A source whose image i is full of i; some images can't be read."""
+
+    classes = ("thing",)
+    fingerprint = "0"
+    skipped = ()
+
+    def __init__(self, count, bad=()):
+        self.count, self.bad = count, frozenset(bad)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise UnreadableError(self.path_of(index), "truncated")
+        return Sample(
+            image=torch.full((3, 4 + index % 3, 5), index, dtype=torch.uint8),
+            targets=Targets(boxes=torch.full((index % 3, 4), 0.5), labels=torch.zeros(index % 3, dtype=torch.int64)),
+            key=str(index),
+            original_size=(4, 5),
+        )
+
+    def path_of(self, index):
+        return f"{index}.jpg"
+
+
+def noise(sample, generator):
+    """Views that show which generator they were given."""
+    return replace(sample, jitter=torch.rand(2, 3, generator=generator))
+
+
+def stream(source=None, views=noise, **options):
+    given = {"seed": 7, "batch_size": 4, "total_steps": 6, "strip_labels": False, **options}
+    return list(training_batches(Numbers(11) if source is None else source, views, **given))
+
+
+def seen(batches):
+    """Everything that tells samples apart, in order."""
+    return [
+        (key, tuple(jitter.flatten().tolist()), len(targets))
+        for batch in batches
+        for key, jitter, targets in zip(batch.keys, batch.jitter, batch.targets, strict=True)
+    ]
+
+
+def test_shows_every_image_once_an_epoch_and_never_stops_at_its_edge():
+    keys = [key for key, *_ in seen(stream(total_steps=11))]  # 44 places: 4 epochs of 11
+    for epoch in range(4):
+        assert sorted(keys[epoch * 11 : (epoch + 1) * 11], key=int) == [str(i) for i in range(11)]
+        assert keys[epoch * 11 : (epoch + 1) * 11] == [str(i) for i in order(11, 7, epoch).tolist()]
+    assert keys[:11] != keys[11:22]
+
+
+def test_augmentation_differs_between_epochs_and_seeds():
+    first = {key: noise for key, noise, _ in seen(stream(total_steps=2))}
+    later = {key: noise for key, noise, _ in seen(stream(start_step=3, total_steps=6))}
+    other = {key: noise for key, noise, _ in seen(stream(total_steps=2, seed=8))}
+    assert not set(first.values()) & set(later.values())
+    assert not set(first.values()) & set(other.values())
+
+
+def test_a_set_smaller_than_the_batch_is_repeated():
+    keys = [key for key, *_ in seen(stream(Numbers(3), total_steps=3))]
+    assert len(keys) == 12
+    assert all(sorted(keys[i : i + 3]) == ["0", "1", "2"] for i in (0, 3, 6, 9))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_changes_nothing(workers):
+    assert seen(stream(workers=workers)) == seen(stream())
+
+
+@pytest.mark.parametrize("start", [1, 2, 5, 6])
+def test_starting_in_the_middle_gives_the_tail(start):
+    batches = training_batches(
+        Numbers(11), noise, seed=7, batch_size=4, total_steps=6, start_step=start, strip_labels=False
+    )
+    assert len(batches) == 6 - start
+    assert seen(batches) == seen(stream())[start * 4 :]
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)])
+def test_ranks_and_parts_together_are_the_whole_in_order(world, accumulate):
+    ranks = [stream(rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
+    interleaved = [batch for parts in zip(*ranks, strict=True) for batch in parts]
+    assert len(interleaved) == 6 * world * accumulate
+    assert seen(interleaved) == seen(stream())
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ConfigError, match=r"4 images can't be shared equally by 3 devices.*multiple of 3"):
+        stream(world=3)
+
+
+def test_an_empty_source_is_refused():
+    with pytest.raises(DataError, match="no image"):
+        stream(Numbers(0))
+
+
+def test_stripping_hides_every_label():
+    assert sum(count for *_, count in seen(stream())) > 0
+    assert sum(count for *_, count in seen(stream(strip_labels=True))) == 0
+
+
+def test_the_global_stream_of_chance_is_left_alone():
+    before = torch.get_rng_state()
+    stream()
+    stream(workers=1, total_steps=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_replaced_the_same_way_every_time_and_named(workers):
+    batches = stream(Numbers(11, bad={2, 5}), workers=workers)
+    assert seen(batches) == seen(stream(Numbers(11, bad={2, 5})))
+    assert [len(batch) for batch in batches] == [4] * 6
+    assert not {"2", "5"} & {key for key, *_ in seen(batches)}
+    named = [entry for batch in batches for entry in batch.skipped]
+    assert {(entry.path, entry.reason) for entry in named} == {("2.jpg", "truncated"), ("5.jpg", "truncated")}
+    good = seen(stream())
+    kept = [new for new, old in zip(seen(batches), good, strict=True) if old[0] not in {"2", "5"}]
+    assert kept == [old for old in good if old[0] not in {"2", "5"}]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_readable_ends_in_one_clear_line(workers):
+    with pytest.raises(DataError, match=rf"^none of {ATTEMPTS} images.*truncated {ATTEMPTS}.*is the data there\?$"):
+        stream(Numbers(5, bad=range(5)), workers=workers)
+
+
+def broken_labels(sample, generator):
+    raise AnnotationError("box 3 of 7.jpg is upside down")
+
+
+def buggy(sample, generator):
+    raise KeyError("oops")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_of_the_house_arrive_unchanged(workers):
+    with pytest.raises(AnnotationError, match=r"^box 3 of 7\.jpg is upside down$"):
+        stream(views=broken_labels, workers=workers)
+
+
+def test_a_bug_in_the_views_names_the_image():
+    with pytest.raises(KeyError) as caught:
+        stream(views=buggy)
+    assert any("making views of image" in note and ".jpg" in note for note in caught.value.__notes__)
+    with pytest.raises(KeyError, match=r"making views of image \d+: \d+\.jpg"):
+        stream(views=buggy, workers=1)
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 0), (3, 0), (1, 2)])
+def test_evaluation_shows_every_image_once(world, workers):
+    ranks = [
+        evaluation_batches(Numbers(11), noise, batch_size=2, rank=rank, world=world, workers=workers)
+        for rank in range(world)
+    ]
+    batches = [list(loader) for loader in ranks]
+    assert [len(done) for done in batches] == [len(loader) for loader in ranks]
+    keys = [[int(key) for batch in done for key in batch.keys] for done in batches]
+    assert all(part == sorted(part) for part in keys)
+    assert sorted(key for part in keys for key in part) == list(range(11))
+    everything = {entry for done in batches for entry in seen(done)}
+    assert everything == set(seen(evaluation_batches(Numbers(11), noise, batch_size=4)))
+
+
+def test_evaluation_leaves_bad_images_out_and_names_them():
+    batches = list(evaluation_batches(Numbers(7, bad={0, 1, 4}), noise, batch_size=2))
+    assert [batch.keys for batch in batches] == [["2", "3"], ["5"], ["6"]]
+    assert [[entry.path for entry in batch.skipped] for batch in batches] == [["0.jpg", "1.jpg"], ["4.jpg"], []]
+
+
+def test_evaluation_of_nothing_readable_is_an_error():
+    with pytest.raises(DataError, match=r"none of the 3 images"):
+        list(evaluation_batches(Numbers(3, bad=range(3)), noise, batch_size=2))
+
+
+def test_trailing_bad_images_are_told(caplog):
+    batches = list(evaluation_batches(Numbers(3, bad={2}), noise, batch_size=2))
+    assert [batch.keys for batch in batches] == [["0", "1"]]
+    assert "2.jpg: truncated" in caplog.text
+
+
+class Deadly:
+    """Views that kill their worker at some images, once or every time."""
+
+    def __init__(self, keys, folder, always, how=signal.SIGKILL):
+        self.keys, self.folder, self.always, self.how = keys, folder, always, how
+
+    def __call__(self, sample, generator):
+        token = self.folder / sample.key
+        if sample.key in self.keys and (self.always or not token.exists()):
+            token.touch()
+            os.kill(os.getpid(), self.how)
+        return noise(sample, generator)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_worker_costs_nothing(tmp_path, caplog, how):
+    batches = stream(views=Deadly({"3", "8"}, tmp_path, always=False, how=how), workers=2)
+    assert seen(batches) == seen(stream())
+    assert not any(batch.skipped for batch in batches)
+    assert "a loader worker died" in caplog.text
+    assert "while reading" in caplog.text
+
+
+def test_an_image_that_kills_every_reader_is_left_out(tmp_path, caplog):
+    batches = stream(views=Deadly({"3"}, tmp_path, always=True), workers=2)
+    assert [len(batch) for batch in batches] == [4] * 6
+    assert "3" not in {key for key, *_ in seen(batches)}
+    assert {(entry.path, entry.reason) for batch in batches for entry in batch.skipped} == {
+        ("3.jpg", "kills-its-reader")
+    }
+
+
+def test_workers_that_always_die_end_in_one_clear_line(tmp_path):
+    everything = {str(i) for i in range(40)}
+    with pytest.raises(
+        DataError, match=r"^loader workers keep dying \(SIGKILL: .*while reading \d+\.jpg.*data\.workers"
+    ):
+        stream(Numbers(40), Deadly(everything, tmp_path, always=True), workers=1)
+
+
+def test_workers_killed_from_outside_while_the_consumer_is_busy():
+    batches, done = (
+        iter(training_batches(Numbers(11), slow, seed=7, batch_size=4, total_steps=8, workers=2, strip_labels=False)),
+        [],
+    )
+    for number, batch in enumerate(batches):
+        done.append(batch)
+        if number in (1, 4):
+            for worker in children():
+                os.kill(worker, signal.SIGKILL)
+            time.sleep(0.1)  # no error may be raised here: a step is running
+    assert seen(done) == seen(stream(total_steps=8))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
+def test_signals_for_the_whole_job_do_not_reach_the_workers(name):
+    batches = iter(
+        training_batches(Numbers(11), slow, seed=7, batch_size=4, total_steps=6, workers=2, strip_labels=False)
+    )
+    done = [next(batches)]
+    before = children()
+    # From another process than the parent, as a scheduler does.
+    if os.fork() == 0:
+        for worker in before:
+            os.kill(worker, getattr(signal, name))
+        os._exit(0)
+    os.wait()
+    done += [next(batches), next(batches)]
+    assert children() == before
+    done += batches
+    assert seen(done) == seen(stream())
+
+
+def slow(sample, generator):
+    time.sleep(0.01)
+    return noise(sample, generator)
+
+
+def children():
+    import multiprocessing
+
+    return sorted(child.pid for child in multiprocessing.active_children())
+
+
+def test_leaving_early_leaves_no_worker_behind():
+    batches = iter(
+        training_batches(Numbers(11), noise, seed=7, batch_size=4, total_steps=1000, workers=2, strip_labels=False)
+    )
+    next(batches)
+    assert len(children()) == 2
+    begin = time.perf_counter()
+    del batches
+    assert children() == []
+    assert time.perf_counter() - begin < 4
+
+
+def test_workers_use_one_thread():
+    def count(sample, generator):
+        return replace(sample, jitter=torch.full((1, 1), float(torch.get_num_threads())))
+
+    assert {batch.jitter.max().item() for batch in stream(views=count, workers=1)} == {1.0}
+
+
+def test_waiting_is_measured():
+    loader = training_batches(Numbers(11), slow, seed=7, batch_size=4, total_steps=3, strip_labels=False)
+    list(loader)
+    assert 0.1 < loader.waited < 5
+
+
+def test_the_plan_is_a_function_of_its_place():
+    plan = Stream(count=5, seed=1, batch_size=4, steps=range(9), rank=0, world=1, accumulate=2)
+    whole = list(plan)
+    assert len(whole) == len(plan) == 18
+    plan.start = 7
+    assert list(plan) == whole[7:]

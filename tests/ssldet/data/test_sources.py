@@ -1,0 +1,113 @@
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+
+from ssldet import registry
+from ssldet.data.images import ImageSource
+from ssldet.data.sources import ConcatSource, open_source
+from ssldet.errors import DataError
+from ssldet.types import Sample, Skipped, Source, Targets
+
+LIMITS = {"min_side": 17, "max_pixels": 1_000_000}
+
+
+class Labelled:
+    def __init__(self, classes, count, fingerprint="x"):
+        self.classes, self.count, self.fingerprint = classes, count, fingerprint
+        self.skipped = (Skipped(path=f"{fingerprint}.jpg", reason="empty"),)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return Sample(
+            image=torch.full((3, 20, 20), index, dtype=torch.uint8),
+            targets=Targets(boxes=torch.rand(2, 4), labels=torch.tensor([0, 1])),
+            key=str(index),
+            original_size=(20, 20),
+        )
+
+
+def open_toy(rest, *, min_side, max_pixels):
+    assert (min_side, max_pixels) == (17, 1_000_000)
+    return Labelled(tuple(rest.split(",")), 3, rest)
+
+
+@pytest.fixture(autouse=True)
+def _formats(monkeypatch):
+    monkeypatch.setattr(registry, "names", lambda group: ["toys", "voc"])
+    monkeypatch.setattr(registry, "find", lambda group, name: open_toy)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (30, 20)).save(tmp_path / name / "1.png")
+    return tmp_path
+
+
+def test_a_folder_and_several(folder):
+    assert isinstance(open_source([str(folder / "a")], **LIMITS), ImageSource)
+    both = open_source([str(folder / "a"), str(folder / "b")], **LIMITS)
+    assert isinstance(both, ImageSource)
+    assert [both[i].key for i in range(len(both))] == ["a/1.png", "b/1.png"]
+
+
+def test_a_format_by_name():
+    source = open_source(["toys:cat,dog"], **LIMITS)
+    assert source.classes == ("cat", "dog")
+
+
+def test_formats_and_folders_together_are_unlabelled(folder):
+    source = open_source([str(folder / "a"), "toys:cat,dog"], **LIMITS)
+    assert isinstance(source, Source)
+    assert source.classes == ()
+    assert [source[i].key for i in range(len(source))] == ["0:0", "0:1", "0:2", "1:1.png"]
+    assert [len(source[i].targets) for i in range(len(source))] == [0, 0, 0, 0]
+    assert source.skipped == (Skipped(path="cat,dog.jpg", reason="empty"),)
+    assert source.path_of(3) == folder / "a" / "1.png"
+    assert source.path_of(1) == "image 1 of source 0"
+
+
+def test_equal_classes_join_and_others_do_not():
+    source = open_source(["toys:cat,dog", "toys:cat,dog"], **LIMITS)
+    assert source.classes == ("cat", "dog")
+    assert len(source) == 6
+    assert [int(source[i].image[0, 0, 0]) for i in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert len(source[5].targets) == 2
+    for index in (-1, 6):
+        with pytest.raises(IndexError):
+            source[index]
+    with pytest.raises(DataError, match=r"2 and 3 classes, 'dog' against 'cow'"):
+        open_source(["toys:cat,dog", "toys:cat,cow,dog"], **LIMITS)
+    with pytest.raises(DataError, match=r"2 and 1 classes\)"):
+        open_source(["toys:cat,dog", "toys:cat"], **LIMITS)
+
+
+def test_the_fingerprint_knows_the_order():
+    a, b = Labelled(("x",), 2, "a"), Labelled(("x",), 2, "b")
+    assert ConcatSource([a, b]).fingerprint != ConcatSource([b, a]).fingerprint
+    assert pickle.loads(pickle.dumps(ConcatSource([a, b]))).fingerprint == ConcatSource([a, b]).fingerprint
+
+
+def test_a_near_miss_gets_a_suggestion():
+    with pytest.raises(DataError, match=r"no data format 'toy' \(did you mean 'toys'\?\); formats: toys, voc$"):
+        open_source(["toy:x"], **LIMITS)
+    with pytest.raises(DataError, match=r"no data format 'imagenet'; formats"):
+        open_source(["imagenet:x"], **LIMITS)
+
+
+def test_paths_with_colons_are_paths(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "toys:b").symlink_to("b")
+    assert isinstance(open_source(["toys:b"], **LIMITS), ImageSource)
+    with pytest.raises(DataError, match=r"no such file or folder: .*C:\\photos"):
+        open_source(["C:\\photos"], **LIMITS)
+
+
+def test_no_specification(folder):
+    with pytest.raises(DataError, match="no images given"):
+        open_source([], **LIMITS)

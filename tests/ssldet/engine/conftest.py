@@ -1,0 +1,94 @@
+"""Fixtures of the engine's tests: the fake world, loaded late so that the shape checks see every module of ours."""
+
+import functools
+import importlib.util
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def fakes() -> ModuleType:
+    """The module of fakes, importable by name so that a recorded configuration finds its classes again."""
+    spec = importlib.util.spec_from_file_location("engine_fakes", Path(__file__).with_name("fakes.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["engine_fakes"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _fake_world(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, the fake source behind every data specification, and one look at what is installed."""
+    from ssldet import registry
+    from ssldet.engine import fit
+
+    monkeypatch.setattr(registry, "_claims", functools.cache(registry._claims))
+
+    monkeypatch.setattr(fit, "open_source", fakes.open_fake)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def train(fakes: ModuleType) -> Callable[..., dict[str, Any]]:
+    """`train(path, run, resume=False)`: a run from its folder on, as a command would do it."""
+    from ssldet.engine.fit import fit
+    from ssldet.engine.folder import RunFolder
+
+    def call(path: Path, run: Any, *, resume: bool = False, **more: Any) -> dict[str, Any]:
+        folder = RunFolder(path) if resume else RunFolder.create(path, run)
+        return fit(run, folder, resume=resume, **more)
+
+    return call
+
+
+class Child:
+    """A forked copy of this process that does one thing; torch is warm already, so a start costs nothing."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_DFL)
+            signal.alarm(60)
+            try:
+                work()
+            except BaseException as error:
+                if not hasattr(error, "exit_code"):
+                    traceback.print_exc()
+                os._exit(getattr(error, "exit_code", 1))
+            os._exit(0)
+
+    def wait(self) -> int:
+        """Return the exit code, negative for a signal."""
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    def ended(self) -> bool:
+        """Whether it is over; `wait` may still be called."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+
+@pytest.fixture
+def fork() -> type[Child]:
+    """`fork(work)` runs `work()` in another process."""
+    return Child

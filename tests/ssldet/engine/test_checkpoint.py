@@ -1,0 +1,159 @@
+"""Weights files, and the hand-over of sections."""
+
+import json
+import random
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ssldet.engine.checkpoint import (
+    TransferReport,
+    describe,
+    load_exactly,
+    load_weights,
+    restore_objective,
+    save_weights,
+    section_of,
+    transfer,
+)
+from ssldet.errors import CheckpointError
+
+
+@pytest.fixture
+def saved(tmp_path: Path, fakes: ModuleType) -> tuple[Path, Any, Any]:
+    """A weights file, its objective and its run."""
+    run = fakes.a_run()
+    objective = run.task.objective(run.detector.build())
+    path = tmp_path / "weights" / "model.safetensors"
+    save_weights(path, objective, describe(run, fakes.FakeSource(10), 12))
+    return path, objective, run
+
+
+def test_an_objective_comes_back_with_what_it_is(saved: tuple[Path, Any, Any], fakes: ModuleType) -> None:
+    path, objective, run = saved
+    again, info = restore_objective(path)
+    assert type(again) is fakes.FakeObjective
+    assert again.task == run.task
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in objective.state_dict().items())
+    assert (info["step"], info["classes"], info["schema"], info["data"]) == (12, ["cat", "dog"], 1, "fake-10-")
+    assert info["detector"] == {"name": "engine_fakes:FakeDetectorConfig", "num_classes": 2, "num_queries": 3}
+
+
+def test_tied_and_non_contiguous_tensors_are_saved(tmp_path: Path, fakes: ModuleType) -> None:
+    objective = fakes.FakeTask().objective(fakes.FakeDetectorConfig().build())
+    objective.detector.encoder[0].weight = objective.detector.decoder[0].weight
+    objective.detector.box_head.weight = nn.Parameter(torch.randn(6, 4).T)
+    save_weights(tmp_path / "tied.safetensors", objective, {"schema": 1})
+    _, state = load_weights(tmp_path / "tied.safetensors")
+    assert all(torch.equal(state[name], tensor) for name, tensor in objective.state_dict().items())
+
+
+def test_every_damage_to_a_weights_file_is_noticed(saved: tuple[Path, Any, Any]) -> None:
+    path, *_ = saved
+    good = path.read_bytes()
+    body = 8 + int.from_bytes(good[:8], "little")
+    chance = random.Random(0)
+    for attempt in range(200):
+        bad = bytearray(good)
+        if attempt % 2:
+            bad = bad[: chance.randrange(len(good))]
+        else:
+            bad[chance.randrange(body, len(good))] ^= 1 << chance.randrange(8)
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match=r"copy it again"):
+            load_weights(path)
+
+
+def test_foreign_and_missing_files_are_told_apart(tmp_path: Path, saved: tuple[Path, Any, Any]) -> None:
+    path, objective, _ = saved
+    with pytest.raises(CheckpointError, match=r"no such weights file \(did you mean 'model.safetensors'"):
+        load_weights(path.with_name("models.safetensors"))
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not written by ssldet"):
+        load_weights(tmp_path / "foreign.safetensors")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "detr.pth")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_weights(tmp_path / "detr.pth")
+    save_weights(path, objective, {"schema": 2})
+    with pytest.raises(CheckpointError, match="has schema 2, this ssldet reads 1"):
+        load_weights(path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "torn.safetensors", metadata={"ssldet": "{"})
+    with pytest.raises(CheckpointError, match="its header can't be read"):
+        load_weights(tmp_path / "torn.safetensors")
+
+
+def test_a_state_fits_exactly_or_not_at_all(fakes: ModuleType) -> None:
+    objective = fakes.FakeTask().objective(fakes.FakeDetectorConfig().build())
+    state = dict(objective.state_dict())
+    del state["scale.bias"]
+    state["new"] = torch.zeros(1)
+    state["detector.box_head.bias"] = torch.zeros(5)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_exactly(objective, state, "x.safetensors")
+    assert str(caught.value) == (
+        "x.safetensors: does not fit this detector and task: scale.bias is missing; new is unknown; "
+        "detector.box_head.bias has shape [5] instead of [4]"
+    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
+
+
+def counts(report: TransferReport) -> dict[str, tuple[int, int]]:
+    return {outcome: report.count(outcome) for outcome in ("loaded", "fresh", "reshaped", "ignored")}  # type: ignore[arg-type]
+
+
+def test_a_hand_over_accounts_for_every_tensor(fakes: ModuleType) -> None:
+    giver, taker = fakes.FakeDetector(91, 3), fakes.FakeDetector(20, 3)
+    state = dict(giver.state_dict())
+    state["reconstruction.weight"] = torch.zeros(6, 2)
+    report = transfer(state, taker, giver.section_names, expects_fresh=("class_head",))
+    assert counts(report) == {"loaded": (11, 272), "fresh": (0, 0), "reshaped": (2, 147), "ignored": (1, 12)}
+    for name, tensor in taker.state_dict().items():
+        assert torch.equal(tensor, state[name]) == (section_of(taker, name) != "class_head")
+    assert len(report.summary()) == 8
+    assert report.summary()[0] == "loaded   backbone       2 tensors          112 parameters"
+    assert "reshaped class_head" in str(report)
+    assert json.loads(json.dumps(report.to_json()))["rows"][0]["section"] == "backbone"
+
+
+def test_sections_that_are_not_handed_over_start_fresh(fakes: ModuleType) -> None:
+    giver, taker = fakes.FakeDetector(2, 3), fakes.FakeDetector(2, 3)
+    before = {name: tensor.clone() for name, tensor in taker.state_dict().items()}
+    state = {name: tensor for name, tensor in giver.state_dict().items() if name.startswith(("backbone", "encoder"))}
+    report = transfer(state, taker, ("backbone",))
+    assert counts(report) == {"loaded": (2, 112), "fresh": (11, 181), "reshaped": (0, 0), "ignored": (0, 0)}
+    assert torch.equal(taker.encoder[0].weight, before["encoder.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: state.pop("encoder.0.bias"), "encoder.0.bias is missing"),
+        (lambda state: state.update({"encoder.1.bias": torch.zeros(1)}), "encoder.1.bias is unknown here"),
+        (
+            lambda state: state.update({"box_head.bias": torch.zeros(5)}),
+            r"box_head.bias has shape \[5\] instead of \[4\]",
+        ),
+        (lambda state: state["box_head.bias"].fill_(float("nan")), "box_head.bias is not finite"),
+    ],
+)
+def test_a_surprise_stops_the_hand_over_before_it_begins(fakes: ModuleType, spoil: Any, message: str) -> None:
+    giver, taker = fakes.FakeDetector(2, 3), fakes.FakeDetector(2, 3)
+    state: dict[str, Tensor] = {name: tensor.clone() for name, tensor in giver.state_dict().items()}
+    spoil(state)
+    before = {name: tensor.clone() for name, tensor in taker.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        transfer(state, taker, giver.section_names)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in taker.state_dict().items())
+
+
+def test_a_prefix_in_the_way_loads_nothing_and_says_so(fakes: ModuleType) -> None:
+    giver, taker = fakes.FakeDetector(2, 3), fakes.FakeDetector(2, 3)
+    state = {f"module.{name}": tensor for name, tensor in giver.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"backbone.weight is missing; .*and 8 more"):
+        transfer(state, taker, giver.section_names)

@@ -1,0 +1,101 @@
+"""Two processes that act as one."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from ssldet.engine import distributed
+from ssldet.errors import DistributedError
+
+Train = Callable[..., dict[str, Any]]
+
+
+def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (distributed.rank(), distributed.world(), distributed.connected()) == (0, 1, False)
+    assert distributed.gather_objects({"a": 1}) == [{"a": 1}]
+    assert distributed.any_rank(torch.tensor([0.0, 1.0])) == [False, True]
+    assert torch.equal(distributed.reduce_mean(torch.ones(2)), torch.ones(2))
+    distributed.require_agreement({"seed": "1"})
+    assert distributed.launched() is None
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "5")
+    assert distributed.launched() == (4, 2)
+    assert distributed.rank() == 5
+
+
+def test_ranks_that_differ_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "gather_objects", lambda mine: [mine, {**mine, "data set": "y"}])
+    with pytest.raises(DistributedError, match="rank 1 has another data set than rank 0 \\(y instead of x\\)"):
+        distributed.require_agreement({"configuration": "c", "data set": "x"})
+
+
+def pair(fork: Callable[..., Any], work: Callable[[], object]) -> list[Any]:
+    """Start two ranks as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def as_rank(number: int) -> None:
+        for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"):
+            os.environ[name] = str(0 if name == "GROUP_RANK" else number)
+        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            os.environ[name] = "2"
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+        work()
+
+    return [fork(lambda number=number: as_rank(number)) for number in (0, 1)]
+
+
+@pytest.mark.slow
+def test_two_ranks_take_the_steps_of_one(
+    tmp_path: Path, fakes: ModuleType, train: Train, fork: Callable[..., Any]
+) -> None:
+    # Without dropout, whose draws belong to a rank, two half batches make the gradient of the whole one.
+    def calm(run: Any) -> Any:
+        torch.manual_seed(0)
+        objective = run.task.objective(run.detector.build())
+        for module in objective.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        return objective
+
+    run = fakes.a_run(data__val=("fake:5",))
+    expected = train(tmp_path / "one", run, objective=calm(run))
+    ranks = pair(fork, lambda: train(tmp_path / "two", run, objective=calm(run)))
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    from ssldet.engine.folder import RunFolder
+
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    assert two.status()["results"] == pytest.approx(expected, rel=1e-4)
+    losses = [[line["loss"] for line in folder.metrics() if line["kind"] == "train"] for folder in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_a_signal_to_some_ranks_stops_all_of_them(
+    tmp_path: Path, fakes: ModuleType, train: Train, fork: Callable[..., Any], which: tuple[int, ...]
+) -> None:
+    from ssldet.engine.steps import Checkpoints
+
+    record = tmp_path / "record.txt"
+    run = fakes.a_run(task=fakes.FakeTask(record=str(record)), budget__steps=50_000, checkpoint__every_steps=50_000)
+    ranks = pair(fork, lambda: train(tmp_path / "a", run))
+    while not record.exists() or len(record.read_text().splitlines()) < 8:
+        assert not any(rank.ended() for rank in ranks)
+        time.sleep(0.01)
+    for number in which:
+        ranks[number].kill(signal.SIGTERM)
+    assert [rank.wait() for rank in ranks] == [75, 75]
+    found = Checkpoints(tmp_path / "a" / "checkpoints").newest()
+    assert found is not None
+    assert 2 * found.step == len(record.read_text().splitlines())

@@ -1,0 +1,134 @@
+"""The run folder: who may write there, and what can be read again."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ssldet.engine.folder import RunFolder, finite, read_lines
+from ssldet.engine.log import MetricsFile
+from ssldet.errors import ConfigError, SetupError
+
+
+def test_a_new_folder_says_what_will_run(tmp_path: Path, fakes: ModuleType) -> None:
+    run = fakes.a_run(seed=7)
+    folder = RunFolder.create(tmp_path / "deep" / "a", run, "ssldet pretrain images --set seed=7")
+    folder.release()
+    assert RunFolder(folder.path).run() == run
+    text = (folder.path / "run.toml").read_text()
+    assert text.startswith("# Written by ssldet ")
+    assert "# ssldet pretrain images --set seed=7\n" in text
+    status = folder.status()
+    assert (status["status"], status["seed"], status["steps"]) == ("created", 7, 0)
+    assert set(status["versions"]) == {"ssldet", "torch", "torchvision", "timm", "pytorch-lightning"}
+    assert os.uname().nodename not in json.dumps(status)
+
+
+def test_a_used_folder_is_refused_with_the_way_out(tmp_path: Path, fakes: ModuleType) -> None:
+    run = fakes.a_run()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match="is not empty and not a run; choose another --out"):
+        RunFolder.create(tmp_path / "foreign", run)
+    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["thesis.tex"]
+    with pytest.raises(ConfigError, match="is a file"):
+        RunFolder.create(tmp_path / "foreign" / "thesis.tex", run)
+    folder = RunFolder.create(tmp_path / "a b", run)
+    folder.release()
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "step-000000.ckpt").touch()
+    with pytest.raises(ConfigError, match=r"holds a run already.*--resume '.*a b'"):
+        RunFolder.create(folder.path, run)
+
+
+def test_a_folder_in_which_nothing_was_trained_can_be_used_again(tmp_path: Path, fakes: ModuleType) -> None:
+    folder = RunFolder.create(tmp_path / "a", fakes.a_run())
+    folder.release()
+    folder.checkpoints.mkdir()
+    for name in ("metrics.jsonl", "transfer.json", "run.json.tmp-12", "checkpoints/step-000000.ckpt.tmp-12"):
+        (folder.path / name).write_text("old")
+    again = RunFolder.create(tmp_path / "a", fakes.a_run(seed=3))
+    again.release()
+    assert again.run().seed == 3
+    assert not (again.path / "transfer.json").exists()
+    assert not list(again.checkpoints.iterdir())
+
+
+def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(
+    tmp_path: Path, fakes: ModuleType, fork: Callable[..., Any]
+) -> None:
+    def hold() -> None:
+        RunFolder.create(tmp_path / "a", fakes.a_run())
+        (tmp_path / "held").touch()
+        time.sleep(60)
+
+    child = fork(hold)
+    while not (tmp_path / "held").exists() and not child.ended():
+        time.sleep(0.005)
+    with pytest.raises(SetupError, match=rf"process {child.pid} on .* is at work here"):
+        RunFolder(tmp_path / "a").lock()
+    with pytest.raises(SetupError, match="is at work here"):
+        RunFolder.create(tmp_path / "a", fakes.a_run())
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    folder = RunFolder(tmp_path / "a")
+    folder.lock()
+    folder.release()
+
+
+def test_many_processes_race_for_one_folder_and_one_wins(
+    tmp_path: Path, fakes: ModuleType, fork: Callable[..., Any]
+) -> None:
+    def race() -> None:
+        while not (tmp_path / "go").exists():
+            time.sleep(0.001)
+        RunFolder.create(tmp_path / "a", fakes.a_run())
+        time.sleep(1)
+
+    children = [fork(race) for _ in range(5)]
+    (tmp_path / "go").touch()
+    assert sorted(child.wait() for child in children) == [0, 4, 4, 4, 4]
+
+
+def test_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not a run folder; it has no run\.toml"):
+        RunFolder(tmp_path).run()
+    with pytest.raises(ConfigError, match="no such run"):
+        RunFolder(tmp_path / "a").lock()
+    assert RunFolder(tmp_path).status() == {}
+    assert RunFolder(tmp_path).metrics() == []
+
+
+def test_metrics_survive_a_torn_line_and_can_be_cut_back(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        file = MetricsFile(path)
+        file.write({"step": step, "loss": float("nan")})
+        file.close()
+        with path.open("a") as torn:
+            torn.write('{"step": 99, "lo')
+    folder = RunFolder(tmp_path)
+    assert folder.metrics() == [{"step": step, "loss": None} for step in (1, 2, 3)]
+    folder.cut_metrics(2)
+    assert path.read_text() == '{"step": 1, "loss": null}\n{"step": 2, "loss": null}\n'
+
+
+def test_status_is_whole_or_absent(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.update(a=1, b=float("inf"))
+    folder.update(a=2)
+    assert folder.status() == {"a": 2, "b": None}
+    (tmp_path / "run.json").write_text("{")
+    assert folder.status() == {}
+
+
+def test_lines_that_are_no_objects_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b'{"a": 1}\n[2]\n\xff\n\n{"b": 2}')
+    assert read_lines(tmp_path / "x") == [{"a": 1}, {"b": 2}]
+    assert finite({"a": [1, float("inf")], "b": ({"c": float("nan")},)}) == {"a": [1, None], "b": [{"c": None}]}

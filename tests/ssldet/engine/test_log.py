@@ -1,0 +1,93 @@
+"""What a person sees while a run goes."""
+
+import io
+import logging
+from pathlib import Path
+
+import pytest
+
+from ssldet.engine.log import Display, Meter, logged_to, summary
+
+LINE = {
+    "kind": "train",
+    "step": 1,
+    "loss": 3.41,
+    "loss/box": 0.61,
+    "metric/iou": 0.57,
+    "lr": 1e-4,
+    "images_per_second": 612.0,
+    "data_wait": 0.02,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_is_for_people() -> None:
+    assert summary(LINE) == "loss 3.41 (box 0.61 iou 0.57)  lr 0.0001  612 images/s  waiting for data 2%"
+    assert summary({"kind": "eval", "step": 2, "AP": 41.25, "per_class": {"cat": 1.0}}) == "AP 41.25"
+
+
+def test_without_a_terminal_there_is_a_plain_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("ssldet.engine.log.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    display = Display("Task", 100, stream)
+    for step in range(1, 101):
+        display.show(LINE | {"step": step})
+        now[0] += 1.0
+    display.show({"kind": "eval", "step": 100, "AP": 1.5})
+    display.close()
+    said = stream.getvalue().splitlines()
+    assert [int(line.split("step ")[1].split("/")[0]) for line in said] == [*range(1, 100, 5), 100, 100]
+    assert said[1].endswith("eta 0:01:34")
+    assert said[-1] == "Task  step 100/100  AP 1.5"
+    assert "\r" not in stream.getvalue()
+
+
+def test_on_a_terminal_there_is_a_bar() -> None:
+    stream = Terminal()
+    display = Display("Task", 4, stream)
+    display.show(LINE)
+    display.show({"kind": "eval", "step": 2, "AP": 1.5})
+    display.close()
+    assert "step 2  AP 1.5" in stream.getvalue()
+    assert "\x1b[" in stream.getvalue()
+
+
+def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RANK", "1")
+    stream = Terminal()
+    display = Display("Task", 4, stream)
+    display.show(LINE)
+    display.close()
+    with logged_to(tmp_path / "train.log"):
+        logging.getLogger("ssldet.x").info("hello")
+    assert stream.getvalue() == ""
+    assert not (tmp_path / "train.log").exists()
+
+
+def test_rates_leave_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ssldet.engine.log.time.monotonic", lambda: now[0])
+    meter = Meter(seconds=50.0)
+    for _ in range(4):
+        now[0] += 1.0
+        meter.arrived()
+        now[0] += 3.0
+        meter.left(8)
+        now[0] += 100.0
+        meter.resume()
+    assert meter.rates() == {"images_per_second": 2.0, "data_wait": 0.25}
+    assert meter.seconds() == 50 + 4 * 104
+
+
+def test_the_log_file_takes_what_is_said_and_leaves_no_trace(tmp_path: Path) -> None:
+    logger = logging.getLogger("ssldet")
+    before = (logger.level, list(logger.handlers))
+    with logged_to(tmp_path / "train.log"):
+        logging.getLogger("ssldet.engine").info("ca\udcfft")
+    assert (logger.level, list(logger.handlers)) == before
+    assert "INFO ca\\udcfft" in (tmp_path / "train.log").read_text()

@@ -1,0 +1,74 @@
+"""Optimiser groups, schedules, clipping and averaging."""
+
+import math
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from ssldet.engine.optim import average_of, build_optimizer, clip, gradient_norm, learning, schedule, set_rates
+from ssldet.engine.run import OptimConfig
+from ssldet.errors import ConfigError
+
+
+def test_the_backbone_has_its_own_rate_and_what_rests_is_left_out(fakes: ModuleType) -> None:
+    objective = fakes.FakeTask().objective(fakes.FakeDetectorConfig().build())
+    config = OptimConfig(lr=0.5, lr_backbone=0.25, weight_decay=0.125)
+    both = build_optimizer(objective, config)
+    assert [(group["lr"], group["peak"], group["weight_decay"]) for group in both.param_groups] == [
+        (0.5, 0.5, 0.125),
+        (0.25, 0.25, 0.125),
+    ]
+    assert {id(p) for p in both.param_groups[1]["params"]} == {id(p) for p in objective.detector.backbone.parameters()}
+    assert len(learning(both)) == len(list(objective.parameters()))
+    objective.detector.train_only(("box_head",))
+    resting = build_optimizer(objective, config)
+    assert len(resting.param_groups) == 1
+    assert len(learning(resting)) == 4
+    objective.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing would learn"):
+        build_optimizer(objective, config)
+
+
+def test_rates_follow_the_schedule(fakes: ModuleType) -> None:
+    step = schedule(OptimConfig(schedule="step", drops=(2 / 3, 0.9), drop_factor=0.5), 300)
+    assert [step(k) for k in (0, 199, 200, 269, 270, 299)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    cosine = schedule(OptimConfig(schedule="cosine", warmup_steps=4), 104)
+    assert [cosine(k) for k in (0, 1, 3, 4)] == [0.25, 0.5, 1, 1]
+    assert cosine(54) == pytest.approx(0.5)
+    assert cosine(104) == pytest.approx(0)
+    assert cosine(29) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    constant = schedule(OptimConfig(schedule="constant", warmup_steps=2), 10)
+    assert [constant(k) for k in (0, 1, 9)] == [0.5, 1, 1]
+    optimizer = build_optimizer(fakes.FakeTask().objective(fakes.FakeDetector(2, 3)), OptimConfig(lr=2, lr_backbone=1))
+    for factor in (0.5, 0.25):
+        set_rates(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == [2 * factor, factor]
+
+
+def test_the_whole_gradient_is_clipped_at_once() -> None:
+    a, b, untouched = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    a.grad, b.grad = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 4.0])
+    parameters = [a, b, untouched]
+    norm = gradient_norm(parameters)
+    assert float(norm) == 5
+    clip(parameters, norm, 0.0)
+    assert float(gradient_norm(parameters)) == 5
+    clip(parameters, norm, 10.0)
+    assert float(gradient_norm(parameters)) == 5
+    clip(parameters, norm, 0.1)
+    assert float(gradient_norm(parameters)) == pytest.approx(0.1, rel=1e-4)
+    assert float(gradient_norm([untouched])) == 0
+
+
+def test_the_average_follows(fakes: ModuleType) -> None:
+    objective = fakes.FakeTask().objective(fakes.FakeDetector(2, 3))
+    average = average_of(objective, 0.75)
+    name = "detector.box_head.bias"
+    bias = objective.detector.box_head.bias
+    for value, expected in ((1.0, 1.0), (5.0, 2.0), (2.0, 2.0)):
+        with torch.no_grad():
+            bias.fill_(value)
+        average.update_parameters(objective)
+        assert torch.equal(average.module.state_dict()[name], torch.full((4,), expected))

@@ -1,0 +1,134 @@
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssldet.boxes import cxcywh_to_xyxy, elementwise_iou
+from ssldet.losses.criterion import Criterion, mean_boxes
+from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm
+from ssldet.matching import Matcher
+from ssldet.types import Matches, Predictions, Targets, concatenate
+
+LAYERS, BATCH, QUERIES, CLASSES = 3, 2, 12, 4
+
+
+def problem(counts: tuple[int, int] = (3, 0)) -> tuple[Predictions, list[Targets]]:
+    predictions = Predictions(
+        logits=torch.randn(LAYERS, BATCH, QUERIES, CLASSES + 1, requires_grad=True),
+        boxes=(torch.rand(LAYERS, BATCH, QUERIES, 4) * 0.5 + 0.2).requires_grad_(),
+        states=torch.randn(LAYERS, BATCH, QUERIES, 2),
+    )
+    targets = [Targets(boxes=torch.rand(n, 4) * 0.5 + 0.2, labels=torch.randint(CLASSES, (n,))) for n in counts]
+    return predictions, targets
+
+
+def detrs() -> Criterion:
+    return Criterion(Matcher(), [ClassTerm(), BoxL1Term(), BoxGIoUTerm()])
+
+
+def test_every_term_has_one_value_a_layer_and_its_weight() -> None:
+    losses = detrs()(*problem())
+    assert {name: value.shape for name, value in losses.terms.items()} == dict.fromkeys(
+        ("class", "box_l1", "box_giou"), (LAYERS,)
+    )
+    assert losses.weights == {"class": 1.0, "box_l1": 5.0, "box_giou": 2.0}
+    by_hand = sum(losses.weights[name] * value.sum() for name, value in losses.terms.items())
+    torch.testing.assert_close(losses.total, torch.as_tensor(by_hand))
+
+
+def test_each_layer_is_matched_for_itself() -> None:
+    predictions, targets = problem((3, 5))
+    whole = detrs()(predictions, targets)
+    for layer in range(LAYERS):
+        part = Predictions(
+            logits=predictions.logits[layer : layer + 1],
+            boxes=predictions.boxes[layer : layer + 1],
+            states=predictions.states[layer : layer + 1],
+        )
+        alone = detrs()(part, targets)
+        for name, value in alone.terms.items():
+            torch.testing.assert_close(value[0], whole.terms[name][layer])
+
+
+def test_a_task_brings_its_own_term() -> None:
+    class Quiet:
+        name: ClassVar[str] = "quiet"
+        weight = 0.25
+
+        def __call__(self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float) -> Tensor:
+            return predictions.states.square().sum((1, 2, 3)) / num_boxes
+
+    predictions, targets = problem()
+    losses = Criterion(Matcher(), [Quiet()])(predictions, targets)
+    torch.testing.assert_close(losses.total, 0.25 * predictions.states.square().sum() / 3)
+
+
+def test_two_terms_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="share a name"):
+        Criterion(Matcher(), [ClassTerm(), ClassTerm(weight=2.0)])
+
+
+def test_a_batch_without_any_target_is_finite() -> None:
+    predictions, targets = problem((0, 0))
+    losses = detrs()(predictions, targets)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert all(value.isfinite() for value in losses.metrics.values())
+    assert predictions.boxes.grad is not None
+    assert predictions.boxes.grad.abs().max() == 0
+
+
+def test_right_answers_have_no_error() -> None:
+    targets = [
+        Targets(boxes=torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.7, 0.6, 0.3, 0.4]]), labels=torch.tensor([2, 0])),
+        Targets(boxes=torch.tensor([[0.5, 0.5, 0.4, 0.2]]), labels=torch.tensor([3])),
+    ]
+    logits, boxes = torch.zeros(1, 2, 4, CLASSES + 1), torch.full((1, 2, 4, 4), 0.1)
+    logits[..., CLASSES] = 20
+    for image, query, entry, n in [(0, 3, targets[0], 0), (0, 1, targets[0], 1), (1, 2, targets[1], 0)]:
+        logits[0, image, query, entry.labels[n]] = 40
+        boxes[0, image, query] = entry.boxes[n]
+    losses = detrs()(Predictions(logits=logits, boxes=boxes, states=boxes), targets)
+    assert losses.total.item() == pytest.approx(0, abs=1e-5)
+    metrics = {name: value.item() for name, value in losses.metrics.items()}
+    assert metrics == pytest.approx({"class_error": 0, "matched_iou": 1, "cardinality_error": 0}, abs=1e-5)
+
+
+def test_what_is_watched_is_the_last_layer() -> None:
+    predictions, targets = problem((3, 5))
+    metrics = detrs()(predictions, targets).metrics
+    matches, everything = Matcher()(predictions, targets), concatenate(targets)
+    last = matches.layer == LAYERS - 1
+    image, query, target = matches.image[last], matches.query[last], matches.target[last]
+    said = predictions.logits[-1, image, query].argmax(-1)
+    wrong = (said != everything.labels[target]).float().mean()
+    overlap = elementwise_iou(
+        cxcywh_to_xyxy(predictions.boxes[-1, image, query]), cxcywh_to_xyxy(everything.boxes[target])
+    )
+    objects = (predictions.logits[-1].argmax(-1) < CLASSES).sum(1)
+    torch.testing.assert_close(metrics["class_error"], wrong)
+    torch.testing.assert_close(metrics["matched_iou"], overlap.mean().detach())
+    assert metrics["cardinality_error"].item() == ((objects[0] - 3).abs() + (objects[1] - 5).abs()).item() / 2
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_boxes_are_counted_at_least_once() -> None:
+    assert mean_boxes(7, torch.device("cpu")) == 7
+    assert mean_boxes(0, torch.device("cpu")) == 1
+
+
+def test_ranks_divide_by_their_mean_number_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(5 + 6))
+    assert mean_boxes(4, torch.device("cpu")) == 5
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: None)
+    assert mean_boxes(1, torch.device("cpu")) == 1
+
+
+def test_losses_are_the_same_under_autocast() -> None:
+    predictions, targets = problem((3, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = detrs()(predictions, targets)
+    torch.testing.assert_close(mixed.total, detrs()(predictions, targets).total)

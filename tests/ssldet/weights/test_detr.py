@@ -1,0 +1,173 @@
+from argparse import Namespace
+
+import pytest
+import torch
+
+from pretext.random_query_patch import RandomQueryPatch
+from ssldet.detectors.base import DetectorConfig
+from ssldet.detectors.detr import DETRConfig
+from ssldet.errors import CheckpointError
+from ssldet.nn.backbones import BackboneConfig
+from ssldet.recipe import from_document
+from ssldet.weights.detr import detector_from_file, from_detr, recognise, to_detr
+
+TINY = DETRConfig(
+    backbone=BackboneConfig(name="resnet18"),
+    num_classes=5,
+    num_queries=12,
+    width=24,
+    heads=4,
+    encoder_layers=1,
+    decoder_layers=2,
+    feedforward=40,
+)
+
+
+@pytest.fixture(scope="module")
+def objective():
+    torch.manual_seed(0)
+    return RandomQueryPatch(num_patches=3).objective(TINY.build())
+
+
+@pytest.fixture(scope="module")
+def pretrained(objective):
+    """State of a pretraining model in UP-DETR's naming."""
+    return to_detr(objective.state_dict())
+
+
+@pytest.fixture
+def plain(pretrained):
+    """State of a fine-tuned model in DETR's naming."""
+    return {name: v for name, v in pretrained.items() if not name.startswith(("patch2query", "feature_align"))}
+
+
+def write(path, state, **beside):
+    torch.save({"model": state, **beside}, path)
+    return path
+
+
+def full_size(**choices):
+    with torch.device("meta"):
+        return DETRConfig(**choices).build()
+
+
+def test_the_models_of_the_papers_have_as_many_tensors_as_theirs():
+    detector = full_size()
+    assert len(to_detr({f"detector.{name}": v for name, v in detector.state_dict().items()})) == 460
+    with torch.device("meta"):
+        objective = RandomQueryPatch().objective(detector)
+    state = to_detr(objective.state_dict())
+    assert len(state) == 466
+    assert state["patch2query.weight"].shape == (256, 2048)
+    assert state["feature_align.layers.1.weight"].shape == (2048, 256)
+    post_norm = full_size(pre_norm=False)
+    state = to_detr({f"detector.{name}": v for name, v in post_norm.state_dict().items()})
+    assert len(state) == 458
+    assert sum(name.startswith("backbone.0.body.") for name in state) == 265
+    assert sum(name.startswith("transformer.decoder.") for name in state) == 110
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("transformer.encoder.layers.0.self_attn.in_proj_weight", "detector.encoder.layers.0.self_attn.in_proj_weight"),
+        ("transformer.decoder.layers.1.multihead_attn.out_proj.bias", None),
+        ("transformer.decoder.norm.weight", "detector.decoder.norm.weight"),
+        ("class_embed.bias", "detector.class_head.bias"),
+        ("bbox_embed.layers.2.weight", "detector.box_head.layers.2.weight"),
+        ("query_embed.weight", "detector.queries.embedding"),
+        ("input_proj.bias", "detector.projection.bias"),
+        ("backbone.0.body.layer4.1.bn2.running_var", "detector.backbone.body.layer4.1.bn2.running_var"),
+        ("patch2query.bias", "patch_queries.projection.bias"),
+        ("feature_align.layers.0.weight", "reconstruction.layers.0.weight"),
+    ],
+)
+def test_names(theirs, ours):
+    ours = ours or theirs.replace("transformer.", "detector.")
+    value = torch.ones(1)
+    assert from_detr({theirs: value}) == {ours: value}
+    assert to_detr({ours: value}) == {theirs: value}
+
+
+def test_renaming_loses_nothing_either_way(objective, pretrained):
+    assert from_detr(pretrained).keys() == objective.state_dict().keys()
+    assert to_detr(from_detr(pretrained)).keys() == pretrained.keys()
+    assert len(pretrained) == len(objective.state_dict())
+
+
+@pytest.mark.parametrize("rename", [from_detr, to_detr])
+def test_foreign_names_are_refused(rename):
+    with pytest.raises(CheckpointError, match=r"1 tensors are not .* such as 'transformer.level_embed'"):
+        rename({"transformer.level_embed": torch.ones(1)})
+
+
+def test_recognises_everything_that_leaves_a_trace(pretrained, plain):
+    known = recognise(pretrained, heads=4)
+    assert known.pretraining
+    assert known.config == TINY
+    assert not recognise(plain, heads=4).pretraining
+    text = "UP-DETR pretraining, resnet18, pre-norm, 1+2 layers, width 24, 12 queries, 5 classes, 169 tensors"
+    assert str(known) == text
+
+
+def test_a_pretraining_file_fills_detector_and_heads(tmp_path, objective, pretrained):
+    path = write(tmp_path / "a.pth", pretrained, args=Namespace(nheads=4), epoch=59)
+    detector, heads, document = detector_from_file(path)
+    assert from_document(DetectorConfig, document) == TINY
+    state = {f"detector.{name}": value for name, value in detector.state_dict().items()} | heads
+    assert state.keys() == objective.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in objective.state_dict().items())
+
+
+def test_mask_models_give_their_detector(tmp_path, plain):
+    masks = {"bbox_attention.q_linear.weight": torch.ones(2), "mask_head.lay1.bias": torch.ones(2)}
+    state = {f"detr.{name}": value for name, value in plain.items()} | masks
+    loaded = detector_from_file(write(tmp_path / "a.pth", state), heads=4)
+    assert loaded.heads == {}
+    assert torch.equal(loaded.detector.class_head.bias, plain["class_embed.bias"])
+
+
+def test_options_of_the_file_and_of_the_caller(tmp_path, plain):
+    path = write(tmp_path / "a.pth", plain, args=Namespace(nheads=2))
+    assert detector_from_file(path).config["heads"] == 2
+    assert detector_from_file(path, heads=6).config["heads"] == 6
+    with pytest.raises(CheckpointError, match="name the right number of heads"):
+        detector_from_file(path, heads=5)
+
+
+@pytest.mark.parametrize(("name", "stride"), [("detr-r50-e632da11.pth", 32), ("detr-r50-dc5-f0fb7ef5.pth", 16)])
+def test_the_name_of_a_released_file_says_its_stride(tmp_path, monkeypatch, plain, name, stride):
+    seen = {}
+
+    def spy(state, **choices):
+        seen.update(choices)
+        raise CheckpointError("seen enough")
+
+    monkeypatch.setattr("ssldet.weights.detr.recognise", spy)
+    with pytest.raises(CheckpointError, match="seen enough"):
+        detector_from_file(write(tmp_path / name, plain))
+    assert seen == {"heads": 8, "output_stride": stride}
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda s: without(s, "bbox_embed.layers.2.bias"), "box_head.layers.2.bias is missing"),
+        (lambda s: s | {"transformer.encoder.layers.0.norm3.bias": torch.ones(24)}, "norm3.bias has no place"),
+        (lambda s: s | {"input_proj.bias": torch.ones(23)}, r"projection.bias is \[23\] instead of \[24\]"),
+        (lambda s: s | {"input_proj.bias": torch.full((24,), torch.nan)}, "projection.bias is not finite"),
+        (lambda s: s | {"extra.weight": torch.ones(1)}, "such as 'extra.weight'"),
+        (lambda s: without(s, "class_embed.weight"), "not a DETR or UP-DETR model"),
+        (lambda s: {name.replace("0.body.", ""): v for name, v in s.items()}, "not a DETR or UP-DETR model"),
+    ],
+)
+def test_a_file_with_more_or_less_than_a_detector_is_refused(tmp_path, plain, damage, words):
+    path = write(tmp_path / "a.pth", damage(plain))
+    with pytest.raises(CheckpointError, match=words) as caught:
+        detector_from_file(path, heads=4)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
