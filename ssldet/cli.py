@@ -1,8 +1,10 @@
 """command line -> one public function a verb: thin, and quick to answer because nothing heavy is imported to parse."""
 
 import json
+import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -261,11 +263,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with _spoken():
+            app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, SsldetError) as error:
         if debug:
             raise
         sys.exit(_tell(error, words[:1]))
+
+
+@contextmanager
+def _spoken() -> Iterator[None]:
+    """Let the house say on standard error what it does, one plain line a message."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    loggers = [logging.getLogger(house) for house in ("ssldet", "pretext", "downstream")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def _tell(error: CycloptsError | SsldetError, verb: Sequence[str]) -> int:

@@ -212,17 +212,21 @@ def _locate(name: str) -> tuple[str, str]:
 
         if timm.is_model(model):
             return "timm", model
-    nearest = suggest(name, _known_names(library))
+    known = backbone_names() if library else [known.rpartition("/")[2] for known in backbone_names()]
+    nearest = suggest(name, known)
     raise ConfigError(f"no backbone {name!r}{nearest}; use 'tiny', 'torchvision/MODEL' or 'timm/MODEL'")
 
 
-def _known_names(library: str) -> list[str]:
+def backbone_names() -> list[str]:
+    """List what `BackboneConfig.name` may be; a model that gives no feature map is refused when it is built."""
     import timm
 
-    known = {"torchvision": models.list_models(module=models), "timm": timm.list_models()}
-    if library in known:
-        return [f"{library}/{name}" for name in known[library]]
-    return ["tiny", *known["torchvision"], *known["timm"]]
+    own = ["tiny"]
+    return (
+        own
+        + [f"torchvision/{name}" for name in models.list_models(module=models)]
+        + [f"timm/{name}" for name in timm.list_models()]
+    )
 
 
 def _build_tiny(_: str, config: BackboneConfig) -> Backbone:

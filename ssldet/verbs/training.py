@@ -1,5 +1,6 @@
 """images -> a trained run: choose a recipe, change what is asked, check it whole, and only then write and train."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import load, open_model
 from ssldet.verbs.using import Exported, evaluate, export, predict
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ def finetune(
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES or --data voc:ROOT:SPLIT")
     run, objective, handed = _handed_over(str(start), resolve(recipe), changes)
     folder = RunFolder(_out(out, "finetune"))
+    if handed is not None:
+        log.info("handed over by %s:\n%s", start, handed)
     documents = {} if handed is None else {"transfer.json": handed.to_json()}
     fit(run, folder, objective=objective, preview=draw_batch, documents=documents)
     report(folder.path)
