@@ -15,7 +15,7 @@ setup: .venv/ready ## make .venv with exact versions
 	@touch $@
 
 demo: setup ## pretrain, fine-tune, compare and report on generated images (six minutes on two cores)
-	$(BIN)/ssldet demo --out runs/demo
+	$(BIN)/ssldet demo
 
 test: setup ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

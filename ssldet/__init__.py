@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssldet.checkup import doctor
-    from ssldet.demo import demo
     from ssldet.detectors.detr import DETR, DETRConfig
     from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
+    from ssldet.showcase import demo
     from ssldet.task import Evaluator, Objective, PretextTask, Task
     from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Queries, Sample, Source, Targets
     from ssldet.verbs import Trained, compose, evaluate, export, finetune, load, predict, pretrain, preview, report
@@ -24,7 +24,7 @@ _CONTENTS = {
     "ssldet.task": "Task PretextTask Objective Evaluator",
     "ssldet.engine.run": "Run DataConfig OptimConfig Budget CheckpointConfig",
     "ssldet.verbs": "compose pretrain finetune evaluate predict export preview report load Trained",
-    "ssldet.demo": "demo",
+    "ssldet.showcase": "demo",
     "ssldet.checkup": "doctor",
 }
 _HOME = {name: module for module, members in _CONTENTS.items() for name in members.split()}

@@ -245,10 +245,10 @@ def demo(*, out: Path | None = None, seed: int = 0, json_: Json = False) -> None
     """Drive the whole road on generated images in minutes: pretrain, fine-tune, compare with scratch, report.
 
     Args:
-        out: Folder to create; default: runs/demo.
+        out: Folder to create; default: the next free one in runs/.
         seed: The only source of chance.
     """
-    from ssldet.demo import demo as drive
+    from ssldet.showcase import demo as drive
 
     _prints(drive)(out, seed=seed, json_=json_)
 

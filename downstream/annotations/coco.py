@@ -195,8 +195,10 @@ def _id(record: dict[str, Any], name: str, where: str, problems: Problems) -> in
 def _reference(record: dict[str, Any], name: str, known: dict[int, int], where: str, problems: Problems) -> int | None:
     """Return the index behind an id."""
     key = _id(record, name, where, problems)
-    if key is None or key in known:
-        return known.get(key) if key is not None else None
+    if key is None:
+        return None
+    if key in known:
+        return known[key]
     kind, owner = ("image", "images") if name == "image_id" else ("category", "categories")
     remedy = f"no {kind} has this id; add it to $.{owner} or drop the annotation"
     problems.add(f"{where}.{name}", shown(key), remedy)

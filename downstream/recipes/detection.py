@@ -3,9 +3,12 @@
 Paper:     Carion et al. 2020 (DETR); Dai et al. 2021 (UP-DETR), section 4 and the README of its code for fine-tuning.
 Command:   ssldet finetune runs/pre --data coco:train.json:train2017 --val coco:val.json:val2017 --recipe detection/r50
            ssldet finetune runs/pre --data coco:instances.json --recipe detection/tiny --out runs/fine
-Time:      r50: 28 minutes an epoch on 8 V100, 6 days in all (published). tiny: minutes on two CPU cores.
+Time:      r50: 28 minutes an epoch on 8 V100, 6 days in all (published).
+           tiny: 0.46 s a step on one thread of a busy machine, 15 minutes in all (measured).
 Score:     r50 on COCO val2017: 43.1 AP from UP-DETR's released weights (published, README), 42.8 (published, paper),
            42.1 from a SwAV backbone alone, the transformer fresh (published). Not yet measured with this code.
+           tiny without pretraining, 1,500 steps on 1,000 generated scenes of 1 to 3 shapes: 4.0 AP, 12.2 AP50 on 200
+           others (measured once, one seed): a place to see differences, not a detector.
 Differences from the published recipe:
            class numbers are contiguous, 80 instead of 91 with holes; evaluation pads the images of one batch, so for a
            figure to be quoted evaluate with one image at a time. On small data lower `task.no_object_weight`.
@@ -52,7 +55,7 @@ def tiny() -> Run:
             position_at_input=True,
         ),
         data=DataConfig(batch_size=32, workers=2),
-        optim=OptimConfig(lr=5e-4, lr_backbone=5e-5, schedule="cosine", warmup_steps=100, clip=1.0),
+        optim=OptimConfig(lr=1e-3, lr_backbone=3e-4, schedule="cosine", warmup_steps=50, clip=1.0),
         budget=Budget(steps=2000),
         checkpoint=CheckpointConfig(every_steps=500),
         log_every=20,

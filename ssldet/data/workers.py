@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 RESTARTS = 6
 """New crews in a row, without one batch between them, after which the loader gives up."""
 DEATHS = 2
-"""Deaths over one image after which it is left out; one may have been the system's fault."""
+"""Deaths over one image, without one batch between them, after which it is left out; one may have been chance."""
 
 Outcome = Batch | tuple[Skipped, ...] | SsldetError
 """What a worker hands over: a batch, the images of a batch of which none could be read, or why it can't go on."""
@@ -158,6 +158,7 @@ class SteadyLoader(DataLoader[Batch]):
             try:
                 for outcome in self._watched(crew, outcomes):
                     received, restarts = received + 1, 0
+                    deaths.clear()
                     yield outcome
                 return
             except _CrewLostError as loss:
@@ -219,10 +220,14 @@ class _CrewLostError(Exception):
 @contextmanager
 def _watch(crew: list[BaseProcess]) -> Iterator[None]:
     """Raise as soon as a worker of this crew dies; only here, where nothing is half done."""
+    armed = True
 
     def look(*_: object) -> None:
+        # Raises once only: a signal may come while the handler is being taken off, and leave it on for good.
         # A worker that ends with 0 was asked to.
-        if any(worker.exitcode for worker in crew):
+        nonlocal armed
+        if armed and any(worker.exitcode for worker in crew):
+            armed = False
             raise _CrewLostError
 
     look()
@@ -233,6 +238,7 @@ def _watch(crew: list[BaseProcess]) -> Iterator[None]:
     try:
         yield
     finally:
+        armed = False
         signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -48,7 +48,7 @@ class MetricsFile:
 class Display:
     """Shows how a run goes, on standard error."""
 
-    def __init__(self, title: str, total_steps: int, stream: TextIO | None = None) -> None:
+    def __init__(self, title: str, total_steps: int, stream: IO[str] | None = None) -> None:
         """Choose the form by where it goes.
 
         Args:

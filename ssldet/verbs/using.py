@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -23,6 +23,7 @@ from ssldet.verbs.opening import Opened, open_model, pick_device
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Exported(Protocol):
     """What an exporter says when it is done; printing it shows the proof."""
 

@@ -249,10 +249,10 @@ def test_images_may_have_other_formats(tmp_path: Path) -> None:
 
 
 def test_a_real_set_opens_with_the_counts_of_its_readme(real_data: Path) -> None:
-    for split, images, boxes in (("train", 296, 527), ("val", 67, 143), ("trainval", 363, 670)):
-        source = opened(f"{real_data / 'cards_voc'}:{split}")
-        assert source.classes == ("ace", "jack", "king", "nine", "queen", "ten")
-        assert (len(source), len(source.labels.boxes), source.skipped) == (images, boxes, ())
+    assert (len(read_voc(f"{real_data / 'cards_voc'}:val").boxes)) == 143
+    source = opened(real_data / "cards_voc")
+    assert source.classes == ("ace", "jack", "king", "nine", "queen", "ten")
+    assert (len(source), len(source.labels.boxes), source.skipped) == (363, 670, ())
     counts = dict(zip(source.classes, (source.labels.labels == label for label in range(6)), strict=True))
     assert {name: int(found.sum()) for name, found in counts.items()} == {
         "ace": 118, "king": 118, "queen": 106, "nine": 115, "ten": 100, "jack": 113

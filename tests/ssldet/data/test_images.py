@@ -327,7 +327,7 @@ def test_sizes_come_from_headers_alone(photo, tmp_path, orientation):
     photo.save(tmp_path / "b.jpg", exif=exif)
     photo.save(tmp_path / "c.webp", exif=exif)
     content = (tmp_path / "b.jpg").read_bytes()
-    (tmp_path / "b.jpg").write_bytes(content[: len(content) // 2])  # half of the pixels, all of the header
+    (tmp_path / "b.jpg").write_bytes(content[:-300])  # the header is whole, the pixels are not
     size = (48, 64) if orientation == 1 else (64, 48)
     *sizes, missing = image_sizes(tmp_path, ["a.png", "b.jpg", "c.webp", "gone.jpg"], **LIMITS)
     assert sizes == [size] * 3

@@ -64,9 +64,10 @@ def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(
     tmp_path: Path, fakes: ModuleType, fork: Callable[..., Any]
 ) -> None:
     def hold() -> None:
-        RunFolder.create(tmp_path / "a", fakes.a_run())
+        held = RunFolder.create(tmp_path / "a", fakes.a_run())
         (tmp_path / "held").touch()
         time.sleep(60)
+        held.release()
 
     child = fork(hold)
     while not (tmp_path / "held").exists() and not child.ended():
@@ -88,11 +89,16 @@ def test_many_processes_race_for_one_folder_and_one_wins(
     def race() -> None:
         while not (tmp_path / "go").exists():
             time.sleep(0.001)
-        RunFolder.create(tmp_path / "a", fakes.a_run())
-        time.sleep(1)
+        folder = RunFolder.create(tmp_path / "a", fakes.a_run())
+        while not (tmp_path / "over").exists():
+            time.sleep(0.001)
+        folder.release()
 
     children = [fork(race) for _ in range(5)]
     (tmp_path / "go").touch()
+    while sum(child.ended() for child in children) < 4:
+        time.sleep(0.001)
+    (tmp_path / "over").touch()
     assert sorted(child.wait() for child in children) == [0, 4, 4, 4, 4]
 
 

@@ -41,7 +41,9 @@ def test_rates_follow_the_schedule(fakes: ModuleType) -> None:
     assert cosine(29) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     constant = schedule(OptimConfig(schedule="constant", warmup_steps=2), 10)
     assert [constant(k) for k in (0, 1, 9)] == [0.5, 1, 1]
-    optimizer = build_optimizer(fakes.FakeTask().objective(fakes.FakeDetector(2, 3)), OptimConfig(lr=2, lr_backbone=1))
+    optimizer = build_optimizer(
+        fakes.FakeTask().objective(fakes.FakeDetector(2, 3)), OptimConfig(lr=2.0, lr_backbone=1.0)
+    )
     for factor in (0.5, 0.25):
         set_rates(optimizer, factor)
         assert [group["lr"] for group in optimizer.param_groups] == [2 * factor, factor]

@@ -1,0 +1,156 @@
+"""The whole road in miniature: what one verb leaves behind is what the next one takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import ssldet
+from downstream.annotations.shapes import write_shapes
+from ssldet.errors import CheckpointError, ConfigError, DataError
+from ssldet.recipe import override
+from ssldet.verbs.choosing import resolve
+
+SMALL = {"data.batch_size": 4, "data.workers": 0}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("road")
+    write_shapes(folder / "made", images=12, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(place: Path) -> str:
+    return f"coco:{place}/made/instances.json:{place}/made/images"
+
+
+@pytest.fixture(scope="module")
+def pretrained(place: Path) -> ssldet.Trained:
+    images = place / "made" / "images"
+    recipe = "random_query_patch/tiny"
+    return ssldet.pretrain(images, recipe=recipe, val=images, steps=3, out=place / "pre", overrides=SMALL)
+
+
+@pytest.fixture(scope="module")
+def finetuned(pretrained: ssldet.Trained, labelled: str, place: Path) -> ssldet.Trained:
+    return pretrained.finetune(
+        labelled, val=labelled, recipe="detection/tiny", steps=3, out=place / "fine", overrides=SMALL
+    )
+
+
+def test_pretraining_leaves_everything_that_the_page_promises(pretrained: ssldet.Trained) -> None:
+    for name in ("run.toml", "run.json", "metrics.jsonl", "train.log", "weights/model.safetensors", "report.html"):
+        assert (pretrained.path / name).is_file(), name
+    assert list((pretrained.path / "previews").glob("*.png"))
+    assert {"patch_iou", "patch_iou_constant"} <= pretrained.results.keys()
+    assert pretrained.to_json()["status"] == "finished"
+    assert [line["step"] for line in pretrained.metrics if line["kind"] == "train"][-1] == 3
+
+
+def test_the_record_runs_again_to_the_same_weights(pretrained: ssldet.Trained, place: Path) -> None:
+    again = ssldet.pretrain(recipe=pretrained.path / "run.toml", out=place / "again")
+    ours, theirs = pretrained.detector().state_dict(), again.detector().state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_finetuning_takes_the_architecture_and_announces_the_fresh_head(finetuned: ssldet.Trained) -> None:
+    rows = json.loads((finetuned.path / "transfer.json").read_text())["rows"]
+    fresh = {row["section"] for row in rows if row["outcome"] in {"fresh", "reshaped"}}
+    assert fresh == {"class_head"}
+    detector = finetuned.detector()
+    assert detector.num_classes == 3
+    assert 0 <= finetuned.results["AP"] <= 1
+
+
+def test_finetuning_what_was_finetuned_keeps_its_class_head(
+    finetuned: ssldet.Trained, labelled: str, place: Path
+) -> None:
+    again = finetuned.finetune(labelled, recipe="detection/tiny", steps=1, out=place / "fine2", overrides=SMALL)
+    rows = json.loads((again.path / "transfer.json").read_text())["rows"]
+    assert {row["outcome"] for row in rows} == {"loaded"}
+
+
+def test_evaluation_is_that_of_the_run_and_of_its_results_file(
+    finetuned: ssldet.Trained, labelled: str, place: Path
+) -> None:
+    results = place / "results.json"
+    measured = finetuned.evaluate(labelled, save_predictions=results, batch_size=4, workers=0)
+    assert measured["AP"] == pytest.approx(finetuned.results["AP"], abs=1e-9)
+    scored = ssldet.evaluate(None, labelled, predictions=results)
+    assert scored == pytest.approx(measured, abs=1e-12)
+
+
+def test_labels_follow_class_names_not_numbers(finetuned: ssldet.Trained, labelled: str, place: Path) -> None:
+    truth = json.loads((place / "made" / "instances.json").read_text())
+    names = [category["name"] for category in truth["categories"]]
+    for category, name in zip(truth["categories"], reversed(names), strict=True):
+        category["name"] = name
+    turned = {category["name"]: category["id"] for category in truth["categories"]}
+    old = {name: number for number, name in enumerate(names, start=1)}
+    back = {number: turned[name] for name, number in old.items()}
+    for annotation in truth["annotations"]:
+        annotation["category_id"] = back[annotation["category_id"]]
+    (place / "turned.json").write_text(json.dumps(truth))
+    again = finetuned.evaluate(f"coco:{place}/turned.json:{place}/made/images", workers=0)
+    here = finetuned.evaluate(labelled, workers=0)
+    assert again["per_class"] == pytest.approx(here["per_class"], abs=1e-9)
+    for category in truth["categories"]:
+        category["name"] += "-unknown"
+    (place / "strange.json").write_text(json.dumps(truth))
+    with pytest.raises(DataError, match="no class in common"):
+        finetuned.evaluate(f"coco:{place}/strange.json:{place}/made/images", workers=0)
+
+
+def test_predictions_are_pictures_and_coco_results(finetuned: ssldet.Trained, place: Path) -> None:
+    answer = finetuned.predict(place / "made" / "images", out=place / "seen")
+    assert answer["images"] == 12
+    assert len(list((place / "seen").glob("*.png"))) == 12
+    rows = json.loads((place / "seen" / "predictions.json").read_text())
+    assert {"image_id", "category_id", "category", "bbox", "score"} == rows[0].keys()
+
+
+def test_a_patch_is_looked_for_by_whom_was_taught_to(
+    pretrained: ssldet.Trained, finetuned: ssldet.Trained, place: Path
+) -> None:
+    patch = place / "patch.png"
+    Image.effect_noise((15, 9), 80).convert("RGB").save(patch)
+    answer = pretrained.predict(place / "made" / "images", query=str(patch), out=place / "found")
+    assert {row["category"] for row in answer["predictions"]} == {"patch.png"}
+    with pytest.raises(ConfigError, match="was fine-tuned"):
+        finetuned.predict(place / "made" / "images", query=str(patch))
+    with pytest.raises(ConfigError, match="add --query"):
+        pretrained.predict(place / "made" / "images")
+
+
+def test_export_comes_back_as_a_start(finetuned: ssldet.Trained, labelled: str, place: Path) -> None:
+    proof = finetuned.export("safetensors", place / "out.safetensors")
+    assert "max |Δ|" in str(proof)
+    again = ssldet.evaluate(place / "out.safetensors", labelled, workers=0)
+    assert again["AP"] == finetuned.evaluate(labelled, workers=0)["AP"]
+
+
+def test_preview_draws_and_measures(place: Path) -> None:
+    seen = ssldet.preview(place / "made" / "images", out=place / "preview.png", count=3, overrides=SMALL)
+    with Image.open(place / "preview.png") as picture:
+        assert picture.width > 300
+    assert {"template_iou", "constant_iou"} <= seen.probe.keys()
+
+
+def test_compose_joins_by_name() -> None:
+    run = ssldet.compose(pretext="random_query_patch/tiny", backbone="resnet18")
+    assert run.detector.backbone.name == "resnet18"
+    assert ssldet.compose(pretext="random_query_patch").detector.num_queries == 100
+    task = override(resolve("random_query_patch/tiny"), {"task.num_patches": 5}).task
+    assert ssldet.compose(pretext=task).task.num_patches == 5
+
+
+def test_an_occupied_folder_and_an_unfinished_run_are_told_apart(pretrained: ssldet.Trained, place: Path) -> None:
+    images = place / "made" / "images"
+    with pytest.raises(ConfigError, match="holds a run already"):
+        ssldet.pretrain(images, recipe="random_query_patch/tiny", steps=3, out=pretrained.path, overrides=SMALL)
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        ssldet.load(place / "made")
