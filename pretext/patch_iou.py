@@ -1,6 +1,6 @@
 """answers, true boxes -> overlap: how well patches are found, beside what needs no looking at all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,8 @@ def best_constant_box(boxes_cxcywh: Float[Tensor, "N 4"]) -> tuple[Float[Tensor,
     truth = cxcywh_to_xyxy(boxes_cxcywh)
 
     def score(candidates: Tensor) -> Tensor:
-        return torch.cat([pairwise_iou(cxcywh_to_xyxy(some), truth).mean(1) for some in candidates.split(64)])
+        # One centre at a time: all pairs at once would be large for a whole validation set.
+        return torch.cat([pairwise_iou(cxcywh_to_xyxy(some), truth).mean(1) for some in candidates.chunk(25)])
 
     places, sides = torch.linspace(0.2, 0.8, 5), torch.linspace(0.1, 1.0, 7)
     candidates = torch.cartesian_prod(places, places, sides, sides).to(truth)

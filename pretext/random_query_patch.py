@@ -182,14 +182,13 @@ class PatchViews:
         side, jitter = task.eval_side, None
         if self.training:
             side = task.image_sides[int(torch.randint(len(task.image_sides), (), generator=generator))]
-            jitter = draw_jitter(task.num_patches, task.jitter, generator)
+            if max(task.jitter.probability, task.jitter.grey, task.jitter.blur) > 0:
+                jitter = draw_jitter(task.num_patches, task.jitter, generator)
         asked = replace(sample, targets=targets, patches=cut(sample.image, boxes_xyxy, task.patch_size), jitter=jitter)
         return resize_short_side(asked, side, task.longest_side)
 
 
-def draw_boxes(
-    task: RandomQueryPatch, height: int, width: int, generator: torch.Generator
-) -> Int[Tensor, "P 4"]:
+def draw_boxes(task: RandomQueryPatch, height: int, width: int, generator: torch.Generator) -> Int[Tensor, "P 4"]:
     """Draw absolute xyxy boxes: first the sides, uniformly and apart, then a place among all that fit.
 
     Args:
@@ -222,12 +221,7 @@ def cut(image: UInt8[Tensor, "3 H W"], boxes_xyxy: Int[Tensor, "P 4"], size: int
 
 
 def squeeze(patch: UInt8[Tensor, "3 _ _"], size: int) -> UInt8[Tensor, "3 h w"]:
-    """Bring a patch to a square of `size` pixels, whatever its proportions.
-
-    Args:
-        patch: Pixels.
-        size: Side of the square.
-    """
+    """Bring a patch to a square of `size` pixels, whatever its proportions."""
     return F.interpolate(patch[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
@@ -298,7 +292,7 @@ class PatchDetection(Objective):
         if jitter is not None:
             pixels = apply_jitter(pixels.float() / 255, jitter.flatten(0, 1))
         cells = self.detector.features(self.detector.normalise(pixels))
-        return cells.mean(dim=(2, 3)).unflatten(0, patches.shape[:2])
+        return cells.mean(dim=(2, 3)).view(*patches.shape[:2], -1)
 
     @torch.no_grad()
     def describe_all(self, batch: Batch) -> tuple[Float[Tensor, "B E h w"], Float[Tensor, "B P E"]]:
@@ -349,7 +343,11 @@ class PatchDetection(Objective):
         """Give every patch the detector's last class, which stands for "matched", and its feature."""
         matched = self.detector.num_classes - 1
         return [
-            replace(one, labels=torch.full_like(one.labels, matched), embeddings=wanted if self.task.reconstruction else None)
+            replace(
+                one,
+                labels=torch.full_like(one.labels, matched),
+                embeddings=wanted if self.task.reconstruction else None,
+            )
             for one, wanted in zip(targets, features, strict=True)
         ]
 

@@ -1,6 +1,6 @@
 """nothing -> report: the whole road on generated images, next to the same model from scratch, in minutes on a CPU.
 
-Pretraining and both arms of fine-tuning use the recipes named `tiny` as they are. The arms get the same architecture,
+Pretraining and both arms of fine-tuning use the recipes named `tiny`, only shorter. The arms get the same architecture,
 images, budget, rates and seeds; they differ only in the weights that they start from.
 """
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
+
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
 from ssldet.recipe import override
@@ -21,11 +23,20 @@ from ssldet.report.page import Picture, Section, Table, write_page
 from ssldet.verbs import Trained, finetune, pretrain
 from ssldet.verbs.choosing import resolve
 
-SCENES: dict[str, Any] = {"size": 64, "classes": ("circle", "cross"), "objects": (1, 2), "object_scale": (0.35, 0.6)}
-"""What is drawn: few, large objects of two classes that differ by outline only."""
+SCENES: dict[str, Any] = {
+    "size": 64,
+    "classes": ("circle", "square", "star"),
+    "objects": (1, 2),
+    "object_scale": (0.35, 0.6),
+    "hues": True,
+}
+"""What is drawn: few, large objects of three classes, told apart by outline and hue."""
 
 IMAGES = {"unlabelled": 3000, "labelled": 500, "held-out": 256}
 """Split -> number of images; the splits have different seeds."""
+
+STEPS = {"pretrain": 800, "finetune": 270}
+"""Stage -> optimiser steps, of 32 images each."""
 
 SEEDS = 3
 """Fine-tunings of each arm."""
@@ -115,13 +126,16 @@ def demo(out: str | Path | None = None, *, seed: int = 0) -> Outcome:
         ConfigError: The folder is in use.
     """
     folder = _free(out)
+    # On tensors this small a second thread costs more in waiting than it computes.
+    torch.set_num_threads(1)
     seconds: dict[str, float] = {}
     with _timed(seconds, "generate"):
         data = _draw(folder / "data", seed)
     with _timed(seconds, "pretrain"):
-        first = override(resolve("random_query_patch/tiny"), {"seed": seed})
+        first = override(resolve("random_query_patch/tiny"), {"seed": seed, "budget.steps": STEPS["pretrain"]})
         found = pretrain(data["unlabelled"], recipe=first, val=data["held-out"], out=folder / "pretrain")
-    second = resolve("detection/tiny")
+    every = STEPS["finetune"] // 2
+    second = override(resolve("detection/tiny"), {"budget.steps": STEPS["finetune"], "evaluate_every": every})
     # The same architecture for both arms; from a run it is taken anyway.
     second = replace(second, detector=found.run.detector)
     arms: dict[str, Arm] = {}

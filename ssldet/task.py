@@ -6,19 +6,16 @@ is pickled into CPU workers and the other lives on the accelerator.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from ssldet.detectors.base import Detector, DetectorConfig
-from ssldet.types import Batch, Detections, Losses, Sample, Source
-
-Views = Callable[[Sample, torch.Generator], Sample]
-"""Turns one source image into one training sample; all chance comes from the generator. Must pickle."""
+from ssldet.types import Batch, Detections, Losses, Source
+from ssldet.types import Views as Views
 
 
 class Objective(nn.Module, ABC):

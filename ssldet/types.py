@@ -108,6 +108,10 @@ class Sample:
     skipped: tuple[Skipped, ...] = ()
 
 
+Views = Callable[[Sample, torch.Generator], Sample]
+"""Turns one source image into one training sample; all chance comes from the generator. Must pickle."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch(OnDevice):
     """Samples on one canvas.

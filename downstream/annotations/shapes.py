@@ -1,9 +1,10 @@
 """a seed -> labelled images on disk: textured shapes on clutter, a whole data set that ships as arithmetic.
 
-Classes differ by outline only. Texture and colours are drawn anew for every object, so that a patch of an object can
-be found again by how it looks, while its class can't be told from them.
+Texture and colours are drawn anew for every object, so that a patch of an object can be found again by how it looks.
+Classes differ by outline, which a small detector is slow to learn, and if wanted by a band of hues as well.
 """
 
+import colorsys
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from ssldet.chance import seed_of
 from ssldet.errors import ConfigError, suggest
 
 Grid = Float[np.ndarray, "H W"]
+Colour = Float[np.ndarray, "3"]
 
 OUTLINES: dict[str, Callable[[Grid, Grid], Bool[np.ndarray, "H W"]]] = {
     "circle": lambda u, v: u * u + v * v < 0.75,
@@ -64,6 +66,7 @@ def draw_scene(
     classes: Sequence[str] = ("circle", "square", "triangle"),
     objects: tuple[int, int] = (1, 3),
     object_scale: tuple[float, float] = (0.25, 0.5),
+    hues: bool = False,
     seed: int = 0,
 ) -> Scene:
     """Draw image number `index`; the same arguments give the same pixels in any process.
@@ -74,6 +77,7 @@ def draw_scene(
         classes: Names out of `OUTLINES`.
         objects: Fewest and most objects of an image, ends included.
         object_scale: Smallest and largest diameter of an object as a share of `size`.
+        hues: Paint each class in hues of its own; else only the outline tells classes apart.
         seed: Another seed is another set.
     """
     chance = np.random.default_rng(seed_of(seed, "shapes", index))
@@ -82,7 +86,8 @@ def draw_scene(
     count = int(chance.integers(objects[0], objects[1] + 1))
     labels = chance.integers(len(classes), size=count)
     for number, (row, column, radius) in enumerate(_places(count, size, object_scale, chance)):
-        _draw(pixels, owner, number, OUTLINES[classes[labels[number]]], row, column, radius, chance)
+        colours = _hued(labels[number] / len(classes), chance) if hues else _any_two(chance)
+        _draw(pixels, owner, number, OUTLINES[classes[labels[number]]], row, column, radius, colours, chance)
     pixels += chance.normal(0, 4, pixels.shape)
     visible = np.flatnonzero([(owner == number).any() for number in range(count)])
     return Scene(
@@ -101,6 +106,7 @@ def write_shapes(
     classes: Sequence[str] = ("circle", "square", "triangle"),
     objects: tuple[int, int] = (1, 3),
     object_scale: tuple[float, float] = (0.25, 0.5),
+    hues: bool = False,
     seed: int = 0,
 ) -> Path:
     """Write a set as `images/*.jpg` and an ordinary COCO file `instances.json`.
@@ -114,6 +120,7 @@ def write_shapes(
         classes: Names out of `OUTLINES`; their order is the order of the labels.
         objects: Fewest and most objects of an image, ends included.
         object_scale: Smallest and largest diameter of an object as a share of `size`.
+        hues: Paint each class in hues of its own; else only the outline tells classes apart.
         seed: Another seed is another set: give training and validation different ones.
 
     Returns:
@@ -129,7 +136,9 @@ def write_shapes(
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(images):
-        scene = draw_scene(index, size=size, classes=classes, objects=objects, object_scale=object_scale, seed=seed)
+        scene = draw_scene(
+            index, size=size, classes=classes, objects=objects, object_scale=object_scale, hues=hues, seed=seed
+        )
         name = f"{index:06d}.jpg"
         # No chroma subsampling: it would smear textures that are a few pixels wide.
         Image.fromarray(scene.image).save(folder / "images" / name, quality=95, subsampling=0)
@@ -169,7 +178,10 @@ def _clutter(size: int, chance: np.random.Generator) -> Float[np.ndarray, "H W 3
         pen.line(ends, fill=tuple(chance.integers(0, 256, 3).tolist()), width=int(chance.integers(1, 2 + size // 40)))
     for _ in range(int(chance.integers(2, 6))):
         column, row, radius = (chance.uniform(0, 1, 3) * (size, size, 0.06 * size)).tolist()
-        pen.ellipse((column - radius, row - radius, column + radius, row + radius), fill=_colour(chance))
+        pen.ellipse(
+            (column - radius, row - radius, column + radius, row + radius),
+            fill=tuple(chance.integers(0, 256, 3).tolist()),
+        )
     return np.asarray(canvas, dtype=np.float64).copy()
 
 
@@ -197,6 +209,7 @@ def _draw(
     row: float,
     column: float,
     radius: float,
+    colours: tuple[Colour, Colour],
     chance: np.random.Generator,
 ) -> None:
     """Paint one object over what is there, and write its number into the map of owners."""
@@ -211,16 +224,26 @@ def _draw(
     frequency = min(chance.uniform(5, 14), 0.5 * math.pi * radius)
     texture = TEXTURES[int(chance.integers(len(TEXTURES)))]
     light = texture(u + chance.uniform(-1, 1), v + chance.uniform(-1, 1), frequency) > 0
-    bright, dark = np.array(_colour(chance)), np.array(_colour(chance))
-    while abs(bright - dark).sum() < 200:
-        dark = np.array(_colour(chance))
-    painted = np.where(light[..., None], bright, dark) * (1 + 0.15 * x[..., None])
+    painted = np.where(light[..., None], *colours) * (1 + 0.15 * x[..., None])
     pixels[window][inside] = painted[inside]
     owner[window][inside] = number
 
 
-def _colour(chance: np.random.Generator) -> tuple[int, ...]:
-    return tuple(chance.integers(0, 256, 3).tolist())
+def _any_two(chance: np.random.Generator) -> tuple[Colour, Colour]:
+    """Return two colours that are well apart."""
+    bright, dark = chance.uniform(0, 256, 3), chance.uniform(0, 256, 3)
+    while abs(bright - dark).sum() < 200:
+        dark = chance.uniform(0, 256, 3)
+    return bright, dark
+
+
+def _hued(hue: float, chance: np.random.Generator) -> tuple[Colour, Colour]:
+    """Return a light and a dark colour of about this hue, which counts once around the circle from 0 to 1."""
+    light, dark = (
+        colorsys.hsv_to_rgb((hue + chance.uniform(-0.07, 0.07)) % 1, chance.uniform(0.6, 1), value)
+        for value in (chance.uniform(0.75, 1), chance.uniform(0.2, 0.45))
+    )
+    return 255 * np.array(light), 255 * np.array(dark)
 
 
 def _star(u: Grid, v: Grid) -> Grid:

@@ -38,7 +38,7 @@ def r50() -> Run:
 def tiny() -> Run:
     """Train a two-layer detector on images of 64 pixels, such as the generated shapes, without an accelerator."""
     return Run(
-        task=Detection(scales=(64,), max_size=96, eval_scale=64, crop=0.0, flip=0.5),
+        task=Detection(scales=(64,), max_size=128, eval_scale=64, crop=0.0, flip=0.5),
         detector=DETRConfig(
             backbone=BackboneConfig(name="tiny", frozen_norm=True, frozen_stages=0),
             num_classes=3,
@@ -54,9 +54,9 @@ def tiny() -> Run:
             query_scale=0.3,
             position_at_input=True,
         ),
-        data=DataConfig(batch_size=32, workers=2),
-        optim=OptimConfig(lr=1e-3, lr_backbone=3e-4, schedule="cosine", warmup_steps=50, clip=1.0),
-        budget=Budget(steps=2000),
+        data=DataConfig(batch_size=32, workers=1),
+        optim=OptimConfig(lr=2e-3, lr_backbone=5e-4, schedule="cosine", warmup_steps=50, clip=1.0),
+        budget=Budget(steps=1000),
         checkpoint=CheckpointConfig(every_steps=500),
         log_every=20,
     )

@@ -1,6 +1,6 @@
 """Sample -> Sample: resize, flip and crop; image and boxes move together by one draw.
 
-Functions change a sample in a way that is given; callables draw the way from a generator and fit `task.Views`.
+Functions change a sample in a way that is given; callables draw the way from a generator and fit `types.Views`.
 """
 
 from dataclasses import dataclass, replace
@@ -12,8 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from ssldet.boxes import to_absolute, to_normalised
-from ssldet.task import Views
-from ssldet.types import Sample, Targets
+from ssldet.types import Sample, Targets, Views
 
 SLIVER = 1e-3
 """Side in pixels below which a cropped box is empty: what rounding leaves of a box that only touched the crop."""

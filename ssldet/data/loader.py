@@ -20,8 +20,7 @@ from ssldet.data.collate import collate
 from ssldet.data.files import shown, tally
 from ssldet.data.workers import Desk, Outcome, Plan, SteadyLoader
 from ssldet.errors import ConfigError, DataError, SsldetError, UnreadableError
-from ssldet.task import Views
-from ssldet.types import Batch, Sample, Skipped, Source, Targets
+from ssldet.types import Batch, Sample, Skipped, Source, Targets, Views
 
 ATTEMPTS = 50
 """Images tried for one place of the stream. With half of all files bad, one place in 10¹⁵ finds none."""

@@ -10,7 +10,7 @@ import torch
 from ssldet.data.loader import evaluation_batches
 from ssldet.engine.distributed import gather_objects, rank, world
 from ssldet.engine.run import Run
-from ssldet.task import Objective
+from ssldet.task import Objective, PretextTask
 from ssldet.types import Batch, Detections, Source
 
 
@@ -64,6 +64,7 @@ def evaluate(
             rank=rank(),
             world=world(),
             seed=run.seed,
+            strip_labels=isinstance(run.task, PretextTask),
         )
     )
     with at_rest(objective, device, run.precision):

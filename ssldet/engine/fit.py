@@ -100,6 +100,7 @@ def fit(
                 stop=stop,
                 preview=preview,
             )
+            log.info("%d images, %d steps of %d", len(source), total, run.data.batch_size)
             return _train(trainer, Session(setting, restored))
     finally:
         folder.release()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -48,16 +48,15 @@ class MetricsFile:
 class Display:
     """Shows how a run goes, on standard error."""
 
-    def __init__(self, title: str, total_steps: int, stream: IO[str] | None = None) -> None:
+    def __init__(self, title: str, total_steps: int) -> None:
         """Choose the form by where it goes.
 
         Args:
             title: What runs.
             total_steps: Length of the run.
-            stream: Where to; none takes standard error.
         """
         self._title, self._total = title, total_steps
-        self._stream = stream or sys.stderr
+        self._stream = sys.stderr
         self._spoken = -LINE_SECONDS
         self._begun: tuple[float, int] | None = None
         self._bar: Progress | None = None

@@ -23,16 +23,16 @@ from ssldet.engine.distributed import any_rank, gather_objects, rank, reduce_mea
 from ssldet.engine.evaluate import at_rest, autocast, evaluate
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.guard import Guard
-from ssldet.engine.log import Display, Meter, MetricsFile
+from ssldet.engine.log import Display, Meter, MetricsFile, summary
 from ssldet.engine.optim import average_of, build_optimizer, clip, gradient_norm, learning, schedule, set_rates
 from ssldet.engine.quarantine import Quarantine
 from ssldet.engine.run import Run
 from ssldet.engine.saving import Saver
 from ssldet.engine.steps import Checkpoints, Restored, size_of
 from ssldet.engine.stop import StopFlag
-from ssldet.errors import DivergedError
+from ssldet.errors import DataError, DivergedError
 from ssldet.recipe import to_document
-from ssldet.task import Objective
+from ssldet.task import Objective, PretextTask
 from ssldet.types import Batch, Losses, Source
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Session:
             self._save()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         if rank() == 0:
-            self.at.folder.update(status="running", device=name, images=len(self.at.source))
+            self.at.folder.update(status="running", reason=None, device=name, images=len(self.at.source))
         self._draw(due=self.step == 0)
         if self._resumed and self._evaluation_due() and not self._evaluated():
             self._evaluate()
@@ -164,6 +164,9 @@ class Session:
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Compute the loss of one part.
+
+        Parts weigh the same, like ranks. A criterion that divides by the number of boxes divides by the part's own, so
+        a batch in parts makes the step of the whole batch only as far as its parts hold equally many.
 
         Args:
             batch: The part, on the device.
@@ -219,6 +222,7 @@ class Session:
         self.step += 1
         self._meter.left(run.data.batch_size)
         if self._line_due(self.step):
+            self._settle()
             self._write_line()
         if self._save_due():
             self._save()
@@ -252,9 +256,16 @@ class Session:
             self.step == self.at.total_steps or bool(every and self.step and self.step % every == 0)
         )
 
+    def _settle(self) -> None:
+        """Count bad files; a run that meets too many is saved first, because its owner may well want to go on."""
+        try:
+            self._quarantine.settle()
+        except DataError:
+            self._save()
+            raise
+
     def _write_line(self) -> None:
         """Write what the last step measured, averaged over its parts and all ranks; a step left out has no line."""
-        self._quarantine.settle()
         if not self._taken or not self._values:
             return
         names = list(self._values[0])
@@ -274,6 +285,7 @@ class Session:
     def _tell(self, line: dict[str, Any]) -> None:
         if self._metrics is not None:
             self._metrics.write(line)
+            log.info("step %d  %s", self.step, summary(line))
         self._display.show(line)
 
     def _save(self) -> None:
@@ -334,8 +346,8 @@ class Session:
         source = self.at.val or self.at.source
         views = self.at.run.task.views(training=False)
         try:
-            size = min(PREVIEW_IMAGES, len(source))
-            loader = evaluation_batches(source, views, batch_size=size, seed=self.at.run.seed)
+            size, blind = min(PREVIEW_IMAGES, len(source)), isinstance(self.at.run.task, PretextTask)
+            loader = evaluation_batches(source, views, batch_size=size, seed=self.at.run.seed, strip_labels=blind)
             with at_rest(self.best, self.device, self.at.run.precision):
                 picture = self.at.preview(self.best, next(iter(loader)).to(self.device))
             self.at.folder.previews.mkdir(exist_ok=True)

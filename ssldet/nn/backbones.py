@@ -39,7 +39,7 @@ class BackboneConfig:
         frozen_norm: Replace batch normalisation by its fixed form.
         frozen_stages: How far the backbone stays frozen even when it trains: 1 freezes all up to stride 4 (DETR), 2 up
             to stride 8, and so on; 0 freezes nothing.
-        tiny_channels: Channels of the layers of `tiny`.
+        tiny_channels: Channels of the layers of `tiny`, whose last level joins them all.
     """
 
     name: str = "resnet50"
@@ -234,7 +234,16 @@ def _build_tiny(_: str, config: BackboneConfig) -> Backbone:
         (f"layer{number}", _tiny_layer(before, after, config.frozen_norm))
         for number, (before, after) in enumerate(pairwise((3, *config.tiny_channels)), start=1)
     )
-    return Backbone(nn.Sequential(layers), _run_whole, frozen_stages=config.frozen_stages)
+    return Backbone(nn.Sequential(layers), _run_all_levels, frozen_stages=config.frozen_stages)
+
+
+def _run_all_levels(body: nn.Module, images: Tensor) -> Tensor:
+    """Return all levels side by side on the last one's cells: with fresh weights the early ones tell the most."""
+    levels = []
+    for layer in body.children():
+        images = layer(images)
+        levels.append(images)
+    return torch.cat([F.adaptive_avg_pool2d(level, images.shape[-2:]) for level in levels], dim=1)
 
 
 def _tiny_layer(before: int, after: int, frozen_norm: bool) -> nn.Sequential:

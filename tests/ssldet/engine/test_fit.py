@@ -172,6 +172,10 @@ def test_bad_files_are_counted_once_and_too_many_stop_the_run(tmp_path: Path, fa
     with pytest.raises(DataError, match=r"2 of 10 images.*2 truncated.*image-.*max_bad_fraction=0\.2"):
         train(tmp_path / "b", strict)
     assert json.loads((tmp_path / "b" / "run.json").read_text())["status"] == "failed"
+    train(tmp_path / "b", bad, resume=True)
+    status = json.loads((tmp_path / "b" / "run.json").read_text())
+    assert (status["status"], status["reason"]) == ("finished", None)
+    assert fakes.weights_of(tmp_path / "b") == fakes.weights_of(tmp_path / "a")
 
 
 @pytest.mark.parametrize("how", ["poison", "refuse"])

@@ -34,7 +34,8 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then(monkeypatch: pyte
     now = [100.0]
     monkeypatch.setattr("ssldet.engine.log.time.monotonic", lambda: now[0])
     stream = io.StringIO()
-    display = Display("Task", 100, stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    display = Display("Task", 100)
     for step in range(1, 101):
         display.show(LINE | {"step": step})
         now[0] += 1.0
@@ -47,9 +48,10 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then(monkeypatch: pyte
     assert "\r" not in stream.getvalue()
 
 
-def test_on_a_terminal_there_is_a_bar() -> None:
+def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
-    display = Display("Task", 4, stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    display = Display("Task", 4)
     display.show(LINE)
     display.show({"kind": "eval", "step": 2, "AP": 1.5})
     display.close()
@@ -60,7 +62,8 @@ def test_on_a_terminal_there_is_a_bar() -> None:
 def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RANK", "1")
     stream = Terminal()
-    display = Display("Task", 4, stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    display = Display("Task", 4)
     display.show(LINE)
     display.close()
     with logged_to(tmp_path / "train.log"):

@@ -183,7 +183,7 @@ def test_calibration_keeps_the_mode_and_listens_no_longer() -> None:
 
 def test_tiny_is_small_and_the_same_for_the_same_seed() -> None:
     first, second = (torch.manual_seed(3) and build("tiny") for _ in range(2))
-    assert (first.channels, first.stride) == (128, 8)
+    assert (first.channels, first.stride) == (32 + 64 + 128, 8)
     assert sum(parameter.numel() for parameter in first.parameters()) < 100_000
     torch.testing.assert_close(first.state_dict(), second.state_dict())
     assert build("tiny", tiny_channels=(8, 16)).stride == 4
