@@ -276,6 +276,8 @@ def _spoken() -> Iterator[None]:
     """Let the house say on standard error what it does, one plain line a message."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
+    # The progress of a run reaches the terminal by itself; the log holds it for the file.
+    handler.addFilter(lambda record: record.levelno > logging.INFO or record.name != "ssldet.engine.session")
     loggers = [logging.getLogger(house) for house in ("ssldet", "pretext", "downstream")]
     for logger in loggers:
         logger.addHandler(handler)

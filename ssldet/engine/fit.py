@@ -38,6 +38,7 @@ from ssldet.types import Batch, Source
 
 log = logging.getLogger(__name__)
 
+_TALKERS = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed")
 _ENDINGS: dict[type[BaseException], str] = {StoppedError: "stopped", DivergedError: "diverged"}
 
 
@@ -267,12 +268,13 @@ def _outcome(folder: RunFolder) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advertisements and its guesses about what might be wrong from the user."""
-    talker = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    talkers = [logging.getLogger(name) for name in _TALKERS]
 
     def is_problem(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING
 
-    talker.addFilter(is_problem)
+    for talker in talkers:
+        talker.addFilter(is_problem)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PossibleUserWarning)
@@ -280,4 +282,5 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
             yield
     finally:
-        talker.removeFilter(is_problem)
+        for talker in talkers:
+            talker.removeFilter(is_problem)

@@ -1,7 +1,7 @@
 """Objective, step -> AdamW, learning rate, gradient norm, averaged weights."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -76,10 +76,10 @@ def set_rates(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Float[Tensor, ""]:
     """Return the norm of the whole gradient; a parameter that no loss reached counts as zero."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+    return torch.nn.utils.get_total_norm(gradients) if gradients else parameters[0].new_zeros(())
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: Float[Tensor, ""], limit: float) -> None:

@@ -269,8 +269,8 @@ class Session:
         if not self._taken or not self._values:
             return
         names = list(self._values[0])
-        numbers = torch.stack([torch.stack([part[name].float() for name in names]) for part in self._values]).mean(0)
-        numbers = reduce_mean(numbers)
+        parts = [torch.stack([part[name].float().to(self.device) for name in names]) for part in self._values]
+        numbers = reduce_mean(torch.stack(parts).mean(0))
         line = {
             "kind": "train",
             "step": self.step,

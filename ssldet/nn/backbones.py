@@ -243,7 +243,8 @@ def _run_all_levels(body: nn.Module, images: Tensor) -> Tensor:
     for layer in body.children():
         images = layer(images)
         levels.append(images)
-    return torch.cat([F.adaptive_avg_pool2d(level, images.shape[-2:]) for level in levels], dim=1)
+    height, width = images.shape[-2:]
+    return torch.cat([F.adaptive_avg_pool2d(level, (height, width)) for level in levels], dim=1)
 
 
 def _tiny_layer(before: int, after: int, frozen_norm: bool) -> nn.Sequential:

@@ -13,9 +13,10 @@ from ssldet.engine.checkpoint import TransferReport, transfer
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
-from ssldet.errors import ConfigError
+from ssldet.errors import ConfigError, DataError
 from ssldet.recipe import check, from_document, override
 from ssldet.task import Objective, PretextTask, Task
+from ssldet.types import Source
 from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import load, open_model
@@ -198,6 +199,8 @@ def _handed_over(start: str, run: Run, changes: Mapping[str, object]) -> tuple[R
     run = override(run, changes)
     source = open_source(run.data.train, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
     _require(bool(source.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:… or voc:…")
+    if run.data.val:
+        _require_same_classes(run, source)
     run = override(run, {"detector.num_classes": len(source.classes)})
     check(run)
     objective = assemble(run, source)
@@ -209,6 +212,17 @@ def _handed_over(start: str, run: Run, changes: Mapping[str, object]) -> tuple[R
     sections = tuple(section for section in opened.task.transfers if section not in fresh)
     state = opened.objective.detector.state_dict()
     return run, objective, transfer(state, objective.detector, sections, expects_fresh=fresh)
+
+
+def _require_same_classes(run: Run, source: Source) -> None:
+    """Labels are numbers to a detector: numbered otherwise for evaluation they would score near zero, unnoticed."""
+    val = open_source(run.data.val, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
+    if val.classes != source.classes:
+        raise DataError(
+            f"data.val has the classes {', '.join(val.classes) or 'of unlabelled images'}, data.train has "
+            f"{', '.join(source.classes)}; give both the same class list in the same order"
+        )
+    run.task.evaluator(val)
 
 
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:

@@ -16,7 +16,7 @@ from ssldet.engine.run import DataConfig
 from ssldet.errors import ConfigError, DataError
 from ssldet.registry import find, names
 from ssldet.report.pictures import draw_detections
-from ssldet.task import Localiser
+from ssldet.task import Localiser, PretextTask
 from ssldet.types import Batch, Detections, Source
 from ssldet.verbs.opening import Opened, open_model, pick_device
 
@@ -182,7 +182,8 @@ def _detect(
     if queries is not None and isinstance(objective, Localiser):
         answer = partial(objective.localise, patches=[queries[number].image for number in range(len(queries))])
     views = opened.task.views(training=False)
-    for batch in evaluation_batches(source, views, batch_size=batch_size, workers=workers):
+    strip = isinstance(opened.task, PretextTask)
+    for batch in evaluation_batches(source, views, batch_size=batch_size, workers=workers, strip_labels=strip):
         with torch.inference_mode():
             found = answer(batch.to(device))
         yield batch, [detections.to("cpu") for detections in found]

@@ -34,13 +34,19 @@ def same(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_is_the_quiet_run(
-    tmp_path: Path, fakes: ModuleType, train: Train, fork: Callable[..., Any]
+    tmp_path: Path, fakes: ModuleType, train: Train, fork: Callable[..., Any], workers: int
 ) -> None:
     from ssldet.engine.steps import Checkpoints
 
     def a_run(record: Path) -> Any:
-        return fakes.a_run(task=fakes.FakeTask(record=str(record)), budget__steps=80, checkpoint__every_steps=1)
+        return fakes.a_run(
+            task=fakes.FakeTask(record=str(record)),
+            data__workers=workers,
+            budget__steps=80,
+            checkpoint__every_steps=1,
+        )
 
     train(tmp_path / "quiet", a_run(tmp_path / "quiet.txt"))
     quiet = lines_of(tmp_path / "quiet.txt")
