@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ssldet.task import Objective, PretextTask, Task
 from ssldet.types import Source
 from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
 from ssldet.verbs.look import draw_batch, report
-from ssldet.verbs.opening import load, open_model
+from ssldet.verbs.opening import Opened, load, open_model
 from ssldet.verbs.using import Exported, evaluate, export, predict
 
 log = logging.getLogger(__name__)
@@ -179,44 +180,53 @@ def finetune(
         return _go_on(resume, changes)
     _require(start is not None, "nothing to start from; name a run folder, a weights file, or scratch")
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES or --data voc:ROOT:SPLIT")
-    run, objective, handed = _handed_over(str(start), resolve(recipe), changes)
-    folder = RunFolder(_out(out, "finetune"))
-    if handed is not None:
+    opened = None if start == "scratch" else open_model(str(start))
+    run = override(resolve(recipe) if opened is None else _with_detector_of(opened, resolve(recipe)), changes)
+    source = _labelled(run)
+    run = override(run, {"detector.num_classes": len(source.classes)})
+    check(run)
+    objective = assemble(run, source)
+    documents = {}
+    if opened is not None:
+        handed = _hand_over(opened, objective, source.classes)
         log.info("handed over by %s:\n%s", start, handed)
-    documents = {} if handed is None else {"transfer.json": handed.to_json()}
-    fit(run, folder, objective=objective, preview=draw_batch, documents=documents)
+        documents["transfer.json"] = handed.to_json()
+    folder = RunFolder(_out(out, "finetune"))
+    fit(run, folder, objective=objective, preview=partial(draw_batch, classes=source.classes), documents=documents)
     report(folder.path)
     return Trained(folder.path)
 
 
-def _handed_over(start: str, run: Run, changes: Mapping[str, object]) -> tuple[Run, Objective, TransferReport | None]:
-    """Build the detector for the labelled data and give it what the start hands over."""
-    opened = None if start == "scratch" else open_model(start)
-    if opened is not None:
-        config: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
-        # What the file holds replaces whatever weights its own backbone once started from.
-        run = override(replace(run, detector=config), {"detector.backbone.weights": "none"})
-    run = override(run, changes)
-    source = open_source(run.data.train, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
+def _with_detector_of(opened: Opened, run: Run) -> Run:
+    """Take the architecture from a file; what it holds replaces whatever weights its own backbone once started from."""
+    config: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
+    return override(replace(run, detector=config), {"detector.backbone.weights": "none"})
+
+
+def _labelled(run: Run) -> Source:
+    """Open the training data, which must have classes, and make sure that the evaluation data have the same."""
+    source = _open(run, run.data.train)
     _require(bool(source.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:… or voc:…")
     if run.data.val:
         _require_same_classes(run, source)
-    run = override(run, {"detector.num_classes": len(source.classes)})
-    check(run)
-    objective = assemble(run, source)
-    if opened is None:
-        return run, objective, None
-    # A class head means something only for the classes that it was trained on.
-    keeps_head = "class_head" in opened.task.transfers and opened.classes == source.classes
+    return source
+
+
+def _open(run: Run, specs: tuple[str, ...]) -> Source:
+    return open_source(specs, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
+
+
+def _hand_over(opened: Opened, objective: Objective, classes: tuple[str, ...]) -> TransferReport:
+    """Hand over what the start's task promises, except a class head that was trained on other classes."""
+    keeps_head = "class_head" in opened.task.transfers and opened.classes == classes
     fresh = () if keeps_head else ("class_head",)
     sections = tuple(section for section in opened.task.transfers if section not in fresh)
-    state = opened.objective.detector.state_dict()
-    return run, objective, transfer(state, objective.detector, sections, expects_fresh=fresh)
+    return transfer(opened.objective.detector.state_dict(), objective.detector, sections, expects_fresh=fresh)
 
 
 def _require_same_classes(run: Run, source: Source) -> None:
     """Labels are numbers to a detector: numbered otherwise for evaluation they would score near zero, unnoticed."""
-    val = open_source(run.data.val, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
+    val = _open(run, run.data.val)
     if val.classes != source.classes:
         raise DataError(
             f"data.val has the classes {', '.join(val.classes) or 'of unlabelled images'}, data.train has "
@@ -228,7 +238,8 @@ def _require_same_classes(run: Run, source: Source) -> None:
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     folder = RunFolder(Path(path))
     run = override(folder.run(), changes)
-    fit(run, folder, resume=True, preview=draw_batch)
+    classes = () if isinstance(run.task, PretextTask) else _open(run, run.data.train).classes
+    fit(run, folder, resume=True, preview=partial(draw_batch, classes=classes))
     report(folder.path)
     return Trained(folder.path)
 
