@@ -35,7 +35,7 @@ SCENES: dict[str, Any] = {
 IMAGES = {"unlabelled": 3000, "labelled": 500, "held-out": 256}
 """Split -> number of images; the splits have different seeds."""
 
-STEPS = {"pretrain": 640, "finetune": 200}
+STEPS = {"pretrain": 600, "finetune": 160}
 """Stage -> optimiser steps, of 32 images each."""
 
 SEEDS = 3

@@ -21,21 +21,30 @@ class Crash(BaseException):
 class FaultyDisk(Disk):
     """Fails at the k-th operation.
 
-    `crash` ends the process there, `power` also empties every file that was never synchronised, `short` writes half.
+    `crash` ends the process there; `power` also takes back every name and every content that was never synchronised;
+    `short` writes half.
     """
 
     def __init__(self, fails_at: int, how: str) -> None:
         self.left, self.how = fails_at, how
         self.unsafe: set[Path] = set()
+        self.renamed: list[tuple[Path, Path]] = []
+
+    def cut(self) -> None:
+        """Lose what is not on the medium."""
+        for path in self.unsafe:
+            if path.exists():
+                path.write_bytes(b"")
+        for old, new in reversed(self.renamed):
+            if new.exists():
+                new.replace(old)
 
     def _count(self, file: BinaryIO | None = None, content: Any = b"") -> None:
         self.left -= 1
         if self.left != 0:
             return
         if self.how == "power":
-            for path in self.unsafe:
-                if path.exists():
-                    path.write_bytes(b"")
+            self.cut()
         if self.how in {"crash", "power"}:
             raise Crash
         if self.how == "short" and file is not None:
@@ -59,6 +68,7 @@ class FaultyDisk(Disk):
     def replace(self, old: Path, new: Path) -> None:
         self._count()
         super().replace(old, new)
+        self.renamed.append((old, new))
         if old in self.unsafe:
             self.unsafe.remove(old)
             self.unsafe.add(new)
@@ -66,6 +76,7 @@ class FaultyDisk(Disk):
     def sync_folder(self, folder: Path) -> None:
         self._count()
         super().sync_folder(folder)
+        self.renamed = [(old, new) for old, new in self.renamed if new.parent != folder]
 
     def remove(self, path: Path) -> None:
         self._count()
@@ -136,6 +147,29 @@ def test_a_fault_at_any_operation_costs_at_most_one_step(
     else:
         pytest.fail("the work never came through")
     assert fired >= 10
+
+
+def test_a_save_that_came_back_survives_a_power_cut(tmp_path: Path) -> None:
+    disk = FaultyDisk(0, "power")
+    for step in (1, 2, 3):
+        Checkpoints(tmp_path, disk=disk).save(step, state(step))
+        disk.cut()
+        found = Checkpoints(tmp_path).newest()
+        assert found is not None
+        assert found.step == step
+        assert is_right(found)
+
+
+def test_nothing_old_is_deleted_before_the_new_one_reads_back(tmp_path: Path) -> None:
+    class Rotten(Disk):
+        def digest(self, path: Path) -> str:
+            return "0" * 64
+
+    for step in (1, 2):
+        Checkpoints(tmp_path).save(step, state(step))
+    with pytest.raises(OSError, match="reads back differently"):
+        Checkpoints(tmp_path, disk=Rotten()).save(3, state(3))
+    assert Checkpoints(tmp_path).steps() == [3, 2, 1]
 
 
 def test_every_damage_is_noticed_and_the_one_before_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
