@@ -1,5 +1,6 @@
 """group, name -> object: what installed packages offer through entry points, listed without importing any of it."""
 
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -67,6 +68,7 @@ def name_of(group: str, value: object) -> str:
     return target
 
 
+@cache
 def _claims(group: str) -> dict[str, list[EntryPoint]]:
     claims: dict[str, dict[str, EntryPoint]] = {}
     for entry in entry_points(group=group):

@@ -244,7 +244,7 @@ def _write(outcome: Outcome, found: Trained, arms: dict[str, Arm]) -> None:
 
 
 def _points(run: Trained, kind: str, name: str) -> list[tuple[float, float]]:
-    return [(line["step"], line[name]) for line in run.metrics if line["kind"] == kind and name in line]
+    return [(float(line["step"]), line[name]) for line in run.metrics if line["kind"] == kind and name in line]
 
 
 def _last_pictures(runs: Sequence[Trained], what: str) -> list[Picture]:

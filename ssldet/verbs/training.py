@@ -1,6 +1,7 @@
 """images -> a trained run: choose a recipe, change what is asked, check it whole, and only then write and train."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +12,7 @@ from ssldet.data.sources import open_source
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import TransferReport, transfer
+from ssldet.engine.distributed import rank
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
@@ -24,6 +26,9 @@ from ssldet.verbs.opening import Opened, load, open_model
 from ssldet.verbs.using import Exported, evaluate, export, predict
 
 log = logging.getLogger(__name__)
+
+RUN_FOLDER = "SSLDET_RUN_FOLDER"
+"""Environment variable that hands the chosen run folder to the processes of other ranks."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,7 @@ def pretrain(
     _require(isinstance(run.task, PretextTask), "the recipe's task reads labels; use finetune for it")
     folder = RunFolder(_out(out, "pretrain"))
     fit(run, folder, preview=draw_batch)
-    report(folder.path)
-    return Trained(folder.path)
+    return _reported(folder)
 
 
 def finetune(
@@ -193,8 +197,7 @@ def finetune(
         documents["transfer.json"] = handed.to_json()
     folder = RunFolder(_out(out, "finetune"))
     fit(run, folder, objective=objective, preview=partial(draw_batch, classes=source.classes), documents=documents)
-    report(folder.path)
-    return Trained(folder.path)
+    return _reported(folder)
 
 
 def _with_detector_of(opened: Opened, run: Run) -> Run:
@@ -240,17 +243,25 @@ def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     run = override(folder.run(), changes)
     classes = () if isinstance(run.task, PretextTask) else _open(run, run.data.train).classes
     fit(run, folder, resume=True, preview=partial(draw_batch, classes=classes))
-    report(folder.path)
-    return Trained(folder.path)
+    return _reported(folder)
 
 
 def _out(out: str | Path | None, verb: str) -> Path:
+    """Return the run folder; the processes that the first one launches are told which it chose."""
     if out is not None:
         return Path(out)
-    number = 1
-    while (path := Path("runs") / f"{verb}-{number}").exists():
-        number += 1
-    return path
+    if rank() == 0:
+        number = 1
+        while (Path("runs") / f"{verb}-{number}").exists():
+            number += 1
+        os.environ[RUN_FOLDER] = str(Path("runs") / f"{verb}-{number}")
+    return Path(os.environ[RUN_FOLDER])
+
+
+def _reported(folder: RunFolder) -> Trained:
+    if rank() == 0:
+        report(folder.path)
+    return Trained(folder.path)
 
 
 def _require(fine: bool, problem: str) -> None:

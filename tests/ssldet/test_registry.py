@@ -1,5 +1,6 @@
 """Names -> objects, without importing what is only listed."""
 
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
@@ -9,7 +10,7 @@ from ssldet.errors import ConfigError
 
 
 @pytest.fixture
-def shelf(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[EntryPoint]]:
     entries = [
         EntryPoint(name="alpha", value="collections:OrderedDict", group="ssldet.tasks"),
         EntryPoint(name="broken", value="no_such_module:X", group="ssldet.tasks"),
@@ -19,7 +20,9 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
         EntryPoint(name="same", value="collections:deque", group="ssldet.tasks"),
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(entries).select(group=group))
-    return entries
+    registry._claims.cache_clear()
+    yield entries
+    registry._claims.cache_clear()
 
 
 @pytest.mark.usefixtures("shelf")
