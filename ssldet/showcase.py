@@ -196,6 +196,23 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _write(outcome: Outcome, found: Trained, arms: dict[str, Arm]) -> None:
+    write_page(
+        outcome.report,
+        "ssldet demo",
+        _sections(outcome, found, arms),
+        status="finished",
+        figures=[
+            ("AP pretrained", f"{mean(outcome.measures('AP')['pretrained']):.3f}"),
+            ("AP scratch", f"{mean(outcome.measures('AP')['scratch']):.3f}"),
+            ("patch IoU", f"{outcome.patch_iou:.3f}"),
+            ("constant box", f"{outcome.patch_iou_constant:.3f}"),
+        ],
+        lead="A tiny detector, pretrained on generated images without labels and then fine-tuned on a few with labels, "
+        "next to the same detector from fresh weights with the same budget.",
+    )
+
+
+def _sections(outcome: Outcome, found: Trained, arms: dict[str, Arm]) -> list[Section]:
     table = Table(
         columns=("start", "seed", "AP", "AP50", "AP75"),
         rows=[
@@ -206,12 +223,12 @@ def _write(outcome: Outcome, found: Trained, arms: dict[str, Arm]) -> None:
     )
     losses = {name: [_points(run, "train", "loss") for run in runs] for name, runs in arms.items()}
     aps = {name: [_points(run, "eval", "AP50") for run in runs] for name, runs in arms.items()}
-    constant = outcome.patch_iou_constant
     looked = (
         "Patches of held-out images, cut at random, and where the detector thinks that they came from. The overlap is "
-        f"{outcome.patch_iou:.3f}; the best box that says the same of every patch reaches {constant:.3f}."
+        f"{outcome.patch_iou:.3f}; the best box that says the same of every patch reaches "
+        f"{outcome.patch_iou_constant:.3f}."
     )
-    sections = [
+    return [
         Section(heading="Fine-tuned on the same labels", text=outcome.verdict(), table=table),
         Section(
             heading="Learning curves",
@@ -227,20 +244,6 @@ def _write(outcome: Outcome, found: Trained, arms: dict[str, Arm]) -> None:
         ),
         Section(heading="Time", table=Table(columns=("stage", "seconds"), rows=list(outcome.seconds.items()))),
     ]
-    write_page(
-        outcome.report,
-        "ssldet demo",
-        sections,
-        status="finished",
-        figures=[
-            ("AP pretrained", f"{mean(outcome.measures('AP')['pretrained']):.3f}"),
-            ("AP scratch", f"{mean(outcome.measures('AP')['scratch']):.3f}"),
-            ("patch IoU", f"{outcome.patch_iou:.3f}"),
-            ("constant box", f"{constant:.3f}"),
-        ],
-        lead="A tiny detector, pretrained on generated images without labels and then fine-tuned on a few with labels, "
-        "next to the same detector from fresh weights with the same budget.",
-    )
 
 
 def _points(run: Trained, kind: str, name: str) -> list[tuple[float, float]]:

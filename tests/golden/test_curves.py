@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 STEPS = 20
-TOLERANCE = 0.01
+TOLERANCE = 0.002
 RECORDED = Path(__file__).with_name("random_query_patch.json")
 
 

@@ -42,7 +42,7 @@ def test_every_layer_answers_every_query() -> None:
 
 def test_what_a_detector_says_of_itself() -> None:
     detector = build()
-    assert (detector.num_classes, detector.num_queries, detector.width, detector.feature_channels) == (4, 12, 24, 14)
+    assert (detector.num_classes, detector.num_queries, detector.width, detector.feature_channels) == (4, 12, 24, 30)
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
@@ -95,7 +95,7 @@ def test_the_mask_takes_the_size_of_the_features_whatever_the_stride() -> None:
 def test_patch_queries_come_back_with_their_groups() -> None:
     detector = build()
     asking = PatchQueries(detector.feature_channels, detector.width, num_patches=3).eval()
-    queries = asking(torch.randn(2, 2, 14), detector.queries.embedding)
+    queries = asking(torch.randn(2, 2, 30), detector.queries.embedding)
     predictions = detector(some_images(), None, queries)
     assert predictions.boxes.shape == (3, 2, 8, 4)
     assert predictions.groups is not None

@@ -87,8 +87,11 @@ def test_rates_leave_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert meter.seconds() == 50 + 4 * 104
 
 
-def test_the_log_file_takes_what_is_said_and_leaves_no_trace(tmp_path: Path) -> None:
+def test_the_log_file_takes_what_is_said_and_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("ssldet")
+    # What pytest captures travels between its processes as UTF-8, which this name is not.
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
     before = (logger.level, list(logger.handlers))
     with logged_to(tmp_path / "train.log"):
         logging.getLogger("ssldet.engine").info("ca\udcfft")

@@ -129,7 +129,7 @@ def test_fixed_norm_is_torchvisions_and_keeps_the_precision_of_its_input() -> No
 
 
 def test_layout_in_memory_changes_no_number() -> None:
-    backbone = build("tiny")
+    backbone = build("resnet18")
     images = torch.randn(2, 3, 40, 56)
     torch.testing.assert_close(backbone(images), backbone.body(images))
     assert all(value.is_contiguous() for value in backbone.state_dict().values())
