@@ -11,6 +11,7 @@ import math
 import tomllib
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -76,8 +77,20 @@ def override(config: Config, assignments: Mapping[str, object]) -> Config:
                 branch[leaf] = to_document(value) if is_dataclass(value) else value
     result, more = _build(type(config), document, "")
     if wrong or more:
-        raise ConfigError([*wrong, *more])
+        raise ConfigError([*wrong, *more, *_problems_of_the_rest(config, assignments)])
     return result  # type: ignore[no-any-return]
+
+
+def _problems_of_the_rest(config: object, assignments: Mapping[str, object]) -> list[str]:
+    """Say what else is wrong once the assignments that don't fit are left out, so that nothing waits its turn."""
+    if len(assignments) == 1:
+        return []
+    fitting = {}
+    for path, value in assignments.items():
+        with suppress(ConfigError):
+            override(config, {path: value})
+            fitting[path] = value
+    return _own_problems(override(config, fitting), "")
 
 
 def check(config: object) -> None:

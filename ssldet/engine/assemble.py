@@ -11,6 +11,7 @@ from ssldet.chance import generator, seed_of
 from ssldet.data.collate import collate
 from ssldet.detectors.base import Detector
 from ssldet.engine.run import Run
+from ssldet.errors import UnreadableError
 from ssldet.nn.backbones import Backbone, calibrate
 from ssldet.task import Objective
 from ssldet.types import Sample, Source
@@ -57,6 +58,10 @@ def _small_samples(run: Run, source: Source) -> Iterator[Sample]:
     for number, index in enumerate(range(0, len(source), step)):
         if number >= CALIBRATION_IMAGES or pixels > CALIBRATION_PIXELS:
             return
-        sample = views(source[index], generator(run.seed, "calibrate", index))
+        try:
+            sample = views(source[index], generator(run.seed, "calibrate", index))
+        except UnreadableError:
+            # Training goes round this file and counts it.
+            continue
         pixels += sample.image[0].numel()
         yield sample

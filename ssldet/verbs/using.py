@@ -13,11 +13,11 @@ import torch
 from ssldet.data.loader import evaluation_batches
 from ssldet.data.sources import open_source
 from ssldet.engine.run import DataConfig
-from ssldet.errors import ConfigError, DataError
+from ssldet.errors import ConfigError, DataError, UnreadableError
 from ssldet.registry import find, names
 from ssldet.report.pictures import draw_detections
 from ssldet.task import Localiser, PretextTask
-from ssldet.types import Batch, Detections, Source
+from ssldet.types import Batch, Detections, Sample, Source
 from ssldet.verbs.opening import Opened, open_model, pick_device
 
 log = logging.getLogger(__name__)
@@ -108,13 +108,13 @@ def predict(
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     classes = opened.classes if queries is None else tuple(queries[number].key for number in range(len(queries)))
-    for number, (batch, found) in enumerate(_detect(opened, source, 1, 0, queries)):
+    for (batch, found), sample in zip(_detect(opened, source, 1, 0, queries), _readable(source), strict=True):
         results += _results(found[0], batch.keys[0], classes, opened.info.get("category_ids"))
-        # The source may have skipped files, never reordered them.
-        picture = draw_detections(source[number].image, found[0], classes=classes, threshold=threshold)
+        picture = draw_detections(sample.image, found[0], classes=classes, threshold=threshold)
         picture.save(folder / f"{_file_name(batch.keys[0])}.png")
     (folder / "predictions.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    return {"out": str(folder), "images": len(source), "predictions": results}
+    seen = len({row["image_id"] for row in results})
+    return {"out": str(folder), "images": seen, "predictions": results}
 
 
 def export(start: str | Path, *, to: str, out: str | Path) -> Exported:
@@ -136,6 +136,15 @@ def export(start: str | Path, *, to: str, out: str | Path) -> Exported:
 
 def _open(specs: Sequence[str], min_side: int = DataConfig.min_side) -> Source:
     return open_source(specs, min_side=min_side, max_pixels=DataConfig.max_pixels)
+
+
+def _readable(source: Source) -> Iterator[Sample]:
+    """Yield what the loader yields: every image in order, without those that can't be read."""
+    for number in range(len(source)):
+        try:
+            yield source[number]
+        except UnreadableError as error:
+            log.warning("%s; left out", error)
 
 
 def _scorer(spec: str) -> Callable[[Path, str], dict[str, Any]]:

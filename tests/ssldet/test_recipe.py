@@ -74,6 +74,12 @@ def test_all_problems_come_at_once_with_suggestions() -> None:
     assert "inner: is a group of fields" in text
 
 
+def test_what_no_single_field_knows_comes_with_the_rest() -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Outer(), {"inner.rat": "1", "steps": "13"})
+    assert [line.split(":")[0] for line in caught.value.problems] == ["inner.rat", "steps"]
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-0.1", "1.5", "x", None, True])
 def test_a_bounded_number_refuses(value: object) -> None:
     with pytest.raises(ConfigError, match=r"inner\.rate: .* expects a number, from 0 to 1"):

@@ -127,6 +127,22 @@ def test_a_patch_is_looked_for_by_whom_was_taught_to(
         pretrained.predict(place / "made" / "images")
 
 
+def test_a_damaged_image_is_gone_round_on_the_whole_road(pretrained: ssldet.Trained, place: Path) -> None:
+    folder = place / "damaged"
+    folder.mkdir()
+    whole = sorted((place / "made" / "images").glob("*.jpg"))[:5]
+    for number, path in enumerate(whole):
+        content = path.read_bytes()
+        (folder / path.name).write_bytes(content[: len(content) // 2] if number == 0 else content)
+    mild = {**SMALL, "data.max_bad_fraction": 0.5}
+    recipe = "random_query_patch/tiny"
+    run = ssldet.pretrain(folder, recipe=recipe, val=folder, steps=2, out=place / "around", overrides=mild)
+    assert whole[0].name in (run.path / "quarantine.jsonl").read_text()
+    answer = pretrained.predict(folder, query=str(whole[1]), out=place / "around-found")
+    assert answer["images"] == 4
+    assert not (place / "around-found" / f"{whole[0].name}.png").exists()
+
+
 def test_export_comes_back_as_a_start(finetuned: ssldet.Trained, labelled: str, place: Path) -> None:
     proof = finetuned.export("safetensors", place / "out.safetensors")
     assert "max |Δ|" in str(proof)
