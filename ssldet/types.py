@@ -57,12 +57,14 @@ class Targets(OnDevice):
         labels: Class index of each box, contiguous from 0.
         embeddings: A feature vector that the matched prediction should reproduce, where a task asks for one.
         groups: The query group that may answer each target; none means that any query may.
+        masks: The pixels of each target, on the image that the boxes are relative to.
     """
 
     boxes: Float[Tensor, "T 4"]
     labels: Int[Tensor, " T"]
     embeddings: Float[Tensor, "T E"] | None = None
     groups: Int[Tensor, " T"] | None = None
+    masks: Bool[Tensor, "T H W"] | None = None
 
     def __len__(self) -> int:
         """Number of targets."""
@@ -216,6 +218,21 @@ class Losses:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Segmentation(OnDevice):
+    """Every pixel of one image told apart, as truth or as answer: no pixel belongs to two segments.
+
+    Attributes:
+        segments: Which segment each pixel of the image on disk belongs to, counted from 1; 0 belongs to none (void).
+        labels: Class index of each segment, contiguous from 0, things and stuff in one numbering.
+        crowd: Whether a segment stands for many objects that nobody told apart; none where none does.
+    """
+
+    segments: Int[Tensor, "H W"]
+    labels: Int[Tensor, " N"]
+    crowd: Bool[Tensor, " N"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Detections(OnDevice):
     """What was found in one image.
 
@@ -223,11 +240,15 @@ class Detections(OnDevice):
         boxes: Absolute xyxy in pixels of the image on disk.
         scores: Confidence in 0..1.
         labels: Class index of each box, contiguous from 0; for a patch query, the number of the patch.
+        masks: The pixels of each one, on the image on disk; they may overlap.
+        segmentation: The whole image told apart, where a task does that.
     """
 
     boxes: Float[Tensor, "N 4"]
     scores: Float[Tensor, " N"]
     labels: Int[Tensor, " N"]
+    masks: Bool[Tensor, "N H W"] | None = None
+    segmentation: Segmentation | None = None
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -235,8 +256,12 @@ class Detections(OnDevice):
 
     def above(self, score: float) -> "Detections":
         """Keep what is at least this confident."""
-        keep = self.scores >= score
-        return Detections(boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+        return self.only(self.scores >= score)
+
+    def only(self, keep: Bool[Tensor, " N"]) -> "Detections":
+        """Keep some; the segmentation of the whole image stays."""
+        masks = None if self.masks is None else self.masks[keep]
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
 
 
 def concatenate(targets: Sequence[Targets]) -> Targets:

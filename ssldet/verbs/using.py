@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -176,7 +177,7 @@ def _translation(known: Sequence[str], wanted: Sequence[str]) -> Callable[[Detec
     def translate(found: Detections) -> Detections:
         labels = places[found.labels]
         keep = labels >= 0
-        return Detections(boxes=found.boxes[keep], scores=found.scores[keep], labels=labels[keep])
+        return replace(found, labels=labels).only(keep)
 
     return translate
 
