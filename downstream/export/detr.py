@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from downstream.export.proof import ExportReport, write_proven
+from downstream.export.proof import ExportReport, same_detector, write_proven
 from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETR
 from ssldet.engine.disk import Disk, write_whole
@@ -58,7 +58,7 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         torch.save(document, content)
         write_whole(path, content.getbuffer(), Disk())
 
-    return write_proven(out, write, _read, detector)
+    return write_proven(out, write, lambda path: same_detector(detector, detector_from_file(path).detector))
 
 
 def unfit(detector: Detector) -> list[str]:
@@ -101,7 +101,3 @@ def _options(detector: DETR, state: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_queries": config.num_queries,
         "pre_norm": config.pre_norm,
     }
-
-
-def _read(path: Path) -> Detector:
-    return detector_from_file(path).detector

@@ -1,12 +1,14 @@
-"""detector, the copy in somebody's file -> ExportReport: the same tensors, and the same answers to random images."""
+"""model, what was read back from somebody's file -> ExportReport: the same tensors, and the same answers to images."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssldet.chance import generator
 from ssldet.detectors.base import Detector
@@ -17,48 +19,64 @@ ALLOWED_DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """What was written, and the proof that it is the same detector.
+class Comparison:
+    """A model beside what was read back from its file.
 
     Attributes:
-        out: The file.
+        ours: Tensors of the model that the file should hold.
+        theirs: Tensors that were read back, under the same names; may lie on another device.
+        difference: Asks both the same and returns the largest difference between their answers.
+        allowed: How large that may be.
+    """
+
+    ours: Mapping[str, Tensor]
+    theirs: Mapping[str, Tensor]
+    difference: Callable[[], float]
+    allowed: float = ALLOWED_DIFFERENCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written, and the proof that it is the same model.
+
+    Attributes:
+        out: The file or folder.
         equal: Tensors that came back bit for bit.
-        tensors: Tensors of the detector.
-        difference: Largest difference between the answers of the detector and of what came back.
-        size: Bytes of the file.
+        tensors: Tensors of the model.
+        parameters: Numbers that those tensors hold.
+        difference: Largest difference between the answers of the model and of what came back.
+        size: Bytes of the file, or of all files of the folder.
     """
 
     out: Path
     equal: int
     tensors: int
+    parameters: int
     difference: float
     size: int
 
     def __str__(self) -> str:
         """Say it in one line."""
-        same = f"{self.equal}/{self.tensors} tensors, max |Δ| {self.difference:.1e}"
-        return f"{self.out}  {self.size / 1e6:.1f} MB, loaded back: {same}"
+        held = f"{self.equal}/{self.tensors} tensors, {self.parameters:,} parameters"
+        return f"{self.out}  {self.size / 1e6:.1f} MB, loaded back: {held}, max |Δ| {self.difference:.1e}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return vars(self) | {"out": str(self.out)}
 
 
-def write_proven(
-    out: Path, write: Callable[[Path], None], read: Callable[[Path], Detector], detector: Detector
-) -> ExportReport:
-    """Write a file under a passing name, load it back, compare, and only then give it its name.
+def write_proven(out: Path, write: Callable[[Path], None], read_back: Callable[[Path], Comparison]) -> ExportReport:
+    """Write a file or folder under a passing name, load it back, compare, and only then give it its name.
 
     Args:
-        out: File to create.
-        write: Writes a file.
-        read: Builds a detector from such a file.
-        detector: What the file should hold.
+        out: File or folder to create.
+        write: Writes the file, or makes and fills the folder.
+        read_back: Loads what was written and lays it beside the model.
 
     Raises:
         ConfigError: Something has that name already.
         CheckpointError: What came back differs; nothing is left behind then.
-        SetupError: The file can't be written.
+        SetupError: It can't be written.
     """
     if out.exists():
         raise ConfigError(f"{out}: exists already and is not overwritten; choose another name or remove it")
@@ -66,23 +84,52 @@ def write_proven(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write(stage)
-        report = _compare(out, detector, read(stage), stage.stat().st_size)
-        if report.equal != report.tensors or not report.difference <= ALLOWED_DIFFERENCE:
-            raise CheckpointError(f"{out}: not written, since what came back is not the same detector ({report})")
+        comparison = read_back(stage)
+        report = _report(out, comparison, _size(stage))
+        if report.equal != report.tensors or not report.difference <= comparison.allowed:
+            raise CheckpointError(f"{out}: not written, since what came back is not the same model ({report})")
         stage.replace(out)
     except OSError as error:
         raise SetupError(f"{out}: can't be written ({error}); check the folder and the free space") from error
     finally:
-        stage.unlink(missing_ok=True)
+        _remove(stage)
     return report
 
 
-def _compare(out: Path, detector: Detector, copy: Detector, size: int) -> ExportReport:
-    state, back = detector.state_dict(), copy.state_dict()
-    equal = sum(name in back and torch.equal(value.cpu(), back[name].cpu()) for name, value in state.items())
-    return ExportReport(
-        out=out, equal=equal, tensors=max(len(state), len(back)), difference=_difference(detector, copy), size=size
+def same_detector(detector: Detector, copy: Detector) -> Comparison:
+    """Lay a detector beside its copy: every tensor of both, and the boxes and logits of two images of unequal size.
+
+    Args:
+        detector: The original.
+        copy: What was read back.
+    """
+    return Comparison(
+        ours=detector.state_dict(), theirs=copy.state_dict(), difference=lambda: _difference(detector, copy)
     )
+
+
+def _report(out: Path, comparison: Comparison, size: int) -> ExportReport:
+    ours, theirs = comparison.ours, comparison.theirs
+    return ExportReport(
+        out=out,
+        equal=sum(name in theirs and torch.equal(value.cpu(), theirs[name].cpu()) for name, value in ours.items()),
+        tensors=len(ours.keys() | theirs.keys()),
+        parameters=sum(value.numel() for value in ours.values()),
+        difference=comparison.difference(),
+        size=size,
+    )
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from downstream.export.proof import ExportReport, write_proven
-from ssldet.detectors.base import Detector
+from downstream.export.proof import ExportReport, same_detector, write_proven
 from ssldet.engine.checkpoint import SCHEMA, restore_objective, save_weights
 from ssldet.task import Objective
 
@@ -30,9 +29,4 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     def write(path: Path) -> None:
         save_weights(path, objective, UNSTATED | dict(info))
 
-    return write_proven(out, write, _read, objective.detector)
-
-
-def _read(path: Path) -> Detector:
-    restored, _ = restore_objective(path)
-    return restored.detector
+    return write_proven(out, write, lambda path: same_detector(objective.detector, restore_objective(path)[0].detector))

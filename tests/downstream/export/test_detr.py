@@ -33,7 +33,7 @@ def test_the_file_is_plain_and_proven(tmp_path, objective):
     out = tmp_path / "deep" / "model.pth"
     report = export(objective, {}, out)
     assert (report.equal, report.tensors, report.difference, report.size) == (163, 163, 0.0, out.stat().st_size)
-    assert str(report).endswith("163/163 tensors, max |Δ| 0.0e+00")
+    assert str(report).endswith("163/163 tensors, 11,218,594 parameters, max |Δ| 0.0e+00")
     assert report.to_json()["out"] == str(out)
     document = torch.load(out, weights_only=True)
     assert document["args"]["nheads"] == 4
@@ -100,10 +100,10 @@ def test_a_copy_that_answers_otherwise_is_not_written(tmp_path, objective, monke
     def read(path):
         loaded = detector_from_file(path)
         loaded.detector.class_head.bias.data[0] += 1e-3
-        return loaded.detector
+        return loaded
 
-    monkeypatch.setattr("downstream.export.detr._read", read)
-    with pytest.raises(CheckpointError, match=r"not the same detector \(.*162/163 tensors, max \|Δ\| 1\.0e-03"):
+    monkeypatch.setattr("downstream.export.detr.detector_from_file", read)
+    with pytest.raises(CheckpointError, match=r"not the same model \(.*162/163 tensors, .*max \|Δ\| 1\.0e-03"):
         export(objective, {}, tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
 
@@ -111,7 +111,7 @@ def test_a_copy_that_answers_otherwise_is_not_written(tmp_path, objective, monke
 def test_an_option_that_leaves_no_trace_shows_in_the_answers(tmp_path, objective):
     # Somebody's subclass computes something else with the same tensors.
     objective.detector.decoder.layers[0].pre_norm = False
-    with pytest.raises(CheckpointError, match="not the same detector"):
+    with pytest.raises(CheckpointError, match="not the same model"):
         export(objective, {}, tmp_path / "model.pth")
 
 
