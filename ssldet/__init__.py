@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from ssldet.showcase import demo
     from ssldet.task import Evaluator, Objective, PretextTask, Task
     from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Queries, Sample, Source, Targets
-    from ssldet.verbs import Trained, compose, evaluate, export, finetune, load, predict, pretrain, preview, report
+    from ssldet.verbs import (
+        Trained,
+        compose,
+        evaluate,
+        export,
+        finetune,
+        load,
+        predict,
+        pretrain,
+        preview,
+        report,
+        transfer,
+    )
 
 __version__ = version("ssldet")
 
@@ -23,7 +35,7 @@ _CONTENTS = {
     "ssldet.detectors.detr": "DETR DETRConfig",
     "ssldet.task": "Task PretextTask Objective Evaluator",
     "ssldet.engine.run": "Run DataConfig OptimConfig Budget CheckpointConfig",
-    "ssldet.verbs": "compose pretrain finetune evaluate predict export preview report load Trained",
+    "ssldet.verbs": "compose pretrain finetune evaluate predict export preview report load transfer Trained",
     "ssldet.showcase": "demo",
     "ssldet.checkup": "doctor",
 }
@@ -62,6 +74,7 @@ __all__ = [
     "pretrain",
     "preview",
     "report",
+    "transfer",
 ]
 
 

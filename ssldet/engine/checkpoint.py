@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ssldet.classes import ClassRows
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.disk import Disk, write_whole
 from ssldet.engine.run import Run
@@ -174,16 +175,18 @@ class TransferReport:
 
     Attributes:
         rows: One entry for each section and outcome.
+        classes: Which rows of the class head were handed over by class, where they were.
     """
 
     rows: tuple[Row, ...]
+    classes: ClassRows | None = None
 
     def count(self, outcome: Outcome) -> tuple[int, int]:
         """Return (tensors, parameters) with an outcome.
 
         Args:
-            outcome: `loaded`: as handed over. `fresh`: not handed over, starts anew. `reshaped`: starts anew and was
-                offered in another shape. `ignored`: offered and not used.
+            outcome: `loaded`: as handed over. `fresh`: not handed over, starts anew. `reshaped`: offered in another
+                shape or order; starts anew but for the rows that `classes` names. `ignored`: offered and not used.
         """
         rows = [row for row in self.rows if row.outcome == outcome]
         return sum(row.tensors for row in rows), sum(row.parameters for row in rows)
@@ -193,11 +196,12 @@ class TransferReport:
         return [
             f"{row.outcome:9}{row.section or 'other':11} {row.tensors:4} tensors {row.parameters:12,} parameters"
             for row in self.rows
-        ]
+        ] + ([f"class head: {self.classes}"] if self.classes else [])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"rows": [vars(row) for row in self.rows]}
+        classes = {} if self.classes is None else {"classes": self.classes.to_json()}
+        return {"rows": [vars(row) for row in self.rows], **classes}
 
     def __str__(self) -> str:
         """Say it in lines."""
@@ -205,7 +209,12 @@ class TransferReport:
 
 
 def transfer(
-    state: Mapping[str, Tensor], detector: Detector, sections: Sequence[str], *, expects_fresh: Sequence[str] = ()
+    state: Mapping[str, Tensor],
+    detector: Detector,
+    sections: Sequence[str],
+    *,
+    expects_fresh: Sequence[str] = (),
+    class_rows: ClassRows | None = None,
 ) -> TransferReport:
     """Hand sections over to a detector, and account for every tensor on both sides.
 
@@ -214,19 +223,23 @@ def transfer(
         detector: Receives, in place.
         sections: What is handed over; each must arrive complete.
         expects_fresh: Sections of those that start anew all the same, such as the class head for other classes.
+        class_rows: Hand the class head over row by row, by the names of the classes; "no object", the last row of
+            both heads, goes along. None hands it over as it is, like any section.
 
     Raises:
-        CheckpointError: A tensor of a handed-over section is missing, too many, of another shape or not finite;
-            nothing has been changed then.
+        CheckpointError: A tensor of a handed-over section is missing, too many, of another shape or not finite, or the
+            class names don't fit the heads; nothing has been changed then.
     """
     own = detector.state_dict()
     wanted = [section for section in sections if section not in set(expects_fresh)]
+    moved = _moved(state, own, detector, class_rows) if class_rows and "class_head" in wanted else {}
+    offered = {**state, **moved}
     outcomes: dict[str, Outcome] = {}
     surprises: list[str] = []
     for name in [*own, *(name for name in state if name not in own)]:
         if section_of(detector, name) in wanted:
-            outcomes[name] = "loaded"
-            surprises += _surprise(name, own.get(name), state.get(name))
+            outcomes[name] = "reshaped" if name in moved else "loaded"
+            surprises += _surprise(name, own.get(name), offered.get(name))
         elif name not in own:
             outcomes[name] = "ignored"
         else:
@@ -236,9 +249,31 @@ def transfer(
         raise CheckpointError(f"the hand-over of {', '.join(wanted)} does not fit: {_few(surprises)}")
     with torch.no_grad():
         for name, outcome in outcomes.items():
-            if outcome == "loaded":
-                own[name].copy_(state[name])
-    return TransferReport(rows=_rows(detector, outcomes, {**state, **own}))
+            if outcome == "loaded" or name in moved:
+                own[name].copy_(offered[name])
+    return TransferReport(rows=_rows(detector, outcomes, {**state, **own}), classes=class_rows if moved else None)
+
+
+def _moved(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], detector: Detector, rows: ClassRows
+) -> dict[str, Tensor]:
+    """Return the tensors of the class head with each known class's row, and that of "no object", in its new place."""
+    ours = [*(place for place, row in enumerate(rows.rows) if row is not None), len(rows.ours)]
+    theirs = [*(row for row in rows.rows if row is not None), len(rows.theirs)]
+    moved: dict[str, Tensor] = {}
+    for name, value in own.items():
+        given = state.get(name)
+        if section_of(detector, name) != "class_head" or given is None or given.shape[1:] != value.shape[1:]:
+            continue
+        for side, tensor, count in (("here", value, len(rows.ours)), ("there", given, len(rows.theirs))):
+            if len(tensor) != count + 1:
+                raise CheckpointError(
+                    f"{name} has {len(tensor)} rows {side}, which are not {count} classes and 'no object'; name as "
+                    "many classes as the head has"
+                )
+        moved[name] = value.clone()
+        moved[name][ours] = given[theirs].to(value)
+    return moved
 
 
 def section_of(detector: Detector, name: str) -> str:

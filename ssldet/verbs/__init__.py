@@ -1,5 +1,6 @@
 """What a user does, one public function a verb; the command line adds nothing to it."""
 
+from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import preview, report
 from ssldet.verbs.opening import load
 from ssldet.verbs.training import Trained, compose, finetune, pretrain
@@ -16,4 +17,5 @@ __all__ = [
     "pretrain",
     "preview",
     "report",
+    "transfer",
 ]

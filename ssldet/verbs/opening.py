@@ -13,6 +13,7 @@ from ssldet.errors import CheckpointError, suggest
 from ssldet.recipe import from_document, to_document
 from ssldet.registry import find
 from ssldet.task import Objective, Task
+from ssldet.weights.coco import coco_numbering
 from ssldet.weights.detr import detector_from_file
 
 
@@ -56,8 +57,14 @@ def open_model(start: str | Path) -> Opened:
     objective = task.objective(detector)
     own = {f"detector.{name}": tensor for name, tensor in detector.state_dict().items()}
     load_exactly(objective, own | heads, str(path))
-    info = {"task": to_document(task), "detector": config, "classes": [], "category_ids": []}
-    return Opened(objective=objective.eval(), task=task, info=info)
+    classes, category_ids = ((), ()) if heads else coco_numbering(detector.num_classes)
+    info = {
+        "task": to_document(task),
+        "detector": config,
+        "classes": list(classes),
+        "category_ids": list(category_ids),
+    }
+    return Opened(objective=objective.eval(), task=task, classes=classes, info=info)
 
 
 def load(start: str | Path) -> Detector:

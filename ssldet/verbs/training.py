@@ -11,16 +11,16 @@ from typing import Any
 from ssldet.data.sources import open_source
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
-from ssldet.engine.checkpoint import TransferReport, transfer
 from ssldet.engine.distributed import rank
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError, DataError
 from ssldet.recipe import check, from_document, override
-from ssldet.task import Objective, PretextTask, Task
+from ssldet.task import PretextTask, Task
 from ssldet.types import Source
 from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
+from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import Opened, load, open_model
 from ssldet.verbs.using import Exported, evaluate, export, predict
@@ -192,7 +192,7 @@ def finetune(
     objective = assemble(run, source)
     documents = {}
     if opened is not None:
-        handed = _hand_over(opened, objective, source.classes)
+        handed = transfer(opened, objective.detector, classes=source.classes)
         log.info("handed over by %s:\n%s", start, handed)
         documents["transfer.json"] = handed.to_json()
     folder = RunFolder(_out(out, "finetune"))
@@ -217,14 +217,6 @@ def _labelled(run: Run) -> Source:
 
 def _open(run: Run, specs: tuple[str, ...]) -> Source:
     return open_source(specs, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
-
-
-def _hand_over(opened: Opened, objective: Objective, classes: tuple[str, ...]) -> TransferReport:
-    """Hand over what the start's task promises, except a class head that was trained on other classes."""
-    keeps_head = "class_head" in opened.task.transfers and opened.classes == classes
-    fresh = () if keeps_head else ("class_head",)
-    sections = tuple(section for section in opened.task.transfers if section not in fresh)
-    return transfer(opened.objective.detector.state_dict(), objective.detector, sections, expects_fresh=fresh)
 
 
 def _require_same_classes(run: Run, source: Source) -> None:

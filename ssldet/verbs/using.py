@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from ssldet.classes import match_classes
 from ssldet.data.loader import evaluation_batches
 from ssldet.data.sources import open_source
 from ssldet.engine.run import DataConfig
@@ -165,14 +166,18 @@ def _translation(known: Sequence[str], wanted: Sequence[str]) -> Callable[[Detec
     """
     if not known or not wanted or tuple(known) == tuple(wanted):
         return lambda found: found
-    if not set(known) & set(wanted):
+    matched = match_classes(known, wanted)
+    if not matched.found:
         raise DataError(
             f"the model finds {', '.join(known[:5])}… and the data asks for {', '.join(wanted[:5])}…: no class in "
             "common; evaluate on data with the model's classes, or fine-tune on this data first"
         )
-    if missing := [name for name in wanted if name not in known]:
+    if missing := matched.fresh:
         log.warning("the model was not trained on %d classes of the data: %s", len(missing), ", ".join(missing[:10]))
-    places = torch.tensor([wanted.index(name) if name in wanted else -1 for name in known])
+    places = torch.full((len(known),), -1)
+    for place, row in enumerate(matched.rows):
+        if row is not None:
+            places[row] = place
 
     def translate(found: Detections) -> Detections:
         labels = places[found.labels]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ssldet.classes import match_classes
 from ssldet.engine.checkpoint import (
     TransferReport,
     describe,
@@ -119,6 +120,36 @@ def test_a_hand_over_accounts_for_every_tensor(fakes: ModuleType) -> None:
     assert report.summary()[0] == "loaded   backbone       2 tensors          112 parameters"
     assert "reshaped class_head" in str(report)
     assert json.loads(json.dumps(report.to_json()))["rows"][0]["section"] == "backbone"
+
+
+@pytest.mark.parametrize("ours", [3, 20, 80, 91, 250])
+@pytest.mark.parametrize("theirs", [3, 20, 80, 91, 250])
+def test_a_class_head_is_handed_over_row_by_row(fakes: ModuleType, theirs: int, ours: int) -> None:
+    giver, taker = fakes.FakeDetector(theirs, 3), fakes.FakeDetector(ours, 3)
+    names = [f"class {number}" for number in range(max(theirs, ours) + 5)]
+    random.Random(0).shuffle(names)
+    rows = match_classes(names[:theirs], sorted(names[-ours:]))
+    before = taker.class_head.weight.detach().clone()
+    report = transfer(giver.state_dict(), taker, giver.section_names, class_rows=rows)
+    for place, row in enumerate([*rows.rows, theirs]):
+        expected = before[place] if row is None else giver.class_head.weight[row]
+        assert torch.equal(taker.class_head.weight[place], expected)
+    assert torch.equal(taker.class_head.bias[-1], giver.class_head.bias[-1])
+    assert torch.equal(taker.encoder[0].weight, giver.encoder[0].weight)
+    assert counts(report)["reshaped"] == (2, 7 * (ours + 1))
+    assert json.loads(json.dumps(report.to_json()))["classes"]["rows"] == dict(zip(rows.ours, rows.rows, strict=True))
+    assert str(report).splitlines()[-1] == f"class head: {rows}"
+
+
+def test_class_names_that_are_not_the_heads_stop_the_hand_over(fakes: ModuleType) -> None:
+    giver, taker = fakes.FakeDetector(3, 3), fakes.FakeDetector(2, 3)
+    with pytest.raises(CheckpointError, match=r"class_head.weight has 4 rows there, which are not 2 classes"):
+        transfer(giver.state_dict(), taker, ("class_head",), class_rows=match_classes(("a", "b"), ("b", "c")))
+    with pytest.raises(CheckpointError, match=r"class_head.weight has 3 rows here, which are not 1 classes"):
+        transfer(giver.state_dict(), taker, ("class_head",), class_rows=match_classes(("a", "b", "c"), ("b",)))
+    giver.class_head = nn.Linear(5, 4)
+    with pytest.raises(CheckpointError, match=r"class_head.weight has shape \[4, 5\] instead of \[3, 6\]"):
+        transfer(giver.state_dict(), taker, ("class_head",), class_rows=match_classes(("a", "b", "c"), ("b", "c")))
 
 
 def test_sections_that_are_not_handed_over_start_fresh(fakes: ModuleType) -> None:

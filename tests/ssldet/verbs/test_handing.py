@@ -1,0 +1,91 @@
+"""A trained model hands over to any detector, with its class head by name."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssldet
+from downstream.detection import Detection
+from downstream.export.detr import export
+from ssldet.detectors.detr import DETRConfig
+from ssldet.errors import CheckpointError
+from ssldet.nn.backbones import BackboneConfig
+from ssldet.weights.coco import coco_numbering
+
+COCO = DETRConfig(
+    backbone=BackboneConfig(name="resnet18"),
+    num_classes=91,
+    num_queries=5,
+    width=16,
+    heads=2,
+    encoder_layers=1,
+    decoder_layers=1,
+    feedforward=8,
+    pre_norm=False,
+)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as DETR's authors publish them: 92 rows by category id, and no word about any class."""
+    path = tmp_path_factory.mktemp("published") / "detr.pth"
+    export(Detection().objective(COCO.build()), {}, path)
+    document = torch.load(path, weights_only=True)
+    torch.save({"model": document["model"]}, path)
+    return path
+
+
+def without_names(path: Path, num_classes: int) -> Path:
+    document = torch.load(path, weights_only=True)
+    document["model"] |= {
+        f"class_embed.{part}": document["model"][f"class_embed.{part}"][: num_classes + 1]
+        for part in ("weight", "bias")
+    }
+    out = path.with_name(f"detr-{num_classes}.pth")
+    torch.save({"model": document["model"]}, out)
+    return out
+
+
+def heads_of(path: Path, classes: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor, ssldet.DETR]:
+    detector = replace(COCO, num_classes=len(classes)).build()
+    ssldet.transfer(path, detector, classes=classes)
+    return torch.load(path, weights_only=True)["model"]["class_embed.weight"], detector.class_head.weight, detector
+
+
+def test_raw_category_ids_become_the_classes_of_the_data(published: Path) -> None:
+    names, ids = coco_numbering(80)
+    theirs, ours, _ = heads_of(published, names)
+    assert torch.equal(ours, theirs[[*ids, 91]])
+
+
+def test_vocs_words_are_found_among_cocos(published: Path) -> None:
+    theirs, ours, _ = heads_of(published, ("sofa", "pottedplant", "unicorn"))
+    assert torch.equal(ours[[0, 1, 3]], theirs[[63, 64, 91]])
+    assert not torch.equal(ours[2], theirs[2])
+
+
+def test_a_head_that_nobody_knows_the_classes_of_starts_anew(published: Path) -> None:
+    path = without_names(published, 20)
+    detector = replace(COCO, num_classes=2).build()
+    before = detector.class_head.weight.detach().clone()
+    report = ssldet.transfer(path, detector, classes=("cat", "dog"))
+    assert torch.equal(detector.class_head.weight, before)
+    assert report.count("reshaped")[0] == 2
+    assert report.classes is None
+
+
+def test_sections_are_the_callers_choice_and_must_arrive_whole(published: Path) -> None:
+    detector = replace(COCO, num_classes=2).build()
+    report = ssldet.transfer(published, detector, ("backbone", "encoder"))
+    assert {row.section for row in report.rows if row.outcome == "loaded"} == {"backbone", "encoder"}
+    wider = replace(COCO, num_classes=2, feedforward=12).build()
+    with pytest.raises(CheckpointError, match=r"encoder.layers.0.linear1.weight has shape"):
+        ssldet.transfer(published, wider, ("backbone", "encoder"))
+
+
+def test_a_published_detector_is_told_by_its_names(published: Path) -> None:
+    opened = ssldet.verbs.opening.open_model(published)
+    assert opened.classes[1] == "person"
+    assert opened.info["category_ids"][90] == 90
