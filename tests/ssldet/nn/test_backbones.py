@@ -5,7 +5,15 @@ from torchvision.models import get_model
 from torchvision.ops import FrozenBatchNorm2d
 
 from ssldet.errors import ConfigError
-from ssldet.nn.backbones import Backbone, BackboneConfig, FixedNorm, build_backbone, calibrate
+from ssldet.nn.backbones import (
+    Backbone,
+    BackboneConfig,
+    FixedNorm,
+    Network,
+    build_backbone,
+    calibrate,
+    original_state,
+)
 from ssldet.recipe import check
 
 
@@ -138,7 +146,7 @@ def test_layout_in_memory_changes_no_number() -> None:
 def test_pixels_are_scaled_by_the_networks_own_mean_and_deviation() -> None:
     backbone = build("timm/resnet18")
     backbone.mean, backbone.std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-    other = Backbone(backbone.body, backbone._run, mean=backbone.mean, std=backbone.std)
+    other = Backbone(Network(body=backbone.body, run=backbone._run, mean=backbone.mean, std=backbone.std))
     pixels = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
     padding = torch.zeros(2, 5, 7, dtype=torch.bool)
     padding[1, :, 3:] = True
@@ -147,6 +155,52 @@ def test_pixels_are_scaled_by_the_networks_own_mean_and_deviation() -> None:
     assert found[0, 1, 2, 3].item() == pytest.approx(expected, abs=1e-5)
     assert found[1, :, :, 3:].abs().max() == 0
     torch.testing.assert_close(other.normalise(pixels.float() / 255, padding), found, atol=1e-5, rtol=1e-5)
+
+
+LEVELS = [
+    ("resnet18", (64, 128, 256, 512), (4, 8, 16, 32)),
+    ("timm/resnet18", (64, 128, 256, 512), (4, 8, 16, 32)),
+    ("torchvision/mobilenet_v3_small", (16, 24, 48, 576), (4, 8, 16, 32)),
+    ("timm/swin_tiny_patch4_window7_224", (96, 192, 384, 768), (4, 8, 16, 32)),
+    ("timm/vit_tiny_patch16_224", (192,), (16,)),
+    ("tiny", (32, 64, 224), (2, 4, 8)),
+]
+
+
+@pytest.mark.parametrize(("name", "channels", "strides"), LEVELS)
+def test_levels_run_from_fine_to_coarse_and_end_with_the_last(
+    name: str, channels: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    backbone = build(name).eval()
+    images = torch.randn(2, 3, 75, 110)
+    levels = backbone.levels(images)
+    assert (backbone.level_channels, backbone.level_strides) == (channels, strides)
+    assert (backbone.channels, backbone.stride) == (channels[-1], strides[-1])
+    assert tuple(level.shape[1] for level in levels) == channels
+    for level, stride in zip(levels, strides, strict=True):
+        assert abs(level.shape[2] - 75 / stride) < 1.01
+        assert abs(level.shape[3] - 110 / stride) < 1.01
+    torch.testing.assert_close(levels[-1], backbone(images))
+
+
+def test_levels_of_a_dilated_resnet_keep_the_stage_before_the_last() -> None:
+    backbone = build("resnet50", output_stride=16)
+    assert (backbone.level_channels, backbone.level_strides) == ((256, 512, 1024, 2048), (4, 8, 16, 16))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18", "timm/efficientnet_b0"])
+@pytest.mark.parametrize("frozen_norm", [False, True])
+def test_the_original_state_loads_into_the_librarys_own_model(name: str, frozen_norm: bool) -> None:
+    import timm
+
+    backbone = build(name, frozen_norm=frozen_norm)
+    library, _, model = name.rpartition("/")
+    original = timm.create_model(model, num_classes=0) if library else get_model(model, weights=None)
+    state = original_state(backbone)
+    assert original.load_state_dict(state, strict=False).unexpected_keys == []
+    assert [key for key in original.state_dict() if key not in backbone.pruned] == list(state)
+    assert backbone.pruned == tuple(key for key in original.state_dict() if key not in state)
+    assert all(state[key].dtype == torch.long for key in state if key.endswith("num_batches_tracked"))
 
 
 def test_no_buffer_of_ours_enters_the_state() -> None:
@@ -196,7 +250,8 @@ def test_tiny_is_small_and_the_same_for_the_same_seed() -> None:
         ("torchvision/resnet51", "did you mean 'torchvision/resnet50'"),
         ("timm/convnext_ato", "did you mean 'timm/convnext_atto'"),
         ("timm/tiny", "use 'tiny', 'torchvision/MODEL' or 'timm/MODEL'"),
-        ("timm/vit_tiny_patch16_224", "choose a convolutional network"),
+        ("torchvision/vit_b_16", "use 'timm/vit_base_patch16_224'"),
+        ("timm/hiera_tiny_224", "made for one image size; use 'resnet50'"),
     ],
 )
 def test_a_name_that_does_not_work_is_answered_with_one_that_does(name: str, hint: str) -> None:

@@ -1,0 +1,67 @@
+"""words -> BackboneConfig: which network looks at the image; no tensor in here."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ssldet.recipe import Within
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which network looks at the image.
+
+    Attributes:
+        name: A torchvision or timm model (`resnet50`, `torchvision/resnet50`, `timm/resnet50`), a registered network of
+            your own, or `tiny`, a small network for work without an accelerator. `resnet50.swav` is short for the name
+            `resnet50` with the weights `swav`.
+        weights: Where its weights come from; none leaves them fresh. Read by whoever loads weights, not here.
+        output_stride: Stride of the last level; 16 dilates the last stage instead (DETR-DC5). `tiny` always has 8.
+        frozen_norm: Replace batch normalisation by its fixed form.
+        frozen_stages: How far the backbone stays frozen even when it trains: 1 freezes all up to stride 4 (DETR), 2 up
+            to stride 8, and so on; 0 freezes nothing. A plain vision transformer counts each quarter of its blocks as
+            one stage, and its patch embedding to the first.
+        tiny_channels: Channels of the layers of `tiny`, whose last level joins them all.
+    """
+
+    name: str = "resnet50"
+    weights: str | None = None
+    output_stride: Literal[16, 32] = 32
+    frozen_norm: bool = True
+    frozen_stages: Annotated[int, Within(0, 5)] = 1
+    tiny_channels: tuple[int, ...] = (32, 64, 128)
+
+    def __post_init__(self) -> None:
+        """Bring `NAME.TAG` into its canonical form, name and weights apart; a contradiction is left to `problems`."""
+        name, tag = split_tag(self.name)
+        if tag is not None and self.weights in (None, tag):
+            object.__setattr__(self, "name", name)
+            object.__setattr__(self, "weights", tag)
+
+    def problems(self) -> list[str]:
+        """Say what no single field can know."""
+        wrong = []
+        name, tag = split_tag(self.name)
+        if tag is not None:
+            wrong.append(
+                f"name: {self.name!r} asks for the weights {tag!r}, but weights={self.weights!r} for others; "
+                f"use name={name!r} and say the weights once"
+            )
+        if name == "tiny" and self.output_stride != 32:
+            wrong.append("output_stride: 'tiny' always has stride 8; leave output_stride at 32")
+        if not self.tiny_channels or min(self.tiny_channels) < 1:
+            wrong.append(f"tiny_channels: {self.tiny_channels} must name at least one layer of at least one channel")
+        return wrong
+
+
+def split_tag(word: str) -> tuple[str, str | None]:
+    """Split `ARCHITECTURE.TAG`: the name of no architecture has a dot, so the first after the last slash starts a tag.
+
+    Args:
+        word: Such as `resnet50`, `timm/convnext_tiny.fb_in22k` or `resnet50.swav`.
+
+    Returns:
+        Name and tag; none where there is no tag.
+    """
+    library, slash, model = word.rpartition("/")
+    name, _, tag = model.partition(".")
+    return f"{library}{slash}{name}", tag or None

@@ -1,0 +1,136 @@
+"""timm model -> Network: `forward_intermediates` on images of any size, NCHW, original names kept."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssldet.errors import ConfigError
+from ssldet.nn.backbones.config import BackboneConfig
+from ssldet.nn.backbones.network import PROBE_SIDE, Network
+
+FINEST, COARSEST = 4, 32
+"""Least and greatest stride of a level."""
+ANY_SIZE: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
+    {"strict_img_size": False},
+    {"dynamic_img_pad": True},
+    {},
+)
+"""What timm's families call "images of any size"; the first that a family knows is taken."""
+TRIAL_SIZE = (233, 105)
+"""A blank image no side of which, padded to a multiple of 1, 4 or 16, is a multiple of more than that."""
+OTHERS = "'resnet50', 'timm/swin_tiny_patch4_window7_224' or 'timm/vit_small_patch16_dinov3'"
+WHY_NOT = {
+    "beit": "its relative positions are made for one image size; use 'timm/vit_base_patch16_224' or an eva02",
+    "crossvit": f"it resizes every image to one size; use {OTHERS}",
+    "hiera": f"its positions are made for one image size; use {OTHERS}",
+    "maxxvit": f"its windows must divide the image and grow with it; use {OTHERS}",
+    "mvitv2": f"its relative positions end at one image size; use {OTHERS}",
+}
+"""Module of timm -> why its models can't be used, where the error they raise does not say it."""
+
+
+def build_timm(name: str, config: BackboneConfig) -> Network:
+    """Build a timm model without its head and without the stages behind its last level.
+
+    Raises:
+        ConfigError: It gives no feature maps, not of images of any size, or not with this stride.
+    """
+    import timm
+
+    library: Any = timm  # its types are incomplete
+    body = _create(name, config.output_stride)
+    family = type(body).__module__.rpartition(".")[2]
+    if family in WHY_NOT:
+        raise ConfigError(WHY_NOT[family])
+    if not hasattr(body, "forward_intermediates"):
+        raise ConfigError(f"timm offers no feature maps of it; use {OTHERS}")
+    original = tuple(body.state_dict())
+    reductions = [level["reduction"] for level in body.feature_info]
+    indices = _level_indices(reductions, dilated=config.output_stride == 16)
+    norm = _has_final_norm(body)
+    body.prune_intermediate_layers(indices, prune_norm=not norm, prune_head=True)
+    data = library.data.resolve_model_data_config(body)
+    if config.frozen_norm:
+        body = library.layers.freeze_batch_norm_2d(body)
+    single = len(indices) == 1
+    return Network(
+        body=body,
+        run=partial(_run, indices=indices, norm=norm, multiple=_multiple(body, indices, norm)),
+        original=original,
+        stages=_quarters(body) if single and hasattr(body, "blocks") else None,
+        mean=data["mean"],
+        std=data["std"],
+        interpolation=data["interpolation"],
+        probe_side=4 * reductions[-1] if single else PROBE_SIDE,
+    )
+
+
+def _create(name: str, output_stride: int) -> Any:
+    """Build the model for images of any size, dilated where that is asked and needed."""
+    import timm
+
+    library: Any = timm
+    dilations: list[dict[str, Any]] = [{"output_stride": 16}, {}] if output_stride == 16 else [{}]
+    for dilation in dilations:
+        for options in ANY_SIZE:
+            try:
+                return library.create_model(name, pretrained=False, num_classes=0, **options, **dilation)
+            except (TypeError, NotImplementedError, AssertionError) as error:
+                if not options and not dilation:
+                    raise ConfigError(f"timm can't build it ({error}); use {OTHERS}") from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _level_indices(reductions: Sequence[int], *, dilated: bool) -> list[int]:
+    """Return which intermediates are levels: one of each stride, or, where dilation keeps the stride, of each stage."""
+    if len(set(reductions)) == 1:
+        return [len(reductions) - 1]
+    within = [index for index, reduction in enumerate(reductions) if FINEST <= reduction <= COARSEST]
+    if dilated:
+        return within
+    return list({reductions[index]: index for index in within}.values())
+
+
+def _has_final_norm(body: nn.Module) -> bool:
+    """Say whether tokens leave through a norm, without which their scale means nothing."""
+    norm = getattr(body, "norm", None)
+    return isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity)
+
+
+def _quarters(body: Any) -> list[list[str]]:
+    """Name the parts of four stages of equally many blocks; what comes before them belongs to the first."""
+    count = len(body.blocks)
+    stages = [[f"blocks.{n}" for n in range(k * count // 4, (k + 1) * count // 4)] for k in range(4)]
+    others = [name for name, _ in body.named_children() if name != "blocks"]
+    stages[0] += [name for name in others if name != "norm"]
+    stages[-1] += [name for name in others if name == "norm"]
+    return stages
+
+
+def _run(body: Any, images: Tensor, *, indices: Sequence[int], norm: bool, multiple: int) -> list[Tensor]:
+    height, width = images.shape[-2:]
+    images = F.pad(images, (0, -width % multiple, 0, -height % multiple))
+    options: dict[str, Any] = {"norm": norm, "stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
+    levels: list[Tensor] = body.forward_intermediates(images, indices=list(indices), **options)
+    return levels
+
+
+def _multiple(body: nn.Module, indices: Sequence[int], norm: bool) -> int:
+    """Return what the sides of images must be multiples of."""
+    body.eval()
+    device = next(body.parameters()).device
+    problem = ""
+    for multiple in (1, 4, 16, 32):
+        try:
+            with torch.no_grad():
+                _run(body, torch.zeros(1, 3, *TRIAL_SIZE, device=device), indices=indices, norm=norm, multiple=multiple)
+        except (RuntimeError, AssertionError, IndexError, ValueError) as error:
+            problem = problem or str(error).partition("\n")[0]
+            continue
+        return multiple
+    raise ConfigError(f"can't look at images of any size ({problem}); use {OTHERS}")

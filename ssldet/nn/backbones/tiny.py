@@ -1,0 +1,39 @@
+"""BackboneConfig -> the small network that learns without an accelerator."""
+
+from collections import OrderedDict
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssldet.nn.backbones.config import BackboneConfig
+from ssldet.nn.backbones.network import Network
+from ssldet.nn.backbones.norms import FixedNorm
+
+
+def build_tiny(_: str, config: BackboneConfig) -> Network:
+    """Build as many layers of stride 2 as the configuration names channels."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        (f"layer{number}", _layer(before, after, config.frozen_norm))
+        for number, (before, after) in enumerate(pairwise((3, *config.tiny_channels)), start=1)
+    )
+    return Network(body=nn.Sequential(layers), run=_run)
+
+
+def _run(body: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return the layers' outputs, the last one joined by the others: with fresh weights the early tell the most."""
+    levels = []
+    for layer in body.children():
+        images = layer(images)
+        levels.append(images)
+    height, width = images.shape[-2:]
+    joined = torch.cat([F.adaptive_avg_pool2d(level, (height, width)) for level in levels], dim=1)
+    return [*levels[:-1], joined]
+
+
+def _layer(before: int, after: int, frozen_norm: bool) -> nn.Sequential:
+    conv = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    norm = FixedNorm(after) if frozen_norm else nn.BatchNorm2d(after)
+    return nn.Sequential(OrderedDict(conv=conv, norm=norm, relu=nn.ReLU()))
