@@ -64,13 +64,14 @@ class Detection(Task):
 
     @property
     def trains(self) -> tuple[str, ...]:
-        """All of the detector, or all but the backbone."""
-        return tuple(name for name in Detector.section_names if not (self.freeze_backbone and name == "backbone"))
+        """All of the detector that finds boxes, or all of that but the backbone."""
+        resting = {"backbone", "mask_head"} if self.freeze_backbone else {"mask_head"}
+        return tuple(name for name in Detector.section_names if name not in resting)
 
     @property
     def transfers(self) -> tuple[str, ...]:
-        """All of the detector."""
-        return Detector.section_names
+        """All of the detector that finds boxes."""
+        return tuple(name for name in Detector.section_names if name != "mask_head")
 
     def views(self, *, training: bool = True) -> Views:
         """Return DETR's augmentation, or the plain resize of evaluation."""

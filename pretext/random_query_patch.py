@@ -113,13 +113,14 @@ class RandomQueryPatch(PretextTask):
 
     @property
     def trains(self) -> tuple[str, ...]:
-        """All of the detector, or all but the backbone."""
-        return tuple(name for name in Detector.section_names if not (self.freeze_backbone and name == "backbone"))
+        """All of the detector that finds boxes, or all of that but the backbone."""
+        resting = {"backbone", "mask_head"} if self.freeze_backbone else {"mask_head"}
+        return tuple(name for name in Detector.section_names if name not in resting)
 
     @property
     def transfers(self) -> tuple[str, ...]:
-        """All but the class head, which means something else to every task."""
-        return tuple(name for name in Detector.section_names if name != "class_head")
+        """All that learns, and the backbone, but not the class head, which means something else to every task."""
+        return tuple(name for name in Detector.section_names if name not in {"class_head", "mask_head"})
 
     def views(self, *, training: bool = True) -> Views:
         """Return the function that cuts the patches."""

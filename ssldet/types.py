@@ -163,6 +163,23 @@ class Queries(OnDevice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scene(OnDevice):
+    """What a detector saw of each image, kept for heads that look at it again.
+
+    Attributes:
+        cells: Projected features, as they enter the encoder.
+        encoded: The same cells after the encoder, row by row.
+        padding: True for cells without image; none where nothing is padded.
+        finer: Levels of the backbone that are finer than the cells, finest first.
+    """
+
+    cells: Float[Tensor, "B D h w"]
+    encoded: Float[Tensor, "B K D"]
+    padding: Bool[Tensor, "B K"] | None
+    finer: list[Float[Tensor, "B _ _ _"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions(OnDevice):
     """What the detector answers, for all decoder layers; the last layer is the answer that counts.
 
@@ -171,12 +188,14 @@ class Predictions(OnDevice):
         boxes: Normalised cxcywh.
         states: Decoder outputs after the shared norm, for heads that a task owns.
         groups: Group of each query slot, carried over from the queries.
+        scene: What the images looked like, where the detector can draw masks; see `Detector.masks`.
     """
 
     logits: Float[Tensor, "L B Q C"]
     boxes: Float[Tensor, "L B Q 4"]
     states: Float[Tensor, "L B Q D"]
     groups: Int[Tensor, " Q"] | None = None
+    scene: Scene | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

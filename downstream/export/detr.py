@@ -2,7 +2,8 @@
 
 The file loads with `weights_only=True`, and strictly into DETR's model; that of a random-query-patch run also into
 UP-DETR's. Classes keep their order, counted from 0 and "no object" last, so DETR must be built with their number and
-not with its own 91, unless the run was trained with that.
+not with its own 91, unless the run was trained with that. A detector with masks becomes a `DETRsegm`; the option
+`mask_attention` is ours, because DETR's code always computes `joint` maps and UP-DETR's always `per_head` ones.
 """
 
 import io
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from downstream.export.proof import ExportReport, same_detector, write_proven
 from ssldet.detectors.base import Detector
@@ -19,12 +20,15 @@ from ssldet.detectors.detr import DETR
 from ssldet.engine.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
+from ssldet.nn.masks import NORM_GROUPS, MaskHead
 from ssldet.task import Objective
 from ssldet.weights.detr import detector_from_file, recognise, to_detr
 from ssldet.weights.resnets import name_resnet
 
 HEADS = ("patch_queries.", "reconstruction.")
 """What UP-DETR's files have a place for beside the detector."""
+FINER_CHANNELS = 1024, 512, 256
+"""Channels of the finer levels that DETR's mask head is made for, coarsest first."""
 
 
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
@@ -81,6 +85,17 @@ def unfit(detector: Detector) -> list[str]:
         reasons.append("detector.backbone.frozen_norm: DETR's norms are fixed; train with frozen_norm=true")
     if (detector.backbone.mean, detector.backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):
         reasons.append("detector.backbone.name: DETR scales pixels by ImageNet's mean and deviation, this backbone not")
+    return reasons + ([] if detector.mask_head is None else _unfit_masks(detector.mask_head))
+
+
+def _unfit_masks(head: MaskHead) -> list[str]:
+    """Say what DETR's own mask head, whose sizes are fixed, can't hold."""
+    groups = {layer.num_groups for layer in head.children() if isinstance(layer, nn.GroupNorm)}
+    reasons = []
+    if head.finer_channels != FINER_CHANNELS:
+        reasons.append("detector.masks: DETR's mask head fits resnet50 and deeper only")
+    if groups != {NORM_GROUPS}:
+        reasons.append("detector.width: DETR's mask head needs a width of 128 or a multiple, and heads that 8 divides")
     return reasons
 
 
@@ -100,4 +115,6 @@ def _options(detector: DETR, state: Mapping[str, Tensor]) -> dict[str, Any]:
         "nheads": heads,
         "num_queries": config.num_queries,
         "pre_norm": config.pre_norm,
+        "masks": config.masks,
+        **({"mask_attention": detector.mask_attention.softmax} if detector.mask_attention is not None else {}),
     }

@@ -2,12 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ssldet.chance import generator
@@ -97,7 +98,7 @@ def write_proven(out: Path, write: Callable[[Path], None], read_back: Callable[[
 
 
 def same_detector(detector: Detector, copy: Detector) -> Comparison:
-    """Lay a detector beside its copy: every tensor of both, and the boxes and logits of two images of unequal size.
+    """Lay a detector beside its copy: every tensor of both, and the answers to two images of unequal size.
 
     Args:
         detector: The original.
@@ -132,20 +133,50 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@torch.no_grad()
-def _difference(detector: Detector, copy: Detector) -> float:
-    """Ask both the same: two images of unequal size on one canvas."""
-    device = next(detector.parameters()).device
+def two_images(device: torch.device) -> tuple[Float[Tensor, "2 3 H W"], Bool[Tensor, "2 H W"]]:
+    """Return two images of unequal size on one canvas, and where it holds none: what proofs ask about."""
     images = torch.randn(2, 3, 96, 128, generator=generator("export")).to(device)
     padding = torch.zeros(2, 96, 128, dtype=torch.bool, device=device)
     padding[1, 64:], padding[1, :, 100:] = True, True
+    return images, padding
+
+
+@torch.no_grad()
+def answers(detector: Detector, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> list[Tensor]:
+    """Return logits and boxes of all layers, and the masks of all queries where the detector draws any.
+
+    Args:
+        detector: Who is asked, in evaluation mode.
+        images: Normalised images.
+        padding: True where the canvas holds no image.
+    """
     was_training = detector.training
     try:
-        ours = detector.eval()(images, padding)
-        theirs = copy.to(device).eval()(images, padding)
+        predictions = detector.eval()(images, padding)
+        found = [predictions.logits, predictions.boxes]
+        if predictions.scene is not None:
+            count, queries = predictions.logits.shape[1:3]
+            every = torch.arange(count * queries, device=images.device)
+            masks = detector.masks(predictions, every // queries, every % queries)
+            found.append(masks.unflatten(0, (count, queries)))
     finally:
         detector.train(was_training)
-    if ours.logits.shape != theirs.logits.shape:
+    return found
+
+
+def furthest(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Return the largest difference between two sets of answers; infinite where they are not of one kind.
+
+    Args:
+        ours: Some tensors.
+        theirs: As many of the same shapes.
+    """
+    if [one.shape for one in ours] != [other.shape for other in theirs]:
         return float("inf")
-    apart = (ours.logits - theirs.logits).abs().max(), (ours.boxes - theirs.boxes).abs().max()
+    apart = [(one - other).abs().max() for one, other in zip(ours, theirs, strict=True)]
     return float(torch.stack(apart).max())
+
+
+def _difference(detector: Detector, copy: Detector) -> float:
+    images, padding = two_images(next(detector.parameters()).device)
+    return furthest(answers(detector, images, padding), answers(copy.to(images.device), images, padding))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from ssldet.errors import ConfigError, suggest
@@ -16,9 +16,10 @@ class Detector(nn.Module, ABC):
     """A detection transformer whose parts are visible by name.
 
     Attributes:
-        section_names: The parts that tasks may name.
-        sections: Name of each part -> the prefixes of its parameters and buffers in `state_dict()`. Together the
-            sections cover the whole state; transfer and freezing speak of sections, never of parameter names.
+        section_names: The parts that tasks may name. A detector may do without one, as most do without `mask_head`.
+        sections: Name of each part -> the prefixes of its parameters and buffers in `state_dict()`, none for a part
+            that this detector has not. Together the sections cover the whole state; transfer and freezing speak of
+            sections, never of parameter names.
         num_classes: Number of classes, "no object" not counted.
         num_queries: Number of object queries.
         width: Width of the transformer (D).
@@ -33,6 +34,7 @@ class Detector(nn.Module, ABC):
         "queries",
         "box_head",
         "class_head",
+        "mask_head",
     )
     sections: Mapping[str, tuple[str, ...]]
     num_classes: int
@@ -55,10 +57,10 @@ class Detector(nn.Module, ABC):
             known = ", ".join(self.section_names)
             raise ConfigError(f"no section {unknown[0]!r}{suggest(unknown[0], self.section_names)}; there are {known}")
         for name in self.section_names:
-            for part in self.sections[name]:
+            for part in self.sections.get(name, ()):
                 self.get_submodule(part).requires_grad_(name in learning)
         self._resting = tuple(
-            part for name in self.section_names if name not in learning for part in self.sections[name]
+            part for name in self.section_names if name not in learning for part in self.sections.get(name, ())
         )
         self.train(self.training)
 
@@ -97,6 +99,27 @@ class Detector(nn.Module, ABC):
             padding: True where the canvas holds no image; none means that all of it does.
             queries: What to ask; none means the learned queries.
         """
+
+    def masks(
+        self, predictions: Predictions, image: Int[Tensor, " N"], query: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N h w"]:
+        """Draw the masks of some answers of the last layer; the same as drawing all, at the cost of these.
+
+        Args:
+            predictions: What `forward` returned.
+            image: Image of each mask within the batch.
+            query: Query of each mask within its image.
+
+        Returns:
+            Logits on the finest level's cells, over the whole canvas with its padding.
+
+        Raises:
+            ConfigError: This detector can't draw masks.
+        """
+        raise ConfigError(
+            f"detector: this {type(self).__name__} draws no masks; build it with one that does, such as 'detr' with "
+            "detector.masks=true"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

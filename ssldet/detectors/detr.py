@@ -2,25 +2,29 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.heads import BoxHead
+from ssldet.nn.masks import AttentionMaps, MaskHead
 from ssldet.nn.position import SinePosition
 from ssldet.nn.transformer import Decoder, Encoder
 from ssldet.queries import LearnedQueries
 from ssldet.recipe import Within
-from ssldet.types import Predictions, Queries
+from ssldet.types import Predictions, Queries, Scene
 
 
 class DETR(Detector):
     """The detection transformer, its parts injected. Every section is the attribute of that name.
+
+    The section `mask_head` is `mask_attention` and `mask_head`; a detector without masks has neither.
 
     Attributes:
         backbone: Images -> features.
@@ -30,6 +34,8 @@ class DETR(Detector):
         queries: The learned queries.
         box_head: States -> boxes, shared by all decoder layers.
         class_head: States -> logits, shared by all decoder layers; the last class is "no object".
+        mask_attention: Last states, encoded cells -> attention maps.
+        mask_head: Attention maps, cells, finer levels -> masks.
     """
 
     def __init__(
@@ -45,6 +51,8 @@ class DETR(Detector):
         class_head: nn.Linear,
         normalise_features: bool = False,
         position_at_input: bool = False,
+        mask_attention: AttentionMaps | None = None,
+        mask_head: MaskHead | None = None,
     ) -> None:
         """Join the parts.
 
@@ -59,6 +67,8 @@ class DETR(Detector):
             class_head: See the attributes.
             normalise_features: See `DETRConfig`.
             position_at_input: See `DETRConfig`.
+            mask_attention: See the attributes; both or none.
+            mask_head: See the attributes.
         """
         super().__init__()
         self.backbone = backbone
@@ -71,7 +81,10 @@ class DETR(Detector):
         self.class_head = class_head
         self.normalise_features = normalise_features
         self.position_at_input = position_at_input
-        self.sections = {name: (name,) for name in self.section_names}
+        self.mask_attention = mask_attention
+        self.mask_head = mask_head
+        drawing = {"mask_head": ("mask_attention", "mask_head") if mask_head is not None else ()}
+        self.sections = {name: (name,) for name in self.section_names} | drawing
         self.num_classes = class_head.out_features - 1
         self.num_queries, self.width = queries.embedding.shape
         self.feature_channels = backbone.channels
@@ -100,27 +113,46 @@ class DETR(Detector):
     ) -> Predictions:
         """Detect; see `Detector.forward`."""
         queries = queries or self.default_queries(len(images))
-        features = self.features(images)
+        *finer, features = [self.features(images)] if self.mask_head is None else self.backbone.levels(images)
         hidden = _resize(padding, features)
         cells = self.projection(features).flatten(2).transpose(1, 2)
         if self.normalise_features:
             cells = F.layer_norm(cells, cells.shape[-1:])
         nowhere_hidden = torch.zeros_like(features[:1, 0], dtype=torch.bool)
         position = self.position(nowhere_hidden if hidden is None else hidden).flatten(1, 2)
-        if self.position_at_input:
-            cells = cells + position
         hidden_cells = None if hidden is None else hidden.flatten(1)
-        encoded = self.encoder(cells, position, hidden_cells)
+        encoded = self.encoder(cells + position if self.position_at_input else cells, position, hidden_cells)
         apart = queries.groups if queries.attend_within_groups else None
         states = self.decoder(queries.content, queries.position, encoded, position, hidden_cells, apart)
-        return self._answer(states, queries)
+        scene = None
+        if self.mask_head is not None:
+            projected = cells.transpose(1, 2).unflatten(2, features.shape[-2:])
+            scene = Scene(cells=projected, encoded=encoded, padding=hidden_cells, finer=finer)
+        return self._answer(states, queries, scene)
 
-    def _answer(self, states: Tensor, queries: Queries) -> Predictions:
+    def masks(
+        self, predictions: Predictions, image: Int[Tensor, " N"], query: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N h w"]:
+        """Draw the masks of some answers of the last layer; see `Detector.masks`."""
+        scene = predictions.scene
+        if scene is None or self.mask_attention is None or self.mask_head is None:
+            return super().masks(predictions, image, query)
+        # All maps are cheap, compared with the head; gathering the cells of each mask would not be.
+        maps: Tensor = self.mask_attention(predictions.states[-1], scene.encoded, scene.padding)
+        grid = scene.cells.shape[-2:]
+        result: Tensor = self.mask_head(scene.cells, maps[image, query].unflatten(-1, grid), image, scene.finer)
+        return result
+
+    def _answer(self, states: Tensor, queries: Queries, scene: Scene | None) -> Predictions:
         """Apply the heads to all layers at once, in 32 bits whatever the rest runs in: boxes need the digits."""
         with torch.autocast(states.device.type, enabled=False):
             states = states.float()
             return Predictions(
-                logits=self.class_head(states), boxes=self.box_head(states), states=states, groups=queries.groups
+                logits=self.class_head(states),
+                boxes=self.box_head(states),
+                states=states,
+                groups=queries.groups,
+                scene=scene,
             )
 
 
@@ -144,6 +176,10 @@ class DETRConfig(DetectorConfig):
         query_scale: Standard deviation of fresh query embeddings. 0.3 helps small models tell patches apart.
         position_at_input: Add the position encoding to the encoder's input too, so that values know where they are.
             Helps small models; released weights were trained without it.
+        masks: Draw a mask for any query that is asked for one: a section `mask_head`, which only tasks with masks
+            train. Needs a backbone with finer levels.
+        mask_attention: Whether each attention map behind a mask sums to one, or, as in the panoptic weights that DETR's
+            authors released, all maps of a query together.
     """
 
     detector_class: ClassVar[type[Detector]] = DETR
@@ -161,6 +197,8 @@ class DETRConfig(DetectorConfig):
     normalise_features: bool = False
     query_scale: Annotated[float, Within(0)] = 1.0
     position_at_input: bool = False
+    masks: bool = False
+    mask_attention: Literal["per_head", "joint"] = "per_head"
 
     def problems(self) -> list[str]:
         """Say what no single field can know."""
@@ -177,6 +215,11 @@ class DETRConfig(DetectorConfig):
     def build(self) -> DETR:
         """Return the detector with fresh weights."""
         backbone = build_backbone(self.backbone)
+        if self.masks and not backbone.level_channels[:-1]:
+            raise ConfigError(
+                f"detector.masks: masks are drawn on levels finer than the last, and backbone {self.backbone.name!r} "
+                "has none; choose detector.masks=false or a convolutional network, such as 'resnet50'"
+            )
         return DETR(
             backbone=backbone,
             projection=nn.Conv2d(backbone.channels, self.width, kernel_size=1),
@@ -202,6 +245,9 @@ class DETRConfig(DetectorConfig):
             class_head=nn.Linear(self.width, self.num_classes + 1),
             normalise_features=self.normalise_features,
             position_at_input=self.position_at_input,
+            # Last, so that everything else starts the same with and without masks.
+            mask_attention=AttentionMaps(self.width, self.heads, self.mask_attention) if self.masks else None,
+            mask_head=MaskHead(self.width, self.heads, backbone.level_channels[:-1]) if self.masks else None,
         )
 
 

@@ -1,14 +1,15 @@
 """DETR and UP-DETR files <-> our detector: the same tensors under other names, and what the names say of the model.
 
 `from_detr` and `to_detr` only rename, both ways and without loss. `recognise` reads width, depth, classes and the like
-off the tensors, so that nobody has to retype the flags a file was trained with.
+off the tensors, so that nobody has to retype the flags a file was trained with. Mask models put `detr.` before all
+names but those of their mask heads.
 """
 
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ NAMES = {
     "query_embed.weight": "detector.queries.embedding",
     "bbox_embed.": "detector.box_head.",
     "class_embed.": "detector.class_head.",
+    "bbox_attention.": "detector.mask_attention.",
+    "mask_head.": "detector.mask_head.",
     "patch2query.": "patch_queries.projection.",
     "feature_align.": "reconstruction.",
 }
@@ -40,6 +43,8 @@ SEGMENTATION = "detr."
 MASK_HEADS = ("bbox_attention.", "mask_head.")
 DEFAULT_HEADS = 8
 """Attention heads leave no trace in a file; all released ones have this many."""
+Softmax = Literal["per_head", "joint"]
+"""How attention maps behind masks are made to sum to one; see `DETRConfig.mask_attention`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,8 @@ class Recognised:
         """Say it in one line."""
         config = self.config
         return (
-            f"{'UP-DETR pretraining' if self.pretraining else 'DETR'}, {config.backbone.name}, "
+            f"{'UP-DETR pretraining' if self.pretraining else 'DETR'}{' with masks' if config.masks else ''}, "
+            f"{config.backbone.name}, "
             f"{'pre' if config.pre_norm else 'post'}-norm, {config.encoder_layers}+{config.decoder_layers} layers, "
             f"width {config.width}, {config.num_queries} queries, {config.num_classes} classes, {self.tensors} tensors"
         )
@@ -89,7 +95,7 @@ def from_detr(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: A name that neither project has.
     """
-    return _rename(state, NAMES, "DETR or UP-DETR")
+    return _rename(_bare(state), NAMES, "DETR or UP-DETR")
 
 
 def to_detr(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,22 +107,32 @@ def to_detr(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: A name that their files have no place for.
     """
-    return _rename(state, OURS, "our DETR")
+    renamed = _rename(state, OURS, "our DETR")
+    if not any(name.startswith(MASK_HEADS) for name in renamed):
+        return renamed
+    return {name if name.startswith(MASK_HEADS) else SEGMENTATION + name: value for name, value in renamed.items()}
 
 
 def recognise(
-    state: Mapping[str, Tensor], *, heads: int = DEFAULT_HEADS, output_stride: Literal[16, 32] = 32
+    state: Mapping[str, Tensor],
+    *,
+    heads: int = DEFAULT_HEADS,
+    output_stride: Literal[16, 32] = 32,
+    mask_attention: Softmax | None = None,
 ) -> Recognised:
     """Read a model's choices off its tensors.
 
     Args:
-        state: Tensors in DETR's naming, without prefix.
+        state: Tensors in DETR's naming.
         heads: Attention heads, which leave no trace.
         output_stride: Stride of the last level, which leaves none either; 16 for DC5 models.
+        mask_attention: How attention maps behind masks sum to one, which leaves none either; none takes `joint` for
+            post-norm models, as DETR's authors trained theirs, and `per_head` for the others, which are UP-DETR's.
 
     Raises:
         CheckpointError: This is no DETR with a ResNet.
     """
+    state = _bare(state)
     body = [name.removeprefix("backbone.0.body.") for name in state if name.startswith("backbone.0.body.")]
     backbone = name_resnet(body)
     if backbone is None or "class_embed.weight" not in state or "query_embed.weight" not in state:
@@ -125,6 +141,8 @@ def recognise(
             "load backbones by detector.backbone.weights, and our own files by their run folder"
         )
     num_queries, width = state["query_embed.weight"].shape
+    pre_norm = "transformer.encoder.norm.weight" in state
+    masks = any(name.startswith(MASK_HEADS) for name in state)
     config = DETRConfig(
         backbone=BackboneConfig(name=backbone, output_stride=output_stride),
         num_classes=len(state["class_embed.weight"]) - 1,
@@ -134,14 +152,22 @@ def recognise(
         encoder_layers=_depth(state, "transformer.encoder.layers."),
         decoder_layers=_depth(state, "transformer.decoder.layers."),
         feedforward=len(state.get("transformer.decoder.layers.0.linear1.weight", ())),
-        pre_norm="transformer.encoder.norm.weight" in state,
+        pre_norm=pre_norm,
+        masks=masks,
+        mask_attention=mask_attention or ("per_head" if pre_norm or not masks else "joint"),
     )
     if problems := config.problems():
         raise CheckpointError(f"recognised as DETR, but {'; '.join(problems)}; name the right number of heads")
     return Recognised(config=config, pretraining="patch2query.weight" in state, tensors=len(state))
 
 
-def detector_from_file(path: Path, *, heads: int | None = None, output_stride: Literal[16, 32] | None = None) -> Loaded:
+def detector_from_file(
+    path: Path,
+    *,
+    heads: int | None = None,
+    output_stride: Literal[16, 32] | None = None,
+    mask_attention: Softmax | None = None,
+) -> Loaded:
     """Build and fill the detector that a DETR or UP-DETR file holds.
 
     Args:
@@ -149,18 +175,20 @@ def detector_from_file(path: Path, *, heads: int | None = None, output_stride: L
         heads: Attention heads; none takes what the file's options say, else 8.
         output_stride: Stride of the last level; none takes what the file's options say, else 16 where the file's name
             holds `dc5` as those of the released models do, else 32.
+        mask_attention: How attention maps behind masks sum to one; none takes what the file's options say (those that
+            we wrote do), else see `recognise`.
 
     Raises:
         CheckpointError: The file can't be read, is none of theirs, or holds more or less than such a detector.
     """
     state, origin = read_state(path)
-    state, masks = _without_masks(state)
     dilated = origin.options.get("dilation", "dc5" in path.name.casefold())
     try:
         known = recognise(
             state,
             heads=heads or int(origin.options.get("nheads", DEFAULT_HEADS)),
             output_stride=output_stride or (16 if dilated else 32),
+            mask_attention=mask_attention or _stated_softmax(origin.options),
         )
         ours = from_detr(state)
     except CheckpointError as error:
@@ -168,8 +196,8 @@ def detector_from_file(path: Path, *, heads: int | None = None, output_stride: L
     detector = known.config.build()
     own = {name.removeprefix("detector."): value for name, value in ours.items() if name.startswith("detector.")}
     _fill(detector, own, path)
-    left_out = f"; {masks} tensors of the mask heads are left out" if masks else ""
-    log.info("%s: %s%s", path, known, left_out)
+    taken = f"; mask_attention={known.config.mask_attention}" if known.config.masks else ""
+    log.info("%s: %s%s", path, known, taken)
     beside = {name: value for name, value in ours.items() if not name.startswith("detector.")}
     return Loaded(detector, beside, to_document(known.config))
 
@@ -189,13 +217,14 @@ def _rename(state: Mapping[str, Tensor], names: Mapping[str, str], kind: str) ->
     return renamed
 
 
-def _without_masks(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-    """Return the detector inside a mask model, and the number of tensors of its mask heads."""
-    if not any(name.startswith(SEGMENTATION) for name in state):
-        return state, 0
-    masks = sum(name.startswith(MASK_HEADS) for name in state)
-    inner = {name.removeprefix(SEGMENTATION): v for name, v in state.items() if not name.startswith(MASK_HEADS)}
-    return inner, masks
+def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what mask models put before the names of the detector inside."""
+    return {name.removeprefix(SEGMENTATION): value for name, value in state.items()}
+
+
+def _stated_softmax(options: Mapping[str, Any]) -> Softmax | None:
+    stated = options.get("mask_attention")
+    return stated if stated in get_args(Softmax) else None
 
 
 def _depth(names: Iterable[str], start: str) -> int:

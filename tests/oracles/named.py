@@ -54,7 +54,7 @@ def uniform(name: str, *shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-GAINS = {"in_proj_weight": 2.5, "class_embed": 3.0, "bbox_embed": 1.5}
+GAINS = {"in_proj_weight": 2.5, "class_embed": 3.0, "bbox_embed": 1.5, "q_linear": 4.0, "k_linear": 4.0}
 
 
 def weight(name: str, shape: torch.Size) -> Tensor:

@@ -1,4 +1,6 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +62,49 @@ def test_heads_of_other_tasks_stay_behind(tmp_path, objective):
     objective.mask_head = nn.Linear(2, 3)
     assert export(objective, {}, tmp_path / "model.pth").tensors == 163
     assert len(torch.load(tmp_path / "model.pth", weights_only=True)["model"]) == 163
+
+
+MASKS = DETRConfig(
+    backbone=BackboneConfig(name="resnet50"),
+    num_classes=5,
+    num_queries=5,
+    width=128,
+    heads=8,
+    encoder_layers=1,
+    decoder_layers=2,
+    feedforward=64,
+    pre_norm=False,
+    masks=True,
+)
+
+
+@pytest.mark.parametrize("softmax", ["joint", "per_head"])
+def test_masks_go_along_and_are_compared(tmp_path, softmax):
+    objective = Detection().objective(replace(MASKS, mask_attention=softmax).build())
+    report = export(objective, {}, tmp_path / "model.pth")
+    assert (report.equal, report.difference) == (report.tensors, 0.0)
+    document = torch.load(tmp_path / "model.pth", weights_only=True)
+    assert document["args"]["masks"] is True
+    # The authors' own program wrote these names and shapes for the same sizes.
+    theirs = json.loads((Path(__file__).parents[2] / "oracles" / "detr-masks.json").read_text())["state"]
+    assert {name: list(value.shape) for name, value in document["model"].items()} == theirs
+    loaded = detector_from_file(tmp_path / "model.pth").detector
+    assert loaded.mask_attention.softmax == softmax
+
+
+def test_masks_that_answer_otherwise_are_not_written(tmp_path):
+    objective = Detection().objective(MASKS.build())
+    objective.detector.mask_attention.forward = lambda *_: torch.rand(2, 5, 8, 12)
+    with pytest.raises(CheckpointError, match="not the same model"):
+        export(objective, {}, tmp_path / "model.pth")
+
+
+def test_masks_that_the_authors_code_has_no_place_for_are_named():
+    small = replace(TINY, masks=True, width=24, heads=4).build()
+    reasons = " ".join(unfit(small))
+    assert "detector.masks: DETR's mask head fits resnet50" in reasons
+    assert "detector.width" in reasons
+    assert unfit(MASKS.build()) == []
 
 
 def test_dilation_is_remembered(tmp_path):

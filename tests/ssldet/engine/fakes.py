@@ -46,12 +46,12 @@ class FakeSource:
 
 
 class FakeDetector(Detector):
-    """All seven sections, one small layer each."""
+    """All sections but the mask head, one small layer each."""
 
     def __init__(self, num_classes: int, num_queries: int) -> None:
         super().__init__()
         self.num_classes, self.num_queries, self.width, self.feature_channels = num_classes, num_queries, 6, 4
-        self.sections = {name: (name,) for name in self.section_names}
+        self.sections = {name: (name,) for name in self.section_names} | {"mask_head": ()}
         self.backbone = nn.Conv2d(3, 4, 3, stride=4)
         self.projection = nn.Linear(4, 6)
         self.encoder = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.2))

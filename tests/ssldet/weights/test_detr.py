@@ -1,4 +1,5 @@
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,12 +120,55 @@ def test_a_pretraining_file_fills_detector_and_heads(tmp_path, objective, pretra
     assert all(torch.equal(value, state[name]) for name, value in objective.state_dict().items())
 
 
-def test_mask_models_give_their_detector(tmp_path, plain):
-    masks = {"bbox_attention.q_linear.weight": torch.ones(2), "mask_head.lay1.bias": torch.ones(2)}
-    state = {f"detr.{name}": value for name, value in plain.items()} | masks
+def mask_model(**choices):
+    torch.manual_seed(0)
+    detector = replace(TINY, masks=True, **choices).build()
+    return detector, to_detr({f"detector.{name}": value for name, value in detector.state_dict().items()})
+
+
+def test_mask_models_come_whole(tmp_path):
+    detector, state = mask_model()
+    assert {name.split(".")[0] for name in state} == {"detr", "bbox_attention", "mask_head"}
+    assert len(state) == len(detector.state_dict()) == 163 + 32
+    assert str(recognise(state, heads=4)).startswith("DETR with masks, resnet18, pre-norm")
     loaded = detector_from_file(write(tmp_path / "a.pth", state), heads=4)
     assert loaded.heads == {}
-    assert torch.equal(loaded.detector.class_head.bias, plain["class_embed.bias"])
+    back = loaded.detector.state_dict()
+    assert back.keys() == detector.state_dict().keys()
+    assert all(torch.equal(value, back[name]) for name, value in detector.state_dict().items())
+
+
+def test_renaming_a_mask_model_loses_nothing_either_way():
+    _, state = mask_model()
+    again = to_detr(from_detr(state))
+    assert again.keys() == state.keys()
+    assert all(again[name] is value for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("pre_norm", "options", "asked", "softmax"),
+    [
+        (False, {}, None, "joint"),
+        (True, {}, None, "per_head"),
+        (False, {"mask_attention": "per_head"}, None, "per_head"),
+        (False, {"mask_attention": "nonsense"}, None, "joint"),
+        (True, {"mask_attention": "per_head"}, "joint", "joint"),
+    ],
+)
+def test_the_softmax_of_attention_maps(tmp_path, caplog, pre_norm, options, asked, softmax):
+    _, state = mask_model(pre_norm=pre_norm)
+    path = write(tmp_path / "a.pth", state, args=Namespace(nheads=4, **options))
+    with caplog.at_level("INFO"):
+        loaded = detector_from_file(path, mask_attention=asked)
+    assert loaded.config["mask_attention"] == loaded.detector.mask_attention.softmax == softmax
+    assert f"mask_attention={softmax}" in caplog.text
+
+
+def test_a_mask_model_with_a_part_missing_is_refused(tmp_path):
+    _, state = mask_model()
+    del state["mask_head.gn3.bias"]
+    with pytest.raises(CheckpointError, match=r"mask_head\.gn3\.bias is missing"):
+        detector_from_file(write(tmp_path / "a.pth", state), heads=4)
 
 
 def test_options_of_the_file_and_of_the_caller(tmp_path, plain):
@@ -146,7 +190,7 @@ def test_the_name_of_a_released_file_says_its_stride(tmp_path, monkeypatch, plai
     monkeypatch.setattr("ssldet.weights.detr.recognise", spy)
     with pytest.raises(CheckpointError, match="seen enough"):
         detector_from_file(write(tmp_path / name, plain))
-    assert seen == {"heads": 8, "output_stride": stride}
+    assert seen == {"heads": 8, "output_stride": stride, "mask_attention": None}
 
 
 def without(state, name):
