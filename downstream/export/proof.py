@@ -157,8 +157,7 @@ def answers(detector: Detector, images: Float[Tensor, "B 3 H W"], padding: Bool[
         if predictions.scene is not None:
             count, queries = predictions.logits.shape[1:3]
             every = torch.arange(count * queries, device=images.device)
-            masks = detector.masks(predictions, every // queries, every % queries)
-            found.append(masks.unflatten(0, (count, queries)))
+            found.append(detector.masks(predictions, every // queries, every % queries))
     finally:
         detector.train(was_training)
     return found

@@ -83,8 +83,8 @@ class DETR(Detector):
         self.position_at_input = position_at_input
         self.mask_attention = mask_attention
         self.mask_head = mask_head
-        drawing = {"mask_head": ("mask_attention", "mask_head") if mask_head is not None else ()}
-        self.sections = {name: (name,) for name in self.section_names} | drawing
+        drawing = ("mask_attention", "mask_head") if mask_head is not None else ()
+        self.sections = {name: drawing if name == "mask_head" else (name,) for name in self.section_names}
         self.num_classes = class_head.out_features - 1
         self.num_queries, self.width = queries.embedding.shape
         self.feature_channels = backbone.channels
@@ -139,8 +139,8 @@ class DETR(Detector):
             return super().masks(predictions, image, query)
         # All maps are cheap, compared with the head; gathering the cells of each mask would not be.
         maps: Tensor = self.mask_attention(predictions.states[-1], scene.encoded, scene.padding)
-        grid = scene.cells.shape[-2:]
-        result: Tensor = self.mask_head(scene.cells, maps[image, query].unflatten(-1, grid), image, scene.finer)
+        chosen = maps[image, query].reshape(len(image), maps.shape[2], *scene.cells.shape[-2:])
+        result: Tensor = self.mask_head(scene.cells, chosen, image, scene.finer)
         return result
 
     def _answer(self, states: Tensor, queries: Queries, scene: Scene | None) -> Predictions:
@@ -215,7 +215,7 @@ class DETRConfig(DetectorConfig):
     def build(self) -> DETR:
         """Return the detector with fresh weights."""
         backbone = build_backbone(self.backbone)
-        if self.masks and not backbone.level_channels[:-1]:
+        if self.masks and backbone.level_strides[0] >= backbone.stride:
             raise ConfigError(
                 f"detector.masks: masks are drawn on levels finer than the last, and backbone {self.backbone.name!r} "
                 "has none; choose detector.masks=false or a convolutional network, such as 'resnet50'"
