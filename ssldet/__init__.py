@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ssldet.checkup import doctor
     from ssldet.detectors.detr import DETR, DETRConfig
     from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
+    from ssldet.nn.backbones import register_backbone
     from ssldet.showcase import demo
     from ssldet.task import Evaluator, Objective, PretextTask, Task
     from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Queries, Sample, Source, Targets
@@ -32,6 +33,7 @@ __version__ = version("ssldet")
 
 _CONTENTS = {
     "ssldet.types": "Sample Batch Targets Queries Predictions Matches Losses Detections Source",
+    "ssldet.nn.backbones": "register_backbone",
     "ssldet.detectors.detr": "DETR DETRConfig",
     "ssldet.task": "Task PretextTask Objective Evaluator",
     "ssldet.engine.run": "Run DataConfig OptimConfig Budget CheckpointConfig",
@@ -73,6 +75,7 @@ __all__ = [
     "predict",
     "pretrain",
     "preview",
+    "register_backbone",
     "report",
     "transfer",
 ]

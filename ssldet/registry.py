@@ -10,6 +10,7 @@ GROUPS = {
     "ssldet.tasks": "task",
     "ssldet.recipes": "recipe",
     "ssldet.detectors": "detector",
+    "ssldet.backbones": "backbone",
     "ssldet.sources": "data format",
     "ssldet.datasets": "generated data set",
     "ssldet.scorers": "scorer",

@@ -41,7 +41,7 @@ def assemble(run: Run, source: Source) -> Objective:
         weights = run.detector.backbone.weights  # type: ignore[attr-defined]  # a detector with a backbone has its config
         if weights is not None:
             log.info("%s", load_backbone(backbone, weights))
-        else:
+        elif not backbone.keeps_weights:
             calibrate(backbone, _first_images(run, detector, source))
     return run.task.objective(detector)
 

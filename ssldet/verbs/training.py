@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ssldet.data.sources import open_source
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
@@ -16,6 +18,7 @@ from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError, DataError
+from ssldet.nn.backbones import adopt
 from ssldet.recipe import check, from_document, override
 from ssldet.task import PretextTask, Task
 from ssldet.types import Source
@@ -89,12 +92,15 @@ class Trained:
         return {"run": str(self.path), **RunFolder(self.path).status()}
 
 
-def compose(*, pretext: str | Task, backbone: str | None = None, detector: DetectorConfig | None = None) -> Run:
+def compose(
+    *, pretext: str | Task, backbone: str | nn.Module | None = None, detector: DetectorConfig | None = None
+) -> Run:
     """Put a pretext task, a backbone and a detector together into a run that `pretrain` takes as its recipe.
 
     Args:
         pretext: A task, its name (then its recipe `NAME/r50`), or the name of a recipe.
-        backbone: A backbone name; none keeps the detector's.
+        backbone: A backbone name, or a network of your own with its weights (see `ssldet.register_backbone`), which is
+            registered by the name of its class and learns from its first stage on; none keeps the detector's.
         detector: The detector; none keeps the recipe's.
     """
     if isinstance(pretext, Task):
@@ -103,7 +109,13 @@ def compose(*, pretext: str | Task, backbone: str | None = None, detector: Detec
         run = resolve(pretext if "/" in pretext else f"{pretext}/r50")
     if detector is not None:
         run = replace(run, detector=detector)
+    if isinstance(backbone, nn.Module):
+        return override(run, {f"detector.backbone.{field}": value for field, value in _own(backbone).items()})
     return override(run, {"detector.backbone.name": backbone}) if backbone else run
+
+
+def _own(network: nn.Module) -> dict[str, object]:
+    return {"name": adopt(network), "weights": None, "frozen_stages": 0}
 
 
 def pretrain(

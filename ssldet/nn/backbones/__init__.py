@@ -1,13 +1,15 @@
 """BackboneConfig -> Backbone: any network of torchvision or timm behind one door, B 3 H W -> levels, NCHW."""
 
+from torch import nn
 from torchvision import models
 
 from ssldet.errors import ConfigError, suggest
 from ssldet.nn.backbones.config import BackboneConfig, split_tag
 from ssldet.nn.backbones.from_timm import build_timm
 from ssldet.nn.backbones.from_torchvision import NO_DILATION, build_torchvision
-from ssldet.nn.backbones.network import IMAGENET_MEAN, IMAGENET_STD, Backbone, Network, original_state
+from ssldet.nn.backbones.network import IMAGENET_MEAN, IMAGENET_STD, SUITABLE, Backbone, Network, original_state
 from ssldet.nn.backbones.norms import FixedNorm, calibrate
+from ssldet.nn.backbones.own import Factory, build_own, enter, name_for, own_names
 from ssldet.nn.backbones.tiny import build_tiny
 
 __all__ = [
@@ -17,10 +19,12 @@ __all__ = [
     "BackboneConfig",
     "FixedNorm",
     "Network",
+    "adopt",
     "backbone_names",
     "build_backbone",
     "calibrate",
     "original_state",
+    "register_backbone",
     "split_tag",
 ]
 
@@ -35,15 +39,48 @@ def build_backbone(config: BackboneConfig) -> Backbone:
         ConfigError: No such network, or one that can't serve as a backbone.
     """
     library, name = _locate(config.name)
-    build = {"tiny": build_tiny, "torchvision": build_torchvision, "timm": build_timm}[library]
+    build = {"tiny": build_tiny, "own": build_own, "torchvision": build_torchvision, "timm": build_timm}[library]
     try:
         backbone = Backbone(build(name, config), frozen_stages=config.frozen_stages)
     except ConfigError as error:
         raise ConfigError(f"backbone {config.name!r}: {error}") from error
     # Some families take the option and ignore it.
     if backbone.stride > config.output_stride:
-        raise ConfigError(f"backbone {config.name!r}: {NO_DILATION}")
+        coarse = f"its last level has stride {backbone.stride}, too coarse for objects; use {SUITABLE}"
+        raise ConfigError(f"backbone {config.name!r}: {NO_DILATION if config.output_stride == 16 else coarse}")
     return backbone
+
+
+def register_backbone(name: str, network: nn.Module | Factory) -> None:
+    """Make a network of your own known as a backbone, for this process; packages use the group `ssldet.backbones`.
+
+    It maps normalised images `B 3 H W` to a level `B E h w`, or to a list or dictionary of levels from fine to coarse.
+    Attributes `mean` and `std`, three numbers each for pixels in 0..1, replace ImageNet's. The weights that it comes
+    with are kept.
+
+    Args:
+        name: What `BackboneConfig.name` shall say; the same name replaces an earlier one.
+        network: The network, of which every detector gets a copy, or a function without arguments that makes one.
+
+    Raises:
+        ConfigError: The name is another network's or can't be one.
+    """
+    if not name or set(name) & set("./:"):
+        raise ConfigError(f"backbone name {name!r}: use letters, digits, '-' and '_', such as 'mine'")
+    if name not in own_names() and name in _plain_names():
+        raise ConfigError(f"backbone name {name!r} is taken by a network of ours, torchvision or timm; use 'my_{name}'")
+    enter(name, network)
+
+
+def adopt(network: nn.Module) -> str:
+    """Register a network under the name of its class, numbered where that is taken, and return the name.
+
+    Args:
+        network: See `register_backbone`.
+    """
+    name = name_for(network)
+    register_backbone(name, network)
+    return name
 
 
 def _locate(name: str) -> tuple[str, str]:
@@ -51,6 +88,8 @@ def _locate(name: str) -> tuple[str, str]:
     library, _, model = name.rpartition("/")
     if name == "tiny":
         return "tiny", name
+    if name in own_names():
+        return "own", name
     if library in ("", "torchvision") and model in models.list_models(module=models):
         return "torchvision", model
     if library in ("", "timm"):
@@ -58,18 +97,24 @@ def _locate(name: str) -> tuple[str, str]:
 
         if timm.is_model(model):
             return "timm", model
-    known = backbone_names() if library else [known.rpartition("/")[2] for known in backbone_names()]
-    nearest = suggest(name, known)
-    raise ConfigError(f"no backbone {name!r}{nearest}; use 'tiny', 'torchvision/MODEL' or 'timm/MODEL'")
+    known = backbone_names() if library else _plain_names()
+    remedy = "use 'tiny', 'torchvision/MODEL' or 'timm/MODEL'"
+    if not library:
+        remedy += f"; if it is a network of your own, call ssldet.register_backbone({name!r}, NETWORK) first"
+    raise ConfigError(f"no backbone {name!r}{suggest(name, known)}; {remedy}")
 
 
 def backbone_names() -> list[str]:
     """List what `BackboneConfig.name` may be; a model that gives no feature map is refused when it is built."""
     import timm
 
-    own = ["tiny"]
-    return (
-        own
-        + [f"torchvision/{name}" for name in models.list_models(module=models)]
-        + [f"timm/{name}" for name in timm.list_models()]
-    )
+    return [
+        "tiny",
+        *own_names(),
+        *(f"torchvision/{name}" for name in models.list_models(module=models)),
+        *(f"timm/{name}" for name in timm.list_models()),
+    ]
+
+
+def _plain_names() -> list[str]:
+    return [name.rpartition("/")[2] for name in backbone_names()]

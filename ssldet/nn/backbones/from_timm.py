@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones.config import BackboneConfig
-from ssldet.nn.backbones.network import PROBE_SIDE, Network
+from ssldet.nn.backbones.network import SUITABLE, Network
+from ssldet.nn.backbones.norms import freeze_norms
 
 FINEST, COARSEST = 4, 32
 """Least and greatest stride of a level."""
@@ -23,13 +24,12 @@ ANY_SIZE: tuple[dict[str, Any], ...] = (
 """What timm's families call "images of any size"; the first that a family knows is taken."""
 TRIAL_SIZE = (233, 105)
 """A blank image no side of which, padded to a multiple of 1, 4 or 16, is a multiple of more than that."""
-OTHERS = "'resnet50', 'timm/swin_tiny_patch4_window7_224' or 'timm/vit_small_patch16_dinov3'"
 WHY_NOT = {
     "beit": "its relative positions are made for one image size; use 'timm/vit_base_patch16_224' or an eva02",
-    "crossvit": f"it resizes every image to one size; use {OTHERS}",
-    "hiera": f"its positions are made for one image size; use {OTHERS}",
-    "maxxvit": f"its windows must divide the image and grow with it; use {OTHERS}",
-    "mvitv2": f"its relative positions end at one image size; use {OTHERS}",
+    "crossvit": f"it resizes every image to one size; use {SUITABLE}",
+    "hiera": f"its positions are made for one image size; use {SUITABLE}",
+    "maxxvit": f"its windows must divide the image and grow with it; use {SUITABLE}",
+    "mvitv2": f"its relative positions end at one image size; use {SUITABLE}",
 }
 """Module of timm -> why its models can't be used, where the error they raise does not say it."""
 
@@ -48,25 +48,24 @@ def build_timm(name: str, config: BackboneConfig) -> Network:
     if family in WHY_NOT:
         raise ConfigError(WHY_NOT[family])
     if not hasattr(body, "forward_intermediates"):
-        raise ConfigError(f"timm offers no feature maps of it; use {OTHERS}")
+        raise ConfigError(f"timm offers no feature maps of it; use {SUITABLE}")
     original = tuple(body.state_dict())
-    reductions = [level["reduction"] for level in body.feature_info]
-    indices = _level_indices(reductions, dilated=config.output_stride == 16)
+    indices = _level_indices([level["reduction"] for level in body.feature_info], dilated=config.output_stride == 16)
     norm = _has_final_norm(body)
     body.prune_intermediate_layers(indices, prune_norm=not norm, prune_head=True)
+    multiple = _multiple(body, indices, norm)
     data = library.data.resolve_model_data_config(body)
     if config.frozen_norm:
-        body = library.layers.freeze_batch_norm_2d(body)
-    single = len(indices) == 1
+        freeze_norms(body)
     return Network(
         body=body,
-        run=partial(_run, indices=indices, norm=norm, multiple=_multiple(body, indices, norm)),
+        run=partial(_run, indices=indices, norm=norm, multiple=multiple),
         original=original,
-        stages=_quarters(body) if single and hasattr(body, "blocks") else None,
+        stages=_quarters(body) if len(indices) == 1 and hasattr(body, "blocks") else None,
+        strides=[body.feature_info[index]["reduction"] for index in indices],
         mean=data["mean"],
         std=data["std"],
         interpolation=data["interpolation"],
-        probe_side=4 * reductions[-1] if single else PROBE_SIDE,
     )
 
 
@@ -82,7 +81,7 @@ def _create(name: str, output_stride: int) -> Any:
                 return library.create_model(name, pretrained=False, num_classes=0, **options, **dilation)
             except (TypeError, NotImplementedError, AssertionError) as error:
                 if not options and not dilation:
-                    raise ConfigError(f"timm can't build it ({error}); use {OTHERS}") from error
+                    raise ConfigError(f"timm can't build it ({error}); use {SUITABLE}") from error
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -120,17 +119,25 @@ def _run(body: Any, images: Tensor, *, indices: Sequence[int], norm: bool, multi
     return levels
 
 
-def _multiple(body: nn.Module, indices: Sequence[int], norm: bool) -> int:
-    """Return what the sides of images must be multiples of."""
+def _multiple(body: Any, indices: Sequence[int], norm: bool) -> int:
+    """Return what the sides of images must be multiples of, so that levels come out as declared."""
     body.eval()
-    device = next(body.parameters()).device
+    blank = torch.zeros(1, 3, *TRIAL_SIZE, device=next(body.parameters()).device)
+    declared = [body.feature_info[index] for index in indices]
     problem = ""
     for multiple in (1, 4, 16, 32):
         try:
             with torch.no_grad():
-                _run(body, torch.zeros(1, 3, *TRIAL_SIZE, device=device), indices=indices, norm=norm, multiple=multiple)
+                levels = _run(body, blank, indices=indices, norm=norm, multiple=multiple)
         except (RuntimeError, AssertionError, IndexError, ValueError) as error:
             problem = problem or str(error).partition("\n")[0]
             continue
-        return multiple
-    raise ConfigError(f"can't look at images of any size ({problem}); use {OTHERS}")
+        sides = [side + -side % multiple for side in TRIAL_SIZE]
+        if all(_is_as_declared(level, sides, **stated) for level, stated in zip(levels, declared, strict=True)):
+            return multiple
+    raise ConfigError(f"can't look at images of any size ({problem or 'its levels lose their shape'}); use {SUITABLE}")
+
+
+def _is_as_declared(level: Tensor, sides: Sequence[int], *, num_chs: int, reduction: int, **_: object) -> bool:
+    pairs = zip(level.shape[2:], sides, strict=True)
+    return level.shape[1] == num_chs and all(abs(cells - side / reduction) < 3 for cells, side in pairs)

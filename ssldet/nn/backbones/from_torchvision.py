@@ -11,14 +11,18 @@ from torchvision import models
 
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones.config import BackboneConfig
-from ssldet.nn.backbones.network import PROBE_SIDE, Network, blocks
+from ssldet.nn.backbones.network import PROBE_SIDES, Network, blocks
 from ssldet.nn.backbones.norms import freeze_norms
 
 HEADS = {"avgpool", "fc", "classifier", "dropout", "flatten", "head", "heads", "aux1", "aux2", "AuxLogits"}
 """What torchvision calls the parts behind the last level."""
 FINEST = 4
 """Least stride of a level."""
-NO_DILATION = "it has no form with output_stride=16; use 32, or another network, such as 'resnet50'"
+NO_DILATION = (
+    "it has no form with output_stride=16; use 32, or a ResNet, RegNet or ConvNeXt of timm's, or a transformer whose "
+    "patches have 16 pixels"
+)
+"""What to answer where a stride of 16 can't be had."""
 
 
 def build_torchvision(name: str, config: BackboneConfig) -> Network:
@@ -85,12 +89,13 @@ def _level_ends(body: nn.Module) -> tuple[str, ...]:
     body.eval()
     ends: dict[int, str] = {}
     device = next(body.parameters()).device
+    side = PROBE_SIDES[-1]
     with torch.no_grad():
-        features = torch.zeros(1, 3, PROBE_SIDE, PROBE_SIDE, device=device)
+        features = torch.zeros(1, 3, side, side, device=device)
         for name, block in blocks(body):
             features = block(features)
             # A side both in NCHW and in NHWC, as the image is square.
-            stride = PROBE_SIDE // features.shape[2]
+            stride = side // features.shape[2]
             if stride >= FINEST:
                 ends[stride] = name
     return tuple(ends.values())

@@ -4,7 +4,9 @@ The original module tree stays whole under `body`, with its original names, so t
 architecture fits; heads and later stages that the last level does not need are cut off. No weights are loaded here.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from ssldet.errors import ConfigError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-PROBE_SIDE = 64
-"""Side of the blank image that shows the strides of a network."""
+PROBE_SIDES = (64, 128)
+"""Sides of the blank images that show the strides of a network; the second where the first is too small for it."""
+SUITABLE = "'resnet50', 'timm/swin_tiny_patch4_window7_224' or 'timm/vit_small_patch16_dinov3'"
+"""Networks to use instead of one that can't be used."""
 
 Run = Callable[[nn.Module, Tensor], Sequence[Tensor]]
 """body, `B 3 H W` -> levels `B _ _ _`, from fine to coarse."""
@@ -31,10 +35,10 @@ class Network:
         run: How to get its levels.
         original: Names of the state that the library's own headless model has; none means just those of `body`.
         stages: Names of the parts of `body` that belong to each stage, in order; none finds them by their strides.
+        strides: Strides of the levels, where rounding hides them; none measures them.
         mean: Channel means of the pixels it was made for, in 0..1.
         std: Channel deviations of the same.
         interpolation: How those images had been resized.
-        probe_side: Side of a blank image whose levels show the strides.
         keeps_weights: Its first weights mean something and are not to be replaced.
     """
 
@@ -42,10 +46,10 @@ class Network:
     run: Run
     original: tuple[str, ...] | None = None
     stages: Sequence[Sequence[str]] | None = None
+    strides: Sequence[int] | None = None
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
     interpolation: str = "bilinear"
-    probe_side: int = PROBE_SIDE
     keeps_weights: bool = False
 
 
@@ -157,9 +161,9 @@ def original_state(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def blocks(body: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Walk the parts that a stage may end with: children, and the children of sequences."""
+    """Walk the parts that a stage may end with: children, and the children of sequences and lists."""
     for name, child in body.named_children():
-        if isinstance(child, nn.Sequential):
+        if isinstance(child, nn.Sequential | nn.ModuleList):
             yield from ((f"{name}.{inner}", block) for inner, block in child.named_children())
         else:
             yield name, child
@@ -174,61 +178,94 @@ def _is_inside(name: str, parts: Sequence[str]) -> bool:
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
-def _first_stages(network: Network, block_strides: dict[str, float], frozen_stages: int) -> list[str]:
+def _first_stages(network: Network, block_strides: dict[str, int], count: int) -> list[str]:
     """Return the parts of the first stages; parameters that lie in no part belong to the first."""
-    if not frozen_stages:
+    if not count:
         return []
-    loose = [name for name, _ in network.body.named_parameters(recurse=False)]
     if network.stages is not None:
-        return loose + [part for stage in network.stages[:frozen_stages] for part in stage]
-    limit = 2 ** (frozen_stages + 1)
-    return loose + [name for name, stride in block_strides.items() if stride <= limit]
+        parts = [part for stage in network.stages[:count] for part in stage]
+    else:
+        parts = [name for name, stride in block_strides.items() if stride <= 2 ** (count + 1)]
+    loose = [name for name, _ in network.body.named_parameters(recurse=False)]
+    if not any(_is_inside(name, parts) for name in network.body.state_dict()):
+        raise ConfigError(
+            f"frozen_stages={count} would freeze nothing: it has no part that ends at stride {2 ** (count + 1)} or "
+            f"finer; use frozen_stages=0 to let all of it learn"
+        )
+    return loose + parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-    block_strides: dict[str, float]
+    block_strides: dict[str, int]
     learning: set[str]
 
 
 def _probe(network: Network) -> _Found:
     """Show the network a blank image: channels and strides of its levels and blocks, parameters that they rest on."""
-    body, side, sides = network.body, network.probe_side, {}
+    body, problem = network.body, None
+    device = next((parameter.device for parameter in body.parameters()), torch.device("cpu"))
+    for side in PROBE_SIDES:
+        body.eval()
+        try:
+            with torch.enable_grad(), _listening(body) as sides:
+                levels = list(network.run(body, torch.zeros(1, 3, side, side, device=device)))
+            break
+        except Exception as error:
+            problem = problem or error
+        finally:
+            body.train()
+    else:
+        raise ConfigError(f"can't look at images of any size ({problem}); use {SUITABLE}") from problem
+    for level in levels:
+        if not isinstance(level, Tensor) or level.dim() != 4 or level.shape[2] != level.shape[3]:
+            shape = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__
+            raise ConfigError(f"answers images B 3 H W with {shape} instead of levels B E h w; use {SUITABLE}")
+    strides = tuple(round(side / level.shape[2]) for level in levels)
+    return _Found(
+        channels=tuple(level.shape[1] for level in levels),
+        strides=strides if network.strides is None else tuple(network.strides),
+        block_strides=_block_strides(body, sides, side),
+        learning=_parameters_behind(levels[-1], body),
+    )
+
+
+@contextmanager
+def _listening(body: nn.Module) -> Iterator[dict[str, int]]:
+    """Note the side of the coarsest map that each block answers."""
+    sides: dict[str, int] = {}
 
     def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4:
-                sides[name] = output.shape[2]  # a side both in NCHW and in NHWC, as the image is square
+            maps = output if isinstance(output, list | tuple) else [output]
+            # The third axis is a side both in NCHW and in NHWC, as the image is square.
+            found = [part.shape[2] for part in maps if isinstance(part, Tensor) and part.dim() == 4]
+            if found:
+                sides[name] = min(found)
 
         return note
 
     hooks = [block.register_forward_hook(listen(name)) for name, block in blocks(body)]
-    device = next((parameter.device for parameter in body.parameters()), torch.device("cpu"))
-    body.eval()
     try:
-        with torch.enable_grad():
-            levels = list(network.run(body, torch.zeros(1, 3, side, side, device=device)))
-    except Exception as error:
-        raise ConfigError(f"can't look at images of any size ({error}); choose a convolutional network") from error
+        yield sides
     finally:
         for hook in hooks:
             hook.remove()
-        body.train()
-    for level in levels:
-        if level.dim() != 4 or level.shape[2] != level.shape[3]:
-            raise ConfigError(f"answers an image with shape {tuple(level.shape)}; choose a convolutional network")
-    strides, seen = {}, levels[-1].shape[2]
-    for name, _ in blocks(body):
-        seen = sides.get(name, seen)
-        strides[name] = side / seen
-    return _Found(
-        channels=tuple(level.shape[1] for level in levels),
-        strides=tuple(round(side / level.shape[2]) for level in levels),
-        block_strides=strides,
-        learning=_parameters_behind(levels[-1], body),
-    )
+
+
+def _block_strides(body: nn.Module, sides: dict[str, int], image_side: int) -> dict[str, int]:
+    """Return the stride that each block ends with, rounded down to a power of two; it never falls on the way."""
+    strides, seen = {}, None
+    for name, block in blocks(body):
+        side = sides.get(name, seen)
+        if side is None and any(True for _ in block.parameters()):
+            return {}  # what comes first can't be placed
+        seen = side if seen is None or side is None else min(side, seen)
+        if seen is not None:
+            strides[name] = 2 ** int(math.log2(image_side / seen))
+    return strides
 
 
 def _parameters_behind(level: Tensor, body: nn.Module) -> set[str]:

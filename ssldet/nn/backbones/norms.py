@@ -1,29 +1,50 @@
 """a network -> the same with batch normalisation that never changes, and statistics to fix it at."""
 
+from importlib import import_module
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 class FixedNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
     """Batch normalisation that never changes: torchvision's, but in one pass and in the precision of the features."""
 
-    def forward(self, features: Float[Tensor, "B E h w"]) -> Float[Tensor, "B E h w"]:
+    def forward(self, features: Float[Tensor, "B E *cells"]) -> Float[Tensor, "B E *cells"]:
         """Normalise by the fixed statistics."""
         return F.batch_norm(
             features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
         )
 
 
-def freeze_norms(parent: nn.Module) -> None:
-    """Replace every freshly made plain batch norm inside by its fixed form."""
+def freeze_norms(body: nn.Module) -> None:
+    """Replace every batch norm inside by its fixed form, which takes over its statistics."""
+    _freeze_plain(body)
+    if any(isinstance(norm, nn.BatchNorm2d) and type(norm) not in PLAIN_NORMS for norm in body.modules()):
+        # Norms that bring an activation of their own are timm's, and so are their fixed forms.
+        library: Any = import_module("timm.layers")
+        library.freeze_batch_norm_2d(body)
+
+
+def _freeze_plain(parent: nn.Module) -> None:
     for name, child in parent.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(parent, name, FixedNorm(child.num_features, eps=child.eps))
+        if type(child) in PLAIN_NORMS and child.running_mean is not None:
+            setattr(parent, name, _fixed(child))
         else:
-            freeze_norms(child)
+            _freeze_plain(child)
+
+
+def _fixed(norm: Any) -> FixedNorm:
+    fixed = FixedNorm(norm.num_features, eps=norm.eps)
+    fixed.running_mean, fixed.running_var = norm.running_mean.clone(), norm.running_var.clone()
+    if norm.affine:
+        fixed.weight, fixed.bias = norm.weight.detach().clone(), norm.bias.detach().clone()
+    return fixed
 
 
 def calibrate(network: nn.Module, images: Float[Tensor, "B 3 H W"]) -> None:

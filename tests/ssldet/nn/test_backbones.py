@@ -10,6 +10,7 @@ from ssldet.nn.backbones import (
     BackboneConfig,
     FixedNorm,
     Network,
+    backbone_names,
     build_backbone,
     calibrate,
     original_state,
@@ -267,3 +268,32 @@ def test_what_can_not_be_dilated_says_so() -> None:
         check(BackboneConfig(name="tiny", output_stride=16))
     with pytest.raises(ConfigError, match="tiny_channels"):
         check(BackboneConfig(name="tiny", tiny_channels=()))
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "weights"),
+    [
+        ("resnet50", "resnet50", None),
+        ("torchvision/resnet50", "torchvision/resnet50", None),
+        ("resnet50.swav", "resnet50", "swav"),
+        ("timm/convnext_tiny.fb_in22k", "timm/convnext_tiny", "fb_in22k"),
+        ("timm/vit_base_patch16_224.augreg2_in21k_ft_in1k", "timm/vit_base_patch16_224", "augreg2_in21k_ft_in1k"),
+    ],
+)
+def test_a_tag_behind_the_name_means_weights(word: str, name: str, weights: str | None) -> None:
+    config = BackboneConfig(name=word)
+    assert (config.name, config.weights) == (name, weights)
+    assert config == BackboneConfig(name=name, weights=weights)
+    assert BackboneConfig(name=word, weights=weights) == config
+    check(config)
+
+
+def test_a_tag_against_other_weights_is_a_contradiction() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'swav', but weights='imagenet'.*use name='resnet50' and say the weights once"
+    ):
+        check(BackboneConfig(name="resnet50.swav", weights="imagenet"))
+
+
+def test_no_name_of_a_network_has_a_dot() -> None:
+    assert [name for name in backbone_names() if "." in name] == []
