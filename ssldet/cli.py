@@ -27,6 +27,7 @@ Overrides = Annotated[
     Parameter(name="--set", consume_multiple=True, negative=(), help="Recipe fields, such as optim.lr=1e-4."),
 ]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="One JSON object on standard output.")]
+Flag = Annotated[bool, Parameter(negative=())]
 Out = Annotated[Path | None, Parameter(name="--out", help="Run folder to create; default: the next free one in runs/.")]
 Steps = Annotated[int | None, Parameter(name="--steps", help="Length in optimiser steps.")]
 Epochs = Annotated[float | None, Parameter(name="--epochs", help="Length in passes over the training set.")]
@@ -131,6 +132,9 @@ def evaluate(
     data: Data,
     predictions: Path | None = None,
     save_predictions: Path | None = None,
+    metric: Literal["coco", "voc"] | None = None,
+    iou: float | None = None,
+    accelerate: Flag = False,
     batch_size: int = 1,
     workers: int = 2,
     json_: Json = False,
@@ -138,17 +142,20 @@ def evaluate(
     """Measure a detector on labelled images, or a pretext task on plain ones.
 
     Args:
-        data: coco:ANN.json:IMAGES or voc:ROOT:SPLIT; plain images for a pretrained run.
-        predictions: A COCO results file to score instead of a model.
+        data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT or panoptic:ANN.json:PNGS:IMAGES; plain images for a pretrained run.
+        predictions: A results file to score instead of a model: COCO's, or PRED.json:PNGS against panoptic data.
         save_predictions: Where to write the detections in COCO results format.
+        metric: Whose AP; default: the task's, and for predictions that of the data's form.
+        iou: Overlap that counts as found in VOC's AP of predictions; default: 0.5.
+        accelerate: Compute COCO's AP with faster-coco-eval.
         batch_size: Images at a time; 1 keeps padding out of the result.
         workers: Loader processes.
     """
     from ssldet import verbs
 
     _prints(verbs.evaluate)(
-        start, data, predictions=predictions, save_predictions=save_predictions, batch_size=batch_size,
-        workers=workers, json_=json_,
+        start, data, predictions=predictions, save_predictions=save_predictions, metric=metric, iou=iou,
+        accelerate=accelerate, batch_size=batch_size, workers=workers, json_=json_,
     )  # fmt: skip
 
 

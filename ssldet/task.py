@@ -8,7 +8,7 @@ is pickled into CPU workers and the other lives on the accelerator.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import UInt8
 from torch import Tensor, nn
@@ -69,8 +69,8 @@ class Evaluator(Protocol):
         """
         ...
 
-    def results(self) -> dict[str, float | dict[str, float]]:
-        """Return the numbers by name; a nested entry holds one number a class."""
+    def results(self) -> dict[str, Any]:
+        """Return the numbers by name; a nested entry holds a group of numbers, such as one a class, in the same way."""
         ...
 
 

@@ -1,27 +1,32 @@
-"""Detections -> AP: COCO's metric, computed by pycocotools, without its traps.
+"""Detections -> AP: COCO's metric for boxes and masks, computed by pycocotools, without its traps.
 
 The figures are pycocotools' own to the last digit. What is added: boxes and scores must be finite (a NaN overlap counts
 as a match there, so that a diverged model scores well), no detections at all give 0 instead of an error, annotations
-are numbered from 1 (number 0 reads as "unmatched" there), and nothing is printed.
+are numbered from 1 (number 0 reads as "unmatched" there), and nothing is printed. `accelerate` hands the same rows to
+faster-coco-eval, which must give the same figures.
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import pycocotools.mask as coco_mask
 from jaxtyping import Float
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ssldet.errors import AnnotationError, DataError, DivergedError
+from downstream.metrics.masks import RunLengths, encode, read_mask
+from ssldet.errors import AnnotationError, DataError, DivergedError, SetupError
 from ssldet.types import Batch, Detections, Source
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 """Names of the figures in the order in which COCO summarises them."""
 
 GroundTruth = dict[str, list[dict[str, Any]]]
+Figures = Callable[[GroundTruth, Sequence[Mapping[str, Any]]], dict[str, Any]]
+"""Computes named numbers from annotations and results, both with original ids."""
 Rows = Float[np.ndarray, "N 6"]
 """One detection a row: absolute xywh, score, label."""
 
@@ -56,19 +61,21 @@ class Labelled(Protocol):
 
 
 class BoxAP:
-    """Average precision of boxes over a whole source.
+    """Average precision of boxes over a whole source, COCO's or another one.
 
-    An image that was never shown counts as one in which nothing was found; one shown twice counts once.
+    An image that was never shown counts as one in which nothing was found; one shown twice counts once. The order of
+    images is without influence.
 
     Attributes:
         source: The labelled source that is evaluated.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, figures: Figures | None = None) -> None:
         """Start without detections.
 
         Args:
             source: The labelled source that is evaluated.
+            figures: What computes the figures; none means `box_ap`.
 
         Raises:
             DataError: The source carries no labels.
@@ -76,6 +83,7 @@ class BoxAP:
         if not isinstance(source, Labelled):
             raise DataError("no labels to measure against; evaluate on one coco:ANN.json:IMAGES or voc:ROOT:SPLIT")
         self.source: Labelled = source
+        self._figures: Figures = figures or box_ap
         self._found: dict[str, Rows] = {}
 
     def update(self, detections: list[Detections], batch: Batch) -> None:
@@ -104,41 +112,141 @@ class BoxAP:
             columns = (left, top, right - left, bottom - top, found.scores.cpu(), found.labels.cpu())
             self._found[key] = np.stack([column.numpy().astype(np.float64) for column in columns], axis=-1)
 
-    def results(self) -> dict[str, float | dict[str, float]]:
-        """Return AP by its COCO names, and `per_class`; -1 where the data has no object to measure on."""
-        index = dict(zip(self.source.keys, self.source.image_ids, strict=True))
-        rows = [
-            {"image_id": index[key], "category_id": self.source.category_ids[int(label)], "bbox": box, "score": score}
-            for key, found in self._found.items()
-            for *box, score, label in found.tolist()
+    def rows(self) -> list[dict[str, Any]]:
+        """Return everything found as COCO results with original ids, in the order of the source."""
+        return [
+            {"image_id": image, "category_id": self.source.category_ids[int(label)], "bbox": box, "score": score}
+            for key, image in zip(self.source.keys, self.source.image_ids, strict=True)
+            for *box, score, label in (self._found[key].tolist() if key in self._found else ())
         ]
-        return box_ap(self.source.ground_truth(), rows)
+
+    def results(self) -> dict[str, Any]:
+        """Return the figures by name, and `per_class`; -1 where the data has no object to measure on."""
+        return self._figures(self.source.ground_truth(), self.rows())
 
 
-def box_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]]) -> dict[str, float | dict[str, float]]:
-    """Compute COCO's figures.
+class MaskAP:
+    """Average precision of masks, and of the boxes that come with them, over a whole source.
+
+    Masks are turned into run lengths as they come, so that no two batches of them are in memory.
+
+    Attributes:
+        boxes: The metric of the boxes.
+    """
+
+    def __init__(self, source: Source, *, accelerate: bool = False) -> None:
+        """Start without detections.
+
+        Args:
+            source: A labelled source whose `ground_truth` holds a `segmentation` for each annotation.
+            accelerate: Compute with faster-coco-eval.
+
+        Raises:
+            DataError: The source carries no labels.
+        """
+        self.boxes = BoxAP(source)
+        self._accelerate = accelerate
+        self._masks: dict[str, list[RunLengths]] = {}
+
+    def update(self, detections: list[Detections], batch: Batch) -> None:
+        """Take in one batch.
+
+        Args:
+            detections: One entry an image, with masks on the image on disk.
+            batch: Where they were found.
+
+        Raises:
+            DivergedError: A box or score is not finite.
+            DataError: Detections without masks, or a label that the source has no class for.
+        """
+        self.boxes.update(detections, batch)
+        for found, key in zip(detections, batch.keys, strict=True):
+            if found.masks is None:
+                raise DataError(f"image {key}: detections without masks can't be measured by mask AP")
+            self._masks[key] = encode(found.masks)
+
+    def results(self) -> dict[str, Any]:
+        """Return the figures of the boxes by name, and those of the masks, with the same names, under `segm`.
+
+        The size of a found object is the area of its mask there, as in published figures.
+        """
+        truth, rows = self.boxes.source.ground_truth(), self.boxes.rows()
+        masks = (mask for key in self.boxes.source.keys for mask in self._masks.get(key, ()))
+        shapes = [
+            {name: row[name] for name in ("image_id", "category_id", "score")} | {"segmentation": mask}
+            for row, mask in zip(rows, masks, strict=True)
+        ]
+        segm = mask_ap(truth, shapes, accelerate=self._accelerate)
+        return {**box_ap(truth, rows, accelerate=self._accelerate), "segm": segm}
+
+
+def box_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, accelerate: bool = False) -> dict[str, Any]:
+    """Compute COCO's figures of boxes.
 
     Args:
         truth: COCO's `images`, `annotations` and `categories`; an annotation with `iscrowd` or `difficult` is neither
             a target nor, when found, a mistake.
-        detections: COCO results: `image_id`, `category_id`, `bbox` in absolute xywh and `score`, all finite.
+        detections: COCO results: `image_id`, `category_id`, `score` and `bbox` in absolute xywh or, where there is
+            none, `segmentation` as compressed run lengths; all finite.
+        accelerate: Compute with faster-coco-eval.
 
     Returns:
         The figures by name in 0..1, -1 where there is nothing to measure on; `per_class` holds AP by class name.
 
     Raises:
         AnnotationError: The data has no object at all.
+        SetupError: faster-coco-eval was asked for and is not installed.
     """
-    if not any(not (row["iscrowd"] or row.get("difficult")) for row in truth["annotations"]):
+    return _coco_ap(truth, truth["annotations"], detections, "bbox", accelerate=accelerate)
+
+
+def mask_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, accelerate: bool = False) -> dict[str, Any]:
+    """Compute COCO's figures of masks.
+
+    As in pycocotools, the size class of a found object comes from its `bbox`, where that is given, else from its mask.
+
+    Args:
+        truth: As for `box_ap`; every annotation has a `segmentation` of any of COCO's kinds.
+        detections: COCO results with `segmentation` as compressed run lengths; all finite.
+        accelerate: Compute with faster-coco-eval.
+
+    Returns:
+        The figures by name in 0..1, -1 where there is nothing to measure on; `per_class` holds AP by class name.
+
+    Raises:
+        AnnotationError: The data has no object at all, or an object without a sound mask.
+        SetupError: faster-coco-eval was asked for and is not installed.
+    """
+    sizes = {image["id"]: (image["height"] or 0, image["width"] or 0) for image in truth["images"]}
+    objects = []
+    for number, row in enumerate(truth["annotations"]):
+        try:
+            mask = read_mask(row.get("segmentation"), sizes[row["image_id"]])
+        except ValueError as error:
+            raise AnnotationError(f"$.annotations[{number}].segmentation: {error}; masks can't be measured") from error
+        objects.append({**row, "segmentation": mask})
+    return _coco_ap(truth, objects, detections, "segm", accelerate=accelerate)
+
+
+def _coco_ap(
+    truth: GroundTruth,
+    objects: Sequence[Mapping[str, Any]],
+    detections: Sequence[Mapping[str, Any]],
+    kind: Literal["bbox", "segm"],
+    *,
+    accelerate: bool,
+) -> dict[str, Any]:
+    if not any(not (row["iscrowd"] or row.get("difficult")) for row in objects):
         raise AnnotationError("the data to evaluate on holds no object at all; is it the right split?")
+    index, evaluator = _engine(accelerate=accelerate)
     with redirect_stdout(io.StringIO()):
-        evaluation = _Evaluation(_indexed(truth, truth["annotations"]), _indexed(truth, detections), "bbox")
+        evaluation = evaluator(_indexed(index(), truth, objects), _indexed(index(), truth, detections), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     # Axes: overlap threshold, recall, class, object size, detections an image.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    named = {row["id"]: row["name"] for row in truth["categories"]}
+    named = _unique_names(truth["categories"])
     per_class = {
         named[category]: float(values[values > -1].mean()) if (values > -1).any() else -1.0
         for category, values in zip(evaluation.params.catIds, precision.transpose(2, 0, 1), strict=True)
@@ -147,22 +255,61 @@ def box_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]]) -> dict[
     return {**figures, "per_class": per_class}
 
 
-class _Evaluation(COCOeval):  # type: ignore[misc]  # pycocotools has no types
+def _unique_names(categories: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
+    """Return id -> name; a name that several classes share is followed by the id."""
+    names = [row["name"] for row in categories]
+    return {
+        row["id"]: row["name"] if names.count(row["name"]) == 1 else f"{row['name']} ({row['id']})"
+        for row in categories
+    }
+
+
+class _IgnoresDifficult:
+    """Completes the preparation of either library, which ignores crowds only."""
+
+    cocoGt: Any  # noqa: N815 - theirs
+
     def _prepare(self) -> None:
-        super()._prepare()
-        # COCO's own preparation ignores crowds only.
-        for rows in self._gts.values():
-            for row in rows:
-                row["ignore"] = int(row["ignore"] or row.get("difficult", 0))
+        super()._prepare()  # type: ignore[misc]  # the library's class comes next
+        for row in self.cocoGt.anns.values():
+            row["ignore"] = int(row["ignore"] or row.get("difficult", 0))
 
 
-def _indexed(truth: GroundTruth, rows: Iterable[Mapping[str, Any]]) -> COCO:
-    """Return annotations or detections as pycocotools wants them, numbered from 1."""
-    coco = COCO()
-    numbered = []
-    for number, row in enumerate(rows, start=1):
+class _Evaluation(_IgnoresDifficult, COCOeval):  # type: ignore[misc]  # pycocotools has no types
+    """The reference."""
+
+
+def _engine(*, accelerate: bool) -> tuple[Any, Any]:
+    """Return the class of an index and that of an evaluation."""
+    if not accelerate:
+        return COCO, _Evaluation
+    try:
+        import faster_coco_eval as faster
+    except ImportError as error:
+        raise SetupError("faster-coco-eval is not installed; pip install 'ssldet[coco]', or go without") from error
+    return faster.COCO, type("_Accelerated", (_IgnoresDifficult, faster.COCOeval_faster), {})
+
+
+def _indexed(index: Any, truth: GroundTruth, rows: Iterable[Mapping[str, Any]]) -> Any:
+    """Fill an index as these libraries want it: annotations and images numbered from 1, every row with box and area."""
+    # In sorted order, which is theirs and decides between equal scores.
+    images = {key: number for number, key in enumerate(sorted(row["id"] for row in truth["images"]), start=1)}
+    index.dataset = {
+        "images": [{**row, "id": images[row["id"]]} for row in truth["images"]],
+        "categories": truth["categories"],
+        "annotations": [
+            {"iscrowd": 0, **_extent(row), **row, "id": number, "image_id": images[row["image_id"]]}
+            for number, row in enumerate(rows, start=1)
+        ],
+    }
+    index.createIndex()
+    return index
+
+
+def _extent(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return box and area of a detection: the area of the box where there is one, else of the mask."""
+    if "bbox" in row:
         *_, width, height = row["bbox"]
-        numbered.append({"iscrowd": 0, "area": width * height, **row, "id": number})
-    coco.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": numbered}
-    coco.createIndex()
-    return coco
+        return {"area": width * height}
+    mask = row["segmentation"]
+    return {"area": float(coco_mask.area(mask)), "bbox": coco_mask.toBbox(mask).tolist()}

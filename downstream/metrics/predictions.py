@@ -3,14 +3,17 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from downstream.annotations.coco import read_coco
 from downstream.annotations.labels import Labels, ground_truth
 from downstream.annotations.problems import SHOWN, Problems, shown
 from downstream.annotations.voc import read_voc
-from downstream.metrics.average_precision import box_ap
+from downstream.metrics.average_precision import Figures, GroundTruth, box_ap, mask_ap
+from downstream.metrics.masks import read_mask
+from downstream.metrics.voc import voc_ap
 from ssldet.errors import AnnotationError, ConfigError, suggest
 
 READERS: dict[str, Callable[[str], Labels]] = {
@@ -20,27 +23,83 @@ READERS: dict[str, Callable[[str], Labels]] = {
 """Prefix of a data specification -> what reads its annotations."""
 
 
-def score_predictions(predictions: Path, spec: str) -> dict[str, float | dict[str, float]]:
+def score_predictions(
+    predictions: Path,
+    spec: str,
+    *,
+    metric: Literal["coco", "voc"] | None = None,
+    iou: float | None = None,
+    accelerate: bool = False,
+) -> dict[str, Any]:
     """Score a COCO results file.
 
     Args:
-        predictions: A JSON list of `{"image_id", "category_id", "bbox", "score"}` with boxes in absolute xywh. Against
-            VOC, `image_id` is the image's name without suffix and pixels count from 0; there `category_id` may be
-            the class's name or its number from 1.
+        predictions: A JSON list of `{"image_id", "category_id", "bbox", "score"}` with boxes in absolute xywh, pixels
+            counted from 0. In place of `category_id` there may be `category`, the class's name, and beside or in
+            place of `bbox` a `segmentation` (run lengths or polygons). An image may be named by its id, its file or,
+            against VOC, its name without suffix; a class of VOC by its name or its number from 1.
         spec: `coco:ANN.json` or `voc:ROOT:SPLIT`; image folders may be left out.
+        metric: Whose figures; none takes VOC's against VOC data and COCO's against all other.
+        iou: Overlap from which an object counts as found, for VOC's figures alone; none takes 0.5.
+        accelerate: Compute COCO's figures with faster-coco-eval.
 
     Returns:
-        What `box_ap` computes.
+        What `box_ap` computes and, where there are masks, under `segm` what `mask_ap` computes; or what `voc_ap` does.
 
     Raises:
         AnnotationError: The file or the annotations are not sound; all problems at once, with JSON pointers.
-        ConfigError: The specification is not labelled data.
+        ConfigError: The specification is not labelled data, or an option that the metric does not have.
     """
     form, _, rest = spec.partition(":")
     if form not in READERS or not rest:
         raise ConfigError(f"{spec}: labels are needed to score against; give coco:ANN.json or voc:ROOT:SPLIT")
+    figures = figures_of(metric or ("voc" if form == "voc" else "coco"), iou=iou, accelerate=accelerate)
     labels = READERS[form](rest)
-    return box_ap(ground_truth(labels), read_predictions(predictions, labels))
+    truth = _as_stated(Path(rest.partition(":")[0])) if form == "coco" else ground_truth(labels)
+    return figures(truth, read_predictions(predictions, labels))
+
+
+def figures_of(metric: str, *, iou: float | None = None, accelerate: bool = False) -> Figures:
+    """Return what computes the figures of a metric.
+
+    Args:
+        metric: `coco` or `voc`.
+        iou: Overlap of VOC's figures; none takes 0.5.
+        accelerate: Compute COCO's figures with faster-coco-eval.
+
+    Raises:
+        ConfigError: No such metric, or an option that it does not have.
+    """
+    if metric not in {"coco", "voc"}:
+        raise ConfigError(f"metric: no {metric!r}{suggest(metric, ('coco', 'voc'))}; there are coco and voc")
+    if metric == "coco" and iou is not None:
+        raise ConfigError("iou: COCO's AP is a mean over its own ten overlaps; choose one with --metric voc")
+    if metric == "voc" and accelerate:
+        raise ConfigError("accelerate: only COCO's figures can be computed by faster-coco-eval; leave it out")
+    if iou is not None and not 0 < iou <= 1:
+        raise ConfigError(f"iou: {iou} must be an overlap above 0 and up to 1, such as 0.5")
+    return (
+        partial(voc_ap, iou=0.5 if iou is None else iou) if metric == "voc" else partial(_coco, accelerate=accelerate)
+    )
+
+
+def _coco(truth: GroundTruth, rows: list[dict[str, Any]], *, accelerate: bool) -> dict[str, Any]:
+    figures = box_ap(truth, rows, accelerate=accelerate)
+    if any("segmentation" in row for row in rows):
+        figures["segm"] = mask_ap(truth, rows, accelerate=accelerate)
+    return figures
+
+
+def _as_stated(path: Path) -> GroundTruth:
+    """Return a file that `read_coco` found sound as the official metric sees it: with masks, nothing dropped."""
+    document = json.loads(path.read_bytes())
+    for image in document["images"]:
+        image |= {"height": int(image.get("height") or 0), "width": int(image.get("width") or 0)}
+    for row in document["annotations"]:
+        *_, width, height = row["bbox"]
+        area = row.get("area")
+        row |= {"iscrowd": int(row.get("iscrowd", 0)), "area": area if _finite(area) else width * height}
+    return {name: document[name] for name in ("images", "annotations", "categories")}
 
 
 def read_predictions(path: Path, labels: Labels) -> list[dict[str, Any]]:
@@ -51,11 +110,35 @@ def read_predictions(path: Path, labels: Labels) -> list[dict[str, Any]]:
         labels: What it will be scored against.
 
     Returns:
-        The results with original ids, every number finite.
+        The results with original ids, every number finite, every mask as compressed run lengths.
 
     Raises:
         AnnotationError: With a JSON pointer for each problem.
     """
+    records = _parse(path)
+    problems = Problems(path)
+    images, categories = _image_names(labels), _category_names(labels)
+    sizes = dict(zip(labels.image_ids, labels.sizes.tolist(), strict=True))
+    masks = any(isinstance(record, dict) and "segmentation" in record for record in records)
+    rows = []
+    for number, record in enumerate(records):
+        where = f"$[{number}]"
+        if not isinstance(record, dict):
+            problems.add(where, shown(record), "expects an object with image_id, category_id, bbox and score")
+            continue
+        image = _known(record, "image_id", images, where, problems)
+        row = {"image_id": image, "category_id": _category(record, categories, where, problems)}
+        row["score"] = _score(record, where, problems)
+        if "bbox" in record or not masks:
+            row["bbox"] = _box(record, where, problems)
+        if masks:
+            row["segmentation"] = _mask(record, sizes.get(image), where, problems)
+        rows.append(row)
+    problems.stop()
+    return rows
+
+
+def _parse(path: Path) -> list[object]:
     try:
         records = json.loads(path.read_bytes())
     except OSError as error:
@@ -64,39 +147,49 @@ def read_predictions(path: Path, labels: Labels) -> list[dict[str, Any]]:
         raise AnnotationError(f"{path}: not a JSON file ({error}); expects a list of results") from error
     if not isinstance(records, list):
         raise AnnotationError(f"{path}: $: {shown(records)}; expects a list of results, one object a box")
-    problems = Problems(path)
-    images = {key: key for key in labels.image_ids}
-    categories: dict[object, object] = dict(zip(labels.category_ids, labels.category_ids, strict=True))
-    categories |= dict(zip(labels.classes, labels.category_ids, strict=True))
-    rows = []
-    for number, record in enumerate(records):
-        where = f"$[{number}]"
-        if not isinstance(record, dict):
-            problems.add(where, shown(record), "expects an object with image_id, category_id, bbox and score")
-            continue
-        image = _known(record, "image_id", images, where, problems)
-        category = _known(record, "category_id", categories, where, problems)
-        rows.append({"image_id": image, "category_id": category, **_numbers(record, where, problems)})
-    problems.stop()
-    return rows
+    return records
 
 
-def _known(record: Mapping[str, Any], name: str, known: Mapping[Any, Any], where: str, problems: Problems) -> object:
+def _image_names(labels: Labels) -> dict[object, Any]:
+    """Return everything that may stand for an image -> its id; an id goes before a file name."""
+    names: dict[object, Any] = dict(zip(labels.files, labels.image_ids, strict=True))
+    return names | {key: key for key in labels.image_ids}
+
+
+def _category_names(labels: Labels) -> dict[object, int]:
+    """Return everything that may stand for a class -> its id."""
+    names: dict[object, int] = dict(zip(labels.classes, labels.category_ids, strict=True))
+    return names | {key: key for key in labels.category_ids}
+
+
+def _category(record: Mapping[str, Any], known: Mapping[object, int], where: str, problems: Problems) -> object:
+    """Return the original id of the class, which `category_id` or `category` names, or both alike."""
+    name = record.get("category")
+    if "category_id" not in record and "category" in record:
+        return _known(record, "category", known, where, problems)
+    category = _known(record, "category_id", known, where, problems)
+    if category is not None and isinstance(name, str) and known.get(name, category) != category:
+        found = f"{shown(record['category_id'])} is not the class {name!r}, whose id is {known[name]}"
+        problems.add(f"{where}.category_id", found, "category_id and category must agree; leave one of them out")
+    return category
+
+
+def _known(record: Mapping[str, Any], name: str, known: Mapping[Any, Any], where: str, problems: Problems) -> Any:
     """Return the original id behind an entry."""
     value = record.get(name)
     if isinstance(value, int | str) and not isinstance(value, bool) and value in known:
         return known[value]
     # Looking for near misses is slow; the first few faults show the pattern.
     nearest = suggest(value, map(str, known)) if isinstance(value, str) and len(problems) < SHOWN else ""
-    example = next(iter(known))
+    example = next(iter(known.values()))
     remedy = f"no such {name.removesuffix('_id')} in the annotations, whose first is {example!r}"
     problems.add(f"{where}.{name}", (shown(value) if name in record else "missing") + nearest, remedy)
     return None
 
 
-def _numbers(record: Mapping[str, Any], where: str, problems: Problems) -> dict[str, Any]:
-    """Return box and score, checked."""
-    box, score = record.get("bbox"), record.get("score")
+def _box(record: Mapping[str, Any], where: str, problems: Problems) -> Any:
+    """Return the box, checked."""
+    box = record.get("bbox")
     if not isinstance(box, list) or len(box) != 4:
         found = shown(box) if "bbox" in record else "missing"
         problems.add(f"{where}.bbox", found, "expects four numbers [x, y, width, height] in pixels")
@@ -104,10 +197,28 @@ def _numbers(record: Mapping[str, Any], where: str, problems: Problems) -> dict[
         problems.add(f"{where}.bbox", shown(box), "expects finite numbers; a diverged model is not scored")
     elif box[2] < 0 or box[3] < 0:
         problems.add(f"{where}.bbox", shown(box), "width and height can't be negative; bbox is xywh, not xyxy")
+    return box
+
+
+def _score(record: Mapping[str, Any], where: str, problems: Problems) -> Any:
+    """Return the score, checked."""
+    score = record.get("score")
     if not _finite(score):
         found = shown(score) if "score" in record else "missing"
         problems.add(f"{where}.score", found, "expects a finite number; a diverged model is not scored")
-    return {"bbox": box, "score": score}
+    return score
+
+
+def _mask(record: Mapping[str, Any], size: list[int] | None, where: str, problems: Problems) -> Any:
+    """Return the run lengths of the mask; nothing where the image is not known, which has been told."""
+    if "segmentation" not in record:
+        problems.add(f"{where}.segmentation", "missing", "other results of this file have one; give all or none a mask")
+    elif size is not None:
+        try:
+            return read_mask(record["segmentation"], (size[0], size[1]))
+        except ValueError as error:
+            problems.add(f"{where}.segmentation", shown(record["segmentation"]), str(error))
+    return None
 
 
 def _finite(value: object) -> bool:

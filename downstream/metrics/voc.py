@@ -1,86 +1,78 @@
 """Detections -> VOC AP: the challenge's own metrics at one overlap threshold, 11-point (2007) and all-point (2010).
 
-They are never mixed into a table with COCO's figures: the names of the results tell them apart.
+They agree with the challenge's kit. Its boxes count pixels from 1 and include the last one, hence its "+ 1" in every
+width; ours begin at 0 and end after the last pixel, so that plain geometry gives the same overlaps. They are never
+mixed into a table with COCO's figures: the names of the results tell them apart.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from downstream.metrics.average_precision import GroundTruth
 
+NAMES = ("voc07_ap", "voc_ap")
+"""The 11-point metric of 2007 and the all-point one since 2010."""
 
-def voc07_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]]) -> dict[str, float | dict[str, float]]:
-    """Compute the VOC 2007 metric: the mean of the best precision at eleven levels of recall, at overlap 0.5.
-
-    Args:
-        truth: As `LabelledImages.ground_truth` returns it; `difficult` and `iscrowd` objects are ignored.
-        detections: COCO results: `image_id`, `category_id`, `bbox` in absolute xywh and `score`.
-
-    Returns:
-        `VOC07_mAP`, and `per_class` by name; -1 for a class without objects, which has no part in the mean.
-    """
-    return _mean_over_classes(truth, detections, "VOC07_mAP", "eleven")
+LEVELS: Float[np.ndarray, " 11"] = np.arange(0.0, 1.1, 0.1)
+"""Levels of recall of the 2007 metric, in floating point as the kit has them: 0.3 is a little more than 3 of 10."""
 
 
-def voc_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]]) -> dict[str, float | dict[str, float]]:
-    """Compute the VOC metric since 2010: the area under the monotone precision-recall curve, at overlap 0.5.
+def voc_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, iou: float = 0.5) -> dict[str, Any]:
+    """Compute the VOC metrics: the best precision at eleven levels of recall, and the area under the monotone curve.
 
     Args:
         truth: As `LabelledImages.ground_truth` returns it; `difficult` and `iscrowd` objects are ignored.
         detections: COCO results: `image_id`, `category_id`, `bbox` in absolute xywh and `score`.
+        iou: Overlap from which an object counts as found.
 
     Returns:
-        `VOC_mAP`, and `per_class` by name; -1 for a class without objects, which has no part in the mean.
+        `voc07_ap` (11-point) and `voc_ap` (all-point), means over the classes that have objects, -1 if none has;
+        `per_class` holds both by class name, -1 for a class without objects.
     """
-    return _mean_over_classes(truth, detections, "VOC_mAP", "all")
-
-
-def _mean_over_classes(
-    truth: GroundTruth, detections: Sequence[Mapping[str, Any]], name: str, points: Literal["eleven", "all"]
-) -> dict[str, float | dict[str, float]]:
-    objects: dict[tuple[Any, Any], list[Mapping[str, Any]]] = defaultdict(list)
+    objects: dict[Any, dict[Any, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in truth["annotations"]:
-        objects[row["category_id"], row["image_id"]].append(row)
+        objects[row["category_id"]][row["image_id"]].append(row)
     answers: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for answer in detections:
         answers[answer["category_id"]].append(answer)
     per_class = {
-        category["name"]: _class_ap(
-            {image: rows for (owner, image), rows in objects.items() if owner == category["id"]},
-            answers[category["id"]],
-            points,
-        )
+        category["name"]: _class_ap(objects[category["id"]], answers[category["id"]], iou)
         for category in truth["categories"]
     }
-    measured = [value for value in per_class.values() if value >= 0]
-    return {name: float(np.mean(measured)) if measured else -1.0, "per_class": per_class}
+    return {
+        **{name: _mean([figures[name] for figures in per_class.values()]) for name in NAMES},
+        "per_class": per_class,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    measured = [value for value in values if value >= 0]
+    return float(np.mean(measured)) if measured else -1.0
 
 
 def _class_ap(
-    objects: Mapping[Any, Sequence[Mapping[str, Any]]],
-    answers: Sequence[Mapping[str, Any]],
-    points: Literal["eleven", "all"],
-) -> float:
-    """Return the average precision of one class; `objects` is by image."""
+    objects: Mapping[Any, Sequence[Mapping[str, Any]]], answers: Sequence[Mapping[str, Any]], iou: float
+) -> dict[str, float]:
+    """Return both figures of one class; `objects` is by image."""
     total = sum(not _ignored(row) for rows in objects.values() for row in rows)
     if not total:
-        return -1.0
-    hits, misses = _judge(objects, sorted(answers, key=lambda row: -row["score"]))
+        return dict.fromkeys(NAMES, -1.0)
+    hits, misses = _judge(objects, sorted(answers, key=lambda row: -row["score"]), iou)
     found, wrong = np.cumsum(hits), np.cumsum(misses)
-    precision = found / np.maximum(found + wrong, 1)
-    if points == "eleven":
-        # In whole numbers: 0.3 as a level is a little more than 3 of 10.
-        return float(np.mean([precision[10 * found >= level * total].max(initial=0.0) for level in range(11)]))
+    precision, recall = found / np.maximum(found + wrong, 1), found / total
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((np.diff(found / total, prepend=0.0) * envelope).sum())
+    return {
+        "voc07_ap": float(np.mean([precision[recall >= level].max(initial=0.0) for level in LEVELS])),
+        "voc_ap": float((np.diff(recall, prepend=0.0) * envelope).sum()),
+    }
 
 
 def _judge(
-    objects: Mapping[Any, Sequence[Mapping[str, Any]]], answers: Sequence[Mapping[str, Any]]
+    objects: Mapping[Any, Sequence[Mapping[str, Any]]], answers: Sequence[Mapping[str, Any]], iou: float
 ) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
     """Call each answer, best first, a hit, a miss or (neither) an ignored object found.
 
@@ -92,7 +84,7 @@ def _judge(
         rows = objects.get(answer["image_id"], ())
         overlaps = [_iou_xywh(answer["bbox"], row["bbox"]) for row in rows]
         best = int(np.argmax(overlaps)) if overlaps else -1
-        if best < 0 or overlaps[best] < 0.5:
+        if best < 0 or overlaps[best] < iou:
             misses[number] = True
         elif not _ignored(rows[best]):
             first = (answer["image_id"], best) not in taken

@@ -6,20 +6,24 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ssldet.classes import match_classes
 from ssldet.data.loader import evaluation_batches
 from ssldet.data.sources import open_source
 from ssldet.engine.run import DataConfig
 from ssldet.errors import ConfigError, DataError, UnreadableError
+from ssldet.recipe import override
 from ssldet.registry import find, names
 from ssldet.report.pictures import draw_detections
 from ssldet.task import Localiser, PretextTask
-from ssldet.types import Batch, Detections, Sample, Source
+from ssldet.types import Batch, Detections, Sample, Segmentation, Source
 from ssldet.verbs.opening import Opened, open_model, pick_device
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,9 @@ def evaluate(
     *,
     predictions: str | Path | None = None,
     save_predictions: str | Path | None = None,
+    metric: str | None = None,
+    iou: float | None = None,
+    accelerate: bool = False,
     batch_size: int = 1,
     workers: int = 2,
 ) -> dict[str, Any]:
@@ -47,9 +54,13 @@ def evaluate(
 
     Args:
         start: A run folder or a weights file; none where `predictions` is given.
-        data: `coco:ANN.json:IMAGES` or `voc:ROOT:SPLIT`; plain images for a pretext task.
-        predictions: A COCO results file to score.
+        data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `panoptic:ANN.json:PNGS:IMAGES`; plain images for a pretext
+            task.
+        predictions: A results file to score: COCO's, or COCO's panoptic one with its PNGs.
         save_predictions: Where to write the detections as a COCO results file.
+        metric: `coco` or `voc`; none takes the task's, and for predictions that of the data's form.
+        iou: Overlap from which an object counts as found; for VOC's figures of predictions alone.
+        accelerate: Compute COCO's AP with faster-coco-eval instead of pycocotools.
         batch_size: Images at a time; padding changes results a little, so 1 is the reference.
         workers: Loader processes.
 
@@ -60,12 +71,19 @@ def evaluate(
     if predictions is not None:
         if start is not None or len(specs) != 1:
             raise ConfigError("--predictions scores one results file against one --data; leave the model out")
-        return dict(_scorer(specs[0])(Path(predictions), specs[0]))
+        options = {"metric": metric, "iou": iou, "accelerate": accelerate or None}
+        return _score(
+            Path(predictions), specs[0], {name: value for name, value in options.items() if value is not None}
+        )
     if start is None:
         raise ConfigError("nothing to evaluate; name a run folder, a weights file, or --predictions FILE")
+    if iou is not None:
+        raise ConfigError(
+            "--iou is for --predictions FILE --metric voc; save the model's with --save-predictions first"
+        )
     opened = open_model(start)
     source = _open(specs)
-    evaluator = opened.task.evaluator(source)
+    evaluator = override(opened.task, _given(metric=metric, accelerate=accelerate or None)).evaluator(source)
     translate = _translation(opened.classes, source.classes)
     results: list[dict[str, Any]] = []
     for batch, answers in _detect(opened, source, batch_size, workers):
@@ -149,13 +167,19 @@ def _readable(source: Source) -> Iterator[Sample]:
             log.warning("%s; left out", error)
 
 
-def _scorer(spec: str) -> Callable[[Path, str], dict[str, Any]]:
-    """Return the function that scores a results file against this kind of data."""
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _score(predictions: Path, spec: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Score a results file by what is registered for this kind of data."""
     form = spec.split(":", 1)[0]
     if ":" not in spec or form not in names("ssldet.scorers"):
         raise ConfigError(f"{spec}: predictions can be scored against {', '.join(names('ssldet.scorers'))}:…")
-    scorer: Callable[[Path, str], dict[str, Any]] = find("ssldet.scorers", form)
-    return scorer
+    scorer: Callable[..., dict[str, Any]] = find("ssldet.scorers", form)
+    if wrong := options.keys() - signature(scorer).parameters.keys():
+        raise ConfigError([f"--{name} has no meaning for {form}: data; leave it out" for name in sorted(wrong)])
+    return dict(scorer(predictions, spec, **options))
 
 
 def _translation(known: Sequence[str], wanted: Sequence[str]) -> Callable[[Detections], Detections]:
@@ -182,9 +206,23 @@ def _translation(known: Sequence[str], wanted: Sequence[str]) -> Callable[[Detec
     def translate(found: Detections) -> Detections:
         labels = places[found.labels]
         keep = labels >= 0
-        return replace(found, labels=labels).only(keep)
+        segmentation = None if found.segmentation is None else _renumber(found.segmentation, places)
+        return replace(found, labels=labels, segmentation=segmentation).only(keep)
 
     return translate
+
+
+def _renumber(found: Segmentation, places: Int[Tensor, " C"]) -> Segmentation:
+    """Return a segmentation with other labels; segments without one become void."""
+    labels = places[found.labels]
+    keep = labels >= 0
+    numbers = torch.cat([torch.zeros(1, dtype=torch.int64), keep.cumsum(0) * keep])
+    return replace(
+        found,
+        segments=numbers[found.segments.long()],
+        labels=labels[keep],
+        crowd=None if found.crowd is None else found.crowd[keep],
+    )
 
 
 def _detect(

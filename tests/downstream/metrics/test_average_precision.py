@@ -4,6 +4,8 @@ import contextlib
 import copy
 import io
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from downstream.annotations.coco import open_coco
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.shapes import write_shapes
 from downstream.annotations.voc import open_voc
-from downstream.metrics.average_precision import NAMES, BoxAP, box_ap
+from downstream.metrics.average_precision import NAMES, BoxAP, MaskAP, box_ap
+from downstream.metrics.voc import voc_ap
 from ssldet.boxes import to_absolute
 from ssldet.data.collate import collate
 from ssldet.data.images import open_images
-from ssldet.errors import AnnotationError, DataError, DivergedError
+from ssldet.errors import AnnotationError, DataError, DivergedError, SetupError
 from ssldet.types import Batch, Detections
 
 Document = dict[str, Any]
@@ -72,6 +75,31 @@ def test_the_figures_are_those_of_pycocotools(seed: int, capsys: pytest.CaptureF
     assert isinstance(classes, dict)
     assert list(classes) == ["c3", "c17", "c90"]
     assert np.mean([value for value in classes.values() if value >= 0]) == pytest.approx(found["AP"], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_accelerated_figures_are_the_same(seed: int) -> None:
+    truth, detections = random_set(seed)
+    for row in truth["annotations"][::5]:
+        row["difficult"] = 1
+    plain, fast = (box_ap(truth, detections, accelerate=accelerate) for accelerate in (False, True))
+    for name in NAMES:
+        assert fast[name] == pytest.approx(plain[name], abs=1e-9)
+    assert fast["per_class"] == pytest.approx(plain["per_class"], abs=1e-9)
+
+
+def test_acceleration_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    truth, detections = random_set(0)
+    with pytest.raises(SetupError, match="faster-coco-eval is not installed"):
+        box_ap(truth, detections, accelerate=True)
+
+
+def test_classes_of_one_name_are_told_apart_by_id() -> None:
+    truth, detections = random_set(0)
+    for row in truth["categories"][:2]:
+        row["name"] = "twin"
+    assert list(box_ap(truth, detections)["per_class"]) == ["twin (3)", "twin (17)", "c90"]
 
 
 def test_no_detection_at_all_is_zero() -> None:
@@ -202,3 +230,59 @@ def test_results_carry_original_ids(shapes: LabelledImages, tmp_path: Path) -> N
     assert [row["category_id"] for row in rows] == [row["category_id"] for row in truth]
     for row, true in zip(rows, truth, strict=True):
         assert row["bbox"] == pytest.approx(true["bbox"], abs=1e-4)
+
+
+class WithMasks(LabelledImages):
+    """A source of shapes whose annotations carry the rectangles of their boxes as masks."""
+
+    def __init__(self, source: LabelledImages) -> None:
+        self.__dict__.update(source.__dict__)
+
+    def ground_truth(self) -> Document:
+        truth = super().ground_truth()
+        for row in truth["annotations"]:
+            x, y, w, h = row["bbox"]
+            row["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        return truth
+
+
+def test_masks_of_a_model_are_measured_with_their_boxes(shapes: LabelledImages) -> None:
+    metric, forgetful = MaskAP(WithMasks(shapes)), MaskAP(WithMasks(shapes))
+    sizes = {image["id"]: (image["height"], image["width"]) for image in shapes.ground_truth()["images"]}
+    for number in reversed(range(len(shapes))):
+        batch = batch_of(shapes, number, number + 1)
+        (found,) = truth_of(batch)
+        height, width = sizes[shapes.image_ids[number]]
+        masks = torch.zeros(len(found), height, width, dtype=torch.bool)
+        for mask, (left, top, right, bottom) in zip(masks, found.boxes.round().int().tolist(), strict=True):
+            mask[top:bottom, left:right] = True
+        metric.update([replace(found, masks=masks)], batch)
+        forgetful.update([replace(found, masks=masks & False)], batch)
+    results = metric.results()
+    assert results["AP"] == pytest.approx(1.0)
+    assert results["segm"]["AP50"] == pytest.approx(1.0)
+    assert list(results["segm"]) == [*NAMES, "per_class"]
+    assert forgetful.results()["AP"] == pytest.approx(1.0)
+    assert forgetful.results()["segm"]["AP"] == 0
+
+
+def test_detections_without_masks_are_refused(shapes: LabelledImages) -> None:
+    batch = batch_of(shapes, 0, 1)
+    with pytest.raises(DataError, match="without masks"):
+        MaskAP(WithMasks(shapes)).update(truth_of(batch), batch)
+
+
+def test_the_order_of_images_is_without_influence(shapes: LabelledImages) -> None:
+    answers = []
+    for number in range(len(shapes)):
+        batch = batch_of(shapes, number, number + 1)
+        (found,) = truth_of(batch, noise=3.0)
+        answers.append(([replace(found, scores=torch.full_like(found.scores, 0.5))], batch))
+    figures = []
+    for order in (answers, answers[::-1]):
+        for metric in (BoxAP(shapes), BoxAP(shapes, voc_ap)):
+            for found, batch in order:
+                metric.update(found, batch)
+            figures.append(metric.results())
+    assert figures[:2] == figures[2:]
+    assert 0 < figures[1]["voc_ap"] < 1

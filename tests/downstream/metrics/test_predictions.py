@@ -1,13 +1,21 @@
 """Results files of any program: scored as they should be, or refused with every fault at once."""
 
+import contextlib
+import copy
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pycocotools.mask as coco_mask
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from downstream.annotations.coco import open_coco
+from downstream.metrics.average_precision import NAMES
 from downstream.metrics.predictions import score_predictions
 from ssldet.errors import AnnotationError, ConfigError
 
@@ -112,7 +120,7 @@ def test_voc_takes_names_and_numbers_from_one(tmp_path: Path) -> None:
     (tmp_path / "ImageSets/Main/test.txt").write_text("000012\n")
     for category in ("bird", 3):
         rows = [{"image_id": "000012", "category_id": category, "bbox": [1, 2, 10, 20], "score": 0.4}]
-        assert score_predictions(results(tmp_path, rows), f"voc:{tmp_path}:test")["AP"] == pytest.approx(1.0)
+        assert score_predictions(results(tmp_path, rows), f"voc:{tmp_path}:test")["voc_ap"] == pytest.approx(1.0)
 
 
 def test_what_a_source_writes_can_be_scored(tmp_path: Path, spec: str) -> None:
@@ -121,3 +129,124 @@ def test_what_a_source_writes_can_be_scored(tmp_path: Path, spec: str) -> None:
     truth = source.ground_truth()["annotations"]
     rows = [{name: row[name] for name in ("image_id", "category_id", "bbox")} | {"score": 1.0} for row in truth]
     assert score_predictions(results(tmp_path, rows), spec)["AP"] == pytest.approx(1.0)
+
+
+def mask_of(box: list[float], chance: np.random.Generator, size: tuple[int, int]) -> dict[str, Any]:
+    """An ellipse in a box, compressed."""
+    x, y, width, height = box
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    across = (columns - x - width / 2) / (width / 2 + 0.1)
+    inside = across**2 + ((rows - y - height / 2) / (height / 2 + 0.1)) ** 2 <= chance.uniform(0.5, 2)
+    rle: dict[str, Any] = coco_mask.encode(np.asfortranarray(inside.astype(np.uint8)))
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def noisy(document: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Answers good and bad, more than 100 for one image, with many equal scores."""
+    chance = np.random.default_rng(seed)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
+    keys = [row["id"] for row in document["categories"]]
+    rows = []
+    crowded = document["annotations"][0]["image_id"]
+    for row in document["annotations"]:
+        for _ in range(60 if row["image_id"] == crowded else chance.integers(0, 4)):
+            box = np.array(row["bbox"]) + chance.normal(0, 0.1, 4) * min(row["bbox"][2:])
+            box = [round(float(side), 2) for side in (*box[:2], *np.maximum(box[2:], 0.5))]
+            category = row["category_id"] if chance.random() < 0.8 else int(chance.choice(keys))
+            mask = mask_of(box, chance, sizes[row["image_id"]])
+            score = round(float(chance.random()), 2)
+            place = {"image_id": row["image_id"], "category_id": category}
+            rows.append(place | {"bbox": box, "segmentation": mask, "score": score})
+    return rows
+
+
+def official(document: dict[str, Any], rows: list[dict[str, Any]], kind: str) -> tuple[list[float], dict[str, float]]:
+    """What pycocotools says, used as its own demonstration does."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(document)
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(rows)), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    names = {row["id"]: row["name"] for row in document["categories"]}
+    per_class = {names[key]: float(precision[:, :, n].mean()) for n, key in enumerate(evaluation.params.catIds)}
+    return [float(value) for value in evaluation.stats[:9]], per_class
+
+
+@pytest.mark.parametrize("accelerate", [False, True])
+@pytest.mark.parametrize("form", ["both", "masks", "boxes"])
+def test_real_annotations_give_the_figures_of_pycocotools(
+    tmp_path: Path, real_data: Path, form: str, accelerate: bool
+) -> None:
+    path = real_data / "coco_tiny" / "annotations" / "instances_val.json"
+    document = json.loads(path.read_bytes())
+    rows = noisy(document, 3)
+    for row in rows:
+        for name in {"both": [], "masks": ["bbox"], "boxes": ["segmentation"]}[form]:
+            del row[name]
+    found = score_predictions(results(tmp_path, rows), f"coco:{path}", accelerate=accelerate)
+    assert list(found) == [*NAMES, "per_class", *([] if form == "boxes" else ["segm"])]
+    for kind, figures in (("bbox", found), ("segm", found.get("segm"))):
+        if figures is None:
+            continue
+        stats, per_class = official(document, rows, kind)
+        assert [figures[name] for name in NAMES] == pytest.approx(stats, abs=1e-9)
+        assert figures["per_class"] == pytest.approx(per_class, abs=1e-9)
+        assert 0.02 < figures["AP"] < 0.98
+        assert -1 in figures["per_class"].values()
+
+
+def test_boxes_without_area_count_as_they_do_officially(tmp_path: Path, spec: str) -> None:
+    document = copy.deepcopy(TRUTH)
+    document["annotations"] = [row | {"area": row["bbox"][2] * 20, "iscrowd": 0} for row in document["annotations"]]
+    lost = {"id": 9, "image_id": 7, "category_id": 4, "bbox": [5, 2, 7, 0], "area": 0, "iscrowd": 0}
+    document["annotations"].append(lost)
+    Path(spec.removeprefix("coco:")).write_text(json.dumps(document))
+    found = score_predictions(results(tmp_path, RIGHT), spec)
+    assert [found[name] for name in NAMES] == pytest.approx(official(document, RIGHT, "bbox")[0], abs=1e-9)
+    assert found["AP"] < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"segmentation": [[1, 2, 3]]}, "$[1].segmentation"),
+        ({"segmentation": {"size": [40, 60], "counts": [7]}}, "2400 pixels"),
+        ({}, "$[1].segmentation: missing"),
+    ],
+)
+def test_a_faulty_mask_is_refused(tmp_path: Path, spec: str, change: dict[str, object], place: str) -> None:
+    sound = RIGHT[0] | {"segmentation": [[1, 2, 11, 2, 11, 22, 1, 22]]}
+    with pytest.raises(AnnotationError) as caught:
+        score_predictions(results(tmp_path, [sound, RIGHT[1] | change]), spec)
+    assert place in str(caught.value)
+
+
+def test_masks_need_true_masks(tmp_path: Path, spec: str) -> None:
+    rows = [row | {"segmentation": [[1, 2, 11, 2, 11, 22, 1, 22]]} for row in RIGHT]
+    with pytest.raises(AnnotationError, match=r"annotations\[0\]\.segmentation.*masks can't be measured"):
+        score_predictions(results(tmp_path, rows), spec)
+
+
+def test_images_and_classes_may_be_named(tmp_path: Path, spec: str) -> None:
+    rows = [{"image_id": "a.png", "category": "cup", "bbox": RIGHT[0]["bbox"], "score": 1}, RIGHT[1]]
+    assert score_predictions(results(tmp_path, rows), spec)["AP"] == pytest.approx(1.0)
+    with pytest.raises(AnnotationError, match=r"category_id: 4 is not the class 'cup', whose id is 90"):
+        score_predictions(results(tmp_path, [RIGHT[1] | {"category": "cup"}]), spec)
+    with pytest.raises(AnnotationError, match=r"category: 'cupp' \(did you mean 'cup'"):
+        score_predictions(results(tmp_path, [rows[0] | {"category": "cupp"}]), spec)
+
+
+def test_the_metric_is_a_choice(tmp_path: Path, spec: str) -> None:
+    path = results(tmp_path, RIGHT)
+    assert set(score_predictions(path, spec, metric="voc", iou=0.3)) == {"voc07_ap", "voc_ap", "per_class"}
+    for options, advice in (
+        ({"iou": 0.5}, "ten overlaps"),
+        ({"metric": "voc", "accelerate": True}, "leave it out"),
+        ({"metric": "voc", "iou": 1.5}, "above 0"),
+    ):
+        with pytest.raises(ConfigError, match=advice):
+            score_predictions(path, spec, **options)  # type: ignore[arg-type]

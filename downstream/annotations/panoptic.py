@@ -1,0 +1,143 @@
+"""panoptic:ANN.json:PNGS:IMAGES -> PanopticImages: COCO's panoptic annotations, things and stuff, every pixel told.
+
+A PNG holds the number of a segment in each pixel, R + 256 G + 65536 B, 0 for none; the JSON file says what each
+segment is. The file is checked when it is opened, a PNG when it is read.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.problems import Problems
+from downstream.annotations.segments import PIXELS, Panoptic, read_panoptic, split_spec, tight_boxes
+from ssldet.boxes import to_normalised
+from ssldet.data.images import image_sizes
+from ssldet.errors import AnnotationError, UnreadableError
+from ssldet.types import Sample, Segmentation, Targets
+
+
+def open_panoptic(rest: str, *, min_side: int, max_pixels: int) -> "PanopticImages":
+    """Open a panoptic file with its images.
+
+    Args:
+        rest: `ANN.json:PNGS:IMAGES`; see `read_panoptic`. Without `:IMAGES` the folder is looked for beside the file.
+        min_side: Shortest usable image side in pixels.
+        max_pixels: Largest usable image in pixels.
+
+    Raises:
+        AnnotationError: The file is not sound, or images or PNGs are missing; all problems at once.
+    """
+    panoptic = read_panoptic(rest)
+    path, _, images = split_spec(rest)
+    folder = images or _guess_folder(path, panoptic.labels.files[0])
+    return PanopticImages(panoptic, folder=folder, origin=path, min_side=min_side, max_pixels=max_pixels)
+
+
+class PanopticImages(LabelledImages):
+    """Images whose every pixel is labelled: what `panoptic:` opens into.
+
+    Segments are targets, things and stuff alike, with masks and their tight boxes; crowds are left out. A box ends
+    after its last pixel, as COCO's own do (DETR's end on it, so that a segment one pixel wide has no width).
+    """
+
+    def __init__(self, panoptic: Panoptic, *, folder: Path, origin: Path, min_side: int, max_pixels: int) -> None:
+        """Check every file: it is there, its header can be read, and it has the stated size.
+
+        Args:
+            panoptic: What the annotations say.
+            folder: Where the images lie.
+            origin: The annotation file, to name in messages.
+            min_side: Shortest usable image side in pixels.
+            max_pixels: Largest usable image in pixels.
+
+        Raises:
+            AnnotationError: Images or PNGs are missing, or their size is not the stated one; all problems at once.
+        """
+        places = [f"$.annotations[{number}]" for number in range(len(panoptic.labels))]
+        _check_pngs(panoptic, origin)
+        self._panoptic = panoptic
+        super().__init__(
+            panoptic.measured().labels,
+            folder=folder,
+            origin=origin,
+            places=places,
+            min_side=min_side,
+            max_pixels=max_pixels,
+        )
+        self._place = {str(key): index for index, key in enumerate(panoptic.labels.image_ids)}
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """Whether a class is one of countable things, by label."""
+        return self._panoptic.is_thing
+
+    def truth(self, key: str) -> Segmentation:
+        """Read what each pixel of an image belongs to.
+
+        Args:
+            key: `Sample.key` of the image.
+
+        Raises:
+            UnreadableError: The PNG can't be decoded.
+            AnnotationError: The PNG and the file disagree.
+        """
+        return self._panoptic.truth(self._place[key])
+
+    def stated(self, key: str) -> tuple[Int[Tensor, " N"], Bool[Tensor, " N"], Float[Tensor, " N"]]:
+        """Return class, crowd flag and area in pixels of an image's segments as the file states them.
+
+        Args:
+            key: `Sample.key` of the image.
+        """
+        rows = self._panoptic.labels.rows(self._place[key])
+        columns = (self._panoptic.labels.labels, self._panoptic.labels.crowd, self._panoptic.labels.areas)
+        labels, crowd, areas = (torch.from_numpy(column[rows]) for column in columns)
+        return labels.long(), crowd, areas
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image with its targets.
+
+        Raises:
+            UnreadableError: The image or its PNG can't be decoded.
+            AnnotationError: The PNG and the file disagree.
+        """
+        sample = super().__getitem__(index)
+        truth = self.truth(sample.key)
+        _, crowd, _ = self.stated(sample.key)
+        numbers = [n for n in np.unique(truth.segments.numpy()).tolist() if n and not crowd[n - 1]]
+        kept = torch.tensor(numbers, dtype=torch.int64)
+        masks = truth.segments == kept[:, None, None]
+        boxes = tight_boxes(masks)
+        targets = Targets(boxes=to_normalised(boxes, sample.original_size), labels=truth.labels[kept - 1], masks=masks)
+        return replace(sample, targets=targets)
+
+
+def _check_pngs(panoptic: Panoptic, origin: Path) -> None:
+    """Let a source open only if every PNG is there and has the stated size."""
+    problems = Problems(origin)
+    found = image_sizes(panoptic.folder, panoptic.pngs, min_side=1, max_pixels=PIXELS)
+    for number, (size, stated) in enumerate(zip(found, panoptic.labels.sizes.tolist(), strict=True)):
+        where = f"$.annotations[{number}].file_name"
+        if isinstance(size, UnreadableError):
+            problems.add(where, f"{size.path}: {size.reason}", "restore the PNG of the segments")
+        elif any(stated) and tuple(stated) != size:
+            what = f"{panoptic.pngs[number]} has {size[0]} x {size[1]} pixels, its image {stated[0]} x {stated[1]}"
+            problems.add(where, what, "the PNG must have the size (height x width) of the image")
+    problems.stop()
+
+
+def _guess_folder(annotations: Path, example: str) -> Path:
+    """Return the folder, beside the file or as in the official layout, that holds the first image."""
+    split = annotations.stem.rpartition("_")[2]
+    home = annotations.parent
+    places = [home / "images", home / split, home.parent / "images", home.parent / split, home]
+    for place in places:
+        if (place / example).is_file():
+            return place
+    tried = ", ".join(map(str, places))
+    raise AnnotationError(f"{annotations}: no folder near it holds {example}; tried {tried}; add :PNGS:IMAGES")

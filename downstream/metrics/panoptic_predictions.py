@@ -1,0 +1,132 @@
+"""results file with PNGs, panoptic:… -> PQ: score segmentations that any program wrote, without model and images."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from downstream.annotations.labels import stays_inside
+from downstream.annotations.problems import Problems, shown
+from downstream.annotations.segments import (
+    Panoptic,
+    number_segments,
+    read_document,
+    read_ids,
+    read_panoptic,
+    records,
+    sound_segment,
+)
+from downstream.metrics.panoptic_quality import count, panoptic_quality
+from ssldet.errors import AnnotationError, UnreadableError
+from ssldet.types import Segmentation
+
+log = logging.getLogger(__name__)
+
+Entries = dict[int | str, tuple[str, dict[str, Any]]]
+"""Image id -> JSON pointer and entry of a results file."""
+
+
+def score_panoptic(predictions: Path, spec: str) -> dict[str, Any]:
+    """Score a panoptic results file.
+
+    Args:
+        predictions: `PRED.json` or `PRED.json:PNGS`; without PNGS they lie in a folder beside the file, of the same
+            name without `.json`. The file holds `annotations`, one for each image, with `image_id`, `file_name` of
+            its PNG and `segments_info`: `id` and `category_id` of each segment.
+        spec: `panoptic:ANN.json` or `panoptic:ANN.json:PNGS`; an image folder may follow.
+
+    Returns:
+        What `panoptic_quality` computes.
+
+    Raises:
+        AnnotationError: The file, its PNGs or the annotations are not sound, or an image has no prediction; all
+            problems at once.
+    """
+    panoptic = read_panoptic(spec.partition(":")[2])
+    path, folder = _places(predictions)
+    problems = Problems(path)
+    if not folder.is_dir():
+        problems.add("PNGs", f"no folder {folder}", "give --predictions PRED.json:PNGS")
+        problems.stop()
+    entries = _entries(read_document(path), panoptic, problems)
+    for number in panoptic.labels.image_ids:
+        if number not in entries:
+            problems.add("$.annotations", f"image {number} has no prediction", "predict every image of the annotations")
+    problems.stop()
+    classes = len(panoptic.labels.classes)
+    total = np.zeros((classes, 4))
+    for index, key in enumerate(panoptic.labels.image_ids):
+        try:
+            truth = panoptic.truth(index)
+        except UnreadableError as error:
+            raise AnnotationError(f"{error}; restore the PNG of the true segments") from error
+        answer = _answer(*entries[key], folder, panoptic, truth, problems)
+        if answer is not None:
+            total += count(truth, answer, classes, areas=panoptic.labels.areas[panoptic.labels.rows(index)])
+    problems.stop()
+    return panoptic_quality(total, panoptic.labels.classes, panoptic.is_thing)
+
+
+def _places(predictions: Path) -> tuple[Path, Path]:
+    """Return the file and the folder of its PNGs."""
+    name, colon, folder = str(predictions).rpartition(":")
+    if colon and not predictions.exists():
+        return Path(name), Path(folder)
+    return predictions, predictions.with_suffix("")
+
+
+def _entries(document: Mapping[str, Any], panoptic: Panoptic, problems: Problems) -> Entries:
+    """Return the entries of the images that the annotations know; others are counted and left out, as officially."""
+    known = set(panoptic.labels.image_ids)
+    entries: Entries = {}
+    strangers = 0
+    for where, record in records(document, "annotations", problems):
+        key, name = record.get("image_id"), record.get("file_name")
+        if type(key) is not int:
+            problems.add(f"{where}.image_id", shown(key), "expects the id of an image of the annotations")
+        elif key not in known:
+            strangers += 1
+        elif key in entries:
+            problems.add(f"{where}.image_id", f"{key} has two entries", "give every image one entry")
+        elif not isinstance(name, str) or not stays_inside(name):
+            problems.add(f"{where}.file_name", shown(name), "expects the name of a PNG in the folder of PNGs")
+        else:
+            entries[key] = where, record
+    if strangers:
+        log.warning("%s: %d predictions for images that the annotations don't have, left out", problems.path, strangers)
+    return entries
+
+
+def _answer(
+    where: str, record: Mapping[str, Any], folder: Path, panoptic: Panoptic, truth: Segmentation, problems: Problems
+) -> Segmentation | None:
+    """Read one answer; what is wrong with it goes to the problems."""
+    before = len(problems)
+    label_of = {key: label for label, key in enumerate(panoptic.labels.category_ids)}
+    ids: list[int] = []
+    labels: list[int] = []
+    seen: set[int] = set()
+    for place, segment in records(record, "segments_info", problems, where):
+        number = sound_segment(segment, label_of, seen, place, problems)
+        if number is not None:
+            ids.append(number)
+            labels.append(label_of[segment["category_id"]])
+    try:
+        pixels = read_ids(folder / record["file_name"])
+    except UnreadableError as error:
+        problems.add(f"{where}.file_name", f"{error.path}: {error.reason}", "expects a PNG of segment numbers")
+        return None
+    if len(problems) > before:
+        return None
+    segments, strangers, absent = number_segments(pixels, np.asarray(ids, dtype=np.int64))
+    for number in strangers:
+        problems.add(f"{where}.segments_info", f"segment {number} is in the PNG only", "list every segment of the PNG")
+    for number in absent:
+        problems.add(f"{where}.segments_info", f"segment {number} is not in the PNG", "list what has pixels only")
+    if segments.shape != truth.segments.shape:
+        sizes = " instead of ".join(" x ".join(map(str, part.shape)) for part in (segments, truth.segments))
+        problems.add(f"{where}.file_name", f"{record['file_name']} has {sizes} pixels", "expects the image's size")
+    return None if len(problems) > before else Segmentation(segments=segments, labels=torch.tensor(labels).long())

@@ -1,0 +1,198 @@
+"""Segmentations -> PQ: COCO's panoptic quality (Kirillov et al. 2019), as panopticapi counts it.
+
+An answer finds a segment of its class where they overlap by more than half, pixels without truth (void) left aside. A
+crowd can't be found; an answer that lies by more than half in void or in a crowd of its class is no mistake. Each image
+is boiled down to a few counts at once, so that any number of images takes little memory and their order none.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ssldet.errors import DataError
+from ssldet.types import Batch, Detections, Segmentation, Source
+
+Counts = Float[np.ndarray, "C 4"]
+"""For each class: sum of the overlaps of what was found, found, wrong, missed."""
+
+
+@runtime_checkable
+class EveryPixelLabelled(Protocol):
+    """What the metric must know of a source."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+        ...
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """Whether a class is one of countable things, by label."""
+        ...
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """`Sample.key` of each image."""
+        ...
+
+    def truth(self, key: str) -> Segmentation:
+        """Return what each pixel of an image belongs to."""
+        ...
+
+    def stated(self, key: str) -> tuple[Int[Tensor, " N"], Bool[Tensor, " N"], Float[Tensor, " N"]]:
+        """Return class, crowd flag and area (NaN where not stated) of an image's segments."""
+        ...
+
+
+class PanopticQuality:
+    """Panoptic quality over a whole source.
+
+    An image that was never shown counts as one in which nothing was found; one shown twice counts once.
+
+    Attributes:
+        source: The source that is evaluated.
+    """
+
+    def __init__(self, source: Source) -> None:
+        """Start without answers.
+
+        Args:
+            source: The source that is evaluated.
+
+        Raises:
+            DataError: Its pixels are not labelled.
+        """
+        if not isinstance(source, EveryPixelLabelled):
+            raise DataError("no labelled pixels to measure against; evaluate on one panoptic:ANN.json:PNGS:IMAGES")
+        self.source: EveryPixelLabelled = source
+        self._counts: dict[str, Counts] = {}
+
+    def update(self, detections: list[Detections], batch: Batch) -> None:
+        """Take in one batch.
+
+        Args:
+            detections: One entry an image, each with the segmentation of the image on disk.
+            batch: Where they were found.
+
+        Raises:
+            DataError: An answer without segmentation, of another size, or of a class that the source does not have.
+        """
+        for found, key in zip(detections, batch.keys, strict=True):
+            if found.segmentation is None:
+                raise DataError(f"image {key}: detections without a segmentation have no panoptic quality")
+            answer, classes = found.segmentation, len(self.source.classes)
+            if len(answer.labels) and int(answer.labels.max()) >= classes:
+                raise DataError(
+                    f"image {key}: class number {int(answer.labels.max())} was found, but the data has {classes} "
+                    "classes; evaluate on data with the classes of the training set"
+                )
+            truth = self.source.truth(key)
+            if truth.segments.shape != answer.segments.shape:
+                sizes = " and ".join(" x ".join(map(str, part.segments.shape)) for part in (answer, truth))
+                raise DataError(f"image {key}: answer and truth differ in size, {sizes} (height x width)")
+            self._counts[key] = count(truth, answer, classes, areas=self.source.stated(key)[2].numpy())
+
+    def results(self) -> dict[str, Any]:
+        """Return `PQ`, `SQ` and `RQ` of all classes, of `things` and of `stuff`, and of each class in `per_class`."""
+        for key in self.source.keys:
+            if key not in self._counts:
+                labels, crowd, _ = self.source.stated(key)
+                self._counts[key] = _all_missed(labels, crowd, len(self.source.classes))
+        # In the order of the source: sums of floating-point numbers know their order.
+        counts = np.sum([self._counts[key] for key in self.source.keys], axis=0)
+        return panoptic_quality(counts, self.source.classes, self.source.is_thing)
+
+
+def count(
+    truth: Segmentation, answer: Segmentation, classes: int, *, areas: Float[np.ndarray, " N"] | None = None
+) -> Counts:
+    """Compare truth and answer of one image.
+
+    Args:
+        truth: What is there.
+        answer: What was found, on the same pixels.
+        classes: Number of classes.
+        areas: Stated area of each true segment, which panopticapi trusts; counted where none or NaN.
+
+    Returns:
+        Counts that add up over images.
+    """
+    labels, found = truth.labels.cpu().numpy(), answer.labels.cpu().numpy()
+    crowd = np.zeros(len(labels), dtype=bool) if truth.crowd is None else truth.crowd.cpu().numpy()
+    pairs = truth.segments.cpu().numpy().astype(np.int64) * (len(found) + 1) + answer.segments.cpu().numpy()
+    shared = np.bincount(pairs.ravel(), minlength=(len(labels) + 1) * (len(found) + 1))
+    shared = shared.reshape(len(labels) + 1, len(found) + 1)
+    sizes, void, common = shared.sum(axis=0)[1:], shared[0, 1:], shared[1:, 1:]
+    counted = shared.sum(axis=1)[1:]
+    areas = counted if areas is None else np.where(np.isnan(areas), counted, areas)
+    overlap = common / np.maximum(areas[:, None] + sizes - common - void, 1)
+    match = (overlap > 0.5) & (labels[:, None] == found) & ~crowd[:, None]
+    forgiven = void + _in_crowd(common, labels, crowd, found)
+    wrong = ~match.any(axis=0) & (2 * forgiven <= sizes) & (sizes > 0)
+    missed = ~match.any(axis=1) & ~crowd
+    true = labels[np.nonzero(match)[0]]
+    columns = (
+        np.bincount(true, weights=overlap[match], minlength=classes),
+        np.bincount(true, minlength=classes),
+        np.bincount(found[wrong], minlength=classes),
+        np.bincount(labels[missed], minlength=classes),
+    )
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _in_crowd(
+    common: Int[np.ndarray, "N M"],
+    labels: Int[np.ndarray, " N"],
+    crowd: Bool[np.ndarray, " N"],
+    found: Int[np.ndarray, " M"],
+) -> Int[np.ndarray, " M"]:
+    """Return how many pixels of each answer lie in the crowd of its class; of several crowds the last one counts."""
+    inside = np.zeros(len(found), dtype=np.int64)
+    for number in np.flatnonzero(crowd):
+        inside = np.where(found == labels[number], common[number], inside)
+    return inside
+
+
+def _all_missed(labels: Int[Tensor, " N"], crowd: Bool[Tensor, " N"], classes: int) -> Counts:
+    counts = np.zeros((classes, 4))
+    counts[:, 3] = np.bincount(labels.numpy()[~crowd.numpy()], minlength=classes)
+    return counts
+
+
+def panoptic_quality(counts: Counts, classes: Sequence[str], is_thing: Sequence[bool]) -> dict[str, Any]:
+    """Return the figures behind counts.
+
+    Args:
+        counts: Summed over all images.
+        classes: Class names.
+        is_thing: Whether a class is one of countable things.
+
+    Returns:
+        `PQ`, `SQ` and `RQ` in 0..1, means over the classes that occur in truth or answers; the same three under
+        `things`, `stuff` and, for each class by name, under `per_class`; -1 where nothing occurs.
+    """
+    overlap, found, wrong, missed = counts.T
+    whole = found + (wrong + missed) / 2
+    seen = whole > 0
+    figures = np.full((len(classes), 3), -1.0)
+    figures[seen] = np.stack(
+        [overlap[seen] / whole[seen], overlap[seen] / np.maximum(found[seen], 1), found[seen] / whole[seen]], axis=1
+    )
+    things = np.asarray(is_thing, dtype=bool)
+    return {
+        **_mean(figures[seen]),
+        "things": _mean(figures[seen & things]),
+        "stuff": _mean(figures[seen & ~things]),
+        "per_class": {name: _named(row) for name, row in zip(classes, figures, strict=True)},
+    }
+
+
+def _mean(figures: Float[np.ndarray, "N 3"]) -> dict[str, float]:
+    return _named(figures.mean(axis=0) if len(figures) else np.full(3, -1.0))
+
+
+def _named(figures: Float[np.ndarray, " 3"]) -> dict[str, float]:
+    return dict(zip(("PQ", "SQ", "RQ"), figures.tolist(), strict=True))
