@@ -25,7 +25,7 @@ from ssldet.types import Segmentation
 
 log = logging.getLogger(__name__)
 
-Entries = dict[int | str, tuple[str, dict[str, Any]]]
+Entries = dict[object, tuple[str, dict[str, Any]]]
 """Image id -> JSON pointer and entry of a results file."""
 
 

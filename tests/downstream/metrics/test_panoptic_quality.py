@@ -1,6 +1,7 @@
 """The figures are those of COCO's panoptic metric, for files and for models; the traps around it are closed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> PanopticImages:
 
 def shown(source: PanopticImages, number: int, answer: Segmentation | None = None) -> tuple[list[Detections], Batch]:
     batch = collate([source[number]])
-    found = answer or source.truth(source.keys[number])
+    truth = source.truth(source.keys[number])
+    crowds = torch.tensor([False, *truth.crowd.tolist()])  # type: ignore[union-attr]
+    found = answer or replace(truth, segments=torch.where(crowds[truth.segments.long()], 0, truth.segments), crowd=None)
     empty = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0).long(), segmentation=found)
     return [empty], batch
 
