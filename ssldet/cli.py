@@ -195,8 +195,10 @@ def export(start: Start, *, to: str, out: Path, json_: Json = False) -> None:
 
 
 @app.command(name="list")
-def list_(what: Literal["tasks", "recipes", "backbones", "exporters", "sources"], json_: Json = False) -> None:
-    """List what can be named: tasks, recipes, backbones, exporters, sources."""
+def list_(
+    what: Literal["tasks", "recipes", "backbones", "weights", "exporters", "sources"], json_: Json = False
+) -> None:
+    """List what can be named: tasks, recipes, backbones, published weights, exporters, sources."""
     from ssldet import catalogue
 
     _prints(catalogue.list_names)(what, json_=json_)

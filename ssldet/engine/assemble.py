@@ -1,7 +1,8 @@
 """Run -> Objective: the detector with its first weights, inside the task that will teach it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,7 +13,7 @@ from ssldet.data.collate import collate
 from ssldet.detectors.base import Detector
 from ssldet.engine.run import Run
 from ssldet.errors import UnreadableError
-from ssldet.nn.backbones import Backbone, calibrate
+from ssldet.nn.backbones import Backbone, BackboneConfig, calibrate
 from ssldet.task import Objective
 from ssldet.types import Sample, Source
 from ssldet.weights.backbone import load_backbone
@@ -23,13 +24,14 @@ CALIBRATION_IMAGES, CALIBRATION_PIXELS = 256, 4_000_000
 """Enough for the mean and deviation of every channel; more costs time and changes neither."""
 
 
-def assemble(run: Run, source: Source) -> Objective:
+def assemble(run: Run, source: Source, documents: dict[str, Mapping[str, Any]] | None = None) -> Objective:
     """Build what a run trains; the same run and images always give the same first weights.
 
     Args:
         run: The run.
         source: Its training images: a backbone without weights of its own takes its normalisation from them, because
             frozen norms that never saw an image would scale nothing.
+        documents: JSON files for the run folder, by name; the report on the backbone's weights is put among them.
 
     Raises:
         CheckpointError: The backbone's weights can't be had or don't fit.
@@ -38,9 +40,12 @@ def assemble(run: Run, source: Source) -> Objective:
     detector = run.detector.build()
     backbone = getattr(detector, "backbone", None)
     if isinstance(backbone, Backbone):
-        weights = run.detector.backbone.weights  # type: ignore[attr-defined]  # a detector with a backbone has its config
-        if weights is not None:
-            log.info("%s", load_backbone(backbone, weights))
+        config: BackboneConfig = run.detector.backbone  # type: ignore[attr-defined]  # where there is a backbone
+        if config.weights is not None:
+            report = load_backbone(backbone, config.weights, architecture=config.name, coverage=config.coverage)
+            log.info("%s", report)
+            if documents is not None:
+                documents["backbone.json"] = report.to_json()
         elif not backbone.keeps_weights:
             calibrate(backbone, _first_images(run, detector, source))
     return run.task.objective(detector)

@@ -82,7 +82,8 @@ def fit(
             objective = run.task.objective(run.detector.build())
             load_exactly(objective, restored.state["objective"], f"checkpoint of step {restored.step}")
         elif objective is None:
-            objective = assemble(run, source)
+            documents = dict(documents or {})
+            objective = assemble(run, source, documents)
         objective.detector.train_only(run.task.trains)
         if not resume and folder.status().get("status") != "created":
             folder = RunFolder.create(folder.path, run)

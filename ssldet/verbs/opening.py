@@ -13,8 +13,10 @@ from ssldet.errors import CheckpointError, suggest
 from ssldet.recipe import from_document, to_document
 from ssldet.registry import find
 from ssldet.task import Objective, Task
+from ssldet.weights.cache import cached
 from ssldet.weights.coco import coco_numbering
 from ssldet.weights.detr import detector_from_file
+from ssldet.weights.zoo import known_detectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def load(start: str | Path) -> Detector:
 
 
 def weights_file(start: str | Path) -> Path:
-    """Return the weights file that a run folder or a file name stands for.
+    """Return the weights file that a run folder, a file name or the name of a published detector stands for.
 
     Raises:
         CheckpointError: There is none; the message says why and what is near.
@@ -91,7 +93,9 @@ def weights_file(start: str | Path) -> Path:
             raise CheckpointError(f"{path}: the run has not finished; {folder.resume_command(folder.run())}")
         raise CheckpointError(f"{path}: not a run folder; it has no weights/{folder.weights.name}")
     if not path.exists():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        if (known := known_detectors()).get(str(start)):
+            return cached(known[str(start)])
+        siblings = [*known, *(other.name for other in path.parent.iterdir())] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such run or file{suggest(path.name, siblings)}")
     return path
 

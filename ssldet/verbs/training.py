@@ -27,6 +27,7 @@ from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import Opened, load, open_model
 from ssldet.verbs.using import Exported, evaluate, export, predict
+from ssldet.weights.words import choose_backbone
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,9 @@ def compose(
 
     Args:
         pretext: A task, its name (then its recipe `NAME/r50`), or the name of a recipe.
-        backbone: A backbone name, or a network of your own with its weights (see `ssldet.register_backbone`), which is
-            registered by the name of its class and learns from its first stage on; none keeps the detector's.
+        backbone: A backbone's name; or the path of its weights where they tell the network; or a network of your own
+            with its weights (see `ssldet.register_backbone`), which is registered by the name of its class and learns
+            from its first stage on; none keeps the detector's.
         detector: The detector; none keeps the recipe's.
     """
     if isinstance(pretext, Task):
@@ -111,7 +113,7 @@ def compose(
         run = replace(run, detector=detector)
     if isinstance(backbone, nn.Module):
         return override(run, {f"detector.backbone.{field}": value for field, value in _own(backbone).items()})
-    return override(run, {"detector.backbone.name": backbone}) if backbone else run
+    return override(run, _backbone_changes(backbone)) if backbone else run
 
 
 def _own(network: nn.Module) -> dict[str, object]:
@@ -135,7 +137,8 @@ def pretrain(
     Args:
         images: Folders, globs, file lists, or labelled data whose labels are then not read.
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`.
-        backbone: A backbone name in place of the recipe's; its weights are then `imagenet` unless overridden.
+        backbone: A backbone's name in place of the recipe's, whose weights must fit it or be overridden; or the path of
+            weights that tell their network.
         val: Images to measure the pretext task on.
         out: Run folder to create; none takes the next free one in `runs/`.
         steps: Length in optimiser steps.
@@ -150,7 +153,7 @@ def pretrain(
     """
     changes = changes_of(images, val, steps, epochs, overrides)
     if backbone is not None:
-        changes = {"detector.backbone.name": backbone} | changes
+        changes = _backbone_changes(backbone) | changes
     if resume is not None:
         return _go_on(resume, changes)
     run = override(resolve(recipe), changes)
@@ -201,8 +204,8 @@ def finetune(
     source = _labelled(run)
     run = override(run, {"detector.num_classes": len(source.classes)})
     check(run)
-    objective = assemble(run, source)
-    documents = {}
+    documents: dict[str, Mapping[str, Any]] = {}
+    objective = assemble(run, source, documents)
     if opened is not None:
         handed = transfer(opened, objective.detector, classes=source.classes)
         log.info("handed over by %s:\n%s", start, handed)
@@ -210,6 +213,12 @@ def finetune(
     folder = RunFolder(_out(out, "finetune"))
     fit(run, folder, objective=objective, preview=partial(draw_batch, classes=source.classes), documents=documents)
     return _reported(folder)
+
+
+def _backbone_changes(word: str) -> dict[str, object]:
+    name, weights = choose_backbone(word)
+    changes: dict[str, object] = {"detector.backbone.name": name}
+    return changes if weights is None else changes | {"detector.backbone.weights": weights}
 
 
 def _with_detector_of(opened: Opened, run: Run) -> Run:

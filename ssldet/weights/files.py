@@ -22,8 +22,8 @@ from torch.serialization import safe_globals
 
 from ssldet.errors import CheckpointError, suggest
 
-WRAPPERS = ("state_dict", "model", "teacher")
-"""Keys under which projects put the state beside optimizer, epoch and the like."""
+WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student")
+"""Keys under which projects put the state beside optimizer, epoch and the like; of two, the first is taken."""
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What follows the two bytes of the pickle protocol in torch files from before the zip format."""
 ZIP_MAGIC = b"PK\x03\x04"
@@ -46,6 +46,7 @@ class Origin:
         path: The file.
         form: How it is written.
         wrapper: Keys that led to the state, joined by dots; empty where the file is the state itself.
+        beside: What else lies beside the outermost wrapper.
         prefix: What all names began with and no longer do.
         ignored: Entries of the state that are no tensors.
         options: The options of the training run (`args`), where the file holds them.
@@ -55,6 +56,7 @@ class Origin:
     path: Path
     form: Literal["safetensors", "torch"]
     wrapper: str = ""
+    beside: tuple[str, ...] = ()
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +87,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
         path=path,
         form=form,
         wrapper=wrapper,
+        beside=tuple(map(str, document)) if wrapper else (),
         prefix=prefix,
         ignored=ignored,
         options=_options(document),

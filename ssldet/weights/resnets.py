@@ -10,6 +10,8 @@ DEPTHS = {
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
 """Kind of block and blocks of each layer -> torchvision's name."""
+NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+"""Position in a sequence made of a ResNet's children -> name of the child."""
 
 
 def name_resnet(names: Iterable[str]) -> str | None:

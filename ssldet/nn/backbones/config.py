@@ -15,6 +15,7 @@ class BackboneConfig:
             your own, or `tiny`, a small network for work without an accelerator. `resnet50.swav` is short for the name
             `resnet50` with the weights `swav`.
         weights: Where its weights come from; none leaves them fresh. Read by whoever loads weights, not here.
+        coverage: Least share of the backbone that its weights must fill.
         output_stride: Stride of the last level; 16 dilates the last stage instead (DETR-DC5). `tiny` always has 8.
         frozen_norm: Replace batch normalisation by its fixed form.
         frozen_stages: How far the backbone stays frozen even when it trains: 1 freezes all up to stride 4 (DETR), 2 up
@@ -25,6 +26,7 @@ class BackboneConfig:
 
     name: str = "resnet50"
     weights: str | None = None
+    coverage: Annotated[float, Within(0, 1)] = 0.95
     output_stride: Literal[16, 32] = 32
     frozen_norm: bool = True
     frozen_stages: Annotated[int, Within(0, 5)] = 1

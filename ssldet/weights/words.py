@@ -1,0 +1,70 @@
+"""a word for a backbone -> its name and its weights: a plain name, a weights file, or a local folder of timm's."""
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from ssldet.errors import CheckpointError
+from ssldet.nn.backbones import split_tag
+from ssldet.weights.files import read_state
+from ssldet.weights.resnets import NUMBERED, name_resnet
+
+
+def choose_backbone(word: str) -> tuple[str, str | None]:
+    """Say which network a word means, and where its weights come from.
+
+    Args:
+        word: A backbone's name, with or without a tag; or the path of a file with a plain ResNet in it, whatever
+            surrounds it, or of a folder that timm wrote.
+
+    Returns:
+        Name and weights; no weights where the word is a plain name.
+
+    Raises:
+        CheckpointError: The path leads to something whose network can't be told from it.
+    """
+    path = Path(word).expanduser()
+    if path.is_dir():
+        return _of_folder(path), str(path)
+    if path.is_file():
+        return _of_file(path), str(path)
+    return split_tag(word)
+
+
+def _of_folder(path: Path) -> str:
+    try:
+        document = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no folder that timm wrote, since its config.json can't be read") from error
+    architecture = document.get("architecture") if isinstance(document, dict) else None
+    if not isinstance(architecture, str):
+        raise CheckpointError(f"{path}: its config.json names no architecture of timm's; {_remedy(path)}")
+    return f"timm/{architecture}"
+
+
+def _of_file(path: Path) -> str:
+    state, _ = read_state(path)
+    for first in ("layer1.0.conv1.weight", "4.0.conv1.weight"):
+        for prefix in sorted({name.removesuffix(first) for name in state if name.endswith(first)}):
+            if prefix and not prefix.endswith("."):
+                continue
+            inner = {_named(name.removeprefix(prefix)): state[name] for name in state if name.startswith(prefix)}
+            if (name := name_resnet(inner)) and _is_plain(inner):
+                return name
+    raise CheckpointError(f"{path}: its network can't be told from its tensors; {_remedy(path)}")
+
+
+def _named(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return f"{NUMBERED.get(first, first)}.{rest}"
+
+
+def _is_plain(state: dict[str, Tensor]) -> bool:
+    """Exclude ResNets of other widths, groups and stems, which have the same names."""
+    shapes = state["conv1.weight"].shape, state["layer1.0.conv1.weight"].shape, state["layer1.0.conv2.weight"].shape
+    return shapes[0] == (64, 3, 7, 7) and shapes[1][:2] == (64, 64) and shapes[2][:2] == (64, 64)
+
+
+def _remedy(path: Path) -> str:
+    return f"give the backbone's name, and detector.backbone.weights={path} separately"
