@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Queries, Sample, Source, Targets
     from ssldet.verbs import (
         Trained,
+        check_data,
+        compare_data,
         compose,
+        convert_data,
         evaluate,
         export,
         finetune,
@@ -37,7 +40,8 @@ _CONTENTS = {
     "ssldet.detectors.detr": "DETR DETRConfig",
     "ssldet.task": "Task PretextTask Objective Evaluator",
     "ssldet.engine.run": "Run DataConfig OptimConfig Budget CheckpointConfig",
-    "ssldet.verbs": "compose pretrain finetune evaluate predict export preview report load transfer Trained",
+    "ssldet.verbs": "compose pretrain finetune evaluate predict export preview report load transfer "
+    "check_data convert_data compare_data Trained",
     "ssldet.showcase": "demo",
     "ssldet.checkup": "doctor",
 }
@@ -65,7 +69,10 @@ __all__ = [
     "Targets",
     "Task",
     "Trained",
+    "check_data",
+    "compare_data",
     "compose",
+    "convert_data",
     "demo",
     "doctor",
     "evaluate",

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from ssldet.errors import ConfigError, SsldetError, StoppedError
+from ssldet.errors import ConfigError, DataError, SsldetError, StoppedError
 
 app = App(
     name="ssldet",
@@ -247,6 +247,52 @@ def doctor(*images: str, json_: Json = False) -> None:
     _prints(lambda: findings)(json_=json_)
     if not findings.healthy:
         sys.exit(4)
+
+
+data_app = App(name="data", help="Check labelled data, write them in another format, find images in two sets.")
+app.command(data_app)
+
+
+@data_app.command
+def check(spec: str, *, json_: Json = False) -> None:
+    """List every problem of a data set with its place and remedy, and what it holds.
+
+    Args:
+        spec: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT, or images.
+    """
+    from ssldet import verbs
+
+    inspection = verbs.check_data(spec)
+    _prints(lambda: inspection)(json_=json_)
+    if not inspection.sound:
+        sys.exit(DataError.exit_code)
+
+
+@data_app.command
+def convert(spec: str, *, to: str = "coco", out: Path, json_: Json = False) -> None:
+    """Write labelled data in another format; images stay where they are, and nothing is overwritten.
+
+    Args:
+        spec: voc:ROOT:SPLIT, yolo:ROOT:SPLIT, or coco:ANN.json:IMAGES.
+        to: A format's name.
+        out: File to create.
+    """
+    from ssldet import verbs
+
+    _prints(verbs.convert_data)(spec, to=to, out=out, json_=json_)
+
+
+@data_app.command
+def leaks(first: str, second: str, *, json_: Json = False) -> None:
+    """Find images of a training set in a test set: the same file, or the same picture saved anew.
+
+    Args:
+        first: What is or was trained on.
+        second: What is tested on.
+    """
+    from ssldet import verbs
+
+    _prints(verbs.compare_data)(first, second, json_=json_)
 
 
 @app.command

@@ -12,6 +12,8 @@ GROUPS = {
     "ssldet.detectors": "detector",
     "ssldet.backbones": "backbone",
     "ssldet.sources": "data format",
+    "ssldet.checkers": "labelled data format",
+    "ssldet.converters": "labelled data format to write",
     "ssldet.datasets": "generated data set",
     "ssldet.scorers": "scorer",
     "ssldet.exporters": "exporter",

@@ -81,11 +81,13 @@ class Task(ABC):
     Attributes:
         cite: Key of the source in `references.bib`.
         headline: The metric that a progress line and a table show for this task.
+        reads_masks: Whether the labels of each object must come with its mask.
     """
 
     group: ClassVar[str] = "ssldet.tasks"
     cite: ClassVar[str]
     headline: ClassVar[str]
+    reads_masks: ClassVar[bool] = False
 
     @property
     @abstractmethod

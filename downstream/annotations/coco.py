@@ -4,36 +4,34 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from posixpath import normpath
 from typing import Any
 
-from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
+from downstream.annotations.outlines import MISSING, Outline, outline_of
 from downstream.annotations.problems import Problems, shown
 from ssldet.errors import AnnotationError
 
+EXAMPLES = 20
+"""Images that the folder of images is recognised by; some of them may be missing."""
 
-def open_coco(rest: str, *, min_side: int, max_pixels: int) -> LabelledImages:
+
+def open_coco(rest: str, *, min_side: int, max_pixels: int, masks: bool = False) -> LabelledImages:
     """Open a COCO file with its images.
 
     Args:
         rest: `ANN.json:IMAGES`; without `:IMAGES` the folder is looked for beside the file.
         min_side: Shortest usable image side in pixels.
         max_pixels: Largest usable image in pixels.
+        masks: Give every target its mask; they are drawn when an image is read.
 
     Raises:
         AnnotationError: The file is not sound COCO, or images are missing; all problems at once.
     """
-    annotations, _, images = rest.partition(":")
-    labels = read_coco(Path(annotations))
-    folder = Path(images) if images else _guess_folder(Path(annotations), labels.files[0])
-    return LabelledImages(
-        labels,
-        folder=folder,
-        origin=Path(annotations),
-        places=[f"$.images[{number}]" for number in range(len(labels))],
-        min_side=min_side,
-        max_pixels=max_pixels,
-    )
+    problems = Problems(Path(rest.partition(":")[0]))
+    annotated = gather_coco(rest, problems, masks=masks)
+    return LabelledImages(annotated, problems, min_side=min_side, max_pixels=max_pixels)
 
 
 def read_coco(path: Path) -> Labels:
@@ -48,25 +46,54 @@ def read_coco(path: Path) -> Labels:
     Raises:
         AnnotationError: With a JSON pointer for each problem.
     """
-    document = _parse(path)
     problems = Problems(path)
+    labels, _ = _read(path, problems, masks=False)
+    problems.stop()
+    return labels
+
+
+def gather_coco(rest: str, problems: Problems, *, masks: bool = False) -> Annotated:
+    """Read what is sound of a COCO file, and find its images.
+
+    Args:
+        rest: `ANN.json:IMAGES`, or `ANN.json`.
+        problems: Takes what is wrong.
+        masks: Keep the segmentations.
+
+    Raises:
+        AnnotationError: The file is no JSON object, or its images can't be found.
+    """
+    annotations, _, images = rest.partition(":")
+    path = Path(annotations)
+    labels, places = _read(path, problems, masks=masks)
+    if not labels.files:
+        problems.stop()
+    folder = Path(images) if images else _guess_folder(path, labels.files[:EXAMPLES])
+    if not folder.is_dir():
+        raise AnnotationError(f"{folder}: no such folder of images; give coco:ANN.json:IMAGES")
+    return Annotated(labels=labels, folder=folder, origin=path, places=places)
+
+
+def _read(path: Path, problems: Problems, *, masks: bool) -> tuple[Labels, list[str]]:
+    """Return what is sound of a file, and the JSON pointer of each image."""
+    document = _parse(path, masks)
     categories = _categories(document, problems)
     images = _Images(document, problems)
-    rows = _rows(document, {key: label for label, key in enumerate(categories)}, images.index, problems)
-    problems.stop()
-    return rows.labels(
+    rows = _rows(document, {key: label for label, key in enumerate(categories)}, images, problems, masks)
+    labels = rows.labels(
         classes=list(categories.values()),
         category_ids=list(categories),
         image_ids=list(images.index),
         files=images.files,
         sizes=images.sizes,
     )
+    return labels, images.places
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    """Return the document without its masks, which are dropped while parsing to keep the memory small."""
+def _parse(path: Path, masks: bool) -> dict[str, Any]:
+    """Return the document; masks are packed or dropped while parsing to keep the memory small."""
     try:
-        document = json.loads(path.read_bytes(), object_hook=_without_masks)
+        document = json.loads(path.read_bytes(), object_hook=_with_packed_masks if masks else _without_masks)
     except OSError as error:
         raise AnnotationError(f"{path}: can't be read ({error.strerror}); give coco:ANN.json:IMAGES") from error
     except json.JSONDecodeError as error:
@@ -88,6 +115,12 @@ def _without_masks(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
+def _with_packed_masks(record: dict[str, Any]) -> dict[str, Any]:
+    if "bbox" in record or "segmentation" in record:
+        record["segmentation"] = outline_of(record.get("segmentation"))
+    return record
+
+
 def _categories(document: dict[str, Any], problems: Problems) -> dict[int, str]:
     """Return id -> name in the file's order, which becomes the order of the labels."""
     names: dict[int, str] = {}
@@ -105,12 +138,14 @@ def _categories(document: dict[str, Any], problems: Problems) -> dict[int, str]:
 
 
 class _Images:
-    """The `images` list: id -> index, and file and size by index."""
+    """The `images` list: id -> index, and file, size and place by index."""
 
     def __init__(self, document: dict[str, Any], problems: Problems) -> None:
         self.index: dict[int, int] = {}
         self.files: list[str] = []
         self.sizes: list[tuple[int, int]] = []
+        self.places: list[str] = []
+        owners: dict[str, str] = {}
         for where, record in _records(document, "images", problems):
             key, name = _id(record, "id", where, problems), record.get("file_name")
             if not isinstance(name, str) or not name:
@@ -118,6 +153,10 @@ class _Images:
                 continue
             if not stays_inside(name):
                 problems.add(f"{where}.file_name", shown(name), "must stay under the image folder; make it relative")
+                continue
+            if (first := owners.setdefault(normpath(name), where)) != where:
+                remedy = "each of the two would miss the other's boxes; list every image once"
+                problems.add(f"{where}.file_name", f"{name} is also the file of {first}", remedy)
             if key in self.index:
                 twin = self.files[self.index[key]]
                 problems.add(f"{where}.id", f"{key} of {name} is also the id of {twin}", "give every image its own id")
@@ -125,6 +164,7 @@ class _Images:
                 self.index[key] = len(self.files)
                 self.files.append(name)
                 self.sizes.append(_size(record, where, problems))
+                self.places.append(where)
 
 
 def _size(record: dict[str, Any], where: str, problems: Problems) -> tuple[int, int]:
@@ -142,7 +182,7 @@ def _size(record: dict[str, Any], where: str, problems: Problems) -> tuple[int, 
     return (sides[0], sides[1]) if len(sides) == 2 else (0, 0)
 
 
-def _rows(document: dict[str, Any], labels: dict[int, int], images: dict[int, int], problems: Problems) -> Rows:
+def _rows(document: dict[str, Any], labels: dict[int, int], images: _Images, problems: Problems, masks: bool) -> Rows:
     rows = Rows()
     seen: dict[int, str] = {}
     for where, record in _records(document, "annotations", problems):
@@ -152,21 +192,42 @@ def _rows(document: dict[str, Any], labels: dict[int, int], images: dict[int, in
             problems.add(f"{where}.id", f"{key} is also the id of {seen[key]}", "give every annotation its own id")
         elif key is not None:
             seen[key] = where
-        image = _reference(record, "image_id", images, where, problems)
+        image = _reference(record, "image_id", images.index, where, problems)
         label = _reference(record, "category_id", labels, where, problems)
         box = _box(record, where, problems)
-        crowd = record.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            problems.add(f"{where}.iscrowd", shown(crowd), "expects 0 or 1")
+        crowd, difficult = (_flag(record, name, where, problems) for name in ("iscrowd", "difficult"))
         if not isinstance(record.get("area"), int | float | None):
             problems.add(f"{where}.area", shown(record["area"]), "expects a number, or leave it out")
+        outline = _outline(record, images.sizes[image or 0], where, problems) if masks and images.sizes else None
         if len(problems) == before and image is not None and label is not None:
             if "iscrowd" not in record:
                 rows.count("iscrowd taken as 0")
             if crowd:
                 rows.count("crowd regions, not trained on")
-            rows.add(image, label, box, area=_number(record.get("area")), crowd=bool(crowd))
+            if difficult:
+                rows.count("difficult objects, trained on and ignored by metrics")
+            area = _number(record.get("area"))
+            rows.add(image, label, box, area=area, crowd=crowd, difficult=difficult, outline=outline)
     return rows
+
+
+def _flag(record: dict[str, Any], name: str, where: str, problems: Problems) -> bool:
+    value = record.get(name, 0)
+    if value not in (0, 1):
+        problems.add(f"{where}.{name}", shown(value), "expects 0 or 1")
+    return bool(value)
+
+
+def _outline(record: dict[str, Any], size: tuple[int, int], where: str, problems: Problems) -> bytes | None:
+    """Return the packed segmentation of a row; what is wrong with it goes to the problems."""
+    found: Outline | str = record.get("segmentation", MISSING)
+    if isinstance(found, str):
+        problems.add(f"{where}.segmentation", found, "expects polygons or run lengths; without masks it is not read")
+        return None
+    if found.size is not None and all(size) and found.size != size:
+        remedy = f"must have the size of its image, {list(size)}"
+        problems.add(f"{where}.segmentation.size", shown(list(found.size)), remedy)
+    return found.text
 
 
 def _records(document: dict[str, Any], name: str, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -233,14 +294,16 @@ def _number(value: object) -> float | None:
         return None
 
 
-def _guess_folder(annotations: Path, example: str) -> Path:
-    """Return the folder, beside the file or as in the official layout, that holds the first image."""
+def _guess_folder(annotations: Path, examples: Sequence[str]) -> Path:
+    """Return the folder, beside the file or as in the official layout, that holds one of the first images."""
     split = annotations.stem.rpartition("_")[2]
     home = annotations.parent
     places = [home, home / "images", home / split, home.parent / "images", home.parent / split]
     places += [home.parent / "images" / split, home.parent]
     for place in places:
-        if (place / example).is_file():
+        if any((place / example).is_file() for example in examples):
             return place
     tried = ", ".join(str(place) for place in places)
-    raise AnnotationError(f"{annotations}: no folder beside it holds {example}; tried {tried}; add :IMAGES to the path")
+    raise AnnotationError(
+        f"{annotations}: no folder beside it holds {examples[0]}; tried {tried}; add :IMAGES to the path"
+    )

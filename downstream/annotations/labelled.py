@@ -3,16 +3,19 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from downstream.annotations.labels import Labels, ground_truth, looks_like_corners
+from downstream.annotations.outlines import mask_of
 from downstream.annotations.problems import Problems
 from ssldet.boxes import to_normalised
 from ssldet.data.images import image_sizes, read_image
@@ -21,9 +24,29 @@ from ssldet.types import Batch, Detections, Sample, Skipped, Targets
 
 log = logging.getLogger(__name__)
 
+CORNERS = "many boxes leave their image; are they stored as x1 y1 x2 y2 instead of xywh?"
+"""What is said of boxes that look like corners."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotated:
+    """What annotations say of a set of images, before any of the images is looked at.
+
+    Attributes:
+        labels: The annotations.
+        folder: Where the images lie.
+        origin: The annotation file or folder, to name in messages.
+        places: Where the annotations speak of each image, to name in messages.
+    """
+
+    labels: Labels
+    folder: Path
+    origin: Path
+    places: Sequence[str]
+
 
 class LabelledImages:
-    """A labelled set: what `coco:` and `voc:` open into.
+    """A labelled set: what `coco:`, `voc:` and `yolo:` open into.
 
     Attributes:
         labels: The annotations of the usable images.
@@ -31,31 +54,29 @@ class LabelledImages:
         skipped: Images that can't be used, known before training starts.
     """
 
-    def __init__(
-        self, labels: Labels, *, folder: Path, origin: Path, places: Sequence[str], min_side: int, max_pixels: int
-    ) -> None:
+    def __init__(self, annotated: Annotated, problems: Problems, *, min_side: int, max_pixels: int) -> None:
         """Check every file: it is there, its header can be read, and it has the stated size.
 
         Args:
-            labels: What the annotations say.
-            folder: Where the images lie.
-            origin: The annotation file or folder, to name in messages.
-            places: Where the annotations speak of each image, to name in messages.
+            annotated: What the annotations say.
+            problems: What is wrong with them.
             min_side: Shortest usable image side in pixels; shorter images are skipped.
             max_pixels: Largest usable image in pixels; larger images are skipped.
 
         Raises:
-            AnnotationError: Images are missing, or their size is not the stated one; all problems at once.
+            AnnotationError: There were problems, images are missing, or their size is not the stated one; all at once.
         """
-        self.folder, self._rules = folder, (min_side, max_pixels)
-        sizes, self.skipped = self._check(labels, origin, places)
+        labels, origin = annotated.labels, annotated.origin
+        self.folder, self._rules = annotated.folder, (min_side, max_pixels)
+        sizes, self.skipped = check_files(annotated, problems, min_side=min_side, max_pixels=max_pixels)
+        problems.stop()
         self.labels = replace(labels, sizes=sizes).subset(sizes[:, 0] > 0)
         if not len(self.labels):
             raise AnnotationError(f"{origin}: none of {len(labels)} images can be used ({self.skipped[0].reason})")
         for what, count in labels.notes.items():
             log.info("%s: %d %s", origin, count, what)
         if looks_like_corners(labels):
-            log.warning("%s: many boxes leave their image; are they stored as x1 y1 x2 y2 instead of xywh?", origin)
+            log.warning("%s: %s", origin, CORNERS)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -107,8 +128,20 @@ class LabelledImages:
         targets = Targets(
             boxes=to_normalised(corners, (height, width)),
             labels=torch.from_numpy(self.labels.labels[rows][keep]).long(),
+            masks=self._masks(index, np.arange(rows.start, rows.stop)[keep], (height, width)),
         )
         return Sample(image=image, targets=targets, key=self.keys[index], original_size=(height, width))
+
+    def with_classes(self, classes: Sequence[str]) -> "LabelledImages":
+        """Return the same images with their classes counted in another order.
+
+        Args:
+            classes: The same names in the wanted order.
+        """
+        other = copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other.labels = self.labels.renumbered(classes)
+        return other
 
     def path_of(self, index: int) -> Path:
         """Return where an image lies."""
@@ -140,30 +173,50 @@ class LabelledImages:
             )
         ]
 
+    def _masks(self, index: int, rows: Int[np.ndarray, " N"], size: tuple[int, int]) -> Bool[Tensor, "N H W"] | None:
+        """Draw the masks of some rows of an image, if masks were asked for."""
+        outlines = self.labels.outlines
+        if outlines is None:
+            return None
+        masks = torch.zeros(len(rows), *size, dtype=torch.bool)
+        for mask, row in zip(masks, rows.tolist(), strict=True):
+            mask.copy_(torch.from_numpy(mask_of(outlines[row], size, self.labels.files[index])))
+        return masks
+
     @cached_property
     def _id_of(self) -> dict[str, int | str]:
         return dict(zip(self.keys, self.image_ids, strict=True))
 
-    def _check(
-        self, labels: Labels, origin: Path, places: Sequence[str]
-    ) -> tuple[Int[np.ndarray, "I 2"], tuple[Skipped, ...]]:
-        """Return the true height and width of each image, zeros where it can't be used, and why it can't."""
-        problems = Problems(origin)
-        skipped = []
-        sizes = np.zeros((len(labels), 2), dtype=np.int64)
-        min_side, max_pixels = self._rules
-        found = image_sizes(self.folder, labels.files, min_side=min_side, max_pixels=max_pixels)
-        for index, (size, stated) in enumerate(zip(found, labels.sizes.tolist(), strict=True)):
-            if not isinstance(size, UnreadableError):
-                sizes[index] = size
-                if any(stated) and tuple(stated) != size:
-                    _report_size(problems, places[index], tuple(stated), size)
-            elif size.reason == "missing":
-                problems.add(places[index], f"{size.path} is missing", "restore the image or take it out of the set")
-            else:
-                skipped.append(Skipped(path=size.path, reason=size.reason))
-        problems.stop()
-        return sizes, tuple(skipped)
+
+def check_files(
+    annotated: Annotated, problems: Problems, *, min_side: int, max_pixels: int
+) -> tuple[Int[np.ndarray, "I 2"], tuple[Skipped, ...]]:
+    """Compare annotations with the images on disk, by their headers.
+
+    Args:
+        annotated: What the annotations say.
+        problems: Takes what is wrong: images that are missing or of another size than stated.
+        min_side: Shortest usable image side in pixels.
+        max_pixels: Largest usable image in pixels.
+
+    Returns:
+        The true height and width of each image, zeros where it can't be used; and why those can't.
+    """
+    labels = annotated.labels
+    skipped = []
+    sizes = np.zeros((len(labels), 2), dtype=np.int64)
+    found = image_sizes(annotated.folder, labels.files, min_side=min_side, max_pixels=max_pixels)
+    for place, (size, stated) in enumerate(zip(found, labels.sizes.tolist(), strict=True)):
+        if not isinstance(size, UnreadableError):
+            sizes[place] = size
+            if any(stated) and tuple(stated) != size:
+                _report_size(problems, annotated.places[place], tuple(stated), size)
+        elif size.reason == "missing":
+            where, remedy = annotated.places[place], "restore the image or take it out of the set"
+            problems.add(where, f"{size.path} is missing", remedy)
+        else:
+            skipped.append(Skipped(path=size.path, reason=size.reason))
+    return sizes, tuple(skipped)
 
 
 def _report_size(problems: Problems, place: str, stated: tuple[int, ...], size: tuple[int, int]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from downstream.annotations.outlines import Outlines, gathered
+
 OUTSIDE_SHARE = 0.05
 """Share of boxes beyond the border above which a file is suspected to hold [x1, y1, x2, y2]."""
 
@@ -29,6 +31,7 @@ class Labels:
         areas: Area in pixels: of the mask where COCO states it, else of the box.
         crowd: True for COCO's crowd regions, which are neither trained on nor counted as missed.
         difficult: True for VOC's difficult objects, which are trained on, but not counted as missed.
+        outlines: Segmentations, where they were asked for.
         notes: What was derived, dropped or is remarkable -> how often.
     """
 
@@ -43,6 +46,7 @@ class Labels:
     areas: Float[np.ndarray, " N"]
     crowd: Bool[np.ndarray, " N"]
     difficult: Bool[np.ndarray, " N"]
+    outlines: Outlines | None = None
     notes: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -69,11 +73,26 @@ class Labels:
             areas=self.areas[rows],
             crowd=self.crowd[rows],
             difficult=self.difficult[rows],
+            outlines=self.outlines and self.outlines.pick(np.flatnonzero(rows)),
+        )
+
+    def renumbered(self, classes: Sequence[str]) -> "Labels":
+        """Return the same labels with the classes counted in another order.
+
+        Args:
+            classes: The same names in the wanted order.
+        """
+        places = [self.classes.index(name) for name in classes]
+        return replace(
+            self,
+            classes=tuple(classes),
+            category_ids=tuple(self.category_ids[place] for place in places),
+            labels=np.argsort(places)[self.labels],
         )
 
 
 class Rows:
-    """Gathers boxes one by one, in any order of images, at some 60 bytes each.
+    """Gathers boxes one by one, in any order of images, at some 60 bytes each (and their outlines, where asked for).
 
     Attributes:
         notes: Counts to hand on to `Labels.notes`.
@@ -85,6 +104,7 @@ class Rows:
         self._boxes, self._areas = array("d"), array("d")
         self._images, self._labels = array("q"), array("i")
         self._crowd, self._difficult = array("b"), array("b")
+        self._outlines: list[bytes] = []
 
     def count(self, what: str) -> None:
         """Count something that was put right silently."""
@@ -99,6 +119,7 @@ class Rows:
         area: float | None = None,
         crowd: bool = False,
         difficult: bool = False,
+        outline: bytes | None = None,
     ) -> None:
         """Take in one box; one without area is dropped and counted.
 
@@ -109,6 +130,7 @@ class Rows:
             area: Area of the mask; none or an impossible one means that of the box.
             crowd: COCO's `iscrowd`.
             difficult: VOC's `difficult`.
+            outline: The segmentation as JSON; of all boxes or of none.
         """
         x, y, width, height = box
         if not width * height > 0:
@@ -123,6 +145,8 @@ class Rows:
         self._labels.append(label)
         self._crowd.append(crowd)
         self._difficult.append(difficult)
+        if outline is not None:
+            self._outlines.append(outline)
 
     def labels(
         self,
@@ -152,6 +176,7 @@ class Rows:
             areas=np.frombuffer(self._areas, dtype=np.float64)[order],
             crowd=np.frombuffer(self._crowd, dtype=np.int8)[order].astype(bool),
             difficult=np.frombuffer(self._difficult, dtype=np.int8)[order].astype(bool),
+            outlines=gathered(self._outlines[row] for row in order.tolist()) if self._outlines else None,
             notes=self.notes,
         )
 

@@ -1,11 +1,22 @@
 """faults of an annotation file -> one AnnotationError: everything that is wrong, said at once."""
 
+import codecs
 from pathlib import Path
 
 from ssldet.errors import AnnotationError
 
 SHOWN = 10
-"""Places listed for each kind of fault; the rest is counted."""
+"""Places that an error lists for each kind of fault; the rest is counted."""
+KEPT = 1000
+"""Places that are remembered for each kind of fault, for `ssldet data check`."""
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""First bytes of a text file -> its encoding; UTF-32 before UTF-16, whose mark is the beginning of the other's."""
 
 
 class Problems:
@@ -22,7 +33,7 @@ class Problems:
             path: The file or folder that is read.
         """
         self.path = path
-        self._places: dict[str, list[str]] = {}
+        self._places: dict[str, list[tuple[str, str]]] = {}
         self._counts: dict[str, int] = {}
         self._total = 0
 
@@ -37,12 +48,20 @@ class Problems:
         self._total += 1
         self._counts[remedy] = self._counts.get(remedy, 0) + 1
         places = self._places.setdefault(remedy, [])
-        if len(places) < SHOWN:
-            places.append(f"{where}: {what}")
+        if len(places) < KEPT:
+            places.append((where, what))
 
     def __len__(self) -> int:
         """Number of faults."""
         return self._total
+
+    def entries(self) -> list[dict[str, str]]:
+        """Return `where`, `what` and `remedy` of every fault that is remembered, one kind after the other."""
+        return [
+            {"where": where, "what": what, "remedy": remedy}
+            for remedy, places in self._places.items()
+            for where, what in places
+        ]
 
     def stop(self) -> None:
         """Go on only if nothing is wrong.
@@ -50,14 +69,17 @@ class Problems:
         Raises:
             AnnotationError: One line for each fault, up to ten of each kind and the count of the others.
         """
-        if not self._total:
-            return
+        if self._total:
+            raise AnnotationError(self.message())
+
+    def message(self) -> str:
+        """Return what `stop` says."""
         lines = [f"{self.path}: {self._total} problem{'s' if self._total > 1 else ''}"]
         for remedy, places in self._places.items():
-            lines += [f"  {place}; {remedy}" for place in places]
-            if more := self._counts[remedy] - len(places):
+            lines += [f"  {where}: {what}; {remedy}" for where, what in places[:SHOWN]]
+            if (more := self._counts[remedy] - SHOWN) > 0:
                 lines.append(f"  … and {more} more of this kind ({remedy})")
-        raise AnnotationError("\n".join(lines))
+        return "\n".join(lines)
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -72,3 +94,23 @@ def shown(value: object, limit: int = 60) -> str:
     except (RecursionError, ValueError):
         text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a small file, whatever editor wrote it: UTF-8, or what its byte order mark says.
+
+    Args:
+        path: A file.
+
+    Raises:
+        AnnotationError: It can't be read, or is no text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"can't be read ({error.strerror})") from error
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"not {encoding} text at byte {error.start}; save it as UTF-8") from error

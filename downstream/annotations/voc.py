@@ -9,9 +9,9 @@ from xml.etree.ElementTree import ParseError
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import XMLParser
 
-from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
-from downstream.annotations.problems import Problems, shown
+from downstream.annotations.problems import Problems, shown, text_of
 from ssldet.errors import AnnotationError, suggest
 
 CLASSES = (
@@ -19,6 +19,8 @@ CLASSES = (
     "sheep sofa train tvmonitor"
 )
 """The twenty classes of the challenge, in its order."""
+CLASS_LIST = "classes.txt"
+"""File beside `Annotations` in which users may name the classes and their order, one a line."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp")
 DEPTH = 32
 """Deepest nesting that is read; VOC needs five levels."""
@@ -36,26 +38,19 @@ def open_voc(rest: str, *, min_side: int, max_pixels: int) -> LabelledImages:
     Raises:
         AnnotationError: The folder is not sound VOC, or images are missing; all problems at once.
     """
-    labels = read_voc(rest)
-    root = Path(rest.partition(":")[0])
-    return LabelledImages(
-        labels,
-        folder=root / "JPEGImages",
-        origin=root,
-        places=[f"Annotations/{stem}.xml" for stem in labels.image_ids],
-        min_side=min_side,
-        max_pixels=max_pixels,
-    )
+    problems = Problems(Path(rest.partition(":")[0]))
+    return LabelledImages(gather_voc(rest, problems), problems, min_side=min_side, max_pixels=max_pixels)
 
 
 def read_voc(rest: str) -> Labels:
     """Read a VOC split without opening any image.
 
     VOC counts pixels from 1 and includes the last one; boxes here start at 0 and end after the last pixel, so
-    (xmin, ymin, xmax, ymax) becomes xywh (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1). Classes are the
-    twenty of the challenge, in its order, if no other name occurs in the folder, else all names of the folder sorted:
-    every split of one folder numbers them alike. Difficult objects are trained on, as most detectors do, and ignored
-    by every metric: neither finding nor missing one counts.
+    (xmin, ymin, xmax, ymax) becomes xywh (xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1). Classes are those of
+    `ROOT/classes.txt`, one a line, where there is such a file; without it they are the twenty of the challenge, in its
+    order, if no other name occurs in the folder, else all names of the folder sorted: every split of one folder
+    numbers them alike. Difficult objects are trained on, as most detectors do, and ignored by every metric: neither
+    finding nor missing one counts.
 
     Args:
         rest: `ROOT` or `ROOT:SPLIT`.
@@ -63,36 +58,59 @@ def read_voc(rest: str) -> Labels:
     Raises:
         AnnotationError: With file and line of each problem.
     """
+    problems = Problems(Path(rest.partition(":")[0]))
+    annotated = gather_voc(rest, problems)
+    problems.stop()
+    return annotated.labels
+
+
+def gather_voc(rest: str, problems: Problems) -> Annotated:
+    """Read what is sound of a VOC split.
+
+    Args:
+        rest: `ROOT` or `ROOT:SPLIT`.
+        problems: Takes what is wrong.
+
+    Raises:
+        AnnotationError: There is no such folder or split, or nothing in it.
+    """
     root_text, _, split = rest.partition(":")
     root = Path(root_text)
-    problems = Problems(root)
     stems = _stems(root, split, problems)
-    problems.stop()
+    if not stems:
+        problems.stop()
     files = [_read(root / "Annotations" / f"{stem}.xml", problems) for stem in stems]
-    problems.stop()
-    classes = _classes(root, set(stems), files)
+    listed = _listed_classes(root, problems)
+    classes = listed or _found_classes(root, set(stems), files)
     index = {name: label for label, name in enumerate(classes)}
     rows = Rows()
     for image, file in enumerate(files):
         for item in file.objects:
+            if item.name not in index:
+                remedy = f"is not in {CLASS_LIST}{suggest(item.name, classes)}; correct the name or add it there"
+                problems.add(item.where, f"<name> {shown(item.name)}", remedy)
+                continue
             if item.difficult:
                 rows.count("difficult objects, trained on and ignored by metrics")
             left, top, width, height = item.box
             if min(left, top) < 0:
                 rows.count("boxes that begin before pixel 1, where VOC begins")
             rows.add(image, index[item.name], item.box, area=width * height, difficult=item.difficult)
-    return rows.labels(
+    labels = rows.labels(
         classes=classes,
         category_ids=range(1, len(classes) + 1),
         image_ids=stems,
         files=_image_files(root / "JPEGImages", stems),
         sizes=[file.size for file in files],
     )
+    places = [f"Annotations/{stem}.xml" for stem in stems]
+    return Annotated(labels=labels, folder=root / "JPEGImages", origin=root, places=places)
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
     name: str
+    where: str
     box: Sequence[float]
     difficult: bool
 
@@ -215,7 +233,9 @@ def _object(node: _Node, file: str, problems: Problems) -> _Object | None:
         )
     if len(problems) > before or name is None:
         return None
-    return _Object(name, (left - 1, top - 1, right - left + 1, bottom - top + 1), difficult == "1")
+    return _Object(
+        name, f"{file}:{node.line}", (left - 1, top - 1, right - left + 1, bottom - top + 1), difficult == "1"
+    )
 
 
 def _number(text: str) -> float | None:
@@ -239,8 +259,7 @@ def _stems(root: Path, split: str, problems: Problems) -> list[str]:
         if name not in known:
             there = ", ".join(known[:12]) + (", …" if len(known) > 12 else "") if known else "none"
             raise AnnotationError(f"{lists}: no split {name!r}{suggest(name, known)}; there are {there}")
-        lines = (lists / f"{name}.txt").read_text(encoding="utf-8", errors="backslashreplace").splitlines()
-        for number, stem in enumerate(map(str.strip, lines), start=1):
+        for number, stem in enumerate(_lines(lists / f"{name}.txt", problems), start=1):
             if not stem:
                 continue
             where = f"ImageSets/Main/{name}.txt:{number}"
@@ -255,7 +274,31 @@ def _stems(root: Path, split: str, problems: Problems) -> list[str]:
     return list(stems)
 
 
-def _classes(root: Path, stems: set[str], files: list[_File]) -> tuple[str, ...]:
+def _lines(path: Path, problems: Problems) -> list[str]:
+    try:
+        return [line.strip() for line in text_of(path).splitlines()]
+    except AnnotationError as error:
+        problems.add(str(path.relative_to(problems.path)), str(error), "expects one name a line")
+        return []
+
+
+def _listed_classes(root: Path, problems: Problems) -> tuple[str, ...]:
+    """Return the class names that the user listed, in the listed order; empty where there is no list."""
+    path = root / CLASS_LIST
+    if not path.exists():
+        return ()
+    names: dict[str, int] = {}
+    for number, name in enumerate(_lines(path, problems), start=1):
+        if name in names:
+            problems.add(f"{CLASS_LIST}:{number}", f"{name} stands in line {names[name]} too", "list every class once")
+        elif name:
+            names[name] = number
+    if not names:
+        problems.add(CLASS_LIST, "no class", "list one class a line, or take the file away")
+    return tuple(names)
+
+
+def _found_classes(root: Path, stems: set[str], files: list[_File]) -> tuple[str, ...]:
     """Return the class names that every split of this folder shares."""
     names = {item.name for file in files for item in file.objects}
     unheard = Problems(root)

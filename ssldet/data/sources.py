@@ -1,22 +1,35 @@
 """data specifications -> Source: images, or `format:…` by the name of a registered format, or several as one."""
 
 import hashlib
+import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from glob import has_magic
+from inspect import signature
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 
-from ssldet import registry
+from ssldet import chance, registry
 from ssldet.data.images import open_images
 from ssldet.errors import DataError, suggest
 from ssldet.types import Sample, Skipped, Source, Targets
 
+log = logging.getLogger(__name__)
 
-def open_source(specs: Sequence[str], *, min_side: int, max_pixels: int) -> Source:
+
+def open_source(
+    specs: Sequence[str],
+    *,
+    min_side: int,
+    max_pixels: int,
+    masks: bool = False,
+    classes: Sequence[str] = (),
+    fraction: float = 1.0,
+    fraction_seed: int = 0,
+) -> Source:
     """Open what some specifications name.
 
     Args:
@@ -24,26 +37,55 @@ def open_source(specs: Sequence[str], *, min_side: int, max_pixels: int) -> Sour
             `files.list_files`. All images together make one source, and several sources are joined in order.
         min_side: Shortest usable image side in pixels.
         max_pixels: Largest usable image in pixels.
+        masks: Give every target its mask.
+        classes: Count the classes in this order; the source must have the same ones.
+        fraction: Share of the images to take, see `take_fraction`.
+        fraction_seed: Which ones.
 
     Raises:
-        DataError: A specification names nothing usable, or the classes of several disagree.
+        DataError: A specification names nothing usable, the classes disagree, or there are no masks.
     """
     sources: list[Source] = []
     images: list[str] = []
     for spec in specs:
-        name, rest = _split(spec)
+        name, rest = split_spec(spec)
         if name is None:
             images.append(rest)
         else:
             opened = registry.find("ssldet.sources", name)
-            sources.append(opened(rest, min_side=min_side, max_pixels=max_pixels))
+            if masks and "masks" not in signature(opened).parameters:
+                raise DataError(f"{spec}: {name} carries no masks; give coco:… or yolo:… with polygons")
+            asked = {"masks": True} if masks else {}
+            sources.append(opened(rest, min_side=min_side, max_pixels=max_pixels, **asked))
     if images or not sources:
         sources.append(open_images(images, min_side=min_side, max_pixels=max_pixels))
-    return sources[0] if len(sources) == 1 else ConcatSource(sources)
+    order = classes or next((source.classes for source in sources if source.classes), ())
+    sources = [_in_order(source, order) for source in sources]
+    whole = sources[0] if len(sources) == 1 else ConcatSource(sources)
+    return whole if fraction == 1 else take_fraction(whole, fraction, fraction_seed)
 
 
-def _split(spec: str) -> tuple[str | None, str]:
-    """Return format and rest; no format for images. What exists on disk is a path, whatever it looks like."""
+def _in_order(source: Source, classes: Sequence[str]) -> Source:
+    """Return a source with its classes counted in this order, if it has the same ones."""
+    if source.classes == tuple(classes) or sorted(source.classes) != sorted(classes):
+        return source
+    with_classes = getattr(source, "with_classes", None)
+    if with_classes is None:
+        return source
+    log.info("the classes of one set are counted in the order of the other: %s", ", ".join(classes))
+    changed: Source = with_classes(classes)
+    return changed
+
+
+def split_spec(spec: str) -> tuple[str | None, str]:
+    """Return format and rest; no format for images. What exists on disk is a path, whatever it looks like.
+
+    Args:
+        spec: A data specification.
+
+    Raises:
+        DataError: It looks like a format, and is none.
+    """
     name, colon, rest = spec.partition(":")
     if not colon or Path(spec).expanduser().exists():
         return None, spec
@@ -119,6 +161,78 @@ class ConcatSource:
             raise IndexError(index)
         part = bisect_right(self._ends, index)
         return part, index - (self._ends[part - 1] if part else 0)
+
+
+class PartSource:
+    """Some images of a source; a `Source` that keeps their order.
+
+    Attributes:
+        fingerprint: Short hash of the whole and of which images were chosen.
+    """
+
+    def __init__(self, whole: Source, indices: Sequence[int]) -> None:
+        """Choose.
+
+        Args:
+            whole: All images.
+            indices: Which to keep, in order.
+        """
+        self._whole, self._indices = whole, tuple(indices)
+        words = f"{whole.fingerprint}\n{self._indices}"
+        self.fingerprint = hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those of the whole, whether they occur in this part or not."""
+        return self._whole.classes
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Original id of each class."""
+        return tuple(getattr(self._whole, "category_ids", ()))
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Those of the whole."""
+        return self._whole.skipped
+
+    def __len__(self) -> int:
+        """Number of images in this part."""
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image.
+
+        Raises:
+            UnreadableError: The file can't be decoded.
+        """
+        return self._whole[self._number(index)]
+
+    def path_of(self, index: int) -> str | Path:
+        """Return where an image lies, if its source can tell."""
+        number = self._number(index)
+        path_of = getattr(self._whole, "path_of", None)
+        path: str | Path = path_of(number) if path_of else f"image {number}"
+        return path
+
+    def _number(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._indices[index]
+
+
+def take_fraction(whole: Source, fraction: float, seed: int) -> PartSource:
+    """Return a share of the images, at least one; with one seed a smaller share lies within every larger one.
+
+    Args:
+        whole: All images.
+        fraction: Share to take, between 0 and 1.
+        seed: Which ones: images are shuffled once, and the first of them taken.
+    """
+    count = max(1, round(fraction * len(whole)))
+    shuffled = torch.randperm(len(whole), generator=chance.generator(seed, "fraction"))
+    log.info("%d of %d images taken (fraction %g, seed %d)", count, len(whole), fraction, seed)
+    return PartSource(whole, sorted(shuffled[:count].tolist()))
 
 
 def _disagreement(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:

@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from ssldet.data.loader import training_batches
-from ssldet.data.sources import open_source
 from ssldet.engine import distributed
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import load_exactly
@@ -29,6 +28,7 @@ from ssldet.engine.quarantine import Quarantine
 from ssldet.engine.resume import require_same_run
 from ssldet.engine.run import Run
 from ssldet.engine.session import Preview, Session, Setting
+from ssldet.engine.sources import evaluation_source, training_source
 from ssldet.engine.steps import Checkpoints, Restored
 from ssldet.engine.stop import StopFlag
 from ssldet.errors import CheckpointError, ConfigError, DivergedError, SetupError, StoppedError
@@ -73,7 +73,8 @@ def fit(
     """
     check(run)
     trainer = _trainer(run)
-    source, val = _open(run.data.train, run), (_open(run.data.val, run) if run.data.val else None)
+    source = training_source(run)
+    val = evaluation_source(run, source) if run.data.val else None
     Quarantine(source, run.data.max_bad_fraction)
     total = run.budget.total_steps(len(source), run.data.batch_size)
     try:
@@ -217,10 +218,6 @@ def _trainer(run: Run) -> lightning.Trainer:
     # Its SIGTERM handler talks to the other ranks from inside the handler, which hangs when all of them get the signal.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
-
-
-def _open(specs: tuple[str, ...], run: Run) -> Source:
-    return open_source(specs, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
 
 
 def _restored(run: Run, folder: RunFolder, source: Source, total: int) -> Restored:

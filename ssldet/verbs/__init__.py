@@ -1,5 +1,6 @@
 """What a user does, one public function a verb; the command line adds nothing to it."""
 
+from ssldet.verbs.data import check_data, compare_data, convert_data
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import preview, report
 from ssldet.verbs.opening import load
@@ -8,7 +9,10 @@ from ssldet.verbs.using import evaluate, export, predict
 
 __all__ = [
     "Trained",
+    "check_data",
+    "compare_data",
     "compose",
+    "convert_data",
     "evaluate",
     "export",
     "finetune",

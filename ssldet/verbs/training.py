@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from ssldet.data.sources import open_source
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
 from ssldet.engine.distributed import rank
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
+from ssldet.engine.sources import evaluation_source, training_source
 from ssldet.errors import ConfigError, DataError
 from ssldet.nn.backbones import adopt
 from ssldet.recipe import check, from_document, override
@@ -229,24 +229,27 @@ def _with_detector_of(opened: Opened, run: Run) -> Run:
 
 def _labelled(run: Run) -> Source:
     """Open the training data, which must have classes, and make sure that the evaluation data have the same."""
-    source = _open(run, run.data.train)
-    _require(bool(source.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:… or voc:…")
+    source = training_source(run)
+    _require(bool(source.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:…, voc:… or yolo:…")
     if run.data.val:
         _require_same_classes(run, source)
     return source
 
 
-def _open(run: Run, specs: tuple[str, ...]) -> Source:
-    return open_source(specs, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
-
-
 def _require_same_classes(run: Run, source: Source) -> None:
-    """Labels are numbers to a detector: numbered otherwise for evaluation they would score near zero, unnoticed."""
-    val = _open(run, run.data.val)
+    """Labels are numbers to a detector: other classes would score near zero, unnoticed."""
+    val = evaluation_source(run, source)
+    _require(
+        bool(val.classes), f"{', '.join(run.data.val)}: carries no labels to measure on; use coco:…, voc:… or yolo:…"
+    )
     if val.classes != source.classes:
+        missing = [name for name in source.classes if name not in val.classes]
+        added = [name for name in val.classes if name not in source.classes]
+        parts = [("lacks", missing), ("has in addition", added)]
+        words = " and ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
         raise DataError(
-            f"data.val has the classes {', '.join(val.classes) or 'of unlabelled images'}, data.train has "
-            f"{', '.join(source.classes)}; give both the same class list in the same order"
+            f"data.val {words}, compared with the {len(source.classes)} classes of data.train; their order may differ, "
+            "their names may not: give both the same class list"
         )
     run.task.evaluator(val)
 
@@ -254,7 +257,7 @@ def _require_same_classes(run: Run, source: Source) -> None:
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     folder = RunFolder(Path(path))
     run = override(folder.run(), changes)
-    classes = () if isinstance(run.task, PretextTask) else _open(run, run.data.train).classes
+    classes = () if isinstance(run.task, PretextTask) else training_source(run).classes
     fit(run, folder, resume=True, preview=partial(draw_batch, classes=classes))
     return _reported(folder)
 

@@ -111,3 +111,34 @@ def test_paths_with_colons_are_paths(folder, monkeypatch):
 def test_no_specification(folder):
     with pytest.raises(DataError, match="no images given"):
         open_source([], **LIMITS)
+
+
+def test_fractions_are_nested_and_a_function_of_their_seed(tmp_path: Path) -> None:
+    for number in range(40):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+
+    def keys(fraction: float, seed: int = 0) -> list[str]:
+        part = open_source([str(tmp_path)], **LIMITS, fraction=fraction, fraction_seed=seed)
+        return [part[index].key for index in range(len(part))]
+
+    chosen = [keys(fraction) for fraction in (0.01, 0.05, 0.1, 0.5, 1.0)]
+    assert [len(part) for part in chosen] == [1, 2, 4, 20, 40]
+    for small, large in pairwise(chosen):
+        assert set(small) < set(large)
+        assert small == sorted(small)
+    assert keys(0.1) == chosen[2]
+    assert keys(0.1, seed=1) != chosen[2]
+
+
+def test_a_fraction_has_its_own_fingerprint_and_keeps_what_the_whole_is(tmp_path: Path) -> None:
+    for number in range(8):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{number}.png")
+    (tmp_path / "bad.png").write_bytes(b"")
+    whole = open_source([str(tmp_path)], **LIMITS)
+    part = open_source([str(tmp_path)], **LIMITS, fraction=0.5)
+    other = open_source([str(tmp_path)], **LIMITS, fraction=0.5, fraction_seed=3)
+    assert len({whole.fingerprint, part.fingerprint, other.fingerprint}) == 3
+    assert (part.classes, part.skipped) == (whole.classes, whole.skipped)
+    assert part.path_of(0) == tmp_path / part[0].key  # type: ignore[attr-defined]
+    with pytest.raises(IndexError):
+        part[4]

@@ -1,0 +1,83 @@
+"""coco:…, voc:… or yolo:… -> Inspection: everything that is wrong with labelled data, and what it holds."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from downstream.annotations.coco import gather_coco
+from downstream.annotations.labelled import CORNERS, Annotated, check_files
+from downstream.annotations.labels import Labels, looks_like_corners
+from downstream.annotations.problems import Problems
+from downstream.annotations.voc import gather_voc
+from downstream.annotations.yolo import gather_yolo
+from ssldet.data.files import tally
+from ssldet.data.inspection import Inspection
+from ssldet.errors import AnnotationError
+
+
+def check_labels(spec: str, *, min_side: int, max_pixels: int) -> Inspection:
+    """Read annotations to the end, whatever is wrong with them, and compare them with the images on disk.
+
+    Args:
+        spec: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`.
+        min_side: Shortest usable image side in pixels.
+        max_pixels: Largest usable image in pixels.
+    """
+    form, _, rest = spec.partition(":")
+    readers: dict[str, Callable[[str, Problems], Annotated]] = {
+        "coco": gather_coco,
+        "voc": gather_voc,
+        "yolo": partial(gather_yolo, min_side=min_side, max_pixels=max_pixels),
+    }
+    problems = Problems(Path(rest.partition(":")[0]))
+    try:
+        annotated = readers[form](rest, problems)
+        sizes, skipped = check_files(annotated, problems, min_side=min_side, max_pixels=max_pixels)
+    except AnnotationError as error:
+        if str(error) != problems.message():
+            problems.add(spec, str(error), "")
+        return Inspection(spec=spec, problems=tuple(problems.entries()), problem_count=len(problems))
+    labels = annotated.labels
+    usable = replace(labels, sizes=sizes).subset(sizes[:, 0] > 0)
+    if not len(usable) and not len(problems):
+        problems.add(
+            spec, f"none of {len(labels)} images can be used ({tally(skipped)})", "give images that can be read"
+        )
+    return Inspection(
+        spec=spec,
+        problems=tuple(problems.entries()),
+        problem_count=len(problems),
+        warnings=_warnings(labels, usable),
+        skipped=skipped,
+        counts=_counts(usable),
+        boxes_per_class=_per_class(usable),
+    )
+
+
+def _warnings(labels: Labels, usable: Labels) -> tuple[str, ...]:
+    warnings = [f"{count} {what}" for what, count in labels.notes.items()]
+    if looks_like_corners(labels):
+        warnings.append(CORNERS)
+    empty = [name for name, count in _per_class(usable).items() if not count]
+    if empty:
+        warnings.append(f"{len(empty)} of {len(usable.classes)} classes have no box: {', '.join(empty)}")
+    return tuple(warnings)
+
+
+def _counts(labels: Labels) -> dict[str, int]:
+    return {
+        "images": len(labels),
+        "images without objects": int((np.diff(labels.first) == 0).sum()),
+        "boxes": len(labels.boxes),
+        "crowd regions": int(labels.crowd.sum()),
+        "difficult objects": int(labels.difficult.sum()),
+        "classes": len(labels.classes),
+    }
+
+
+def _per_class(labels: Labels) -> dict[str, int]:
+    found = np.bincount(labels.labels[~labels.crowd], minlength=len(labels.classes))
+    return dict(zip(labels.classes, found.tolist(), strict=True))

@@ -1,0 +1,158 @@
+"""segmentations -> masks: polygons and run lengths of COCO, kept as text and drawn when an image is read."""
+
+import json
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from pycocotools import mask as coco_mask
+
+from downstream.annotations.problems import shown
+from ssldet.errors import AnnotationError
+
+MISSING = "missing"
+"""What is wrong with a row that has no segmentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """One segmentation that was checked.
+
+    Attributes:
+        text: It, as JSON.
+        size: Height and width of the image that it was made for, where it says so.
+    """
+
+    text: bytes
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlines:
+    """The segmentations of many rows in one block: a million lists of numbers would take ten times the memory.
+
+    Attributes:
+        text: All of them as JSON, one after the other.
+        ends: Row r is what lies between `ends[r]` and `ends[r + 1]`.
+    """
+
+    text: bytes
+    ends: Int[np.ndarray, " N"]
+
+    def __getitem__(self, row: int) -> Any:
+        """Return one row's polygons or run lengths."""
+        return json.loads(self._text_of(row))
+
+    def pick(self, rows: Int[np.ndarray, " M"]) -> "Outlines":
+        """Return some of the rows in the given order."""
+        return gathered(self._text_of(row) for row in rows.tolist())
+
+    def _text_of(self, row: int) -> bytes:
+        return self.text[self.ends[row] : self.ends[row + 1]]
+
+
+def gathered(texts: Iterable[bytes]) -> Outlines:
+    """Lay segmentations side by side.
+
+    Args:
+        texts: JSON, one for each row.
+    """
+    parts = list(texts)
+    return Outlines(b"".join(parts), np.cumsum([0, *map(len, parts)]))
+
+
+def outline_of(segmentation: object) -> Outline | str:
+    """Check one segmentation.
+
+    Args:
+        segmentation: As a file has it: a list of polygons [x1, y1, x2, y2, …] in pixels, or run lengths
+            `{"size": [height, width], "counts": …}`, a list or compressed text.
+
+    Returns:
+        The segmentation, or what is wrong with it.
+    """
+    if segmentation is None or segmentation == []:
+        return MISSING
+    if isinstance(segmentation, list):
+        sound = all(isinstance(part, list) and len(part) % 2 == 0 for part in segmentation)
+        if not sound or not all(_finite(number) for part in segmentation for number in part):
+            return shown(segmentation)
+        # Two points enclose nothing; the other parts of such an object still count.
+        parts = [part for part in segmentation if len(part) >= 6]
+        return Outline(json.dumps(parts).encode()) if parts else shown(segmentation)
+    if not isinstance(segmentation, dict):
+        return shown(segmentation)
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        return f"size {shown(size)}"
+    height, width = size
+    text = json.dumps({"size": size, "counts": counts}).encode()
+    return Outline(text, (height, width)) if _sound(counts, height * width) else f"counts {shown(counts)}"
+
+
+def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> Bool[np.ndarray, "H W"]:
+    """Draw one segmentation.
+
+    Args:
+        segmentation: Polygons or run lengths that were checked.
+        size: Height and width of the image.
+        where: What to name in the error.
+
+    Raises:
+        AnnotationError: Run lengths were made for another size.
+    """
+    height, width = size
+    if isinstance(segmentation, list):
+        runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif tuple(segmentation["size"]) != size:
+        raise AnnotationError(f"{where}: a mask of {segmentation['size']} lies on an image of {list(size)} pixels")
+    elif isinstance(segmentation["counts"], list):
+        runs = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        runs = {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
+    with warnings.catch_warnings():
+        # pycocotools hands its memory to numpy in a way that numpy 2 wants to be told of.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        drawn: Bool[np.ndarray, "H W"] = coco_mask.decode(runs).astype(bool)
+    return drawn
+
+
+def _sound(counts: object, pixels: int) -> bool:
+    """Say whether run lengths cover an image exactly; the decoder itself writes wherever they lead."""
+    if isinstance(counts, list):
+        return all(type(run) is int and run >= 0 for run in counts) and sum(counts) == pixels
+    if not isinstance(counts, str):
+        return False
+    runs = _unpacked(counts)
+    return runs is not None and all(run >= 0 for run in runs) and sum(runs) == pixels
+
+
+def _unpacked(text: str) -> list[int] | None:
+    """Return the run lengths of COCO's compressed text: five bits a character, differences from the third on."""
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    return None if shift else runs
+
+
+def _finite(number: object) -> bool:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return False
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False

@@ -1,0 +1,270 @@
+"""yolo:ROOT:SPLIT -> LabelledImages: a data.yaml, folders of images, and one text file of normalised rows an image."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+
+from downstream.annotations.labelled import Annotated, LabelledImages
+from downstream.annotations.labels import Rows
+from downstream.annotations.problems import Problems, shown, text_of
+from ssldet.data.files import list_files
+from ssldet.data.images import image_sizes
+from ssldet.errors import AnnotationError, DataError, UnreadableError, suggest
+
+SPLITS = ("train", "val", "test")
+"""Entries of data.yaml that name images."""
+SLACK = 0.01
+"""How far a coordinate may lie outside 0..1, since exporters round; it is cut back."""
+POLYGON = 7
+"""Words of the shortest polygon row: the class and three points."""
+
+
+def open_yolo(rest: str, *, min_side: int, max_pixels: int, masks: bool = False) -> LabelledImages:
+    """Open a YOLO data set.
+
+    Args:
+        rest: `ROOT` or `ROOT:SPLIT`. ROOT holds `data.yaml` (or is such a file); SPLIT is one of its entries `train`,
+            `val` and `test`, by default `train`.
+        min_side: Shortest usable image side in pixels.
+        max_pixels: Largest usable image in pixels.
+        masks: Give every target its mask; all rows must be polygons then.
+
+    Raises:
+        AnnotationError: The folder is not sound; all problems at once, with file and line.
+    """
+    problems = Problems(Path(rest.partition(":")[0]))
+    annotated = gather_yolo(rest, problems, min_side=min_side, max_pixels=max_pixels, masks=masks)
+    return LabelledImages(annotated, problems, min_side=min_side, max_pixels=max_pixels)
+
+
+def gather_yolo(rest: str, problems: Problems, *, min_side: int, max_pixels: int, masks: bool = False) -> Annotated:
+    """Read what is sound of a YOLO split. Rows are fractions, so the sizes of the images are read as well.
+
+    An image without a label file, or with an empty one, has no objects. Rows repeated word for word count once.
+
+    Args:
+        rest: `ROOT` or `ROOT:SPLIT`.
+        problems: Takes what is wrong.
+        min_side: Shortest usable image side in pixels.
+        max_pixels: Largest usable image in pixels.
+        masks: Keep the polygons.
+
+    Raises:
+        AnnotationError: There is no such folder or split, or nothing in it.
+    """
+    place, _, split = rest.partition(":")
+    path = _description(Path(place))
+    description = _parse(path)
+    classes = _classes(description, path.name, problems)
+    folder, names = _images(description, split or "train", path)
+    sizes = [
+        (0, 0) if isinstance(size, UnreadableError) else size
+        for size in image_sizes(folder, names, min_side=min_side, max_pixels=max_pixels)
+    ]
+    rows = Rows()
+    files = [label_file(folder / name) for name in names]
+    places = [_short(file, path.parent) for file in files]
+    labelled = 0
+    for image, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        if not file.exists():
+            rows.count("images without a label file, taken as images without objects")
+            continue
+        labelled += 1
+        reader = _Reader(places[image], image, size, classes, masks)
+        reader.read(_lines(file, places[image], problems), rows, problems)
+    if not labelled:
+        raise AnnotationError(f"{path}: none of {len(files)} images has a label file; {files[0]} is not there")
+    labels = rows.labels(classes=classes, category_ids=range(len(classes)), image_ids=names, files=names, sizes=sizes)
+    return Annotated(labels=labels, folder=folder, origin=path, places=places)
+
+
+def label_file(image: Path) -> Path:
+    """Return where the labels of an image are: `labels` in the place of the last folder `images`, or beside it."""
+    parts = list(image.parts)
+    beside = image.with_suffix(".txt")
+    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
+    if not places or beside.exists():
+        return beside
+    parts[places[-1]] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the rows of one label file."""
+
+    where: str
+    image: int
+    size: tuple[int, int]
+    classes: Sequence[str]
+    masks: bool
+
+    def read(self, lines: Sequence[str], rows: Rows, problems: Problems) -> None:
+        """Take in the rows of the file; what is wrong with them goes to the problems."""
+        seen: set[str] = set()
+        for number, line in enumerate(lines, start=1):
+            words = line.split()
+            if words and (row := " ".join(words)) not in seen:
+                seen.add(row)
+                self._row(f"{self.where}:{number}", words, rows, problems)
+            elif words:
+                rows.count("repeated rows, taken once")
+
+    def _row(self, place: str, words: list[str], rows: Rows, problems: Problems) -> None:
+        if len(words) != 5 and (len(words) < POLYGON or len(words) % 2 == 0):
+            remedy = "expects class, centre x, centre y, width, height, or a class and the points of a polygon"
+            if len(words) == 6:
+                remedy += "; is the last number a confidence? these are labels, not predictions"
+            problems.add(place, f"{len(words)} words ({shown(' '.join(words))})", remedy)
+            return
+        label, numbers = _number(words[0]), [_number(word) for word in words[1:]]
+        if label is None or label % 1 or not 0 <= label < len(self.classes):
+            remedy = f"expects a class from 0 to {len(self.classes) - 1}, as data.yaml names them"
+            problems.add(place, f"class {shown(words[0])}", remedy)
+            return
+        wrong = [word for word, value in zip(words[1:], numbers, strict=True) if not _is_fraction(value)]
+        if wrong:
+            remedy = "expects fractions of the image from 0 to 1, not pixels"
+            problems.add(place, ", ".join(map(shown, wrong[:4])), remedy)
+            return
+        if min(number or 0 for number in numbers[2:4]) < 0 and len(words) == 5:
+            problems.add(place, shown(" ".join(words)), "width and height can't be negative")
+            return
+        if self.masks and len(words) == 5:
+            problems.add(place, "a box", "has no mask; use polygons, or train a task that needs none")
+            return
+        self._add(int(label), np.asarray(numbers, dtype=np.float64), rows)
+
+    def _add(self, label: int, fractions: Float[np.ndarray, " N"], rows: Rows) -> None:
+        height, width = self.size
+        if not width:
+            # The image is reported as missing or unusable; without its size there are no pixels to count in.
+            return
+        outline = None
+        if len(fractions) == 4:
+            x, y, across, down = fractions
+            corners = np.array([[x - across / 2, y - down / 2], [x + across / 2, y + down / 2]])
+        else:
+            corners = fractions.reshape(-1, 2).clip(0, 1)
+            if self.masks:
+                outline = json.dumps([(corners * (width, height)).ravel().tolist()]).encode()
+        low, high = corners.min(axis=0) * (width, height), corners.max(axis=0) * (width, height)
+        box = (*low.tolist(), *(high - low).tolist())
+        rows.add(self.image, label, box, area=box[2] * box[3], outline=outline)
+
+
+def _description(place: Path) -> Path:
+    """Return the YAML file that describes a data set."""
+    if place.is_file():
+        return place
+    for name in ("data.yaml", "data.yml", "dataset.yaml"):
+        if (place / name).is_file():
+            return place / name
+    others = sorted(place.glob("*.y*ml")) if place.is_dir() else []
+    if len(others) == 1:
+        return others[0]
+    inner = sorted(place.glob("*/data.y*ml")) if place.is_dir() else []
+    remedy = f"did you mean yolo:{inner[0].parent}?" if inner else "it names the classes and the folders of images"
+    raise AnnotationError(f"{place}: no data.yaml in it; {remedy}")
+
+
+def _parse(path: Path) -> dict[Any, Any]:
+    try:
+        text = text_of(path)
+        # A few bytes of anchors and aliases can stand for gigabytes once somebody prints them.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise AnnotationError("holds an alias (*name); write the values out")
+        document = yaml.safe_load(text)
+    except AnnotationError as error:
+        raise AnnotationError(f"{path}: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise AnnotationError(f"{path}: {line}not YAML ({error.problem})") from error
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise AnnotationError(f"{path}: not YAML ({str(error).splitlines()[0] if str(error) else error!r})") from error
+    if not isinstance(document, dict):
+        raise AnnotationError(f"{path}: {shown(document)}; expects entries such as names, train and val")
+    return document
+
+
+def _classes(description: dict[Any, Any], place: str, problems: Problems) -> list[str]:
+    """Return the class names by number."""
+    found, count = description.get("names"), description.get("nc")
+    if isinstance(found, dict):
+        if sorted(found, key=str) != sorted(range(len(found)), key=str):
+            problems.add(f"{place}: names", shown(list(found)), "expects the numbers from 0 on, each once")
+            return list(map(str, found.values()))
+        found = [found[number] for number in range(len(found))]
+    if not isinstance(found, list) or not found:
+        problems.add(f"{place}: names", shown(found), "expects the names of the classes: a list, or number: name")
+        return []
+    for number, name in enumerate(found):
+        if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name).strip():
+            remedy = "expects a name; YAML takes yes, no, on and off for truth values, so put such names in quotes"
+            problems.add(f"{place}: names[{number}]", shown(name), remedy)
+    names = list(map(str, found))
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.add(f"{place}: names", f"{name!r} is the name of two classes", "rename or merge one of them")
+    if count is not None and count != len(names):
+        problems.add(f"{place}: nc", f"{shown(count)} with {len(names)} names", "take one of the two away")
+    return names
+
+
+def _images(description: dict[Any, Any], split: str, path: Path) -> tuple[Path, list[str]]:
+    """Return the images of a split: the folder that all lie in, and their names in it."""
+    entry = description.get(split)
+    if entry is None:
+        there = [name for name in SPLITS if description.get(name)]
+        listed = ", ".join(there) or "none of train, val, test"
+        raise AnnotationError(f"{path}: no split {split!r}{suggest(split, there)}; there is {listed}")
+    entries = entry if isinstance(entry, list) else [entry]
+    if not entries or not all(isinstance(part, str) and part and "\0" not in part for part in entries):
+        raise AnnotationError(f"{path}: {split}: {shown(entry)}; expects a folder of images, a list file, or several")
+    try:
+        listing = list_files([_found(part, description.get("path"), path) for part in entries])
+    except (DataError, OSError, ValueError) as error:
+        raise AnnotationError(f"{path}: {split}: {error}") from error
+    return Path(listing.root), listing.names
+
+
+def _found(entry: str, base: object, path: Path) -> Path:
+    """Return where an entry points: from `path` of the file, from the file's own folder, or below that folder."""
+    home = path.parent
+    # Many exporters write ../train/images beside a folder train.
+    inside = Path(*[part for part in Path(entry).parts if part != ".."])
+    tries = [home / base / entry] if isinstance(base, str) else []
+    tries += [home / entry, home / inside]
+    return next((place for place in tries if place.exists()), tries[0])
+
+
+def _lines(path: Path, place: str, problems: Problems) -> list[str]:
+    try:
+        return text_of(path).splitlines()
+    except AnnotationError as error:
+        problems.add(place, str(error), "expects one row of numbers an object")
+        return []
+
+
+def _short(path: Path, home: Path) -> str:
+    """Return a path as seen from a folder, to name in messages."""
+    absolute, home = path.absolute(), home.absolute()
+    return str(absolute.relative_to(home) if absolute.is_relative_to(home) else absolute)
+
+
+def _number(word: str) -> float | None:
+    try:
+        number = float(word)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_fraction(value: float | None) -> bool:
+    return value is not None and -SLACK <= value <= 1 + SLACK

@@ -1,0 +1,76 @@
+"""data specification -> Inspection: what is wrong with a data set and what it holds, before anything is trained."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ssldet.data.files import tally
+from ssldet.data.images import open_images
+from ssldet.errors import DataError
+from ssldet.types import Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What was found in one data set.
+
+    Attributes:
+        spec: What was looked at.
+        problems: `where`, `what` and `remedy` of everything that keeps it from being used; up to a thousand of a kind.
+        problem_count: How many problems there are.
+        warnings: What was put right silently, or may not be what it seems.
+        skipped: Files that can't be used and are gone round.
+        counts: What the set holds.
+        boxes_per_class: How often each class occurs, in the order of the labels; crowd regions are not counted.
+    """
+
+    spec: str
+    problems: tuple[dict[str, str], ...] = ()
+    problem_count: int = 0
+    warnings: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    boxes_per_class: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be trained and evaluated on."""
+        return not self.problem_count
+
+    def __str__(self) -> str:
+        """Say it in lines."""
+        lines = [f"{self.spec}: {self.problem_count or 'no'} problem{'' if self.problem_count == 1 else 's'}"]
+        lines += [f"  error    {_line(entry)}" for entry in self.problems]
+        if more := self.problem_count - len(self.problems):
+            lines.append(f"  error    … and {more} more of these kinds")
+        lines += [f"  warning  {text}" for text in self.warnings]
+        if self.skipped:
+            lines.append(f"  warning  {len(self.skipped)} files can't be used ({tally(self.skipped)}):")
+            lines += [f"           {entry.path}: {entry.reason}" for entry in self.skipped]
+        lines += [f"  {count:>8} {what}" for what, count in self.counts.items()]
+        lines += [f"  {count:>8} boxes of {name}" for name, count in self.boxes_per_class.items()]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"sound": self.sound, **asdict(self)}
+
+
+def inspect_images(spec: str, *, min_side: int, max_pixels: int) -> Inspection:
+    """Look at images without labels: which of them can be used.
+
+    Args:
+        spec: See `files.list_files`.
+        min_side: Shortest usable image side in pixels.
+        max_pixels: Largest usable image in pixels.
+    """
+    try:
+        source = open_images([spec], min_side=min_side, max_pixels=max_pixels)
+    except DataError as error:
+        problem = {"where": spec, "what": str(error), "remedy": ""}
+        return Inspection(spec=spec, problems=(problem,), problem_count=1)
+    return Inspection(spec=spec, skipped=source.skipped, counts={"images": len(source)})
+
+
+def _line(problem: dict[str, str]) -> str:
+    remedy = f"; {problem['remedy']}" if problem["remedy"] else ""
+    return f"{problem['where']}: {problem['what']}{remedy}"

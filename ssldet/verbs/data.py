@@ -1,0 +1,86 @@
+"""data specifications -> what is wrong with them, another format, what two of them share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ssldet.data.inspection import Inspection, inspect_images
+from ssldet.data.leaks import Leaks, find_leaks
+from ssldet.data.sources import open_source, split_spec
+from ssldet.engine.run import DataConfig
+from ssldet.errors import ConfigError, DataError
+from ssldet.registry import find, names
+from ssldet.types import Source
+from ssldet.verbs.choosing import Specs, texts
+
+MIN_SIDE, MAX_PIXELS = DataConfig.min_side, DataConfig.max_pixels
+"""What counts as an image, as in a run that does not say otherwise."""
+
+
+@runtime_checkable
+class Written(Protocol):
+    """What a converter says when it is done."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        ...
+
+
+def check_data(spec: str) -> Inspection:
+    """Look at a data set from end to end, whatever is wrong with it.
+
+    Args:
+        spec: A data specification.
+
+    Returns:
+        Every problem with its place and remedy, and what the set holds.
+    """
+    form, rest = split_spec(spec)
+    if form is None:
+        return inspect_images(rest, min_side=MIN_SIDE, max_pixels=MAX_PIXELS)
+    if form in names("ssldet.checkers"):
+        inspection: Inspection = find("ssldet.checkers", form)(spec, min_side=MIN_SIDE, max_pixels=MAX_PIXELS)
+        return inspection
+    try:
+        source = _open([spec])
+    except DataError as error:
+        problem = {"where": spec, "what": str(error), "remedy": ""}
+        return Inspection(spec=spec, problems=(problem,), problem_count=1)
+    return Inspection(spec=spec, skipped=source.skipped, counts={"images": len(source)})
+
+
+def convert_data(spec: str, *, to: str, out: str | Path) -> Written:
+    """Write labelled data in another format; images stay where they are.
+
+    Args:
+        spec: A data specification.
+        to: A format's name.
+        out: File to create.
+
+    Raises:
+        ConfigError: The file exists.
+        AnnotationError: The data are not sound; nothing is written then.
+    """
+    write = find("ssldet.converters", to)
+    path = Path(out)
+    if path.exists():
+        raise ConfigError(f"{path}: exists and is not overwritten; choose another name")
+    written: Written = write(_open([spec]), path)
+    return written
+
+
+def compare_data(first: Specs, second: Specs) -> Leaks:
+    """Find images of one set in another: the same file, or the same picture saved anew.
+
+    Args:
+        first: What is or was trained on.
+        second: What is tested on.
+
+    Raises:
+        ConfigError: A set does not say where its images lie.
+    """
+    return find_leaks(_open(texts(first)), _open(texts(second)), min_side=MIN_SIDE, max_pixels=MAX_PIXELS)
+
+
+def _open(specs: Sequence[str]) -> Source:
+    return open_source(specs, min_side=MIN_SIDE, max_pixels=MAX_PIXELS)

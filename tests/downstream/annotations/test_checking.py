@@ -1,0 +1,93 @@
+"""Inspection: every problem with place and remedy, counts of what is sound, and one exit code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ssldet import cli
+from ssldet.data.inspection import Inspection
+from ssldet.verbs import check_data
+
+BOX = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 10, 12], "area": 120, "iscrowd": 0}
+
+
+def write(folder: Path, *rows: dict[str, Any], names: tuple[str, ...] = ("a.png", "b.png", "c.png")) -> str:
+    for name in names:
+        Image.new("RGB", (60, 40)).save(folder / name)
+    images = [{"id": n, "file_name": name, "height": 40, "width": 60} for n, name in enumerate(names, start=1)]
+    annotations = [{"id": n, **BOX, **row} for n, row in enumerate(rows, start=1)]
+    categories = [{"id": 3, "name": "cup"}, {"id": 9, "name": "cat"}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "ann.json").write_text(json.dumps(document))
+    return f"coco:{folder / 'ann.json'}:{folder}"
+
+
+def test_a_sound_set_is_counted(tmp_path: Path) -> None:
+    inspection = check_data(write(tmp_path, {}, {"iscrowd": 1}, {"image_id": 2, "difficult": 1}))
+    assert inspection.sound
+    assert inspection.counts == {
+        "images": 3,
+        "images without objects": 1,
+        "boxes": 3,
+        "crowd regions": 1,
+        "difficult objects": 1,
+        "classes": 2,
+    }
+    assert inspection.boxes_per_class == {"cup": 2, "cat": 0}
+    assert "1 of 2 classes have no box: cat" in inspection.warnings
+    assert "no problems" in str(inspection)
+
+
+def test_every_problem_of_labels_and_images_is_listed_and_the_rest_counted(tmp_path: Path) -> None:
+    rows = [{"bbox": [1, 2, -3, 4]}] * 14 + [{"category_id": 4}, {}]
+    spec = write(tmp_path, *rows)
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "c.png").write_text("no image")
+    inspection = check_data(spec)
+    assert (inspection.problem_count, len(inspection.problems)) == (16, 16)
+    places = [problem["where"] for problem in inspection.problems]
+    assert places == [f"$.annotations[{n}].bbox[2]" for n in range(14)] + [
+        "$.annotations[14].category_id",
+        "$.images[1]",
+    ]
+    assert all(problem["remedy"] for problem in inspection.problems)
+    assert [Path(entry.path).name for entry in inspection.skipped] == ["c.png"]
+    assert inspection.counts["boxes"] == 1
+    assert str(inspection).count("  error  ") == 16
+
+
+def test_the_command_ends_with_the_code_of_data_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["data", "check", write(tmp_path, {"category_id": 4}), "--json"])
+    assert caught.value.code == 3
+    document = json.loads(capsys.readouterr().out)
+    assert not document["sound"]
+    assert document["problems"][0]["where"] == "$.annotations[0].category_id"
+    cli.main(["data", "check", write(tmp_path, {"bbox": [0, 0, 0, 5]})])
+    assert "1 boxes without area dropped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["coco", "voc", "yolo"])
+def test_what_is_not_there_at_all_is_a_problem_too(tmp_path: Path, form: str) -> None:
+    inspection = check_data(f"{form}:{tmp_path / 'nowhere'}")
+    assert not inspection.sound
+    assert "nowhere" in str(inspection)
+
+
+def test_a_set_of_unusable_images_is_not_sound(tmp_path: Path) -> None:
+    spec = write(tmp_path, {}, names=("a.png",))
+    (tmp_path / "a.png").write_bytes(b"")
+    assert "none of 1 images can be used (empty 1)" in str(check_data(spec))
+
+
+def test_images_without_labels_are_inspected_too(tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    inspection = check_data(str(tmp_path))
+    assert isinstance(inspection, Inspection)
+    assert inspection.counts == {"images": 1}
+    assert len(inspection.skipped) == 1
+    assert not check_data(str(tmp_path / "nowhere")).sound

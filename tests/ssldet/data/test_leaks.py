@@ -1,0 +1,105 @@
+"""Leaks: copies are found however they were saved, and different pictures are not taken for copies."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssldet.data.leaks import find_leaks
+from ssldet.data.sources import open_source
+from ssldet.errors import ConfigError
+from ssldet.types import Source
+from ssldet.verbs import compare_data
+
+LIMITS = {"min_side": 17, "max_pixels": 10**6}
+
+
+def picture(seed: int) -> Image.Image:
+    """A picture of a few large blobs."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((120, 90), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    for seed in range(40):
+        picture(seed).save(first / f"{seed}.png")
+        picture(1000 + seed).save(second / f"other{seed}.png")
+    return first, second
+
+
+def opened(folder: Path) -> Source:
+    return open_source([str(folder)], **LIMITS)
+
+
+def test_copies_are_found_and_nothing_else(folders: tuple[Path, Path]) -> None:
+    first, second = folders
+    shutil.copy(first / "3.png", second / "a.png")
+    picture(5).save(second / "b.jpg", quality=40)
+    picture(7).resize((60, 60)).save(second / "c.webp")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(9).transpose(Image.Transpose.ROTATE_90).save(second / "d.jpg", exif=turned)
+    leaks = find_leaks(opened(first), opened(second), **LIMITS)
+    found = {Path(leak.second).name: (Path(leak.first).name, leak.same) for leak in leaks.pairs}
+    assert found == {
+        "a.png": ("3.png", "file"),
+        "b.jpg": ("5.png", "picture"),
+        "c.webp": ("7.png", "picture"),
+        "d.jpg": ("9.png", "picture"),
+    }
+    assert "4 of 44 images (9.1 %) are also among the other 40" in str(leaks)
+    assert leaks.to_json()["unread"] == 0
+
+
+def test_blank_pictures_are_alike_only_as_files(tmp_path: Path) -> None:
+    for name, grey in (("first", 200), ("second", 90)):
+        (tmp_path / name).mkdir()
+        Image.new("L", (60, 40), grey).save(tmp_path / name / "a.png")
+    assert not compare_data(tmp_path / "first", tmp_path / "second").pairs
+    shutil.copy(tmp_path / "first/a.png", tmp_path / "second/b.png")
+    assert [leak.same for leak in compare_data(tmp_path / "first", tmp_path / "second").pairs] == ["file"]
+
+
+def test_what_can_not_be_decoded_is_counted(folders: tuple[Path, Path]) -> None:
+    first, second = folders
+    whole = (first / "0.png").read_bytes()
+    (second / "cut.png").write_bytes(whole[: len(whole) // 2])
+    leaks = find_leaks(opened(first), opened(second), **LIMITS)
+    assert (leaks.unread, leaks.pairs) == (1, ())
+    assert "1 images can't be read" in str(leaks)
+
+
+def test_a_source_that_hides_its_files_is_refused(folders: tuple[Path, Path]) -> None:
+    class Hidden:
+        classes: tuple[str, ...] = ()
+        fingerprint = "x"
+        skipped = ()
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> None:
+            raise IndexError(index)
+
+    with pytest.raises(ConfigError, match="where its images lie"):
+        find_leaks(Hidden(), opened(folders[0]), **LIMITS)  # type: ignore[arg-type]
+
+
+def test_real_photos_saved_anew_are_found(real_data: Path, tmp_path: Path) -> None:
+    photos = sorted((real_data / "photos_caltech101").rglob("*.jpg"))[::8]
+    for number, path in enumerate(photos):
+        with Image.open(path) as image:
+            small = image.convert("RGB").resize((image.width // 2, image.height // 2))
+        small.save(tmp_path / f"{number:03d}.jpg", quality=50)
+    listed = tmp_path / "photos.txt"
+    listed.write_text("\n".join(map(str, photos)))
+    leaks = compare_data(listed, [str(path) for path in sorted(tmp_path.glob("*.jpg"))])
+    assert len(leaks.pairs) >= 0.97 * len(photos)
+    wrong = [leak for leak in leaks.pairs if Path(leak.first) != photos[int(Path(leak.second).stem)]]
+    assert not wrong
