@@ -18,6 +18,7 @@ from PIL import Image
 from downstream.annotations.coco import open_coco, read_coco
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.labels import ground_truth
+from ssldet.data.sources import open_source
 from ssldet.errors import AnnotationError
 
 Document = dict[str, Any]
@@ -131,6 +132,10 @@ def duplicate_image_id(d: Document) -> None:
     d["images"][1]["id"] = 7
 
 
+def duplicate_file_name(d: Document) -> None:
+    d["images"][1]["file_name"] = "./a.png"
+
+
 def duplicate_category_id(d: Document) -> None:
     d["categories"][1]["id"] = 90
 
@@ -157,6 +162,10 @@ def no_categories(d: Document) -> None:
 
 def wrong_crowd(d: Document) -> None:
     d["annotations"][0]["iscrowd"] = "yes"
+
+
+def odd_difficult_flag(d: Document) -> None:
+    d["annotations"][0]["difficult"] = 2
 
 
 def crowd_is_a_list(d: Document) -> None:
@@ -215,6 +224,8 @@ REFUSED = [
     (unknown_image, "$.annotations[0].image_id: 4", "$.images"),
     (image_id_as_text, "$.annotations[0].image_id: '3'", "whole number"),
     (duplicate_image_id, "$.images[1].id: 7 of b.png is also the id of a.png", "own id"),
+    (duplicate_file_name, "$.images[1].file_name: ./a.png is also the file of $.images[0]", "once"),
+    (odd_difficult_flag, "$.annotations[0].difficult: 2", "0 or 1"),
     (duplicate_category_id, "$.categories[1].id", "own id"),
     (duplicate_category_name, "$.categories[1].name: 'cup'", "rename"),
     (no_annotations, "$.annotations: missing", "list"),
@@ -468,6 +479,40 @@ def test_the_fingerprint_follows_the_boxes(tmp_path: Path) -> None:
     clean = opened(tmp_path, CLEAN).fingerprint
     assert opened(tmp_path, CLEAN).fingerprint == clean
     assert opened(tmp_path, mutated(cut)).fingerprint != clean
+
+
+def test_classes_can_be_counted_in_another_order(tmp_path: Path) -> None:
+    spec = f"coco:{write(tmp_path, CLEAN)}"
+    source = open_source([spec], min_side=17, max_pixels=10**6)
+    turned = open_source([spec], min_side=17, max_pixels=10**6, classes=("cat", "cup"))
+    assert isinstance(source, LabelledImages)
+    assert isinstance(turned, LabelledImages)
+    assert (turned.classes, turned.category_ids) == (("cat", "cup"), (1, 90))
+    assert turned.ground_truth()["annotations"] == source.ground_truth()["annotations"]
+    assert [1 - source[number].targets.labels for number in (0, 1)] == [turned[n].targets.labels for n in (0, 1)]
+    assert turned.fingerprint != source.fingerprint
+    other = open_source([spec], min_side=17, max_pixels=10**6, classes=("cat", "dog"))
+    assert other.classes == source.classes, "other names are not translated"
+
+
+def test_sets_that_name_their_classes_in_another_order_are_joined(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, change in ((first, lambda d: None), (second, lambda d: d["categories"].reverse())):
+        folder.mkdir()
+        write(folder, mutated(change))
+    specs = [f"coco:{folder / 'ann.json'}:{folder / 'images'}" for folder in (first, second)]
+    both = open_source(specs, min_side=17, max_pixels=10**6)
+    assert both.classes == ("cup", "cat")
+    assert both[2].targets.labels.tolist() == both[0].targets.labels.tolist() == [1]
+
+
+def test_the_folder_is_found_although_its_first_image_is_missing(tmp_path: Path) -> None:
+    path = write(tmp_path, CLEAN)
+    (tmp_path / "images" / "a.png").unlink()
+    with pytest.raises(AnnotationError, match=r"\$\.images\[0\]: .*a\.png is missing"):
+        open_coco(path, min_side=17, max_pixels=10**6)
+    with pytest.raises(AnnotationError, match="no such folder of images"):
+        open_coco(f"{path}:{tmp_path / 'imgs'}", min_side=17, max_pixels=10**6)
 
 
 def test_the_official_layout_is_found(tmp_path: Path) -> None:

@@ -181,6 +181,48 @@ def test_splits_are_joined_and_images_listed_twice_in_them_count_once(tmp_path: 
     assert opened(f"{folder}:val+trainval").image_ids == ("b", "a")
 
 
+def test_the_classes_that_the_user_lists_come_in_that_order(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc", a=xml(thing(name="zebra")), b=xml(thing(name="ant")))
+    (folder / "classes.txt").write_text("zebra\nbee\n\nant\n")
+    source = opened(folder)
+    assert source.classes == ("zebra", "bee", "ant")
+    assert [source[number].targets.labels.tolist() for number in (0, 1)] == [[0], [2]]
+
+
+@pytest.mark.parametrize(
+    ("listed", "says"),
+    [
+        ("dog\ncat\ndgo\ncat\n", r"classes\.txt:4: cat stands in line 2 too"),
+        ("gdo\ncat\n", r"Annotations/a\.xml:6: <name> 'dog'; is not in classes\.txt.*did you mean 'gdo'"),
+        ("\n", r"classes\.txt: no class; list one class a line"),
+    ],
+)
+def test_a_faulty_list_of_classes_is_refused(tmp_path: Path, listed: str, says: str) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "classes.txt").write_text(listed)
+    with pytest.raises(AnnotationError, match=says):
+        opened(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_marks_are_understood(tmp_path: Path, encoding: str) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "ImageSets/Main/trainval.txt").write_text("a\r\nb\r\n", encoding=encoding)
+    if encoding != "utf-32":
+        text = f'<?xml version="1.0" encoding="{encoding.removesuffix("-sig")}"?>{xml(thing())}'
+        (folder / "Annotations/a.xml").write_text(text, encoding=encoding)
+    source = opened(folder)
+    assert source.image_ids == ("a", "b")
+    assert len(source[0].targets) == 1
+
+
+def test_a_split_that_is_no_text_is_told(tmp_path: Path) -> None:
+    folder = write(tmp_path / "voc")
+    (folder / "ImageSets/Main/trainval.txt").write_bytes(b"a\n\xe9\n")
+    with pytest.raises(AnnotationError, match=r"trainval\.txt: not utf-8 text at byte 2"):
+        opened(folder)
+
+
 @pytest.mark.parametrize("line", ["../../../../x", "/etc/passwd", "..", "a/b"])
 def test_a_split_stays_in_its_folder(tmp_path: Path, line: str) -> None:
     folder = write(tmp_path / "voc")

@@ -1,4 +1,6 @@
 import pickle
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch

@@ -106,6 +106,30 @@ def test_labels_follow_class_names_not_numbers(finetuned: ssldet.Trained, labell
         finetuned.evaluate(f"coco:{place}/strange.json:{place}/made/images", workers=0)
 
 
+def test_validation_may_count_the_classes_otherwise_but_must_name_the_same(
+    pretrained: ssldet.Trained, labelled: str, place: Path
+) -> None:
+    truth = json.loads((place / "made" / "instances.json").read_text())
+    truth["categories"].reverse()
+    (place / "reversed.json").write_text(json.dumps(truth))
+    val = f"coco:{place}/reversed.json:{place}/made/images"
+    chosen = {**SMALL, "data.fraction": 0.5, "data.fraction_seed": 1}
+    results = []
+    for number, spec in enumerate((labelled, val)):
+        out = place / f"half{number}"
+        run = pretrained.finetune(labelled, val=spec, recipe="detection/tiny", steps=2, out=out, overrides=chosen)
+        results.append(run.results["per_class"])
+    assert results[0] == pytest.approx(results[1], abs=1e-9)
+    assert "6 images" in (out / "train.log").read_text()
+    assert run.run.data.fraction == 0.5
+    truth["categories"][0]["name"] = "comet"
+    (place / "comet.json").write_text(json.dumps(truth))
+    val = f"coco:{place}/comet.json:{place}/made/images"
+    with pytest.raises(DataError, match=r"data.val lacks .* and has in addition comet"):
+        pretrained.finetune(labelled, val=val, recipe="detection/tiny", steps=1, out=place / "no", overrides=SMALL)
+    assert not (place / "no").exists()
+
+
 def test_predictions_are_pictures_and_coco_results(finetuned: ssldet.Trained, place: Path) -> None:
     answer = finetuned.predict(place / "made" / "images", out=place / "seen")
     assert answer["images"] == 12
