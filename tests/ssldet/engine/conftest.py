@@ -35,7 +35,7 @@ def _fake_world(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
     monkeypatch.setattr(registry, "_claims", functools.cache(registry._claims))
 
-    monkeypatch.setattr(fit, "open_source", fakes.open_fake)
+    monkeypatch.setattr(sources, "open_source", fakes.open_fake)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

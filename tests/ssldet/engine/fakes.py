@@ -214,7 +214,7 @@ def a_run(**changes: Any) -> Run:
     return replace(run, **changes)
 
 
-def open_fake(specs: Sequence[str], *, min_side: int, max_pixels: int) -> FakeSource:
+def open_fake(specs: Sequence[str], **_: object) -> FakeSource:
     """`fake:COUNT[:SALT]`, `fake:COUNT:bad:1,2`, `fake:COUNT:skipped:3`."""
     words = specs[0].split(":")
     if words[2:3] == ["bad"]:

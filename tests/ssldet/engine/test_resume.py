@@ -220,7 +220,7 @@ def test_another_data_set_is_refused(tmp_path: Path, fakes: ModuleType, train: T
     train(tmp_path / "a", run)
     for count, salt, message in ((11, "", "10 images then, 11 now"), (10, "x", "but others or in another order")):
         other = fakes.FakeSource(count, salt=salt)
-        monkeypatch.setattr(fit, "open_source", lambda specs, other=other, **_: other)
+        monkeypatch.setattr(sources, "open_source", lambda specs, other=other, **_: other)
         with pytest.raises(DataError, match=message):
             train(tmp_path / "a", run, resume=True)
 
