@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from ssldet.errors import AnnotationError, UnreadableError
 from ssldet.types import Batch, Detections, Sample, Skipped, Targets
 
 log = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind", bound="LabelledImages")
 
 CORNERS = "many boxes leave their image; are they stored as x1 y1 x2 y2 instead of xywh?"
 """What is said of boxes that look like corners."""
@@ -128,11 +130,11 @@ class LabelledImages:
         targets = Targets(
             boxes=to_normalised(corners, (height, width)),
             labels=torch.from_numpy(self.labels.labels[rows][keep]).long(),
-            masks=self._masks(index, np.arange(rows.start, rows.stop)[keep], (height, width)),
+            masks=self._draw_masks(index, np.arange(rows.start, rows.stop)[keep], (height, width)),
         )
         return Sample(image=image, targets=targets, key=self.keys[index], original_size=(height, width))
 
-    def with_classes(self, classes: Sequence[str]) -> "LabelledImages":
+    def with_classes(self: Kind, classes: Sequence[str]) -> Kind:
         """Return the same images with their classes counted in another order.
 
         Args:
@@ -173,7 +175,9 @@ class LabelledImages:
             )
         ]
 
-    def _masks(self, index: int, rows: Int[np.ndarray, " N"], size: tuple[int, int]) -> Bool[Tensor, "N H W"] | None:
+    def _draw_masks(
+        self, index: int, rows: Int[np.ndarray, " N"], size: tuple[int, int]
+    ) -> Bool[Tensor, "N H W"] | None:
         """Draw the masks of some rows of an image, if masks were asked for."""
         outlines = self.labels.outlines
         if outlines is None:

@@ -4,6 +4,7 @@ A PNG holds the number of a segment in each pixel, R + 256 G + 65536 B, 0 for no
 segment is. The file is checked when it is opened, a PNG when it is read.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.problems import Problems
 from downstream.annotations.segments import PIXELS, Panoptic, read_panoptic, split_spec, tight_boxes
 from ssldet.boxes import to_normalised
@@ -61,20 +62,29 @@ class PanopticImages(LabelledImages):
         places = [f"$.annotations[{number}]" for number in range(len(panoptic.labels))]
         _check_pngs(panoptic, origin)
         self._panoptic = panoptic
-        super().__init__(
-            panoptic.measured().labels,
-            folder=folder,
-            origin=origin,
-            places=places,
-            min_side=min_side,
-            max_pixels=max_pixels,
-        )
+        annotated = Annotated(labels=panoptic.measured().labels, folder=folder, origin=origin, places=places)
+        super().__init__(annotated, Problems(origin), min_side=min_side, max_pixels=max_pixels)
         self._place = {str(key): index for index, key in enumerate(panoptic.labels.image_ids)}
 
     @property
     def is_thing(self) -> tuple[bool, ...]:
         """Whether a class is one of countable things, by label."""
         return self._panoptic.is_thing
+
+    def with_classes(self, classes: Sequence[str]) -> "PanopticImages":
+        """Return the same images with their classes counted in another order.
+
+        Args:
+            classes: The same names in the wanted order.
+        """
+        other = super().with_classes(classes)
+        is_thing = dict(zip(self.classes, self.is_thing, strict=True))
+        other._panoptic = replace(
+            self._panoptic,
+            labels=self._panoptic.labels.renumbered(classes),
+            is_thing=tuple(is_thing[name] for name in classes),
+        )
+        return other
 
     def truth(self, key: str) -> Segmentation:
         """Read what each pixel of an image belongs to.

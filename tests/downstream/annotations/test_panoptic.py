@@ -184,3 +184,14 @@ def test_real_annotations(real_data: Path) -> None:
         boxes[:, 2:] -= boxes[:, :2]
         stated = torch.tensor([row["bbox"] for row in mine if not row["iscrowd"]])
         torch.testing.assert_close(boxes, stated.float(), atol=1e-3, rtol=0)
+
+
+def test_classes_can_be_counted_in_another_order(real_data: Path) -> None:
+    spec = str(real_data / "coco_panoptic" / "annotations" / "panoptic_val.json")
+    source = open_panoptic(spec, min_side=17, max_pixels=10**8)
+    turned = source.with_classes(source.classes[::-1])
+    last = len(source.classes) - 1
+    assert turned.is_thing == source.is_thing[::-1]
+    ours, theirs = source[0].targets, turned[0].targets
+    assert (last - ours.labels).equal(theirs.labels)
+    assert (last - source.truth(source.keys[0]).labels).equal(turned.truth(turned.keys[0]).labels)

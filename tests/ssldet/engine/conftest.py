@@ -31,7 +31,7 @@ def fakes() -> ModuleType:
 def _fake_world(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread, the fake source behind every data specification, and one look at what is installed."""
     from ssldet import registry
-    from ssldet.engine import fit
+    from ssldet.engine import sources
 
     monkeypatch.setattr(registry, "_claims", functools.cache(registry._claims))
 

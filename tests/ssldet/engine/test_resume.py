@@ -213,7 +213,7 @@ def test_harmless_changes_are_taken_up_and_others_refused(
 
 
 def test_another_data_set_is_refused(tmp_path: Path, fakes: ModuleType, train: Train, monkeypatch: Any) -> None:
-    from ssldet.engine import fit
+    from ssldet.engine import sources
     from ssldet.errors import DataError
 
     run = fakes.a_run()
