@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from downstream.export.proof import ExportReport, same_detector, write_proven
+from downstream.export.card import model_card
+from downstream.export.proof import Comparison, ExportReport, same_detector, write_proven
 from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETR
 from ssldet.engine.disk import Disk, write_whole
@@ -31,12 +32,21 @@ FINER_CHANNELS = 1024, 512, 256
 """Channels of the finer levels that DETR's mask head is made for, coarsest first."""
 
 
+USE = """\
+```python
+import torch
+checkpoint = torch.load("{name}", weights_only=True)  # model, args
+# model: of facebookresearch/detr, built with the options in args and this number of classes
+model.load_state_dict(checkpoint["model"])
+```"""
+
+
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector in DETR's format, and prove it by loading it back.
 
     Args:
         objective: The detector inside its task. UP-DETR's heads go with it; those of other tasks are left out.
-        info: What is known of it; this format has no place for any of it.
+        info: What is known of it; class names stand among the options, where DETR's own code doesn't look.
         out: File to create.
 
     Raises:
@@ -55,14 +65,17 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         if name.startswith(("detector.", *HEADS))
     }
     state = to_detr(kept)
-    document = {"model": state, "args": _options(detector, state)}
+    document = {"model": state, "args": _options(detector, state) | {"class_names": list(info.get("classes", ()))}}
 
     def write(path: Path) -> None:
         content = io.BytesIO()
         torch.save(document, content)
         write_whole(path, content.getbuffer(), Disk())
 
-    return write_proven(out, write, lambda path: same_detector(detector, detector_from_file(path).detector))
+    def read_back(path: Path) -> Comparison:
+        return same_detector(detector, detector_from_file(path).detector)
+
+    return write_proven(out, write, read_back, model_card(objective, info, USE.format(name=out.name)))
 
 
 def unfit(detector: Detector) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssldet.chance import generator
 from ssldet.detectors.base import Detector
+from ssldet.engine.disk import Disk, write_whole
 from ssldet.errors import CheckpointError, ConfigError, SetupError
 
 ALLOWED_DIFFERENCE = 1e-5
@@ -58,29 +59,41 @@ class ExportReport:
 
     def __str__(self) -> str:
         """Say it in one line."""
-        held = f"{self.equal}/{self.tensors} tensors, {self.parameters:,} parameters"
-        return f"{self.out}  {self.size / 1e6:.1f} MB, loaded back: {held}, max |Δ| {self.difference:.1e}"
+        return f"{self.out}  {self.size / 1e6:.1f} MB, loaded back: {self.proof}"
+
+    @property
+    def proof(self) -> str:
+        """What was compared; a graph has answers, and no tensors under their names."""
+        held = f"{self.equal}/{self.tensors} tensors, {self.parameters:,} parameters, " if self.tensors else ""
+        return f"{held}max |Δ| {self.difference:.1e}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return vars(self) | {"out": str(self.out)}
 
 
-def write_proven(out: Path, write: Callable[[Path], None], read_back: Callable[[Path], Comparison]) -> ExportReport:
+def write_proven(
+    out: Path,
+    write: Callable[[Path], None],
+    read_back: Callable[[Path], Comparison],
+    card: Callable[[ExportReport], str],
+) -> ExportReport:
     """Write a file or folder under a passing name, load it back, compare, and only then give it its name.
 
     Args:
         out: File or folder to create.
         write: Writes the file, or makes and fills the folder.
         read_back: Loads what was written and lays it beside the model.
+        card: Says what the model is and where it comes from; becomes `README.md` of a folder, `FILE.md` beside a file.
 
     Raises:
         ConfigError: Something has that name already.
         CheckpointError: What came back differs; nothing is left behind then.
         SetupError: It can't be written.
     """
-    if out.exists():
-        raise ConfigError(f"{out}: exists already and is not overwritten; choose another name or remove it")
+    for path in (out, _card_beside(out)):
+        if path.exists():
+            raise ConfigError(f"{path}: exists already and is not overwritten; choose another name or remove it")
     stage = out.with_name(f".{out.stem}.tmp-{os.getpid()}{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,12 +102,23 @@ def write_proven(out: Path, write: Callable[[Path], None], read_back: Callable[[
         report = _report(out, comparison, _size(stage))
         if report.equal != report.tensors or not report.difference <= comparison.allowed:
             raise CheckpointError(f"{out}: not written, since what came back is not the same model ({report})")
-        stage.replace(out)
+        _place(stage, out, card(report))
     except OSError as error:
         raise SetupError(f"{out}: can't be written ({error}); check the folder and the free space") from error
     finally:
         _remove(stage)
     return report
+
+
+def _place(stage: Path, out: Path, card: str) -> None:
+    """Give what was proven its name, its card first: a card without a model misleads nobody."""
+    beside = stage / "README.md" if stage.is_dir() else _card_beside(out)
+    write_whole(beside, card.encode(), Disk())
+    stage.replace(out)
+
+
+def _card_beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.md")
 
 
 def same_detector(detector: Detector, copy: Detector) -> Comparison:

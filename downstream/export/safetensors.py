@@ -4,12 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from downstream.export.proof import ExportReport, same_detector, write_proven
+from downstream.export.card import model_card
+from downstream.export.proof import Comparison, ExportReport, same_detector, write_proven
 from ssldet.engine.checkpoint import SCHEMA, restore_objective, save_weights
 from ssldet.task import Objective
 
 UNSTATED: dict[str, Any] = {"schema": SCHEMA, "classes": [], "category_ids": [], "step": 0}
 """What the header says of a model that came from somebody else's file."""
+
+
+USE = """\
+```python
+import ssldet
+detector = ssldet.load("{name}")  # a plain nn.Module; or: ssldet evaluate {name} --data coco:ANNOTATIONS.json:IMAGES
+```"""
 
 
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
@@ -29,4 +37,7 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     def write(path: Path) -> None:
         save_weights(path, objective, UNSTATED | dict(info))
 
-    return write_proven(out, write, lambda path: same_detector(objective.detector, restore_objective(path)[0].detector))
+    def read_back(path: Path) -> Comparison:
+        return same_detector(objective.detector, restore_objective(path)[0].detector)
+
+    return write_proven(out, write, read_back, model_card(objective, info, USE.format(name=out.name)))

@@ -112,7 +112,8 @@ class DETR(Detector):
         queries: Queries | None = None,
     ) -> Predictions:
         """Detect; see `Detector.forward`."""
-        queries = queries or self.default_queries(len(images))
+        # Not len(images), which would fix the number of images in an exported graph.
+        queries = queries or self.default_queries(images.shape[0])
         *finer, features = [self.features(images)] if self.mask_head is None else self.backbone.levels(images)
         hidden = _resize(padding, features)
         cells = self.projection(features).flatten(2).transpose(1, 2)
@@ -139,7 +140,7 @@ class DETR(Detector):
             return super().masks(predictions, image, query)
         # All maps are cheap, compared with the head; gathering the cells of each mask would not be.
         maps: Tensor = self.mask_attention(predictions.states[-1], scene.encoded, scene.padding)
-        chosen = maps[image, query].reshape(len(image), maps.shape[2], *scene.cells.shape[-2:])
+        chosen = maps[image, query].reshape(image.shape[0], maps.shape[2], *scene.cells.shape[-2:])
         result: Tensor = self.mask_head(scene.cells, chosen, image, scene.finer)
         return result
 
@@ -253,7 +254,22 @@ class DETRConfig(DetectorConfig):
 
 def _resize(padding: Tensor | None, features: Tensor) -> Tensor | None:
     """Bring the padding to the real size of the features, which no stride foretells; none where nothing is padded."""
-    # Looking at the values would make an accelerator wait, and a mask costs little there.
-    if padding is None or (padding.device.type == "cpu" and not padding.any()):
+    if padding is None:
         return None
-    return F.interpolate(padding.unsqueeze(1).float(), size=features.shape[-2:]).squeeze(1).bool()
+    # Looking at the values would make an accelerator wait, and a graph can't; a mask costs little there.
+    if padding.device.type == "cpu" and not torch.compiler.is_compiling() and not padding.any():
+        return None
+    rows, columns = (
+        _nearest(size, cells, padding.device)
+        for size, cells in zip(padding.shape[-2:], features.shape[-2:], strict=True)
+    )
+    return padding[:, rows][:, :, columns]
+
+
+def _nearest(size: int, cells: int, device: torch.device) -> Int[Tensor, " N"]:
+    """Return the pixel that stands for each cell: what nearest interpolation takes, in terms that other runtimes share.
+
+    Their own interpolations round the last digit otherwise, and a padding that ends there moves by a cell.
+    """
+    step = torch.full((), size, dtype=torch.float32, device=device) / cells
+    return (torch.arange(cells, dtype=torch.float32, device=device) * step).long().clamp(max=size - 1)

@@ -34,24 +34,42 @@ HEADER = "ssldet"
 Outcome = Literal["loaded", "fresh", "reshaped", "ignored"]
 
 
-def describe(run: Run, source: Source, step: int) -> dict[str, Any]:
+def describe(run: Run, source: Source, step: int, lineage: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Return what a weights file states about itself.
 
     Args:
         run: The run that made it.
         source: Its training images; their classes become the file's.
         step: Optimiser steps done.
+        lineage: The earlier stages that the run started from, see `stages`.
     """
+    document = to_document(run)
+    # Where the images lay is nobody's business who gets the file.
+    choices = {name: value for name, value in document.items() if name not in {"task", "detector", "data"}}
     return {
         "schema": SCHEMA,
-        "task": to_document(run.task),
-        "detector": to_document(run.detector),
+        "task": document["task"],
+        "detector": document["detector"],
         "classes": list(source.classes),
         "category_ids": list(getattr(source, "category_ids", ())),
         "step": step,
         "recipe": fingerprint(run),
         "data": source.fingerprint,
+        "images": len(source),
+        "choices": choices,
+        "lineage": [dict(stage) for stage in lineage],
     }
+
+
+def stages(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return how a model came to be, the earliest stage first, from what its file states.
+
+    Args:
+        info: See `describe`.
+    """
+    kept = ("task", "detector", "step", "recipe", "data", "images", "choices")
+    own = {name: info[name] for name in kept if name in info}
+    return [*info.get("lineage", ()), own]
 
 
 def save_weights(path: Path, objective: Objective, info: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Path <-> run folder: what a run leaves on disk, who may write there, and how to read it again.
 
-run.toml        the resolved configuration; runs again
+run.toml        the resolved configuration; runs again      lineage.json    the stages before this one
 run.json        status, versions, timings, results; nothing about this machine but its devices
 metrics.jsonl   one JSON object a line          train.log          what was said
 quarantine.jsonl  files that can't be used      captures/          batches whose loss was not finite
@@ -30,7 +30,7 @@ from ssldet.task import PretextTask
 SCHEMA = 1
 """Version of this layout."""
 
-_LEFT_BEHIND = ("run.toml", "metrics.jsonl", "train.log", "transfer.json", "quarantine.jsonl")
+_LEFT_BEHIND = ("run.toml", "metrics.jsonl", "train.log", "transfer.json", "lineage.json", "quarantine.jsonl")
 """What a run that never took a step may have written."""
 
 
@@ -125,11 +125,11 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """Read `run.json`; empty where there is none."""
-        try:
-            document = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return document if isinstance(document, dict) else {}
+        return self._read_json("run.json")
+
+    def lineage(self) -> list[dict[str, Any]]:
+        """Read the earlier stages that the run started from; empty where it started from nothing."""
+        return list(self._read_json("lineage.json").get("stages", []))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the metrics file; a line torn by a kill is left out."""
@@ -165,6 +165,13 @@ class RunFolder:
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         if kept or (self.path / "metrics.jsonl").exists():
             self._write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            document = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
 
     def _write(self, name: str, text: str) -> None:
         if rank() == 0:

@@ -360,7 +360,7 @@ class Session:
         self._draw(due=True)
         self._require_finite()
         if rank() == 0:
-            info = describe(self.at.run, self.at.source, self.step)
+            info = describe(self.at.run, self.at.source, self.step, self.at.folder.lineage())
             save_weights(self.at.folder.weights, self.best, info)
             seconds = round(self._meter.seconds(), 3)
             self.at.folder.update(status="finished", steps=self.step, seconds=seconds, results=self.results)

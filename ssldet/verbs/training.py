@@ -12,6 +12,7 @@ from torch import nn
 
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
+from ssldet.engine.checkpoint import stages
 from ssldet.engine.distributed import rank
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
@@ -209,7 +210,7 @@ def finetune(
     if opened is not None:
         handed = transfer(opened, objective.detector, classes=source.classes)
         log.info("handed over by %s:\n%s", start, handed)
-        documents["transfer.json"] = handed.to_json()
+        documents = {"transfer.json": handed.to_json(), "lineage.json": {"stages": stages(opened.info)}}
     folder = RunFolder(_out(out, "finetune"))
     fit(run, folder, objective=objective, preview=partial(draw_batch, classes=source.classes), documents=documents)
     return _reported(folder)

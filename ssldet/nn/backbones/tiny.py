@@ -27,9 +27,13 @@ def _run(body: nn.Module, images: Tensor) -> list[Tensor]:
     for layer in body.children():
         images = layer(images)
         levels.append(images)
-    height, width = images.shape[-2:]
-    joined = torch.cat([F.adaptive_avg_pool2d(level, (height, width)) for level in levels], dim=1)
-    return [*levels[:-1], joined]
+    # Not adaptive pooling, which a graph for images of any size can't hold; layers round up, and so does this.
+    steps = [2 ** (len(levels) - number) for number in range(1, len(levels) + 1)]
+    pooled = [
+        F.avg_pool2d(level, step, ceil_mode=True, count_include_pad=False)
+        for level, step in zip(levels, steps, strict=True)
+    ]
+    return [*levels[:-1], torch.cat(pooled, dim=1)]
 
 
 def _layer(before: int, after: int, frozen_norm: bool) -> nn.Sequential:

@@ -42,7 +42,7 @@ def test_the_file_is_plain_and_proven(tmp_path, objective):
     assert document["args"]["pre_norm"] is True
     assert document["model"]["query_embed.weight"].shape == (12, 24)
     assert len(document["model"]) == 163
-    assert [path.name for path in out.parent.iterdir()] == ["model.pth"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["model.pth", "model.pth.md"]
 
 
 def test_a_training_objective_stays_in_training(tmp_path, objective):

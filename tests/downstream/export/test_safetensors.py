@@ -35,7 +35,7 @@ def test_what_was_written_builds_itself_again(tmp_path, task):
     restored, info = restore_objective(out)
     assert info["classes"] == ["cat", "dog"]
     assert all(torch.equal(value, restored.state_dict()[name]) for name, value in objective.state_dict().items())
-    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "model.safetensors.md"]
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from ssldet.detectors.detr import DETR, DETRConfig
+from ssldet.detectors.detr import DETR, DETRConfig, _nearest
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.queries import PatchQueries
@@ -203,3 +204,10 @@ def test_the_seed_decides_the_weights() -> None:
         states.append(TINY.build().state_dict()["decoder.layers.0.linear1.weight"])
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+def test_padding_shrinks_as_by_nearest_interpolation() -> None:
+    for size in [*range(1, 200), 333, 499, 681, 800, 1333]:
+        for cells in {-(-size // 32), max(1, size // 32), -(-size // 8)}:
+            wanted = F.interpolate(torch.arange(size).float()[None, None], size=cells)[0, 0]
+            assert torch.equal(_nearest(size, cells, torch.device("cpu")).float(), wanted), (size, cells)

@@ -1,0 +1,106 @@
+"""ONNX graphs answer as the detector does, for any number and size of images.
+
+They are traced in a process of their own: the shape checks of the tests would take part in the graph.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from downstream.detection import Detection
+from downstream.export import onnx
+from downstream.export.safetensors import export
+from ssldet.detectors.detr import DETRConfig
+from ssldet.errors import CheckpointError, SetupError
+from ssldet.nn.backbones import BackboneConfig
+from ssldet.recipe import to_document
+
+TINY = DETRConfig(
+    backbone=BackboneConfig(name="resnet18"),
+    num_classes=3,
+    num_queries=12,
+    width=24,
+    heads=4,
+    encoder_layers=1,
+    decoder_layers=2,
+    feedforward=40,
+    masks=True,
+)
+INFO = {
+    "task": to_document(Detection()),
+    "detector": to_document(TINY),
+    "classes": ["cat", "dog", "<yak>"],
+    "category_ids": [3, 5, 8],
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("onnx")
+    objective = Detection().objective(TINY.build()).eval()
+    export(objective, INFO, folder / "model.safetensors")
+    command = [sys.executable, "-m", "ssldet", "export", str(folder / "model.safetensors"), "--to", "onnx", "--json"]
+    command += ["--out", str(folder / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "model.onnx", objective.detector, json.loads(done.stdout), done.stderr
+
+
+def ours_masks(detector, predictions) -> torch.Tensor:
+    count, queries = predictions.logits.shape[1:3]
+    every = torch.arange(count * queries)
+    return detector.masks(predictions, every // queries, every % queries).unflatten(0, (count, queries))
+
+
+@pytest.mark.slow
+def test_a_graph_answers_for_any_number_and_size_of_images(exported) -> None:
+    path, detector, report, _ = exported
+    assert 0 < report["difference"] <= 1e-3
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch, height, width in ((1, 64, 64), (3, 133, 199), (2, 40, 250)):
+        images = torch.rand(batch, 3, height, width)
+        padding = torch.zeros(batch, height, width, dtype=torch.bool)
+        padding[0, :, width // 2 :] = True
+        with torch.no_grad():
+            ours = detector(detector.normalise(images, padding), padding)
+            masks = ours_masks(detector, ours)
+        logits, boxes, drawn = session.run(None, {"images": images.numpy(), "padding": padding.numpy()})
+        assert np.abs(masks.numpy() - drawn).max() < 1e-3
+        assert np.abs(ours.logits[-1].numpy() - logits).max() < 1e-4
+        assert np.abs(ours.boxes[-1].numpy() - boxes).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_the_graph_knows_its_classes_and_nothing_else_is_said(exported) -> None:
+    path, _, _, said = exported
+    known = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert json.loads(known["ssldet.classes"]) == ["cat", "dog", "<yak>"]
+    assert json.loads(known["ssldet.category_ids"]) == [3, 5, 8]
+    assert said == ""
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "model.onnx",
+        "model.onnx.md",
+        "model.safetensors",
+        "model.safetensors.md",
+    ]
+
+
+def test_networks_that_no_graph_holds_are_refused_at_once(tmp_path: Path) -> None:
+    detector = replace(TINY, backbone=BackboneConfig(name="timm/swin_tiny_patch4_window7_224")).build()
+    with pytest.raises(CheckpointError, match="SwinTransformer can't be written as a graph for images of any size"):
+        onnx.export(Detection().objective(detector), INFO, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "NEEDED", ("onnx", "no_such_package"))
+    with pytest.raises(SetupError, match=r"ONNX needs no_such_package; pip install 'ssldet\[onnx\]'"):
+        onnx.export(Detection().objective(TINY.build()), INFO, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
