@@ -1,4 +1,4 @@
-"""RUN | FILE -> a model that can be used: our own files and DETR's and UP-DETR's, told apart by what is in them."""
+"""RUN | FILE -> a model that can be used: ours, DETR's, UP-DETR's and transformers', told apart by what is in them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from ssldet.task import Objective, Task
 from ssldet.weights.cache import cached
 from ssldet.weights.coco import coco_numbering
 from ssldet.weights.detr import detector_from_file
+from ssldet.weights.huggingface import CONFIG, detector_from_folder, is_folder_of_transformers
 from ssldet.weights.zoo import known_detectors
 
 
@@ -37,14 +38,16 @@ class Opened:
 
 
 def open_model(start: str | Path) -> Opened:
-    """Open a run folder or a weights file.
+    """Open a run folder, a weights file or a folder of Hugging Face transformers.
 
     Args:
-        start: A run folder, a file of ours, or a DETR or UP-DETR checkpoint.
+        start: A run folder, a file of ours, a DETR or UP-DETR checkpoint, or a folder with a DETR of transformers.
 
     Raises:
         CheckpointError: Nothing is there, or it can't be read or recognised.
     """
+    if is_folder_of_transformers(Path(start)):
+        return _open_folder(Path(start))
     path = weights_file(start)
     if path.suffix == ".safetensors":
         objective, info = restore_objective(path)
@@ -69,6 +72,27 @@ def open_model(start: str | Path) -> Opened:
     return Opened(objective=objective.eval(), task=task, classes=classes, info=info)
 
 
+def _open_folder(path: Path) -> Opened:
+    found = detector_from_folder(path)
+    task = _sized(find("ssldet.tasks", "detection"), found.short_side, found.long_side)
+    known, category_ids = coco_numbering(len(found.classes))
+    info = {
+        "task": to_document(task),
+        "detector": to_document(found.config),
+        "classes": list(found.classes),
+        "category_ids": list(category_ids) if known == found.classes else [],
+    }
+    objective = task.objective(found.detector).eval()
+    return Opened(objective=objective, task=task, classes=found.classes, info=info)
+
+
+def _sized(detection: type[Any], short_side: int, long_side: int) -> Task:
+    """Return the detection task that sees images in the size that a model was made for."""
+    scales = [scale for scale in detection().scales if scale <= long_side]
+    sized: Task = detection(eval_scale=short_side, max_size=long_side, scales=tuple(scales or [short_side]))
+    return sized
+
+
 def load(start: str | Path) -> Detector:
     """Return the detector of a run or a file as a plain `nn.Module`, in evaluation mode.
 
@@ -91,7 +115,10 @@ def weights_file(start: str | Path) -> Path:
             return folder.weights
         if folder.checkpoints.is_dir():
             raise CheckpointError(f"{path}: the run has not finished; {folder.resume_command(folder.run())}")
-        raise CheckpointError(f"{path}: not a run folder; it has no weights/{folder.weights.name}")
+        raise CheckpointError(
+            f"{path}: neither a run folder (it has no weights/{folder.weights.name}) nor one of transformers "
+            f"(it has no {CONFIG}); name one of them, or a weights file"
+        )
     if not path.exists():
         if (known := known_detectors()).get(str(start)):
             return cached(known[str(start)])

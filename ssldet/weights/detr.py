@@ -119,6 +119,7 @@ def recognise(
     heads: int = DEFAULT_HEADS,
     output_stride: Literal[16, 32] = 32,
     mask_attention: Softmax | None = None,
+    backbone: str | None = None,
 ) -> Recognised:
     """Read a model's choices off its tensors.
 
@@ -128,13 +129,14 @@ def recognise(
         output_stride: Stride of the last level, which leaves none either; 16 for DC5 models.
         mask_attention: How attention maps behind masks sum to one, which leaves none either; none takes `joint` for
             post-norm models, as DETR's authors trained theirs, and `per_head` for the others, which are UP-DETR's.
+        backbone: Name of the backbone, where it need not be a ResNet of torchvision's; none recognises those.
 
     Raises:
         CheckpointError: This is no DETR with a ResNet.
     """
     state = _bare(state)
     body = [name.removeprefix("backbone.0.body.") for name in state if name.startswith("backbone.0.body.")]
-    backbone = name_resnet(body)
+    backbone = backbone or name_resnet(body)
     if backbone is None or "class_embed.weight" not in state or "query_embed.weight" not in state:
         raise CheckpointError(
             "not a DETR or UP-DETR model with a ResNet (it lacks backbone.0.body.…, class_embed or query_embed); "
@@ -154,7 +156,7 @@ def recognise(
         feedforward=len(state.get("transformer.decoder.layers.0.linear1.weight", ())),
         pre_norm=pre_norm,
         masks=masks,
-        mask_attention=mask_attention or ("per_head" if pre_norm or not masks else "joint"),
+        mask_attention=(mask_attention or ("per_head" if pre_norm else "joint")) if masks else "per_head",
     )
     if problems := config.problems():
         raise CheckpointError(f"recognised as DETR, but {'; '.join(problems)}; name the right number of heads")
@@ -195,11 +197,37 @@ def detector_from_file(
         raise CheckpointError(f"{path}: {error}") from error
     detector = known.config.build()
     own = {name.removeprefix("detector."): value for name, value in ours.items() if name.startswith("detector.")}
-    _fill(detector, own, path)
+    fill(detector, own, path)
     taken = f"; mask_attention={known.config.mask_attention}" if known.config.masks else ""
     log.info("%s: %s%s", path, known, taken)
     beside = {name: value for name, value in ours.items() if not name.startswith("detector.")}
     return Loaded(detector, beside, to_document(known.config))
+
+
+def fill(detector: DETR, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load all of it or nothing: every tensor has a place, every place a tensor, and every number is one.
+
+    Args:
+        detector: Receives.
+        state: Tensors by its names.
+        path: Where they come from, for messages.
+
+    Raises:
+        CheckpointError: A tensor is missing, too many, of another shape or not finite.
+    """
+    wanted = detector.state_dict()
+    lines = [f"{name} is missing" for name in wanted if name not in state]
+    lines += [f"{name} has no place" for name in state if name not in wanted]
+    lines += [
+        f"{name} is {list(state[name].shape)} instead of {list(value.shape)}"
+        for name, value in wanted.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    lines += [f"{name} is not finite" for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if lines:
+        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+        raise CheckpointError(f"{path}: does not fit the detector it looks like: {lines[0]}{more}; is the file whole?")
+    detector.load_state_dict(dict(state), strict=True)
 
 
 def _rename(state: Mapping[str, Tensor], names: Mapping[str, str], kind: str) -> dict[str, Tensor]:
@@ -229,20 +257,3 @@ def _stated_softmax(options: Mapping[str, Any]) -> Softmax | None:
 
 def _depth(names: Iterable[str], start: str) -> int:
     return len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)})
-
-
-def _fill(detector: DETR, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load all of it or nothing: every tensor has a place, every place a tensor, and every number is one."""
-    wanted = detector.state_dict()
-    lines = [f"{name} is missing" for name in wanted if name not in state]
-    lines += [f"{name} has no place" for name in state if name not in wanted]
-    lines += [
-        f"{name} is {list(state[name].shape)} instead of {list(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    lines += [f"{name} is not finite" for name, value in state.items() if not bool(torch.isfinite(value).all())]
-    if lines:
-        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
-        raise CheckpointError(f"{path}: does not fit the detector it looks like: {lines[0]}{more}; is the file whole?")
-    detector.load_state_dict(dict(state), strict=True)

@@ -27,6 +27,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student")
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What follows the two bytes of the pickle protocol in torch files from before the zip format."""
 ZIP_MAGIC = b"PK\x03\x04"
+LONGEST_HEADER = 100_000_000
+"""Bytes of a table of contents beyond which the safetensors format itself draws the line."""
 HARMLESS: list[Any] = [
     argparse.Namespace,
     *((PurePosixPath, f"pathlib{local}.{kind}") for local in ("", "._local") for kind in
@@ -111,14 +113,15 @@ def _sniff(path: Path) -> Literal["safetensors", "torch"]:
     if start.startswith(ZIP_MAGIC):
         _check_archive(path, size)
         return "torch"
+    # The length of the table of contents may begin with any byte, that of a pickle too.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER:
+        return "safetensors"
     if start[:1] == b"\x80":
         if start[2:].startswith(LEGACY_MAGIC):
             return "torch"
         if len(start) < 32:
             raise CheckpointError(f"{path}: is cut off; copy or download it again")
         raise CheckpointError(f"{path}: is a plain pickle, which may run code; save its tensors as safetensors instead")
-    if start[8:9] == b"{":
-        return "safetensors"
     shown = start[:8].decode("ascii", "replace")
     raise CheckpointError(f"{path}: is neither a safetensors nor a torch file (it begins with {shown!r}); convert it")
 

@@ -193,5 +193,5 @@ def test_an_occupied_folder_and_an_unfinished_run_are_told_apart(pretrained: ssl
     images = place / "made" / "images"
     with pytest.raises(ConfigError, match="holds a run already"):
         ssldet.pretrain(images, recipe="random_query_patch/tiny", steps=3, out=pretrained.path, overrides=SMALL)
-    with pytest.raises(CheckpointError, match="not a run folder"):
+    with pytest.raises(CheckpointError, match="neither a run folder"):
         ssldet.load(place / "made")

@@ -57,6 +57,18 @@ def test_the_first_bytes_tell_the_form_not_the_name(tmp_path, name):
     assert (origin.form, origin.metadata) == ("safetensors", {"epoch": "3"})
 
 
+@pytest.mark.parametrize("length", [0x80, 0x50, 0x93])
+def test_a_table_of_contents_of_any_length_is_no_pickle(tmp_path, length):
+    """Its length is what the file begins with, and one in 32 begins as a pickle does."""
+    path = tmp_path / "a.safetensors"
+    for filling in range(400):
+        save_file(STATE, path, metadata={"filling": "x" * filling})
+        if path.read_bytes()[0] == length & ~7:
+            break
+    assert path.read_bytes()[0] == length & ~7
+    assert same(read_state(path)[0])
+
+
 def test_a_newer_pickle_protocol_reads_without_a_warning(tmp_path):
     assert same(read_state(write_torch(tmp_path / "a.pth", STATE, pickle_protocol=3))[0])
 

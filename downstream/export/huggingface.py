@@ -1,0 +1,235 @@
+"""objective -> a folder of Hugging Face transformers, proven with `from_pretrained` where that package is installed.
+
+The folder loads with version 4 and 5 alike: `config.json` in the words of version 4, which version 5 still takes, and
+tensors under the names that both write. Pre-norm models become Table Transformers, which are just that; masks become a
+`DetrForSegmentation`. Classes keep their names and order.
+"""
+
+import importlib
+import importlib.util
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from downstream.export.card import model_card
+from downstream.export.proof import Comparison, ExportReport, answers, furthest, same_detector, two_images, write_proven
+from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.detr import DETR, DETRConfig
+from ssldet.engine.disk import Disk, write_whole
+from ssldet.errors import CheckpointError
+from ssldet.nn.masks import FINER_LEVELS
+from ssldet.recipe import from_document
+from ssldet.task import Objective
+from ssldet.weights.huggingface import (
+    CONFIG,
+    LONG_SIDE,
+    NO_CLASS,
+    PREPROCESSOR,
+    SHORT_SIDE,
+    UNNAMED,
+    WEIGHTS,
+    architecture_of,
+    detector_from_folder,
+)
+from ssldet.weights.huggingface_names import to_huggingface
+
+log = logging.getLogger(__name__)
+
+USE = """\
+```python
+from transformers import AutoImageProcessor, {architecture}
+processor = AutoImageProcessor.from_pretrained("{folder}")
+model = {architecture}.from_pretrained("{folder}")
+```"""
+ALLOWED_DIFFERENCE = 1e-4
+"""Largest difference of a logit, box or mask between two programs that add up the same numbers in another order."""
+
+
+def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a detector as a folder of transformers, and prove it by loading it back.
+
+    Args:
+        objective: The detector inside its task; heads of the task are left out.
+        info: What the header of its file states: its configuration, its task and its classes.
+        out: Folder to create.
+
+    Raises:
+        ConfigError: Something has that name already.
+        CheckpointError: transformers can't hold this detector (the message names every reason), or what came back
+            differs.
+        SetupError: The folder can't be written.
+    """
+    config: DetectorConfig = from_document(DetectorConfig, info["detector"])  # type: ignore[type-abstract]
+    detector = objective.detector
+    if reasons := unfit(detector, config):
+        raise CheckpointError(f"{out}: transformers can't hold this detector: {'; '.join(reasons)}")
+    assert isinstance(detector, DETR)
+    assert isinstance(config, DETRConfig)
+    documents = {CONFIG: _config(config, info.get("classes", ())), PREPROCESSOR: _preprocessor(detector, info)}
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for name, document in documents.items():
+            write_whole(folder / name, json.dumps(document, indent=2, ensure_ascii=False).encode(), Disk())
+        state = {name: value.detach().to("cpu", copy=True) for name, value in detector.state_dict().items()}
+        theirs = {name: value.contiguous() for name, value in to_huggingface(state).items()}
+        write_whole(folder / WEIGHTS[0], save(theirs, metadata={"format": "pt"}), Disk())
+
+    use = USE.format(folder=out.name, architecture=architecture_of(config))
+    return write_proven(out, write, lambda folder: _compare(folder, detector), model_card(objective, info, use))
+
+
+def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
+    """Say which choices of a detector transformers has no place for; empty where it has for all.
+
+    Args:
+        detector: What should be written.
+        config: Its configuration.
+    """
+    if not isinstance(detector, DETR) or not isinstance(config, DETRConfig):
+        return [f"detector: is a {type(detector).__name__}; only 'detr' can be written"]
+    reasons = [
+        f"detector.{name}: its DETR does no such thing; only models trained with {name}=false can be written"
+        for name in ("normalise_features", "position_at_input")
+        if getattr(config, name)
+    ]
+    if any(name.endswith("num_batches_tracked") for name in detector.backbone.body.state_dict()):
+        reasons.append("detector.backbone.frozen_norm: its norms are fixed; train with frozen_norm=true")
+    elif not _holds(config, detector.backbone.body.state_dict()):
+        reasons.append(
+            f"detector.backbone.name: its backbones are those that timm builds in pieces under the same names, such as "
+            f"'resnet50'; {config.backbone.name!r} is none"
+        )
+    return reasons + (_unfit_masks(config, detector) if config.masks else [])
+
+
+def _unfit_masks(config: DETRConfig, detector: DETR) -> list[str]:
+    reasons = []
+    if config.pre_norm:
+        reasons.append(
+            "detector.pre_norm: its segmentation model normalises after each branch; train with pre_norm=false, or "
+            "write masks with --to detr"
+        )
+    if config.mask_attention == "per_head":
+        reasons.append(
+            "detector.mask_attention: its attention maps sum to one jointly, not per_head, and would draw other masks; "
+            "train with mask_attention=joint, or write masks with --to detr"
+        )
+    assert detector.mask_head is not None
+    widths = [config.width + config.heads, *(config.width >> step for step in range(1, FINER_LEVELS + 2))]
+    if len(detector.mask_head.finer_channels) != FINER_LEVELS or any(width % 8 for width in widths if width > 8):
+        reasons.append("detector.width: its mask head needs three finer levels and widths that 8 divides, such as 256")
+    return reasons
+
+
+def _holds(config: DETRConfig, body: Mapping[str, Tensor]) -> bool:
+    """Say whether timm's network of levels, which transformers takes, has the very tensors that ours has."""
+    library: Any = timm  # its types are incomplete
+    name = config.backbone.name.rpartition("/")[2]
+    dilation = {"output_stride": 16} if config.backbone.output_stride == 16 else {}
+    if not library.is_model(name):
+        return False
+    try:
+        with torch.device("meta"):
+            model = library.create_model(name, features_only=True, out_indices=(1, 2, 3, 4), **dilation)
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, NotImplementedError):
+        return False
+    theirs = {key: value.shape for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    return theirs == {key: value.shape for key, value in body.items()}
+
+
+def _config(config: DETRConfig, classes: tuple[str, ...] | list[str]) -> dict[str, Any]:
+    """Return `config.json`."""
+    names = [name or NO_CLASS for name in classes] or [f"{UNNAMED}{number}" for number in range(config.num_classes)]
+    return {
+        "architectures": [architecture_of(config)],
+        "model_type": "table-transformer" if config.pre_norm else "detr",
+        "use_timm_backbone": True,
+        "use_pretrained_backbone": False,
+        "backbone": config.backbone.name.rpartition("/")[2],
+        "dilation": config.backbone.output_stride == 16,
+        "num_channels": 3,
+        "num_queries": config.num_queries,
+        "d_model": config.width,
+        "position_embedding_type": "sine",
+        "activation_function": "relu",
+        "dropout": config.dropout,
+        "attention_dropout": config.dropout,
+        "activation_dropout": config.dropout,
+        **{
+            f"{side}_{what}": value
+            for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers))
+            for what, value in (("layers", layers), ("attention_heads", config.heads), ("ffn_dim", config.feedforward))
+        },
+        "is_encoder_decoder": True,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+        "torch_dtype": "float32",
+    }
+
+
+def _preprocessor(detector: DETR, info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `preprocessor_config.json`: images as the task shows them outside training."""
+    task = info.get("task", {})
+    return {
+        "image_processor_type": "DetrImageProcessor",
+        "format": "coco_panoptic" if detector.mask_head is not None else "coco_detection",
+        "do_resize": True,
+        "size": {
+            "shortest_edge": task.get("eval_scale", SHORT_SIDE),
+            "longest_edge": task.get("max_size", LONG_SIDE),
+        },
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(detector.backbone.mean),
+        "image_std": list(detector.backbone.std),
+        "do_pad": True,
+        "do_convert_annotations": True,
+    }
+
+
+def _compare(folder: Path, detector: DETR) -> Comparison:
+    """Lay the detector beside what our reader finds in the folder, and let transformers answer where it is there."""
+    copy = detector_from_folder(folder).detector
+    if importlib.util.find_spec("transformers") is None:
+        log.warning("transformers is not installed; the folder is proven with ssldet's own reader alone")
+        return same_detector(detector, copy)
+    return Comparison(
+        ours=detector.state_dict(),
+        theirs=copy.state_dict(),
+        difference=lambda: _difference(folder, detector),
+        allowed=ALLOWED_DIFFERENCE,
+    )
+
+
+def _difference(folder: Path, detector: DETR) -> float:
+    """Ask the detector and transformers the same."""
+    images, padding = two_images(next(detector.parameters()).device)
+    logits, boxes, *masks = answers(detector, images, padding)
+    theirs = _open(folder).to(images.device).eval()
+    with torch.no_grad():
+        given = theirs(pixel_values=images, pixel_mask=(~padding).long())
+    found = [given.logits, given.pred_boxes]
+    if masks:
+        found.append(given.pred_masks.flatten(0, 1))
+    return furthest([logits[-1], boxes[-1], *masks], found)
+
+
+def _open(folder: Path) -> Any:
+    """Load the folder as its user will; a name that transformers does not know, or misses, is an error."""
+    library: Any = importlib.import_module("transformers")
+    library.utils.logging.disable_progress_bar()
+    kind = getattr(library, json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architectures"][0])
+    model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if wrong := [f"{what} {sorted(report[what])[:3]}" for what in ("missing_keys", "unexpected_keys") if report[what]]:
+        raise CheckpointError(f"{folder}: transformers reads it with {' and '.join(wrong)}; please report this")
+    return model

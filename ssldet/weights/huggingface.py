@@ -1,0 +1,236 @@
+"""folder of Hugging Face transformers -> our detector: `config.json` says what it is, the weights file what it knows.
+
+Nothing of transformers is imported. Sizes are read off the tensors, as for DETR's own files; the configuration adds
+what leaves no trace there, and must agree with the rest. Pre-norm models are called Table Transformers there.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ssldet.detectors.detr import DETR, DETRConfig
+from ssldet.errors import CheckpointError, ConfigError
+from ssldet.weights.detr import fill, recognise, to_detr
+from ssldet.weights.files import read_state
+from ssldet.weights.huggingface_names import from_huggingface
+from ssldet.weights.resnets import DEPTHS
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = "model.safetensors", "pytorch_model.bin"
+"""Either may also be cut into pieces, which a file with `.index.json` behind the name lists."""
+ARCHITECTURES = "DetrForObjectDetection", "DetrForSegmentation", "TableTransformerForObjectDetection"
+ODD_RESNET = "downsample_in_bottleneck", "downsample_in_first_stage"
+"""Options of their ResNet that torchvision's has not."""
+NO_CLASS = "N/A"
+"""What published folders call a class that a number does not stand for."""
+UNNAMED = "LABEL_"
+"""How names begin that nobody chose."""
+SHORT_SIDE, LONG_SIDE = 800, 1333
+"""Sizes of images where a folder states none."""
+DEFAULTS = {
+    "encoder_attention_heads": 8,
+    "decoder_attention_heads": 8,
+    "num_channels": 3,
+    "activation_function": "relu",
+    "position_embedding_type": "sine",
+    "dilation": False,
+    "dropout": 0.1,
+}
+"""What an entry means that is not there; transformers leaves out what it takes for understood."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromFolder:
+    """A detector from a folder of transformers.
+
+    Attributes:
+        detector: Filled with every tensor.
+        config: Choices that build it.
+        classes: Class names in the order of the labels, empty text for a number without a class; none where nobody
+            named any.
+        short_side: Short side, in pixels, of the images that it wants to see.
+        long_side: Limit of their long side.
+    """
+
+    detector: DETR
+    config: DETRConfig
+    classes: tuple[str, ...]
+    short_side: int
+    long_side: int
+
+
+def architecture_of(config: DETRConfig) -> str:
+    """Return the class of transformers that computes what a detector of ours does."""
+    detection, segmentation, table = ARCHITECTURES
+    return segmentation if config.masks else table if config.pre_norm else detection
+
+
+def is_folder_of_transformers(path: Path) -> bool:
+    """Say whether a path is a folder as transformers writes it, well or badly filled."""
+    return (path / CONFIG).is_file()
+
+
+def detector_from_folder(path: Path) -> FromFolder:
+    """Build and fill the detector in a folder of transformers.
+
+    Args:
+        path: A folder with `config.json` and weights.
+
+    Raises:
+        CheckpointError: Something is missing or damaged, it is another architecture (the message names every reason),
+            or it holds more or less than such a detector.
+    """
+    stated = _read_json(path / CONFIG)
+    if problems := _problems(stated):
+        raise CheckpointError(f"{path / CONFIG}: {'; '.join(problems)}")
+    ours = from_huggingface(_read_weights(path), str(path))
+    config = _config(stated, ours, path)
+    try:
+        detector = config.build()
+    except ConfigError as error:
+        raise CheckpointError(f"{path / CONFIG}: {error}") from error
+    fill(detector, {name.removeprefix("detector."): value for name, value in ours.items()}, path)
+    short_side, long_side = _sizes(path, detector)
+    classes = _classes(stated, config.num_classes, path)
+    return FromFolder(detector=detector, config=config, classes=classes, short_side=short_side, long_side=long_side)
+
+
+def _problems(stated: Mapping[str, Any]) -> list[str]:
+    """Say what keeps a configuration from being a DETR of ours; a foreign architecture is told alone."""
+    architecture = _architecture(stated)
+    if architecture not in ARCHITECTURES:
+        return [f"holds {architecture}, which is no DETR of ours; choose a folder of {', '.join(ARCHITECTURES)}"]
+    given = {**DEFAULTS, **stated}
+    problems = [
+        f"{name}={given[name]!r}, but our DETR has {wanted!r} only; use transformers itself"
+        for name, wanted in (("activation_function", "relu"), ("position_embedding_type", "sine"), ("num_channels", 3))
+        if given[name] != wanted
+    ]
+    heads = given["encoder_attention_heads"]
+    if given["decoder_attention_heads"] != heads or not isinstance(heads, int) or heads < 1:
+        problems.append("encoder_attention_heads and decoder_attention_heads must be one positive number")
+    dropout = given["dropout"]
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 0.9:
+        problems.append(f"dropout={dropout!r} must lie between 0 and 0.9")
+    inner = _backbone(stated)
+    kind = inner.get("model_type", "timm_backbone")
+    if kind not in {"timm_backbone", "resnet"}:
+        problems.append(f"its backbone is a {kind!r}; only those of timm, and transformers' own 'resnet', can be read")
+    odd = [name for name in ODD_RESNET if kind == "resnet" and inner.get(name)]
+    return problems + [f"backbone_config.{name}=true makes another network than torchvision's ResNet" for name in odd]
+
+
+def _architecture(stated: Mapping[str, Any]) -> str:
+    listed = stated.get("architectures")
+    return str(listed[0]) if isinstance(listed, list) and listed else f"a {stated.get('model_type', 'thing')!r}"
+
+
+def _backbone(stated: Mapping[str, Any]) -> dict[str, Any]:
+    inner = stated.get("backbone_config")
+    return inner if isinstance(inner, dict) else {}
+
+
+def _config(stated: Mapping[str, Any], ours: Mapping[str, Tensor], path: Path) -> DETRConfig:
+    given, inner = {**DEFAULTS, **stated}, _backbone(stated)
+    dilated = given["dilation"] is True or inner.get("output_stride") == 16
+    name = inner.get("backbone") or stated.get("backbone") or "resnet50"
+    # timm puts the name of a set of weights behind a dot.
+    name = None if inner.get("model_type") == "resnet" else str(name).partition(".")[0]
+    stride: Literal[16, 32] = 16 if dilated else 32
+    try:
+        found = recognise(
+            to_detr(ours),
+            heads=given["encoder_attention_heads"],
+            output_stride=stride,
+            mask_attention="joint",
+            backbone=name if name in {None, *DEPTHS.values()} else f"timm/{name}",
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    config = replace(found.config, dropout=float(given["dropout"]))
+    _agree(stated, config, path)
+    return config
+
+
+def _agree(stated: Mapping[str, Any], config: DETRConfig, path: Path) -> None:
+    """Refuse a folder whose two halves come from different models."""
+    pairs = {
+        "d_model": config.width,
+        "num_queries": config.num_queries,
+        "encoder_layers": config.encoder_layers,
+        "decoder_layers": config.decoder_layers,
+        "encoder_ffn_dim": config.feedforward,
+        "decoder_ffn_dim": config.feedforward,
+    }
+    wrong = [
+        f"{name}={stated[name]!r}, the tensors {own}" for name, own in pairs.items() if stated.get(name, own) != own
+    ]
+    if _architecture(stated) != architecture_of(config):
+        wrong.append(f"{_architecture(stated)}, the tensors {architecture_of(config)}")
+    if wrong:
+        raise CheckpointError(f"{path}: {CONFIG} says {'; '.join(wrong)}; bring the two files of one model together")
+
+
+def _classes(stated: Mapping[str, Any], num_classes: int, path: Path) -> tuple[str, ...]:
+    given = stated.get("id2label")
+    if not isinstance(given, dict):
+        return ()
+    names = {str(number): str(name) for number, name in given.items()}
+    if names.keys() != {str(number) for number in range(num_classes)}:
+        raise CheckpointError(
+            f"{path / CONFIG}: id2label names {len(names)} classes, the class head has {num_classes}; bring the two "
+            "files of one model together"
+        )
+    ordered = tuple(names[str(number)] for number in range(num_classes))
+    if all(name == f"{UNNAMED}{number}" for number, name in enumerate(ordered)):
+        return ()
+    return tuple("" if name == NO_CLASS else name for name in ordered)
+
+
+def _sizes(path: Path, detector: DETR) -> tuple[int, int]:
+    """Read how images are prepared; what we would prepare otherwise is refused."""
+    file = path / PREPROCESSOR
+    if not file.is_file():
+        return SHORT_SIDE, LONG_SIDE
+    stated = _read_json(file)
+    for name, own in (("image_mean", [*detector.backbone.mean]), ("image_std", [*detector.backbone.std])):
+        if stated.get(name, own) != own:
+            raise CheckpointError(f"{file}: {name} is {stated[name]}, but its backbone here has {own}")
+    size = stated.get("size")
+    sides = size if isinstance(size, dict) else {"shortest_edge": size, "longest_edge": stated.get("max_size")}
+    found = [sides.get("shortest_edge") or SHORT_SIDE, sides.get("longest_edge") or LONG_SIDE]
+    if not all(isinstance(side, int) and side > 0 for side in found):
+        raise CheckpointError(f"{file}: size is {size!r}; it must hold shortest_edge and longest_edge in pixels")
+    return found[0], max(found)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the weights file of a folder, whole or in pieces; safetensors come first."""
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return read_state(path / name)[0]
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            listed = _read_json(index).get("weight_map")
+            pieces = list(listed.values()) if isinstance(listed, dict) else []
+            # Another folder is none of an index's business.
+            if not pieces or any(not isinstance(piece, str) or piece != Path(piece).name for piece in pieces):
+                raise CheckpointError(f"{index}: lists no files of its own folder; copy or download it again")
+            return {key: value for piece in sorted(set(pieces)) for key, value in read_state(path / piece)[0].items()}
+    raise CheckpointError(f"{path}: has {CONFIG} but no {' or '.join(WEIGHTS)}; copy or download it again")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: no such file; name a folder that transformers wrote") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: can't be read ({error}); copy or download it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: is no JSON object; copy or download it again")
+    return found
