@@ -113,7 +113,7 @@ def finetune(
     """Fine-tune a detector on labelled images.
 
     Args:
-        data: coco:ANN.json:IMAGES or voc:ROOT:SPLIT.
+        data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT.
         val: The same, to evaluate on.
         recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run.
     """

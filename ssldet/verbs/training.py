@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ssldet.data.leaks import seen_before
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import stages
@@ -18,7 +19,7 @@ from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
 from ssldet.engine.sources import evaluation_source, training_source
-from ssldet.errors import ConfigError, DataError
+from ssldet.errors import ConfigError, DataError, SsldetError
 from ssldet.nn.backbones import adopt
 from ssldet.recipe import check, from_document, override
 from ssldet.task import PretextTask, Task
@@ -202,7 +203,7 @@ def finetune(
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES or --data voc:ROOT:SPLIT")
     opened = None if start == "scratch" else open_model(str(start))
     run = override(resolve(recipe) if opened is None else _with_detector_of(opened, resolve(recipe)), changes)
-    source = _labelled(run)
+    source = _labelled(run, start)
     run = override(run, {"detector.num_classes": len(source.classes)})
     check(run)
     documents: dict[str, Mapping[str, Any]] = {}
@@ -228,16 +229,37 @@ def _with_detector_of(opened: Opened, run: Run) -> Run:
     return override(replace(run, detector=config), {"detector.backbone.weights": "none"})
 
 
-def _labelled(run: Run) -> Source:
+def _labelled(run: Run, start: str | Path | None) -> Source:
     """Open the training data, which must have classes, and make sure that the evaluation data have the same."""
     source = training_source(run)
     _require(bool(source.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:…, voc:… or yolo:…")
     if run.data.val:
-        _require_same_classes(run, source)
+        _warn_of_leaks(start, _with_same_classes(run, source))
     return source
 
 
-def _require_same_classes(run: Run, source: Source) -> None:
+def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
+    """Say if images to measure on were pretrained on, as far as the record of the start tells without a search."""
+    folder = RunFolder(Path(str(start)))
+    if not (folder.path / "run.toml").is_file():
+        return
+    try:
+        seen = seen_before(folder.run().data.train, val)
+    except SsldetError as error:
+        log.info("can't tell whether data.val was pretrained on: %s", error)
+        return
+    if seen:
+        log.warning(
+            "%d of %d images of data.val lie where %s was pretrained, %s for one; its score may flatter it, although "
+            "no label was read. Pretrain without them, or say so beside the number",
+            len(seen),
+            len(val),
+            start,
+            seen[0],
+        )
+
+
+def _with_same_classes(run: Run, source: Source) -> Source:
     """Labels are numbers to a detector: other classes would score near zero, unnoticed."""
     val = evaluation_source(run, source)
     _require(
@@ -253,6 +275,7 @@ def _require_same_classes(run: Run, source: Source) -> None:
             "their names may not: give both the same class list"
         )
     run.task.evaluator(val)
+    return val
 
 
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:

@@ -11,7 +11,7 @@ import pytest
 from ssldet import cli
 
 COMMAND = [sys.executable, "-m", "ssldet"]
-VERBS = ["pretrain", "finetune", "evaluate", "predict", "export", "list", "preview", "report", "doctor", "demo"]
+VERBS = ["pretrain", "finetune", "evaluate", "predict", "export", "list", "preview", "report", "doctor", "data", "demo"]
 TINY = ["--recipe", "random_query_patch/tiny"]
 
 
@@ -74,6 +74,9 @@ def test_every_verb_helps_on_one_screen(verb: str, capsys: pytest.CaptureFixture
         (["export", "nowhere", "--to", "detrr", "--out", "x"], 2, "did you mean 'detr'?"),
         (["report", "nowhere"], 2, "not a run folder"),
         (["list", "taks"], 2, "tasks"),
+        (["data", "convert", "voc:nowhere", "--to", "coc", "--out", "x"], 2, "did you mean 'coco'?"),
+        (["data", "convert", "voc:nowhere", "--out", "x"], 3, "nowhere"),
+        (["data", "leaks", "nowhere", "nowhere"], 3, "nowhere"),
     ],
 )
 def test_a_mistake_gets_one_clear_line_and_nothing_is_written(

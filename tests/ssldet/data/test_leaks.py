@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssldet.data.leaks import find_leaks
+from ssldet.data.leaks import find_leaks, seen_before
 from ssldet.data.sources import open_source
 from ssldet.errors import ConfigError
 from ssldet.types import Source
@@ -89,6 +89,19 @@ def test_a_source_that_hides_its_files_is_refused(folders: tuple[Path, Path]) ->
 
     with pytest.raises(ConfigError, match="where its images lie"):
         find_leaks(Hidden(), opened(folders[0]), **LIMITS)  # type: ignore[arg-type]
+
+
+def test_what_lies_where_was_looked_before_is_told_without_a_search(folders: tuple[Path, Path]) -> None:
+    first, second = folders
+    source = opened(second)
+    assert seen_before([str(first)], source) == []
+    assert len(seen_before([str(second.parent)], source)) == len(source)
+    link = second.parent / "link"
+    link.symlink_to(second)
+    assert len(seen_before([str(link), "coco:x"], source)) == len(source)
+    listed = second.parent / "list.txt"
+    listed.write_text("second/other3.png\nfirst/1.png\n")
+    assert seen_before([str(listed)], source) == [str(second / "other3.png")]
 
 
 def test_real_photos_saved_anew_are_found(real_data: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_labels_follow_class_names_not_numbers(finetuned: ssldet.Trained, labell
 
 
 def test_validation_may_count_the_classes_otherwise_but_must_name_the_same(
-    pretrained: ssldet.Trained, labelled: str, place: Path
+    pretrained: ssldet.Trained, labelled: str, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     truth = json.loads((place / "made" / "instances.json").read_text())
     truth["categories"].reverse()
@@ -122,6 +122,7 @@ def test_validation_may_count_the_classes_otherwise_but_must_name_the_same(
     assert results[0] == pytest.approx(results[1], abs=1e-9)
     assert "6 images" in (out / "train.log").read_text()
     assert run.run.data.fraction == 0.5
+    assert "12 of 12 images of data.val lie where" in caplog.text
     truth["categories"][0]["name"] = "comet"
     (place / "comet.json").write_text(json.dumps(truth))
     val = f"coco:{place}/comet.json:{place}/made/images"
