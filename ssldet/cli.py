@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
@@ -54,10 +55,15 @@ def _prints(verb: Callable[..., Any]) -> Callable[..., Any]:
 def _words(result: Any) -> str:
     if isinstance(result, dict):
         width = max((len(str(key)) for key in result), default=0)
-        return "\n".join(f"{key:<{width}}  {_words(value)}" for key, value in result.items())
+        return "\n".join(f"{key:<{width}}  {_entry(value)}" for key, value in result.items())
     if isinstance(result, list):
         return "\n".join(map(_words, result))
     return f"{result:.4f}" if isinstance(result, float) else str(result)
+
+
+def _entry(value: Any) -> str:
+    """Return what stands after a name: a group begins on a line of its own, set in."""
+    return "\n" + indent(_words(value), "  ") if isinstance(value, dict) and value else _words(value)
 
 
 def _assignments(pairs: Sequence[str] | None) -> dict[str, str]:

@@ -218,7 +218,8 @@ def ground_truth(labels: Labels) -> dict[str, list[dict[str, Any]]]:
         labels: What was read.
 
     Returns:
-        `images`, `categories` and `annotations`, numbered from 1; `difficult` is VOC's flag.
+        `images`, `categories` and `annotations`, numbered from 1; `difficult` is VOC's flag, and there is a
+        `segmentation` where outlines were kept.
     """
     owner = np.repeat(np.arange(len(labels)), np.diff(labels.first))
     rows = zip(
@@ -247,6 +248,7 @@ def ground_truth(labels: Labels) -> dict[str, list[dict[str, Any]]]:
                 "area": area,
                 "iscrowd": int(crowd),
                 "difficult": int(difficult),
+                **({} if labels.outlines is None else {"segmentation": labels.outlines[number - 1]}),
             }
             for number, (image, label, box, area, crowd, difficult) in enumerate(rows, start=1)
         ],

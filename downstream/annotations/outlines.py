@@ -91,7 +91,7 @@ def outline_of(segmentation: object) -> Outline | str:
         return f"size {shown(size)}"
     height, width = size
     text = json.dumps({"size": size, "counts": counts}).encode()
-    return Outline(text, (height, width)) if _sound(counts, height * width) else f"counts {shown(counts)}"
+    return Outline(text, (height, width)) if sound_counts(counts, height * width) else f"counts {shown(counts)}"
 
 
 def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> Bool[np.ndarray, "H W"]:
@@ -121,8 +121,13 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> Bool[np.nda
     return drawn
 
 
-def _sound(counts: object, pixels: int) -> bool:
-    """Say whether run lengths cover an image exactly; the decoder itself writes wherever they lead."""
+def sound_counts(counts: object, pixels: int) -> bool:
+    """Say whether run lengths cover an image exactly; the decoder itself writes wherever they lead.
+
+    Args:
+        counts: A list of numbers, or COCO's compressed text.
+        pixels: Height times width.
+    """
     if isinstance(counts, list):
         return all(type(run) is int and run >= 0 for run in counts) and sum(counts) == pixels
     if not isinstance(counts, str):

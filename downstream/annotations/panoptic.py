@@ -22,13 +22,14 @@ from ssldet.errors import AnnotationError, UnreadableError
 from ssldet.types import Sample, Segmentation, Targets
 
 
-def open_panoptic(rest: str, *, min_side: int, max_pixels: int) -> "PanopticImages":
+def open_panoptic(rest: str, *, min_side: int, max_pixels: int, masks: bool = False) -> "PanopticImages":
     """Open a panoptic file with its images.
 
     Args:
         rest: `ANN.json:PNGS:IMAGES`; see `read_panoptic`. Without `:IMAGES` the folder is looked for beside the file.
         min_side: Shortest usable image side in pixels.
         max_pixels: Largest usable image in pixels.
+        masks: Give every target its mask, which means to read the PNG with each image.
 
     Raises:
         AnnotationError: The file is not sound, or images or PNGs are missing; all problems at once.
@@ -36,17 +37,19 @@ def open_panoptic(rest: str, *, min_side: int, max_pixels: int) -> "PanopticImag
     panoptic = read_panoptic(rest)
     path, _, images = split_spec(rest)
     folder = images or _guess_folder(path, panoptic.labels.files[0])
-    return PanopticImages(panoptic, folder=folder, origin=path, min_side=min_side, max_pixels=max_pixels)
+    return PanopticImages(panoptic, folder=folder, origin=path, min_side=min_side, max_pixels=max_pixels, masks=masks)
 
 
 class PanopticImages(LabelledImages):
     """Images whose every pixel is labelled: what `panoptic:` opens into.
 
-    Segments are targets, things and stuff alike, with masks and their tight boxes; crowds are left out. A box ends
-    after its last pixel, as COCO's own do (DETR's end on it, so that a segment one pixel wide has no width).
+    Segments are targets, things and stuff alike; crowds are left out. A box ends after the last pixel of its segment,
+    as COCO's own do (DETR's end on it, so that a segment one pixel wide has no width).
     """
 
-    def __init__(self, panoptic: Panoptic, *, folder: Path, origin: Path, min_side: int, max_pixels: int) -> None:
+    def __init__(
+        self, panoptic: Panoptic, *, folder: Path, origin: Path, min_side: int, max_pixels: int, masks: bool = False
+    ) -> None:
         """Check every file: it is there, its header can be read, and it has the stated size.
 
         Args:
@@ -55,13 +58,14 @@ class PanopticImages(LabelledImages):
             origin: The annotation file, to name in messages.
             min_side: Shortest usable image side in pixels.
             max_pixels: Largest usable image in pixels.
+            masks: Give every target its mask, and the box of that.
 
         Raises:
             AnnotationError: Images or PNGs are missing, or their size is not the stated one; all problems at once.
         """
         places = [f"$.annotations[{number}]" for number in range(len(panoptic.labels))]
         _check_pngs(panoptic, origin)
-        self._panoptic = panoptic
+        self._panoptic, self._draws = panoptic, masks
         annotated = Annotated(labels=panoptic.measured().labels, folder=folder, origin=origin, places=places)
         super().__init__(annotated, Problems(origin), min_side=min_side, max_pixels=max_pixels)
         self._place = {str(key): index for index, key in enumerate(panoptic.labels.image_ids)}
@@ -117,6 +121,8 @@ class PanopticImages(LabelledImages):
             AnnotationError: The PNG and the file disagree.
         """
         sample = super().__getitem__(index)
+        if not self._draws:
+            return sample
         truth = self.truth(sample.key)
         _, crowd, _ = self.stated(sample.key)
         numbers = [n for n in np.unique(truth.segments.numpy()).tolist() if n and not crowd[n - 1]]

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as coco_mask
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool
 from torch import Tensor
 
+from downstream.annotations.outlines import sound_counts
 from downstream.annotations.problems import shown
 
 RunLengths = dict[str, Any]
@@ -53,15 +54,14 @@ def read_mask(stated: object, size: tuple[int, int]) -> RunLengths:
     if stated.get("size") != list(size):
         raise ValueError(f"size is {shown(stated.get('size'))}, its image has [{size[0]}, {size[1]}] (height, width)")
     counts = stated.get("counts")
-    if isinstance(counts, list):
-        _check_sum(_whole_numbers(counts), size)
-        rle: RunLengths = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
-        return rle
-    if isinstance(counts, str | bytes):
-        text = counts.encode("ascii", errors="replace") if isinstance(counts, str) else counts
-        _check_sum(_uncompressed(text), size)
-        return {"size": list(size), "counts": text}
-    raise ValueError("expects counts as text or as a list of whole numbers")
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")
+    if not sound_counts(counts, math.prod(size)):
+        raise ValueError(f"counts must be COCO's run lengths and add up to the {math.prod(size)} pixels of the image")
+    if isinstance(counts, str):
+        return {"size": list(size), "counts": counts.encode()}
+    rle: RunLengths = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return rle
 
 
 def _of_polygons(polygons: Sequence[object], size: tuple[int, int]) -> RunLengths:
@@ -75,36 +75,3 @@ def _of_polygons(polygons: Sequence[object], size: tuple[int, int]) -> RunLength
         raise ValueError("expects at least one polygon")
     rle: RunLengths = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
     return rle
-
-
-def _whole_numbers(counts: Sequence[object]) -> Int[np.ndarray, " R"]:
-    if not all(type(count) is int and 0 <= count < 2**31 for count in counts):
-        raise ValueError("expects counts of at least 0")
-    return np.asarray(counts, dtype=np.int64)
-
-
-def _check_sum(counts: Int[np.ndarray, " R"], size: tuple[int, int]) -> None:
-    if (counts < 0).any() or counts.sum() != math.prod(size):
-        raise ValueError(f"counts must add up to the {math.prod(size)} pixels of the image")
-
-
-def _uncompressed(text: bytes) -> Int[np.ndarray, " R"]:
-    """Return the numbers behind compressed counts: five bits a character, differences from the number before the last.
-
-    Raises:
-        ValueError: The text is not of that kind.
-    """
-    letters: UInt8[np.ndarray, " M"] = np.frombuffer(text, dtype=np.uint8) - 48
-    if not len(letters) or (letters > 63).any() or letters[-1] & 32:
-        raise ValueError("expects compressed counts as COCO writes them; the text is cut off or of another kind")
-    ends = np.flatnonzero(~letters & 32)
-    begins = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - begins + 1
-    if lengths.max() > 7:
-        raise ValueError("expects compressed counts as COCO writes them; a number is too large")
-    place = np.arange(len(letters)) - np.repeat(begins, lengths)
-    numbers = np.add.reduceat((letters & 31).astype(np.int64) << (5 * place), begins)
-    numbers -= np.where(letters[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers

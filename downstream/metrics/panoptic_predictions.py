@@ -47,11 +47,12 @@ def score_panoptic(predictions: Path, spec: str) -> dict[str, Any]:
     """
     panoptic = read_panoptic(spec.partition(":")[2])
     path, folder = _places(predictions)
+    document = read_document(path)
     problems = Problems(path)
     if not folder.is_dir():
         problems.add("PNGs", f"no folder {folder}", "give --predictions PRED.json:PNGS")
         problems.stop()
-    entries = _entries(read_document(path), panoptic, problems)
+    entries = _entries(document, panoptic, problems)
     for number in panoptic.labels.image_ids:
         if number not in entries:
             problems.add("$.annotations", f"image {number} has no prediction", "predict every image of the annotations")

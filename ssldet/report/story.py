@@ -83,10 +83,24 @@ def _result_tables(record: Record) -> Iterator[Section]:
     step = record.last("eval").get("step")
     when = f"Measured after step {number(step)}." if step is not None else ""
     yield Section(heading="Results", text=when, table=Table(columns=("metric", "value"), rows=list(plain.items())))
+    yield from _groups("Results", results)
+
+
+def _groups(heading: str, results: Mapping[str, Any]) -> Iterator[Section]:
+    """One table for each group of numbers, such as one a class; a group of like groups is one table with columns."""
     for name, group in results.items():
-        if isinstance(group, Mapping):
-            rows = list(group.items())[:200]
-            yield Section(heading=f"Results: {name}", table=Table(columns=("name", "value"), rows=rows))
+        if not isinstance(group, Mapping):
+            continue
+        title = f"{heading}: {name}"
+        inner = [row for row in group.values() if isinstance(row, Mapping)]
+        if inner and len(inner) == len(group):
+            columns = list(inner[0])
+            rows = [(key, *(row.get(column) for column in columns)) for key, row in list(group.items())[:200]]
+            yield Section(heading=title, table=Table(columns=("name", *columns), rows=rows))
+            continue
+        plain = [(key, value) for key, value in group.items() if not isinstance(value, Mapping)]
+        yield Section(heading=title, table=Table(columns=("name", "value"), rows=plain[:200]))
+        yield from _groups(title, group)
 
 
 def _training(record: Record) -> Section:

@@ -71,16 +71,11 @@ def evaluate(
     if predictions is not None:
         if start is not None or len(specs) != 1:
             raise ConfigError("--predictions scores one results file against one --data; leave the model out")
-        options = {"metric": metric, "iou": iou, "accelerate": accelerate or None}
-        return _score(
-            Path(predictions), specs[0], {name: value for name, value in options.items() if value is not None}
-        )
+        return _score(Path(predictions), specs[0], _given(metric=metric, iou=iou, accelerate=accelerate or None))
     if start is None:
         raise ConfigError("nothing to evaluate; name a run folder, a weights file, or --predictions FILE")
     if iou is not None:
-        raise ConfigError(
-            "--iou is for --predictions FILE --metric voc; save the model's with --save-predictions first"
-        )
+        raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
     opened = open_model(start)
     source = _open(specs)
     evaluator = override(opened.task, _given(metric=metric, accelerate=accelerate or None)).evaluator(source)

@@ -56,8 +56,8 @@ def made(tmp_path: Path) -> Path:
     return tmp_path / "ann.json"
 
 
-def opened(path: Path) -> PanopticImages:
-    return open_panoptic(str(path), min_side=17, max_pixels=10**7)
+def opened(path: Path, *, masks: bool = True) -> PanopticImages:
+    return open_panoptic(str(path), min_side=17, max_pixels=10**7, masks=masks)
 
 
 def test_segments_are_targets_with_tight_boxes_and_masks(made: Path) -> None:
@@ -73,6 +73,13 @@ def test_segments_are_targets_with_tight_boxes_and_masks(made: Path) -> None:
     assert masks.sum(dim=(1, 2)).tolist() == [400, 56, 7]
     assert masks[1, 2:9, 3:11].all()
     assert len(source[1].targets) == 0
+
+
+def test_without_masks_the_boxes_are_the_same(made: Path) -> None:
+    plain, drawn = (opened(made, masks=masks)[0].targets for masks in (False, True))
+    assert plain.masks is None
+    assert plain.labels.tolist() == drawn.labels.tolist()
+    torch.testing.assert_close(plain.boxes, drawn.boxes)
 
 
 def test_the_truth_tells_every_pixel(made: Path) -> None:

@@ -110,6 +110,19 @@ def test_a_run_on_one_page(tmp_path: Path) -> None:
         assert heading in shape.words
 
 
+def test_groups_of_results_are_tables_however_deep(tmp_path: Path) -> None:
+    folder = _run(tmp_path / "cards")
+    document = json.loads((folder / "run.json").read_text())
+    kinds = {"cup": {"PQ": 0.5125, "SQ": 0.75}, "wall": {"PQ": 0.25, "SQ": 0.6375}}
+    segm = {"AP": 0.3125, "per_class": {"cup": 0.8375}}
+    document["results"] = {"PQ": 0.375, "things": {"PQ": 0.4375}, "per_class": kinds, "segm": segm}
+    (folder / "run.json").write_text(json.dumps(document))
+    words = Shape(_report(folder)).words
+    for word in ("Results: things", "Results: segm: per_class", "0.4375", "0.3125", "0.8375", "0.5125", "0.6375", "SQ"):
+        assert word in words
+    assert "{" not in words[words.index("Results: things") : words.index("Training")]
+
+
 def test_hostile_words_of_a_run_change_no_tag(tmp_path: Path) -> None:
     plain = Shape(_report(_run(tmp_path / "plain", status="failed"), citation="ace"))
     text = _report(_run(tmp_path / "hostile", HOSTILE, status="failed"), citation=" ".join(HOSTILE))

@@ -1,6 +1,7 @@
 """The whole road in miniature: what one verb leaves behind is what the next one takes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import ssldet
 from downstream.annotations.shapes import write_shapes
 from ssldet.errors import CheckpointError, ConfigError, DataError
 from ssldet.recipe import override
+from ssldet.types import Detections, Segmentation
 from ssldet.verbs.choosing import resolve
+from ssldet.verbs.using import _translation
 
 SMALL = {"data.batch_size": 4, "data.workers": 0}
 
@@ -85,6 +88,18 @@ def test_evaluation_is_that_of_the_run_and_of_its_results_file(
     assert scored == pytest.approx(measured, abs=1e-12)
 
 
+def test_the_metric_is_a_choice(finetuned: ssldet.Trained, labelled: str, place: Path) -> None:
+    results = place / "results-voc.json"
+    measured = finetuned.evaluate(labelled, save_predictions=results, workers=0, metric="voc")
+    scored = ssldet.evaluate(None, labelled, predictions=results, metric="voc", iou=0.5)
+    assert scored == measured
+    assert set(scored) == {"voc07_ap", "voc_ap", "per_class"}
+    fast = finetuned.evaluate(labelled, workers=0, accelerate=True)
+    assert fast["AP"] == pytest.approx(finetuned.results["AP"], abs=1e-9)
+    with pytest.raises(ConfigError, match="--iou goes with --predictions"):
+        finetuned.evaluate(labelled, iou=0.6)
+
+
 def test_labels_follow_class_names_not_numbers(finetuned: ssldet.Trained, labelled: str, place: Path) -> None:
     truth = json.loads((place / "made" / "instances.json").read_text())
     names = [category["name"] for category in truth["categories"]]
@@ -129,6 +144,16 @@ def test_validation_may_count_the_classes_otherwise_but_must_name_the_same(
     with pytest.raises(DataError, match=r"data.val lacks .* and has in addition comet"):
         pretrained.finetune(labelled, val=val, recipe="detection/tiny", steps=1, out=place / "no", overrides=SMALL)
     assert not (place / "no").exists()
+
+
+def test_segmentations_follow_class_names_too() -> None:
+    answer = Segmentation(segments=torch.tensor([[1, 2, 3, 0]]), labels=torch.tensor([1, 2, 0]))
+    nothing = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0).long())
+    translate = _translation(["cup", "wall", "sky"], ["sky", "floor", "cup"])
+    found = translate(replace(nothing, segmentation=answer)).segmentation
+    assert found is not None
+    assert found.labels.tolist() == [0, 2]
+    assert found.segments.tolist() == [[0, 1, 2, 0]]
 
 
 def test_predictions_are_pictures_and_coco_results(finetuned: ssldet.Trained, place: Path) -> None:
