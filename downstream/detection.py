@@ -20,11 +20,11 @@ from downstream.metrics.predictions import figures_of
 from ssldet.data.geometry import DETRAugmentation, ShortSide
 from ssldet.detectors.base import Detector
 from ssldet.losses.criterion import Criterion
-from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm
+from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm, Term
 from ssldet.matching import BoxGIoUCost, BoxL1Cost, ClassCost, Matcher
 from ssldet.postprocess import detections
 from ssldet.recipe import Within
-from ssldet.task import Objective, Task, Views
+from ssldet.task import Evaluator, Objective, Task, Views
 from ssldet.types import Batch, Detections, Losses, Source
 
 
@@ -95,7 +95,7 @@ class Detection(Task):
         """Return the module that asks the detector for all objects."""
         return SetPrediction(self, detector)
 
-    def evaluator(self, source: Source) -> BoxAP:
+    def evaluator(self, source: Source) -> Evaluator:
         """Return the chosen average precision on a labelled source."""
         return BoxAP(source, figures_of(self.metric, accelerate=self.accelerate))
 
@@ -128,19 +128,7 @@ class SetPrediction(Objective):
         """
         super().__init__()
         self.detector = detector
-        matcher = Matcher(
-            (
-                ClassCost(weight=task.class_weight),
-                BoxL1Cost(weight=task.box_l1_weight),
-                BoxGIoUCost(weight=task.box_giou_weight),
-            )
-        )
-        terms = (
-            ClassTerm(weight=task.class_weight, no_object_weight=task.no_object_weight),
-            BoxL1Term(weight=task.box_l1_weight),
-            BoxGIoUTerm(weight=task.box_giou_weight),
-        )
-        self.criterion = Criterion(matcher, terms)
+        self.criterion = Criterion(matcher_of(task), terms_of(task))
 
     def forward(self, batch: Batch) -> Losses:
         """Ask and compare."""
@@ -153,3 +141,23 @@ class SetPrediction(Objective):
         """Return every query's answer, in pixels of the images on disk: DETR needs no suppression and no threshold."""
         images = self.detector.normalise(batch.images, batch.padding)
         return detections(self.detector(images, batch.padding), batch.original_sizes)
+
+
+def matcher_of(task: Detection) -> Matcher:
+    """Return what decides which query answers which object."""
+    return Matcher(
+        (
+            ClassCost(weight=task.class_weight),
+            BoxL1Cost(weight=task.box_l1_weight),
+            BoxGIoUCost(weight=task.box_giou_weight),
+        )
+    )
+
+
+def terms_of(task: Detection) -> tuple[Term, ...]:
+    """Return the loss terms of classes and boxes."""
+    return (
+        ClassTerm(weight=task.class_weight, no_object_weight=task.no_object_weight),
+        BoxL1Term(weight=task.box_l1_weight),
+        BoxGIoUTerm(weight=task.box_giou_weight),
+    )

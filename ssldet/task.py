@@ -8,7 +8,7 @@ is pickled into CPU workers and the other lives on the accelerator.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from jaxtyping import UInt8
 from torch import Tensor, nn
@@ -126,6 +126,18 @@ class Task(ABC):
             Named numbers to print; empty where a task has no such check.
         """
         return {}
+
+    def taught_on(self, source: Source) -> Self:
+        """Return this task with what it must know of its training set, which travels with the weights.
+
+        Args:
+            source: The training set.
+        """
+        return self
+
+    def adapt(self, detector: DetectorConfig) -> DetectorConfig:
+        """Return what this task makes of a detector that another one taught, such as one with a further section."""
+        return detector
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Say what keeps this task and a detector from working together; empty if nothing does."""

@@ -57,7 +57,7 @@ class Targets(OnDevice):
         labels: Class index of each box, contiguous from 0.
         embeddings: A feature vector that the matched prediction should reproduce, where a task asks for one.
         groups: The query group that may answer each target; none means that any query may.
-        masks: The pixels of each target, on the image that the boxes are relative to.
+        masks: The pixels of each target, on the image that the boxes are relative to; in a batch, on its canvas.
     """
 
     boxes: Float[Tensor, "T 4"]
@@ -171,12 +171,14 @@ class Scene(OnDevice):
         encoded: The same cells after the encoder, row by row.
         padding: True for cells without image; none where nothing is padded.
         finer: Levels of the backbone that are finer than the cells, finest first.
+        canvas: True for pixels without image; none where that was not said.
     """
 
     cells: Float[Tensor, "B D h w"]
     encoded: Float[Tensor, "B K D"]
     padding: Bool[Tensor, "B K"] | None
     finer: list[Float[Tensor, "B _ _ _"]]
+    canvas: Bool[Tensor, "B H W"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +191,8 @@ class Predictions(OnDevice):
         states: Decoder outputs after the shared norm, for heads that a task owns.
         groups: Group of each query slot, carried over from the queries.
         scene: What the images looked like, where the detector can draw masks; see `Detector.masks`.
+        masks: Logits of the masks of those answers of the last layer that were matched, in the order of the matches,
+            on the whole canvas with its padding; the criterion has them drawn.
     """
 
     logits: Float[Tensor, "L B Q C"]
@@ -196,6 +200,7 @@ class Predictions(OnDevice):
     states: Float[Tensor, "L B Q D"]
     groups: Int[Tensor, " Q"] | None = None
     scene: Scene | None = None
+    masks: Float[Tensor, "N _ _"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,13 +288,19 @@ class Detections(OnDevice):
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
 
 
-def concatenate(targets: Sequence[Targets]) -> Targets:
-    """Join the targets of a batch, in order: the numbering that `Matches.target` uses."""
+def concatenate(targets: Sequence[Targets], *, masks: bool = False) -> Targets:
+    """Join the targets of a batch, in order: the numbering that `Matches.target` uses.
+
+    Args:
+        targets: One entry an image.
+        masks: Join masks too, which are large.
+    """
     return Targets(
         boxes=torch.cat([t.boxes for t in targets]),
         labels=torch.cat([t.labels for t in targets]),
         embeddings=_join([t.embeddings for t in targets]),
         groups=_join([t.groups for t in targets]),
+        masks=_join([t.masks for t in targets]) if masks else None,
     )
 
 

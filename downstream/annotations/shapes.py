@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
 
 from ssldet.chance import seed_of
+from ssldet.data.segments import write_segments
 from ssldet.errors import ConfigError, suggest
 
 Grid = Float[np.ndarray, "H W"]
 Colour = Float[np.ndarray, "3"]
+
+STUFF: dict[str, Colour] = {"sky": np.array([110.0, 160.0, 225.0]), "ground": np.array([130.0, 95.0, 60.0])}
+"""Stuff class name -> the colour that its region of the background tends to."""
 
 OUTLINES: dict[str, Callable[[Grid, Grid], Bool[np.ndarray, "H W"]]] = {
     "circle": lambda u, v: u * u + v * v < 0.75,
@@ -51,12 +56,16 @@ class Scene:
         boxes: Absolute xyxy around the visible pixels of each object.
         labels: Class index of each object.
         areas: Number of visible pixels of each object.
+        segments: Which object each pixel shows, counted from 1; 0 where none does.
+        stuff: Which of `STUFF` each pixel shows, -1 where none; none where the background was not split.
     """
 
     image: UInt8[np.ndarray, "H W 3"]
     boxes: Int[np.ndarray, "T 4"]
     labels: Int[np.ndarray, " T"]
     areas: Int[np.ndarray, " T"]
+    segments: Int[np.ndarray, "H W"]
+    stuff: Int[np.ndarray, "H W"] | None = None
 
 
 def draw_scene(
@@ -67,6 +76,7 @@ def draw_scene(
     objects: tuple[int, int] = (1, 3),
     object_scale: tuple[float, float] = (0.25, 0.5),
     hues: bool = False,
+    stuff: bool = False,
     seed: int = 0,
 ) -> Scene:
     """Draw image number `index`; the same arguments give the same pixels in any process.
@@ -78,10 +88,12 @@ def draw_scene(
         objects: Fewest and most objects of an image, ends included.
         object_scale: Smallest and largest diameter of an object as a share of `size`.
         hues: Paint each class in hues of its own; else only the outline tells classes apart.
+        stuff: Split the background into sky and ground, or make it one of them.
         seed: Another seed is another set.
     """
     chance = np.random.default_rng(seed_of(seed, "shapes", index))
     pixels = _clutter(size, chance)
+    behind = _split(pixels, np.random.default_rng(seed_of(seed, "stuff", index))) if stuff else None
     owner = np.full((size, size), -1, dtype=np.int16)
     count = int(chance.integers(objects[0], objects[1] + 1))
     labels = chance.integers(len(classes), size=count)
@@ -90,11 +102,14 @@ def draw_scene(
         _draw(pixels, owner, number, OUTLINES[classes[labels[number]]], row, column, radius, colours, chance)
     pixels += chance.normal(0, 4, pixels.shape)
     visible = np.flatnonzero([(owner == number).any() for number in range(count)])
+    segments = (owner[..., None] == visible) @ np.arange(1, len(visible) + 1)
     return Scene(
         image=pixels.clip(0, 255).astype(np.uint8),
         boxes=np.array([_box(owner == number) for number in visible], dtype=np.int64).reshape(-1, 4),
         labels=labels[visible],
         areas=np.array([(owner == number).sum() for number in visible], dtype=np.int64),
+        segments=segments,
+        stuff=None if behind is None else np.where(segments, -1, behind),
     )
 
 
@@ -107,9 +122,10 @@ def write_shapes(
     objects: tuple[int, int] = (1, 3),
     object_scale: tuple[float, float] = (0.25, 0.5),
     hues: bool = False,
+    stuff: bool = False,
     seed: int = 0,
 ) -> Path:
-    """Write a set as `images/*.jpg` and an ordinary COCO file `instances.json`.
+    """Write a set as `images/*.jpg` and an ordinary COCO file `instances.json`, its masks included.
 
     A longer set with the same seed begins with the images of the shorter one.
 
@@ -121,6 +137,8 @@ def write_shapes(
         objects: Fewest and most objects of an image, ends included.
         object_scale: Smallest and largest diameter of an object as a share of `size`.
         hues: Paint each class in hues of its own; else only the outline tells classes apart.
+        stuff: Split the background into sky and ground, and write COCO's panoptic `panoptic.json` with the folder
+            `panoptic` too.
         seed: Another seed is another set: give training and validation different ones.
 
     Returns:
@@ -135,18 +153,35 @@ def write_shapes(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
+    if stuff:
+        (folder / "panoptic").mkdir(exist_ok=True)
     for index in range(images):
         scene = draw_scene(
-            index, size=size, classes=classes, objects=objects, object_scale=object_scale, hues=hues, seed=seed
+            index,
+            size=size,
+            classes=classes,
+            objects=objects,
+            object_scale=object_scale,
+            hues=hues,
+            stuff=stuff,
+            seed=seed,
         )
         name = f"{index:06d}.jpg"
         # No chroma subsampling: it would smear textures that are a few pixels wide.
         Image.fromarray(scene.image).save(folder / "images" / name, quality=95, subsampling=0)
         records.append({"id": index + 1, "file_name": name, "height": size, "width": size})
         annotations += _annotations(scene, image_id=index + 1, first_id=len(annotations) + 1)
+        if stuff:
+            told.append(_panoptic(scene, folder / "panoptic" / f"{index:06d}.png", index + 1, len(classes)))
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
     path = folder / "instances.json"
     path.write_text(json.dumps({"images": records, "annotations": annotations, "categories": categories}))
+    if stuff:
+        kinds = [{**row, "isthing": 1} for row in categories]
+        kinds += [{"id": len(classes) + 1 + label, "name": name, "isthing": 0} for label, name in enumerate(STUFF)]
+        document = {"images": records, "annotations": told, "categories": kinds}
+        (folder / "panoptic.json").write_text(json.dumps(document))
     return path
 
 
@@ -160,9 +195,33 @@ def _annotations(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str
             "bbox": [left, top, right - left, bottom - top],
             "area": area,
             "iscrowd": 0,
+            "segmentation": _run_lengths(scene.segments == number + 1),
         }
         for number, ((left, top, right, bottom), label, area) in enumerate(rows)
     ]
+
+
+def _run_lengths(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
+    """Return a mask as COCO's uncompressed run lengths: down the columns, beginning with the pixels outside."""
+    pixels = np.concatenate([[False], mask.ravel(order="F"), [False]])
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1])
+    return {"size": list(mask.shape), "counts": np.diff([0, *changes, mask.size]).tolist()}
+
+
+def _panoptic(scene: Scene, png: Path, image_id: int, things: int) -> dict[str, Any]:
+    """Write the PNG of a scene whose background was split, and return its entry in the panoptic file."""
+    assert scene.stuff is not None
+    ids, labels = scene.segments.copy(), scene.labels.tolist()
+    for label in np.unique(scene.stuff[scene.stuff >= 0]).tolist():
+        labels.append(things + label)
+        ids[scene.stuff == label] = len(labels)
+    write_segments(torch.from_numpy(ids), png)
+    segments = []
+    for number, label in enumerate(labels, start=1):
+        left, top, right, bottom = _box(ids == number)
+        segment = {"id": number, "category_id": label + 1, "area": int((ids == number).sum()), "iscrowd": 0}
+        segments.append(segment | {"bbox": [left, top, right - left, bottom - top]})
+    return {"image_id": image_id, "file_name": png.name, "segments_info": segments}
 
 
 def _clutter(size: int, chance: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
@@ -183,6 +242,18 @@ def _clutter(size: int, chance: np.random.Generator) -> Float[np.ndarray, "H W 3
             fill=tuple(chance.integers(0, 256, 3).tolist()),
         )
     return np.asarray(canvas, dtype=np.float64).copy()
+
+
+def _split(pixels: Float[np.ndarray, "H W 3"], chance: np.random.Generator) -> Int[np.ndarray, "H W"]:
+    """Paint sky over ground, parted by a slanted line, or one of them alone; return which is where."""
+    size = len(pixels)
+    middle, slope = chance.uniform(0.25, 0.75) * size, chance.uniform(-0.4, 0.4)
+    rows, columns = np.ogrid[:size, :size]
+    below = (rows > middle + slope * (columns - size / 2)).astype(np.int64)
+    if chance.uniform() < 0.25:
+        below[:] = chance.integers(2)
+    pixels += 0.7 * (np.stack(list(STUFF.values()))[below] - pixels)
+    return below
 
 
 def _places(

@@ -70,7 +70,7 @@ class BoxAP:
         source: The labelled source that is evaluated.
     """
 
-    def __init__(self, source: Source, figures: Figures | None = None) -> None:
+    def __init__(self, source: Source | Labelled, figures: Figures | None = None) -> None:
         """Start without detections.
 
         Args:
@@ -134,7 +134,7 @@ class MaskAP:
         boxes: The metric of the boxes.
     """
 
-    def __init__(self, source: Source, *, accelerate: bool = False) -> None:
+    def __init__(self, source: Source | Labelled, *, accelerate: bool = False) -> None:
         """Start without detections.
 
         Args:

@@ -1,12 +1,14 @@
-"""list[Sample] -> Batch: pad images to one canvas and remember the padding."""
+"""list[Sample] -> Batch: pad images and masks to one canvas and remember the padding."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from ssldet.types import Batch, Sample
+from ssldet.types import Batch, Sample, Targets
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -23,7 +25,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         images=images,
         padding=padding,
         sizes=torch.tensor([sample.image.shape[1:] for sample in samples]),
-        targets=[sample.targets for sample in samples],
+        targets=[_on_canvas(sample.targets, images) for sample in samples],
         keys=[sample.key for sample in samples],
         original_sizes=torch.tensor([sample.original_size for sample in samples]),
         patches=_stack("patches", samples),
@@ -41,6 +43,13 @@ def _pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H
         canvas[row, :, : image.shape[1], : image.shape[2]] = image
         padding[row, : image.shape[1], : image.shape[2]] = False
     return canvas, padding
+
+
+def _on_canvas(targets: Targets, images: UInt8[Tensor, "B 3 H W"]) -> Targets:
+    if targets.masks is None:
+        return targets
+    height, width = (canvas - side for canvas, side in zip(images.shape[2:], targets.masks.shape[1:], strict=True))
+    return replace(targets, masks=F.pad(targets.masks, (0, width, 0, height))) if height or width else targets
 
 
 def _stack(name: str, samples: Sequence[Sample]) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Sample -> Sample: resize, flip and crop; image and boxes move together by one draw.
+"""Sample -> Sample: resize, flip and crop; image, boxes and masks move together by one draw.
 
 Functions change a sample in a way that is given; callables draw the way from a generator and fit `types.Views`.
 """
@@ -6,7 +6,7 @@ Functions change a sample in a way that is given; callables draw the way from a 
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
@@ -28,7 +28,16 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     # Interleaved, as decoders leave them, pixels are resized three times as fast as in planes (which fail at 1×1).
     interleaved = sample.image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     image = functional.resize(interleaved, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return replace(sample, image=image)
+    targets = sample.targets
+    if targets.masks is not None:
+        rows, columns = (_nearest(*sides) for sides in zip(size, targets.masks.shape[1:], strict=True))
+        targets = replace(targets, masks=targets.masks[:, rows][:, :, columns])
+    return replace(sample, image=image, targets=targets)
+
+
+def _nearest(size: int, before: int) -> Int[Tensor, " N"]:
+    """Return, for each row or column of the new size, the old one at its middle: masks stay masks."""
+    return ((torch.arange(size) + 0.5) * before / size).long()
 
 
 def resize_short_side(sample: Sample, short: int, max_size: int | None = None) -> Sample:
@@ -64,11 +73,14 @@ def flip(sample: Sample) -> Sample:
     """Mirror left and right."""
     boxes = sample.targets.boxes.clone()
     boxes[:, 0] = 1 - boxes[:, 0]
-    return replace(sample, image=sample.image.flip(-1), targets=replace(sample.targets, boxes=boxes))
+    masks = None if sample.targets.masks is None else sample.targets.masks.flip(-1)
+    return replace(sample, image=sample.image.flip(-1), targets=replace(sample.targets, boxes=boxes, masks=masks))
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     """Cut a rectangle out; boxes are clipped to it, and those with nothing left are dropped with all that is theirs.
+
+    A clipped box may be larger than what is left of its mask, as in DETR; without a pixel left, both are dropped.
 
     Args:
         sample: Image and boxes.
@@ -82,7 +94,11 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
     corners = corners - torch.tensor([left, top, left, top])
     corners = torch.minimum(corners.clamp(min=0), torch.tensor([width, height, width, height]))
     remains = ((corners[:, 2:] - corners[:, :2]) > SLIVER).all(dim=1)
-    targets = replace(sample.targets, boxes=to_normalised(corners, (height, width)))
+    masks = sample.targets.masks
+    if masks is not None:
+        masks = masks[:, top : top + height, left : left + width]
+        remains &= masks.flatten(1).any(1)
+    targets = replace(sample.targets, boxes=to_normalised(corners, (height, width)), masks=masks)
     image = sample.image[:, top : top + height, left : left + width]
     return replace(sample, image=image, targets=_keep(targets, remains))
 
@@ -93,6 +109,7 @@ def _keep(targets: Targets, chosen: Bool[Tensor, " T"]) -> Targets:
         labels=targets.labels[chosen],
         embeddings=None if targets.embeddings is None else targets.embeddings[chosen],
         groups=None if targets.groups is None else targets.groups[chosen],
+        masks=None if targets.masks is None else targets.masks[chosen],
     )
 
 

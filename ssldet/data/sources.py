@@ -128,6 +128,11 @@ class ConcatSource:
         self.fingerprint = hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
 
     @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """Whether a class is one of countable things, by label; empty where no source says so."""
+        return next((told for source in self._sources if (told := tuple(getattr(source, "is_thing", ())))), ())
+
+    @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Files of all sources that can't be used."""
         return tuple(entry for source in self._sources for entry in source.skipped)
@@ -190,6 +195,11 @@ class PartSource:
     def category_ids(self) -> tuple[int, ...]:
         """Original id of each class."""
         return tuple(getattr(self._whole, "category_ids", ()))
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """Whether a class is one of countable things, by label; empty where the whole does not say so."""
+        return tuple(getattr(self._whole, "is_thing", ()))
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:

@@ -128,7 +128,7 @@ class DETR(Detector):
         scene = None
         if self.mask_head is not None:
             projected = cells.transpose(1, 2).unflatten(2, features.shape[-2:])
-            scene = Scene(cells=projected, encoded=encoded, padding=hidden_cells, finer=finer)
+            scene = Scene(cells=projected, encoded=encoded, padding=hidden_cells, finer=finer, canvas=padding)
         return self._answer(states, queries, scene)
 
     def masks(

@@ -1,15 +1,20 @@
 """Predictions, Targets -> Losses: match once, then ask every term of an open list."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssldet.boxes import cxcywh_to_xyxy, elementwise_iou
 from ssldet.losses.terms import Term
 from ssldet.matching import Matcher
 from ssldet.types import Losses, Matches, Predictions, Targets, concatenate
+
+Draw = Callable[[Predictions, Int[Tensor, " N"], Int[Tensor, " N"]], Float[Tensor, "N h w"]]
+"""Predictions, images, queries -> masks: `Detector.masks`."""
 
 
 class Criterion:
@@ -18,16 +23,18 @@ class Criterion:
     Attributes:
         matcher: Predictions, Targets -> Matches.
         terms: Parts of the loss; a task may add its own.
+        draw: Draws the masks of matched queries, for terms that compare masks; none where no term does.
     """
 
-    def __init__(self, matcher: Matcher, terms: Sequence[Term]) -> None:
+    def __init__(self, matcher: Matcher, terms: Sequence[Term], draw: Draw | None = None) -> None:
         """Join the parts.
 
         Args:
             matcher: See the attributes.
             terms: See the attributes; names must differ.
+            draw: See the attributes.
         """
-        self.matcher, self.terms = matcher, tuple(terms)
+        self.matcher, self.terms, self.draw = matcher, tuple(terms), draw
         names = [term.name for term in self.terms]
         if len(set(names)) != len(names):
             raise ValueError(f"two loss terms share a name: {names}")
@@ -41,13 +48,29 @@ class Criterion:
         """
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             matches = self.matcher(predictions, targets)
-            everything = concatenate(targets)
+        if self.draw is not None:
+            # Of the last layer only, the answer that counts; in the precision of the detector, to which this belongs.
+            last = matches.layer == len(predictions.logits) - 1
+            masks = self.draw(predictions, matches.image[last], matches.query[last])
+            predictions = replace(predictions, masks=masks)
+        with torch.autocast(predictions.boxes.device.type, enabled=False):
+            everything = concatenate(targets, masks=predictions.masks is not None)
+            predictions = _on_pixels(predictions, everything)
             num_boxes = mean_boxes(len(everything), predictions.boxes.device)
             return Losses(
                 terms={term.name: term(predictions, everything, matches, num_boxes) for term in self.terms},
                 weights={term.name: term.weight for term in self.terms},
                 metrics=watch(predictions, targets, matches),
             )
+
+
+def _on_pixels(predictions: Predictions, targets: Targets) -> Predictions:
+    """Bring drawn masks to the size of the true ones."""
+    if predictions.masks is None or targets.masks is None:
+        return predictions
+    cells = predictions.masks.float().unsqueeze(1)
+    pixels = F.interpolate(cells, size=targets.masks.shape[1:], mode="bilinear", align_corners=False)
+    return replace(predictions, masks=pixels.squeeze(1))
 
 
 def mean_boxes(count: int, device: torch.device) -> float:

@@ -204,7 +204,7 @@ def finetune(
     opened = None if start == "scratch" else open_model(str(start))
     run = override(resolve(recipe) if opened is None else _with_detector_of(opened, resolve(recipe)), changes)
     source = _labelled(run, start)
-    run = override(run, {"detector.num_classes": len(source.classes)})
+    run = override(replace(run, task=run.task.taught_on(source)), {"detector.num_classes": len(source.classes)})
     check(run)
     documents: dict[str, Mapping[str, Any]] = {}
     objective = assemble(run, source, documents)
@@ -226,7 +226,7 @@ def _backbone_changes(word: str) -> dict[str, object]:
 def _with_detector_of(opened: Opened, run: Run) -> Run:
     """Take the architecture from a file; what it holds replaces whatever weights its own backbone once started from."""
     config: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
-    return override(replace(run, detector=config), {"detector.backbone.weights": "none"})
+    return override(replace(run, detector=run.task.adapt(config)), {"detector.backbone.weights": "none"})
 
 
 def _labelled(run: Run, start: str | Path | None) -> Source:

@@ -1,0 +1,108 @@
+"""Detections with masks -> PQ, and AP of boxes and masks of things: all that a source can be asked for, in one.
+
+Panoptic quality needs a source that labels every pixel. AP needs objects one can count: where a source knows stuff too,
+both truth and answers are cut down to the things.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from downstream.metrics.average_precision import GroundTruth, Labelled, MaskAP
+from downstream.metrics.masks import encode
+from downstream.metrics.panoptic_quality import EveryPixelLabelled, PanopticQuality
+from ssldet.errors import DataError
+from ssldet.types import Batch, Detections, Source
+
+
+@runtime_checkable
+class PanopticSource(Labelled, EveryPixelLabelled, Protocol):
+    """A source that says what each pixel is, in COCO's form too."""
+
+
+class SegmentationFigures:
+    """Panoptic quality where every pixel is labelled, and average precision of boxes and masks of things."""
+
+    def __init__(self, source: Source, *, accelerate: bool = False) -> None:
+        """Start without answers.
+
+        Args:
+            source: The labelled source that is evaluated.
+            accelerate: Compute AP with faster-coco-eval.
+
+        Raises:
+            DataError: The source carries no labels, or no masks.
+        """
+        if not isinstance(source, Labelled):
+            raise DataError("no labels to measure against; evaluate on one panoptic:ANN.json:PNGS:IMAGES or coco:…")
+        every_pixel = isinstance(source, PanopticSource)
+        self._quality = PanopticQuality(source) if every_pixel else None
+        things = getattr(source, "is_thing", ()) or (True,) * len(source.classes)
+        self._is_thing: Bool[Tensor, " C"] = torch.tensor(things, dtype=torch.bool)
+        measured = Things(source) if isinstance(source, PanopticSource) else source
+        self._precision = MaskAP(measured, accelerate=accelerate) if self._is_thing.any() else None
+
+    def update(self, detections: list[Detections], batch: Batch) -> None:
+        """Take in one batch.
+
+        Args:
+            detections: One entry an image, with masks and, where pixels are labelled, a segmentation.
+            batch: Where they were found.
+
+        Raises:
+            DivergedError: A box or score is not finite.
+            DataError: An answer lacks masks or segmentation, or has a class that the source does not have.
+        """
+        if self._quality is not None:
+            self._quality.update(detections, batch)
+        if self._precision is not None:
+            self._precision.update([self._things(found) for found in detections], batch)
+
+    def results(self) -> dict[str, Any]:
+        """Return `PQ` and all that goes with it, `box` with the figures of boxes and `segm` with those of masks.
+
+        Without labelled pixels, the figures of boxes come by their own names beside `segm`, as for `MaskAP`.
+        """
+        precision = {} if self._precision is None else self._precision.results()
+        if self._quality is None:
+            return precision
+        masks = {"segm": precision.pop("segm")} if precision else {}
+        return {**self._quality.results(), **({"box": precision} if precision else {}), **masks}
+
+    def _things(self, found: Detections) -> Detections:
+        known = found.labels < len(self._is_thing)
+        # What is of no known class is left for the metric to complain of.
+        return found.only(~known | self._is_thing[found.labels.clamp(max=len(self._is_thing) - 1)])
+
+
+class Things:
+    """A source whose every pixel is labelled, cut down to what can be counted: what AP asks of a labelled source."""
+
+    def __init__(self, source: PanopticSource) -> None:
+        """Look at a source; nothing is read yet.
+
+        Args:
+            source: Its masks are read when the truth is asked for.
+        """
+        self._source = source
+        self.classes, self.category_ids = source.classes, source.category_ids
+        self.keys, self.image_ids = source.keys, source.image_ids
+
+    def ground_truth(self) -> GroundTruth:
+        """Return categories and annotations of things in COCO's form, each with its mask as run lengths."""
+        truth = self._source.ground_truth()
+        things = {key for key, thing in zip(self.category_ids, self._source.is_thing, strict=True) if thing}
+        rows: dict[Any, list[dict[str, Any]]] = {}
+        for row in truth["annotations"]:
+            rows.setdefault(row["image_id"], []).append(row)
+        annotations = []
+        for key, image in zip(self.keys, self.image_ids, strict=True):
+            numbered = [(n, row) for n, row in enumerate(rows.get(image, ()), start=1) if row["category_id"] in things]
+            if numbered:
+                segments = self._source.truth(key).segments
+                masks = encode(torch.stack([segments == number for number, _ in numbered]))
+                annotations += [row | {"segmentation": mask} for (_, row), mask in zip(numbered, masks, strict=True)]
+        categories = [row for row in truth["categories"] if row["id"] in things]
+        return {"images": truth["images"], "categories": categories, "annotations": annotations}
