@@ -13,7 +13,7 @@ stuff (`coco:`) the same task is instance segmentation. Known differences from t
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 
@@ -21,6 +21,7 @@ from downstream.detection import Detection, SetPrediction, matcher_of, terms_of
 from downstream.metrics.segmentation import SegmentationFigures
 from downstream.segmentation import masks_of, segmentation_of, without_padding
 from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.errors import ConfigError
 from ssldet.losses.criterion import Criterion
 from ssldet.losses.masks import MaskDiceTerm, MaskFocalTerm
 from ssldet.postprocess import detections
@@ -69,9 +70,11 @@ class Panoptic(Detection):
 
     def evaluator(self, source: Source) -> SegmentationFigures:
         """Return panoptic quality where every pixel is labelled, and AP of boxes and masks of things."""
+        if self.metric != "coco":
+            raise ConfigError("metric: masks are measured by COCO's figures only; leave metric=voc out")
         return SegmentationFigures(source, accelerate=self.accelerate)
 
-    def taught_on(self, source: Source) -> Self:
+    def taught_on(self, source: Source) -> "Panoptic":
         """Return this task with the classes that the training set calls stuff; where it says nothing, none is."""
         is_thing = getattr(source, "is_thing", ())
         return replace(self, stuff=tuple(label for label, thing in enumerate(is_thing) if not thing))

@@ -8,7 +8,7 @@ is pickled into CPU workers and the other lives on the accelerator.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import UInt8
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ class Task(ABC):
         """
         return {}
 
-    def taught_on(self, source: Source) -> Self:
+    def taught_on(self, source: Source) -> "Task":
         """Return this task with what it must know of its training set, which travels with the weights.
 
         Args:

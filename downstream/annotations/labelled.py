@@ -17,6 +17,7 @@ from torch import Tensor
 from downstream.annotations.labels import Labels, ground_truth, looks_like_corners
 from downstream.annotations.outlines import mask_of
 from downstream.annotations.problems import Problems
+from downstream.metrics.masks import RunLengths, encode
 from ssldet.boxes import to_normalised
 from ssldet.data.images import image_sizes, read_image
 from ssldet.errors import AnnotationError, UnreadableError
@@ -156,24 +157,21 @@ class LabelledImages:
         return ground_truth(self.labels)
 
     def to_results(self, detections: Sequence[Detections], batch: Batch) -> list[dict[str, Any]]:
-        """Return detections as COCO results with original ids; boxes are absolute xywh.
+        """Return detections as COCO results with original ids; boxes are absolute xywh, masks compressed run lengths.
 
         Args:
             detections: One entry an image, absolute xyxy in pixels of the image on disk.
             batch: Where they were found.
         """
-        return [
-            {
-                "image_id": self._id_of[key],
-                "category_id": self.category_ids[label],
-                "bbox": [left, top, right - left, bottom - top],
-                "score": score,
-            }
-            for found, key in zip(detections, batch.keys, strict=True)
-            for (left, top, right, bottom), score, label in zip(
-                found.boxes.double().tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-            )
-        ]
+        rows = []
+        for found, key in zip(detections, batch.keys, strict=True):
+            masks = [{}] * len(found) if found.masks is None else [_as_text(mask) for mask in encode(found.masks)]
+            for (left, top, right, bottom), score, label, mask in zip(
+                found.boxes.double().tolist(), found.scores.tolist(), found.labels.tolist(), masks, strict=True
+            ):
+                row = {"image_id": self._id_of[key], "category_id": self.category_ids[label]}
+                rows.append({**row, "bbox": [left, top, right - left, bottom - top], "score": score, **mask})
+        return rows
 
     def _draw_masks(
         self, index: int, rows: Int[np.ndarray, " N"], size: tuple[int, int]
@@ -190,6 +188,10 @@ class LabelledImages:
     @cached_property
     def _id_of(self) -> dict[str, int | str]:
         return dict(zip(self.keys, self.image_ids, strict=True))
+
+
+def _as_text(mask: RunLengths) -> dict[str, Any]:
+    return {"segmentation": {**mask, "counts": mask["counts"].decode()}}
 
 
 def check_files(

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ssldet.boxes import elementwise_iou
 from ssldet.report.wording import one_line
-from ssldet.types import Detections
+from ssldet.types import Detections, Segmentation
 
 LONG_SIDE = 720
 """Images with a shorter long side are enlarged to this many pixels."""
@@ -139,6 +142,33 @@ def draw_answers(
     return _beside(drawing, patches, notes, legend="solid: found     dashed: true")
 
 
+def draw_segmentation(
+    image: UInt8[Tensor, "3 H W"], segmentation: Segmentation, *, classes: Sequence[str] = ()
+) -> Image.Image:
+    """Draw an image whose pixels were told apart: each segment in the colour of its class, edged, with its name.
+
+    What belongs to no segment stays as it is.
+
+    Args:
+        image: Pixels, RGB.
+        segmentation: Of the same image, in any resolution.
+        classes: Names in the order of the labels; a label without a name is shown by its number.
+    """
+    drawing = _Drawing(image, crowded=len(segmentation.labels) > 12)
+    rows, columns = segmentation.segments.shape
+    across = (torch.arange(drawing.picture.width) * columns // drawing.picture.width).tolist()
+    down = (torch.arange(drawing.picture.height) * rows // drawing.picture.height).tolist()
+    shown = segmentation.segments.cpu()[down][:, across]
+    labels = segmentation.labels.tolist()
+    drawing.paint(shown, [colour_of(label) for label in labels])
+    for number in torch.bincount(shown.flatten()).argsort(descending=True).tolist():
+        if number and bool((shown == number).any()):
+            label = labels[number - 1]
+            name = classes[label] if 0 <= label < len(classes) else str(label)
+            drawing.name(_heart(shown == number), one_line(name, 28), colour_of(label))
+    return drawing.picture
+
+
 def contact_sheet(images: Sequence[Image.Image], columns: int = 3, gap: int = 12) -> Image.Image:
     """Lay pictures out in rows of equal width, on white, each whole and in its own proportions.
 
@@ -185,6 +215,25 @@ class _Drawing:
         self.line = max(2 if crowded else 3, round(long_side / (360 if crowded else 240)))
         self.font = _font(max(12, round(long_side / 60)) if crowded else max(16, round(long_side / 44)))
         self.taken: list[Box] = []
+
+    def paint(self, segments: Int[Tensor, "H W"], colours: Sequence[Colour]) -> None:
+        """Tint the pixels of each segment, numbered from 1 on the picture's pixels, and draw edges between them."""
+        tints = torch.tensor([_WHITE, *colours], dtype=torch.float32)[segments]
+        pixels = torch.from_numpy(np.array(self.picture)).float()
+        mixed = torch.where((segments > 0)[..., None], 0.5 * pixels + 0.5 * tints, pixels)
+        edge = torch.zeros_like(segments, dtype=torch.bool)
+        edge[1:] |= segments[1:] != segments[:-1]
+        edge[:, 1:] |= segments[:, 1:] != segments[:, :-1]
+        wide = F.max_pool2d(edge[None].float(), self.line // 2 * 2 + 1, stride=1, padding=self.line // 2)[0]
+        mixed[wide > 0] = torch.tensor(_WHITE, dtype=torch.float32)
+        self.picture.paste(Image.fromarray(mixed.round().to(torch.uint8).numpy()))
+
+    def name(self, heart: tuple[float, float], text: str, colour: Colour) -> None:
+        """Write on a coloured plate around a point of the picture, or near it; nothing where no place is free."""
+        width, height = _extent(text, self.font)
+        x, y = heart[0] - width / 2, heart[1] + height / 2
+        place = (x / self.scale, y / self.scale, (x + width) / self.scale, (y + height) / self.scale)
+        self.caption(place, text, colour, always=False)
 
     def frame(self, box: Box, colour: Colour) -> None:
         """Draw a solid frame with a thin dark edge, so that it shows on any background."""
@@ -286,6 +335,15 @@ def _framed(patch: UInt8[Tensor, "3 h w"], cell: int, line: int, colour: Colour,
     pen.rectangle(plate, fill=colour)
     pen.text((plate[2] / 2, plate[3] / 2), number, font=font, fill=_readable_on(colour), anchor="mm")
     return small
+
+
+def _heart(mask: Bool[Tensor, "H W"]) -> tuple[float, float]:
+    """Return x and y of the point of a segment that lies deepest in it, which may be far from its middle."""
+    step = max(1, max(mask.shape) // 160)
+    # Without border, where the picture ends the segment would seem to go on.
+    depth = distance_transform_edt(np.pad(mask[::step, ::step].numpy(), 1))
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return (float(column) - 0.5) * step, (float(row) - 0.5) * step
 
 
 def _best_of_each(detections: Detections, count: int) -> list[Detections]:

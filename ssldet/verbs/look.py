@@ -15,7 +15,7 @@ from ssldet.engine.assemble import assemble
 from ssldet.errors import ConfigError
 from ssldet.recipe import check, override
 from ssldet.report.page import write_report
-from ssldet.report.pictures import contact_sheet, draw_answers, draw_detections, draw_problem
+from ssldet.report.pictures import contact_sheet, draw_answers, draw_detections, draw_problem, draw_segmentation
 from ssldet.task import Objective, PretextTask
 from ssldet.types import Batch, Detections
 from ssldet.verbs.choosing import Specs, changes_of, resolve
@@ -111,6 +111,10 @@ def draw_batch(objective: Objective, batch: Batch, classes: Sequence[str] = (), 
     pictures = []
     for number in range(min(count, len(batch))):
         image, size = _image(batch, number)
+        segmentation = found[number].segmentation
+        if segmentation is not None:
+            pictures.append(draw_segmentation(image, segmentation.to("cpu"), classes=classes))
+            continue
         detections = _on_canvas(found[number].to("cpu"), batch, number, size)
         truth = to_absolute(batch.targets[number].boxes.cpu(), size)
         if batch.patches is not None:

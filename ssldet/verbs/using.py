@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,10 +20,11 @@ from ssldet.engine.run import DataConfig
 from ssldet.errors import ConfigError, DataError, UnreadableError
 from ssldet.recipe import override
 from ssldet.registry import find, names
-from ssldet.report.pictures import draw_detections
+from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.task import Localiser, PretextTask
 from ssldet.types import Batch, Detections, Sample, Segmentation, Source
 from ssldet.verbs.opening import Opened, open_model, pick_device
+from ssldet.verbs.results import PanopticResults, file_name, results_file, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ def evaluate(
         data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `panoptic:ANN.json:PNGS:IMAGES`; plain images for a pretext
             task.
         predictions: A results file to score: COCO's, or COCO's panoptic one with its PNGs.
-        save_predictions: Where to write the detections as a COCO results file.
+        save_predictions: Where to write the detections as a COCO results file; of a panoptic model, as COCO's panoptic
+            one, with its PNGs in a folder beside it.
         metric: `coco` or `voc`; none takes the task's, and for predictions that of the data's form.
         iou: Overlap from which an object counts as found; for VOC's figures of predictions alone.
         accelerate: Compute COCO's AP with faster-coco-eval instead of pycocotools.
@@ -77,17 +78,17 @@ def evaluate(
     if iou is not None:
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
     opened = open_model(start)
-    source = _open(specs)
+    source = _open(specs, masks=opened.task.reads_masks)
     evaluator = override(opened.task, _given(metric=metric, accelerate=accelerate or None)).evaluator(source)
     translate = _translation(opened.classes, source.classes)
-    results: list[dict[str, Any]] = []
+    saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
     for batch, answers in _detect(opened, source, batch_size, workers):
         found = [translate(one) for one in answers]
         evaluator.update(found, batch)
-        if save_predictions is not None:
-            results += source.to_results(found, batch)  # type: ignore[attr-defined]
-    if save_predictions is not None:
-        Path(save_predictions).write_text(json.dumps(results), encoding="utf-8")
+        if saved is not None:
+            saved.take(found, batch)
+    if saved is not None:
+        saved.close()
     return dict(evaluator.results())
 
 
@@ -100,6 +101,8 @@ def predict(
     threshold: float = 0.5,
 ) -> dict[str, Any]:
     """Detect in images, or find where a patch came from; write pictures and `predictions.json`.
+
+    A panoptic model also writes COCO's panoptic results, `panoptic.json` and PNGs in the folder `panoptic`.
 
     Args:
         start: A run folder or a weights file.
@@ -122,11 +125,21 @@ def predict(
     folder = Path(out or "predictions")
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
+    segmented: PanopticResults | None = None
+    category_ids = opened.info.get("category_ids")
     classes = opened.classes if queries is None else tuple(queries[number].key for number in range(len(queries)))
     for (batch, found), sample in zip(_detect(opened, source, 1, 0, queries), _readable(source), strict=True):
-        results += _results(found[0], batch.keys[0], classes, opened.info.get("category_ids"))
-        picture = draw_detections(sample.image, found[0], classes=classes, threshold=threshold)
-        picture.save(folder / f"{_file_name(batch.keys[0])}.png")
+        key, segmentation = batch.keys[0], found[0].segmentation
+        results += rows_of(found[0], key, classes, category_ids)
+        if segmentation is None:
+            picture = draw_detections(sample.image, found[0], classes=classes, threshold=threshold)
+        else:
+            picture = draw_segmentation(sample.image, segmentation, classes=classes)
+            segmented = segmented or PanopticResults(folder / "panoptic.json")
+            segmented.add(segmentation, key, key, category_ids=category_ids or (), classes=classes)
+        picture.save(folder / f"{file_name(key)}.png")
+    if segmented is not None:
+        segmented.close()
     (folder / "predictions.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     seen = len({row["image_id"] for row in results})
     return {"out": str(folder), "images": seen, "predictions": results}
@@ -149,8 +162,8 @@ def export(start: str | Path, *, to: str, out: str | Path) -> Exported:
     return report
 
 
-def _open(specs: Sequence[str], min_side: int = DataConfig.min_side) -> Source:
-    return open_source(specs, min_side=min_side, max_pixels=DataConfig.max_pixels)
+def _open(specs: Sequence[str], min_side: int = DataConfig.min_side, *, masks: bool = False) -> Source:
+    return open_source(specs, min_side=min_side, max_pixels=DataConfig.max_pixels, masks=masks)
 
 
 def _readable(source: Source) -> Iterator[Sample]:
@@ -235,25 +248,3 @@ def _detect(
         with torch.inference_mode():
             found = answer(batch.to(device))
         yield batch, [detections.to("cpu") for detections in found]
-
-
-def _results(
-    found: Detections, key: str, classes: Sequence[str], category_ids: Sequence[int] | None
-) -> list[dict[str, Any]]:
-    """Return detections in COCO results format; boxes are absolute xywh in pixels of the image on disk."""
-    rows = []
-    for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
-        left, top, right, bottom = (round(side, 2) for side in box)
-        row = {
-            "image_id": key,
-            "category_id": category_ids[label] if category_ids else label,
-            "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
-            "score": round(score, 5),
-        }
-        rows.append(row | ({"category": classes[label]} if label < len(classes) else {}))
-    return rows
-
-
-def _file_name(key: str) -> str:
-    """Return a file name for an image's key, whatever characters that holds."""
-    return re.sub(r"[^\w.-]+", "_", key, flags=re.ASCII).strip("._") or "image"

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,3 +45,15 @@ def test_joins_what_was_skipped():
 def test_unequal_patches_are_named():
     with pytest.raises(ValueError, match=r"patches of one batch must have one shape.*'5x5'.*'6x6'"):
         collate([sample(5, 5), sample(6, 6, patches=2)])
+
+
+def test_masks_are_padded_to_the_canvas():
+    samples = [sample(5, 7, boxes=2), sample(6, 4, boxes=1), sample(6, 7)]
+    for number in (0, 1):
+        targets = samples[number].targets
+        masks = torch.ones(len(targets), *samples[number].image.shape[1:], dtype=torch.bool)
+        samples[number] = replace(samples[number], targets=replace(targets, masks=masks))
+    batch = collate(samples)
+    assert [None if t.masks is None else tuple(t.masks.shape) for t in batch.targets] == [(2, 6, 7), (1, 6, 7), None]
+    assert torch.equal(batch.targets[1].masks[0], ~batch.padding[1])
+    assert batch.targets[0].masks[1].sum() == 35

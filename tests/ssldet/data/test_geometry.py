@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import masks_to_boxes
 
 from ssldet import chance
 from ssldet.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -203,3 +204,71 @@ def test_a_chain_applies_all_in_order(generator):
     result = Chain((FixedSize(10, 10), ShortSide((20,), None)))(sample_of(8, 30, []), generator)
     assert result.image.shape == (3, 20, 20)
     assert resize_short_side(sample_of(8, 30, []), 4).image.shape == (3, 4, 15)
+
+
+def masked(height, width, corners, generator):
+    """A sample whose masks are random within their boxes and touch all four sides of them."""
+    whole = sample_of(height, width, corners)
+    masks = torch.zeros(len(corners), height, width, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, corners, strict=True):
+        mask[top:bottom, left:right] = torch.rand(bottom - top, right - left, generator=generator) > 0.5
+        mask[[top, bottom - 1], left:right] = True
+        mask[top:bottom, [left, right - 1]] = True
+    return replace(whole, targets=replace(whole.targets, masks=masks))
+
+
+whole_boxes = st.lists(st.tuples(*[st.integers(0, 39)] * 4), min_size=1, max_size=3)
+
+
+def boxed(corners):
+    return [[min(a, c), min(b, d), max(a, c) + 1, max(b, d) + 1] for a, b, c, d in corners]
+
+
+def tight(masks):
+    return masks_to_boxes(masks) + torch.tensor([0.0, 0, 1, 1])
+
+
+@settings(deadline=None, max_examples=40)
+@given(whole_boxes, st.integers(0, 99))
+def test_masks_stay_with_their_boxes(corners, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sample = masked(40, 40, boxed(corners), generator)
+    flipped = flip(sample)
+    torch.testing.assert_close(tight(flipped.targets.masks), corners_of(flipped), atol=1e-4, rtol=0)
+    larger = resize(sample, (97, 123))
+    assert larger.targets.masks.shape[1:] == larger.image.shape[1:]
+    difference = tight(larger.targets.masks) - corners_of(larger)
+    # A pixel belongs to the mask that lies under its middle.
+    assert difference.abs().max() <= 0.501
+    top, left = (int(torch.randint(0, 20, (), generator=generator)) for _ in range(2))
+    cut = crop(sample, top, left, 17, 20)
+    kept = cut.targets.labels
+    window = sample.targets.masks[:, top : top + 17, left : left + 20]
+    assert kept.tolist() == window.flatten(1).any(1).nonzero().flatten().tolist()
+    assert torch.equal(cut.targets.masks, window[kept])
+    if len(kept):
+        # The frame of each mask is whole, so that nothing but a cut makes its box larger than what remains.
+        inner, outer = tight(cut.targets.masks), corners_of(cut)
+        assert (inner[:, :2] >= outer[:, :2] - 1e-3).all()
+        assert (inner[:, 2:] <= outer[:, 2:] + 1e-3).all()
+
+
+def test_a_box_without_a_pixel_left_is_dropped_with_its_mask():
+    diagonal = torch.eye(20, dtype=torch.bool)[None]
+    sample = sample_of(20, 20, [[0, 0, 20, 20]], masks=diagonal)
+    assert len(crop(sample, 0, 10, 10, 10).targets) == 0
+    assert len(crop(replace(sample, targets=replace(sample.targets, masks=None)), 0, 10, 10, 10).targets) == 1
+
+
+def test_augmentation_moves_masks_with_pixels():
+    views = DETRAugmentation(scales=(40, 56), max_size=99, crop_scales=(48,), crop_range=(20, 40), crop=0.5)
+    bright = torch.zeros(30, 50, dtype=torch.bool)
+    bright[5:25, 10:30] = True
+    pixels = bright.to(torch.uint8).mul(200).expand(3, -1, -1).contiguous()
+    sample = replace(sample_of(30, 50, [[10, 5, 30, 25]], masks=bright[None]), image=pixels)
+    for seed in range(12):
+        seen = views(sample, torch.Generator().manual_seed(seed))
+        shown = seen.image[0] > 100
+        mask = seen.targets.masks.any(0) if len(seen.targets) else torch.zeros_like(shown)
+        # The edge is blurred by the resize, by less than a pixel of the original.
+        assert (mask != shown).sum() <= 0.02 * mask.numel() + 4

@@ -1,0 +1,139 @@
+"""Detections -> results files: COCO's rows of boxes, and COCO's panoptic JSON with its PNGs."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssldet.data.segments import write_segments
+from ssldet.task import Task
+from ssldet.types import Batch, Detections, Segmentation, Source
+
+
+def results_file(path: Path, task: Task, source: Source) -> "RowResults | PanopticResults":
+    """Return the kind of file that fits a task and its data.
+
+    Args:
+        path: Where to write.
+        task: What the model was taught.
+        source: The labelled source that it is shown, whose ids the file uses.
+    """
+    panoptic = task.reads_masks and bool(getattr(source, "is_thing", None))
+    return PanopticResults(path, source) if panoptic else RowResults(path, source)
+
+
+class RowResults:
+    """Boxes, and masks where there are any, as COCO's list of results."""
+
+    def __init__(self, path: Path, source: Source) -> None:
+        """Start without rows.
+
+        Args:
+            path: Where to write.
+            source: Knows the ids.
+        """
+        self._path, self._source = path, source
+        self._rows: list[dict[str, Any]] = []
+
+    def take(self, found: Sequence[Detections], batch: Batch) -> None:
+        """Take in what was found in a batch."""
+        self._rows += self._source.to_results(found, batch)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Write the file."""
+        self._path.write_text(json.dumps(self._rows), encoding="utf-8")
+
+
+class PanopticResults:
+    """Segmentations as COCO's panoptic results: PNGs are written as they come, the JSON file at the end.
+
+    Attributes:
+        path: The JSON file.
+        folder: The folder of the PNGs: beside the file, of the same name without suffix.
+    """
+
+    def __init__(self, path: Path, source: Source | None = None) -> None:
+        """Make the folder.
+
+        Args:
+            path: See the attributes.
+            source: Knows the ids, for `take`.
+        """
+        self._source = source
+        self.path, self.folder = path, path.with_suffix("")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._entries: list[dict[str, Any]] = []
+
+    def take(self, found: Sequence[Detections], batch: Batch) -> None:
+        """Take in what was found in a batch of the source."""
+        source: Any = self._source
+        ids = dict(zip(source.keys, source.image_ids, strict=True))
+        for one, key in zip(found, batch.keys, strict=True):
+            if one.segmentation is not None:
+                self.add(one.segmentation, ids[key], key, category_ids=source.category_ids)
+
+    def add(
+        self,
+        found: Segmentation,
+        image_id: object,
+        key: str,
+        *,
+        category_ids: Sequence[int] = (),
+        classes: Sequence[str] = (),
+    ) -> None:
+        """Write the PNG of one image.
+
+        Args:
+            found: On the CPU.
+            image_id: Id of the image in the file.
+            key: Key of the image, which names the PNG.
+            category_ids: Id of each class; the class's number where there are none.
+            classes: Name of each class, if known.
+        """
+        name = f"{file_name(key)}.png"
+        areas = torch.bincount(found.segments.flatten(), minlength=len(found.labels) + 1).tolist()
+        segments = []
+        for number, label in enumerate(found.labels.tolist(), start=1):
+            if not areas[number]:
+                continue
+            segment = {"id": number, "category_id": category_ids[label] if category_ids else label}
+            named = {"category": classes[label]} if label < len(classes) else {}
+            segments.append(segment | {"area": areas[number]} | named)
+        write_segments(found.segments, self.folder / name)
+        self._entries.append({"image_id": image_id, "file_name": name, "segments_info": segments})
+
+    def close(self) -> None:
+        """Write the JSON file."""
+        self.path.write_text(json.dumps({"annotations": self._entries}, indent=1), encoding="utf-8")
+
+
+def rows_of(
+    found: Detections, key: str, classes: Sequence[str], category_ids: Sequence[int] | None
+) -> list[dict[str, Any]]:
+    """Return detections in COCO results format; boxes are absolute xywh in pixels of the image on disk.
+
+    Args:
+        found: On the CPU.
+        key: Key of the image.
+        classes: Name of each class, as far as they are known.
+        category_ids: Id of each class; the class's number where there are none.
+    """
+    rows = []
+    for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
+        left, top, right, bottom = (round(side, 2) for side in box)
+        row = {
+            "image_id": key,
+            "category_id": category_ids[label] if category_ids else label,
+            "bbox": [left, top, round(right - left, 2), round(bottom - top, 2)],
+            "score": round(score, 5),
+        }
+        rows.append(row | ({"category": classes[label]} if label < len(classes) else {}))
+    return rows
+
+
+def file_name(key: str) -> str:
+    """Return a file name for an image's key, whatever characters that holds."""
+    return re.sub(r"[^\w.-]+", "_", key, flags=re.ASCII).strip("._") or "image"
