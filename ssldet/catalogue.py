@@ -1,7 +1,11 @@
-"""a word -> the names behind it: what `ssldet list` prints."""
+"""a word -> what it stands for: what `ssldet list` prints."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
+from ssldet.errors import ConfigError
 from ssldet.registry import names
 
 if TYPE_CHECKING:
@@ -13,20 +17,86 @@ GROUP_OF = {
     "exporters": "ssldet.exporters",
     "sources": "ssldet.sources",
 }
+MOST_MEASURED = 12
+"""Backbones that are measured for one pattern; each takes about half a second."""
+COLUMNS = {
+    "name": "name",
+    "channels": "channels per level",
+    "strides": "strides",
+    "millions": "M parameters",
+    "licence": "licence of weights",
+}
 
 
-def list_names(what: str) -> "list[str] | Zoo":
+@dataclass(frozen=True)
+class BackboneTable:
+    """Backbones and what they are like.
+
+    Attributes:
+        rows: One dictionary a backbone, with the keys of `COLUMNS` as far as they are known, or `refused`, why not.
+        note: What else there is to know.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    note: str
+
+    def __str__(self) -> str:
+        """Show one line a backbone."""
+        lines = [COLUMNS, *self.rows] if any("channels" in row for row in self.rows) else self.rows
+        cells = [[_cell(line.get(key, "")) for key in COLUMNS] for line in lines]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        shown = [
+            "  ".join([row[0].ljust(widths[0]), f"refused: {line['refused']}"])
+            if "refused" in line
+            else "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row, line in zip(cells, lines, strict=True)
+        ]
+        return "\n".join([*shown, self.note])
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the rows."""
+        return list(self.rows)
+
+
+def list_names(what: str, pattern: str | None = None) -> "list[str] | BackboneTable | Zoo":
     """List names that recipes and command lines accept.
 
     Args:
         what: `tasks`, `recipes`, `exporters`, `sources` (listed without importing anything), `backbones`, or `weights`.
+        pattern: A shell pattern that the names shall fit; none lists all names, and of backbones one of each family.
     """
     if what == "backbones":
-        from ssldet.nn.backbones import backbone_names
-
-        return backbone_names()
+        return _backbones(pattern)
     if what == "weights":
-        from ssldet.weights.zoo import zoo
+        from ssldet.weights.zoo import Zoo, zoo
 
-        return zoo()
-    return names(GROUP_OF[what])
+        return Zoo(tuple(entry for entry in zoo().entries if fnmatchcase(entry.name, pattern or "*")))
+    return [name for name in names(GROUP_OF[what]) if fnmatchcase(name, pattern or "*")]
+
+
+def _backbones(pattern: str | None) -> BackboneTable:
+    from ssldet.nn.backbones.families import TESTED, licence, matching
+    from ssldet.nn.backbones.own import own_names
+
+    if pattern is None:
+        known = [{**vars(family), "licence": licence(family.name)} for family in TESTED]
+        note = "one of each tested family; 'ssldet list backbones PATTERN', such as 'timm/convnext*', measures others"
+        return BackboneTable([*known, *({"name": name} for name in own_names())], note)
+    found = matching(pattern)
+    if len(found) > MOST_MEASURED:
+        note = f"{len(found)} names; a pattern that fits {MOST_MEASURED} or fewer measures them"
+        return BackboneTable([{"name": name} for name in found], note)
+    return BackboneTable([_measured(name) for name in found], "channels and strides from the finest level to the last")
+
+
+def _measured(name: str) -> dict[str, Any]:
+    from ssldet.nn.backbones.families import describe, licence
+
+    try:
+        return {**vars(describe(name)), "licence": licence(name)}
+    except ConfigError as error:
+        return {"name": name, "refused": str(error)}
+
+
+def _cell(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -202,12 +202,19 @@ def export(start: Start, *, to: str, out: Path, json_: Json = False) -> None:
 
 @app.command(name="list")
 def list_(
-    what: Literal["tasks", "recipes", "backbones", "weights", "exporters", "sources"], json_: Json = False
+    what: Literal["tasks", "recipes", "backbones", "weights", "exporters", "sources"],
+    pattern: str | None = None,
+    *,
+    json_: Json = False,
 ) -> None:
-    """List what can be named: tasks, recipes, backbones, published weights, exporters, sources."""
+    """List what can be named: tasks, recipes, backbones, published weights, exporters, sources.
+
+    Args:
+        pattern: Names to list, such as 'timm/convnext*'; without one, backbones are one of each family.
+    """
     from ssldet import catalogue
 
-    _prints(catalogue.list_names)(what, json_=json_)
+    _prints(catalogue.list_names)(what, pattern, json_=json_)
 
 
 @app.command

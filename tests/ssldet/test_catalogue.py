@@ -1,0 +1,49 @@
+"""What lists show."""
+
+import pytest
+
+from ssldet.catalogue import MOST_MEASURED, BackboneTable, list_names
+from ssldet.errors import ConfigError
+
+
+def table(pattern: str | None) -> BackboneTable:
+    found = list_names("backbones", pattern)
+    assert isinstance(found, BackboneTable)
+    return found
+
+
+def test_without_a_pattern_there_is_one_row_a_family_with_all_columns() -> None:
+    rows = table(None).to_json()
+    assert len(rows) >= 20
+    assert all({"name", "channels", "strides", "millions", "licence"} <= set(row) for row in rows)
+    licences = {row["name"]: row["licence"] for row in rows}
+    assert licences["torchvision/resnet18"] == "bsd-3-clause"
+    assert licences["timm/convnext_atto"] == "apache-2.0"
+
+
+def test_few_matches_are_measured_and_many_only_named() -> None:
+    few = table("timm/resnet10*")
+    assert few.to_json() == [
+        {"name": "timm/resnet10t", "channels": (64, 128, 256, 512), "strides": (4, 8, 16, 32), "millions": 4.9,
+         "licence": "apache-2.0"}
+    ]  # fmt: skip
+    header, row, _ = str(few).splitlines()
+    assert row.index("4 8 16 32") == header.index("strides")
+    many = table("vit_*")
+    assert len(many.to_json()) > MOST_MEASURED
+    assert all(set(row) == {"name"} for row in many.to_json())
+
+
+def test_what_can_not_serve_is_listed_with_its_reason() -> None:
+    shown = str(table("hiera_tiny_224"))
+    assert "timm/hiera_tiny_224  refused: " in shown
+    assert "one image size" in shown
+
+
+def test_a_pattern_without_matches_suggests_a_name() -> None:
+    with pytest.raises(ConfigError, match="no backbone fits 'resnt50'.*did you mean 'resnet50'"):
+        table("resnt50")
+
+
+def test_other_lists_take_patterns_too() -> None:
+    assert list_names("tasks", "random_*") == ["random_query_patch"]
