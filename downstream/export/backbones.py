@@ -1,0 +1,66 @@
+"""backbone, the copy that a library built -> Comparison: the same tensors, and the same features of random images."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from downstream.export.proof import Comparison
+from ssldet.chance import generator
+from ssldet.errors import CheckpointError
+from ssldet.nn.backbones import Backbone, original_state
+from ssldet.task import Objective
+
+
+def backbone_of(objective: Objective, out: Path) -> Backbone:
+    """Return the backbone of a detector.
+
+    Args:
+        objective: The detector inside its task.
+        out: What shall be written, for the message.
+
+    Raises:
+        CheckpointError: It has none that could be written by itself.
+    """
+    backbone = getattr(objective.detector, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        raise CheckpointError(f"{out}: this detector has no backbone to write; export it as 'safetensors'")
+    return backbone
+
+
+def weights_of(backbone: Backbone) -> dict[str, Tensor]:
+    """Return a backbone's weights under their original names, as copies on the CPU."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in original_state(backbone).items()}
+
+
+def same_backbone(
+    backbone: Backbone, copy: nn.Module, features: Callable[[Tensor], Tensor], size: tuple[int, int]
+) -> Comparison:
+    """Lay a backbone beside the library's own model: all tensors but those of parts that the backbone lacks.
+
+    Args:
+        backbone: The original.
+        copy: The library's model with the written weights.
+        features: Asks that model: `B 3 H W` -> what the backbone's last level should be.
+        size: Height and width of the images to ask about.
+    """
+    theirs: Mapping[str, Tensor] = {
+        name: value for name, value in copy.state_dict().items() if name not in backbone.pruned
+    }
+
+    def difference() -> float:
+        device = next(backbone.parameters()).device
+        images = torch.randn(2, 3, *size, generator=generator("export")).to(device)
+        # As the backbone lays them in memory, or the order of sums would differ.
+        images = images.contiguous(memory_format=torch.channels_last)
+        was_training = backbone.training
+        try:
+            with torch.no_grad():
+                copy.to(device).eval()
+                ours, back = backbone.eval()(images), features(images)
+        finally:
+            backbone.train(was_training)
+        return float((ours - back).abs().max()) if ours.shape == back.shape else float("inf")
+
+    return Comparison(ours=original_state(backbone), theirs=theirs, difference=difference)

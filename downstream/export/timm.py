@@ -1,0 +1,81 @@
+"""objective -> timm's local folder: config.json and model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
+
+The folder holds the backbone alone. Parts of timm's model that no detector uses, such as a last norm, are in it with
+fresh weights, because timm wants its models whole; the log names them.
+"""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from downstream.export.backbones import backbone_of, same_backbone, weights_of
+from downstream.export.card import model_card
+from downstream.export.proof import Comparison, ExportReport, write_proven
+from ssldet.errors import CheckpointError
+from ssldet.nn.backbones import Backbone
+from ssldet.task import Objective
+
+log = logging.getLogger(__name__)
+
+USE = """\
+The backbone alone:
+
+```python
+import timm
+model = timm.create_model("local-dir:{name}", pretrained=True, num_classes=0)
+```"""
+LIBRARY: Any = timm  # its types are incomplete
+
+
+def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a detector's backbone as timm does, and prove it by letting timm build it.
+
+    Args:
+        objective: The detector inside its task.
+        info: What is known of it; the backbone's `output_stride` goes into the folder.
+        out: Folder to create.
+
+    Raises:
+        ConfigError: The folder exists.
+        CheckpointError: The backbone is none of timm's, or what came back differs.
+        SetupError: The folder can't be written.
+    """
+    backbone = backbone_of(objective, out)
+    configuration = getattr(backbone.body, "pretrained_cfg", None)
+    if configuration is None:
+        name = info.get("detector", {}).get("backbone", {}).get("name", "this one")
+        raise CheckpointError(
+            f"{out}: timm's format can't hold the backbone {name!r}, which is none of timm's; one of torchvision's "
+            "goes --to torchvision, and the same network trained as timm/… goes here"
+        )
+    dilated = info.get("detector", {}).get("backbone", {}).get("output_stride") == 16
+    options = {"output_stride": 16} if dilated else {}
+    model = LIBRARY.create_model(configuration["architecture"], pretrained=False, num_classes=0, **options)
+    model.load_state_dict(model.state_dict() | weights_of(backbone))
+    if backbone.pruned:
+        log.info("%s: fresh, since no detector uses it: %s", out, ", ".join(backbone.pruned))
+
+    def write(path: Path) -> None:
+        LIBRARY.models.save_for_hf(model, path, model_args=options, safe_serialization=True)
+
+    card = model_card(objective, info, USE.format(name=out.name))
+    return write_proven(out, write, partial(_read_back, backbone), card)
+
+
+def _read_back(backbone: Backbone, path: Path) -> Comparison:
+    copy = LIBRARY.create_model(f"local-dir:{path}", pretrained=True, num_classes=0)
+    norm = "norm.weight" in weights_of(backbone)
+
+    def features(images: Tensor) -> Tensor:
+        levels: list[Tensor] = copy.forward_intermediates(
+            images, indices=1, norm=norm, intermediates_only=True, output_fmt="NCHW"
+        )
+        return levels[-1]
+
+    _, height, width = LIBRARY.data.resolve_model_data_config(copy)["input_size"]
+    return same_backbone(backbone, copy, features, (height, width))

@@ -1,0 +1,85 @@
+"""objective -> a plain state dict under torchvision's names, for `torchvision.models.<NAME>(weights=None)`.
+
+The file holds the backbone alone, without a classifier: load it with `strict=False`, or into a model without head.
+"""
+
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import models
+
+from downstream.export.backbones import backbone_of, same_backbone, weights_of
+from downstream.export.card import model_card
+from downstream.export.proof import Comparison, ExportReport, write_proven
+from ssldet.engine.disk import Disk, write_whole
+from ssldet.errors import CheckpointError
+from ssldet.task import Objective
+
+log = logging.getLogger(__name__)
+
+USE = """\
+The backbone alone, without a classifier:
+
+```python
+import torch, torchvision
+model = torchvision.models.{model}(weights=None)
+model.load_state_dict(torch.load("{name}", weights_only=True), strict=False)
+```"""
+SIDE = 96
+"""Height and width of the images that the proof asks about; all of torchvision's backbones take any."""
+
+
+def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a detector's backbone as a state dict of torchvision's, and prove it by letting torchvision load it.
+
+    Args:
+        objective: The detector inside its task.
+        info: What is known of it; names the backbone.
+        out: File to create.
+
+    Raises:
+        ConfigError: The file exists.
+        CheckpointError: The backbone is none of torchvision's, or what came back differs.
+        SetupError: The file can't be written.
+    """
+    backbone = backbone_of(objective, out)
+    config = info["detector"]["backbone"]
+    name = str(config["name"]).rpartition("/")[2]
+    if hasattr(backbone.body, "pretrained_cfg") or name not in models.list_models(module=models):
+        raise CheckpointError(
+            f"{out}: {config['name']!r} is none of torchvision's networks; a network of timm's goes --to timm, any "
+            "other --to safetensors"
+        )
+    state = weights_of(backbone)
+    options = {"replace_stride_with_dilation": [False, False, True]} if config.get("output_stride") == 16 else {}
+    log.info("%s: a detector has no %s; load with strict=False", out, ", ".join(backbone.pruned))
+    if options:
+        log.info("%s: gives the detector's features in models.%s(replace_stride_with_dilation=…) only", out, name)
+
+    def write(path: Path) -> None:
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_whole(path, content.getbuffer(), Disk())
+
+    def read_back(path: Path) -> Comparison:
+        model = models.get_model(name, weights=None, **options)
+        missing, unknown = model.load_state_dict(torch.load(path, weights_only=True), strict=False)
+        if unknown or set(missing) - set(backbone.pruned):
+            raise CheckpointError(f"{out}: not written, since torchvision misses {missing} and does not know {unknown}")
+        last = [part for part, _ in backbone.body.named_children()][-1]
+
+        def features(images: Tensor) -> Tensor:
+            heard: list[Tensor] = []
+            hook = model.get_submodule(last).register_forward_hook(lambda _, __, output: heard.append(output))
+            model(images)
+            hook.remove()
+            return heard[-1]
+
+        return same_backbone(backbone, model, features, (SIDE, SIDE))
+
+    return write_proven(out, write, read_back, model_card(objective, info, USE.format(name=out.name, model=name)))
