@@ -46,16 +46,10 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         SetupError: The folder can't be written.
     """
     backbone = backbone_of(objective, out)
-    configuration = getattr(backbone.body, "pretrained_cfg", None)
-    if configuration is None:
-        name = info.get("detector", {}).get("backbone", {}).get("name", "this one")
-        raise CheckpointError(
-            f"{out}: timm's format can't hold the backbone {name!r}, which is none of timm's; one of torchvision's "
-            "goes --to torchvision, and the same network trained as timm/… goes here"
-        )
+    name = _name(backbone, str(info.get("detector", {}).get("backbone", {}).get("name", "this one")), out)
     dilated = info.get("detector", {}).get("backbone", {}).get("output_stride") == 16
     options = {"output_stride": 16} if dilated else {}
-    model = LIBRARY.create_model(configuration["architecture"], pretrained=False, num_classes=0, **options)
+    model = LIBRARY.create_model(name, pretrained=False, num_classes=0, **options)
     model.load_state_dict(model.state_dict() | weights_of(backbone))
     if backbone.pruned:
         log.info("%s: fresh, since no detector uses it: %s", out, ", ".join(backbone.pruned))
@@ -65,6 +59,22 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
 
     card = model_card(objective, info, USE.format(name=out.name))
     return write_proven(out, write, partial(_read_back, backbone), card)
+
+
+def _name(backbone: Backbone, name: str, out: Path) -> str:
+    """Return timm's name of a backbone: its own, or that of a network of torchvision's with the very same tensors."""
+    configuration = getattr(backbone.body, "pretrained_cfg", None)
+    if configuration is not None:
+        return str(configuration["architecture"])
+    name = name.rpartition("/")[2]
+    if timm.is_model(name):
+        theirs = LIBRARY.create_model(name, pretrained=False, num_classes=0).state_dict()
+        if weights_of(backbone).keys() <= theirs.keys():
+            return name
+    raise CheckpointError(
+        f"{out}: timm's format can't hold the backbone {name!r}, which is none of timm's; one of torchvision's goes "
+        "--to torchvision, any other --to safetensors"
+    )
 
 
 def _read_back(backbone: Backbone, path: Path) -> Comparison:

@@ -41,7 +41,7 @@ def test_what_can_not_serve_is_listed_with_its_reason() -> None:
 
 
 def test_a_pattern_without_matches_suggests_a_name() -> None:
-    with pytest.raises(ConfigError, match="no backbone fits 'resnt50'.*did you mean 'resnet50'"):
+    with pytest.raises(ConfigError, match=r"no backbone fits 'resnt50'.*did you mean 'resnet50'"):
         table("resnt50")
 
 

@@ -66,6 +66,16 @@ def test_timm_builds_its_own_model_of_the_folder(tmp_path, name, caplog):
     assert all(part in caplog.text for part in backbone.pruned)
 
 
+def test_a_resnet_of_torchvisions_is_one_of_timms_too(tmp_path):
+    objective, info = built("resnet18")
+    report = to_timm.export(objective, info, tmp_path / "backbone")
+    assert report.equal == report.tensors == 120
+    assert report.difference <= 1e-5
+    model = timm.create_model(f"local-dir:{tmp_path / 'backbone'}", pretrained=True, num_classes=0)
+    own = objective.detector.backbone.body.state_dict()
+    assert torch.equal(model.state_dict()["layer4.1.conv2.weight"], own["layer4.1.conv2.weight"])
+
+
 def test_dilation_is_remembered_by_the_folder(tmp_path):
     objective, info = built("timm/resnet18", output_stride=16)
     to_timm.export(objective, info, tmp_path / "backbone")
@@ -79,7 +89,7 @@ def test_dilation_is_remembered_by_the_folder(tmp_path):
         (to_torchvision, "tiny", "'tiny' is none of torchvision's"),
         (to_torchvision, "timm/resnet18", "goes --to timm"),
         (to_timm, "tiny", "can't hold the backbone 'tiny'"),
-        (to_timm, "resnet18", "goes --to torchvision"),
+        (to_timm, "mobilenet_v3_small", "goes --to torchvision"),
     ],
 )
 def test_networks_of_others_are_refused(tmp_path, exporter, name, words):
