@@ -1,6 +1,8 @@
 """RUN | FILE -> a model that can be used: ours, DETR's, UP-DETR's and transformers', told apart by what is in them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ssldet.recipe import from_document, to_document
 from ssldet.registry import find
 from ssldet.task import Objective, Task
 from ssldet.weights.cache import cached
-from ssldet.weights.coco import coco_numbering
+from ssldet.weights.coco import STUFF, coco_numbering
 from ssldet.weights.detr import detector_from_file
 from ssldet.weights.huggingface import CONFIG, detector_from_folder, is_folder_of_transformers
 from ssldet.weights.zoo import known_detectors
@@ -54,15 +56,15 @@ def open_model(start: str | Path) -> Opened:
         taught = from_document(Task, info["task"])  # type: ignore[type-abstract]
         return Opened(objective=objective.eval(), task=taught, classes=tuple(info["classes"]), info=info)
     detector, heads, config = detector_from_file(path)
+    classes, category_ids = ((), ()) if heads else coco_numbering(detector.num_classes)
     if heads:
         rebuilds = any(name.startswith("reconstruction.") for name in heads)
         task = find("ssldet.tasks", "random_query_patch")(reconstruction=rebuilds)
     else:
-        task = find("ssldet.tasks", "detection")()
+        task = _published_task(detector, category_ids)()
     objective = task.objective(detector)
     own = {f"detector.{name}": tensor for name, tensor in detector.state_dict().items()}
     load_exactly(objective, own | heads, str(path))
-    classes, category_ids = ((), ()) if heads else coco_numbering(detector.num_classes)
     info = {
         "task": to_document(task),
         "detector": config,
@@ -74,8 +76,9 @@ def open_model(start: str | Path) -> Opened:
 
 def _open_folder(path: Path) -> Opened:
     found = detector_from_folder(path)
-    task = _sized(find("ssldet.tasks", "detection"), found.short_side, found.long_side)
     known, category_ids = coco_numbering(len(found.classes))
+    published = _published_task(found.detector, category_ids if known == found.classes else ())
+    task = _sized(published, found.short_side, found.long_side)
     info = {
         "task": to_document(task),
         "detector": to_document(found.config),
@@ -86,7 +89,16 @@ def _open_folder(path: Path) -> Opened:
     return Opened(objective=objective, task=task, classes=found.classes, info=info)
 
 
-def _sized(detection: type[Any], short_side: int, long_side: int) -> Task:
+def _published_task(detector: Detector, category_ids: Sequence[int]) -> Callable[..., Any]:
+    """Return what makes the task of a published detector: detection, or panoptic where it draws masks."""
+    if not detector.sections.get("mask_head"):
+        kind: Callable[..., Any] = find("ssldet.tasks", "detection")
+        return kind
+    stuff = tuple(label for label, key in enumerate(category_ids) if key in STUFF)
+    return partial(find("ssldet.tasks", "panoptic"), stuff=stuff)
+
+
+def _sized(detection: Callable[..., Any], short_side: int, long_side: int) -> Task:
     """Return the detection task that sees images in the size that a model was made for."""
     scales = [scale for scale in detection().scales if scale <= long_side]
     sized: Task = detection(eval_scale=short_side, max_size=long_side, scales=tuple(scales or [short_side]))

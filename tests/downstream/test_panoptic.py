@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,27 @@ def test_a_batch_without_any_target_can_be_learned_from(batch: Batch) -> None:
     losses = objective(replace(batch, targets=nothing))
     losses.total.backward()
     assert losses.terms["mask_dice"].tolist() == [0, 0]
+
+
+def test_masks_are_compared_in_32_bits_whatever_the_detector_runs_in(batch: Batch) -> None:
+    objective = replace(TASK, freeze_detector=False).objective(replace(DETECTOR, dropout=0.0).build())
+    whole = objective(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = objective(batch)
+    half.total.backward()
+    for name in ("mask_focal", "mask_dice"):
+        assert half.terms[name].dtype == torch.float32
+        torch.testing.assert_close(half.terms[name], whole.terms[name], rtol=0.05, atol=0.01)
+
+
+def test_an_average_of_an_objective_draws_its_own_masks(batch: Batch) -> None:
+    objective = TASK.objective(replace(DETECTOR, dropout=0.0).build())
+    average = deepcopy(objective)
+    before = average(batch).total
+    with torch.no_grad():
+        for value in objective.parameters():
+            value.mul_(1.5)
+    assert average(batch).total == before != objective(batch).total
 
 
 def test_answers_are_on_the_images_on_disk(batch: Batch) -> None:

@@ -9,10 +9,12 @@ import torch
 import ssldet
 from downstream.detection import Detection
 from downstream.export.detr import export
+from downstream.panoptic import Panoptic
 from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.weights.coco import coco_numbering
+from ssldet.weights.detr import to_detr
 
 COCO = DETRConfig(
     backbone=BackboneConfig(name="resnet18"),
@@ -91,3 +93,16 @@ def test_a_published_detector_is_told_by_its_names(published: Path) -> None:
     opened = ssldet.verbs.opening.open_model(published)
     assert opened.classes[1] == "person"
     assert opened.info["category_ids"][90] == 90
+
+
+def test_a_published_detector_with_masks_tells_pixels_apart(tmp_path: Path) -> None:
+    config = replace(COCO, num_classes=250, width=32, heads=8, masks=True)
+    state = Panoptic().objective(config.build()).state_dict()
+    torch.save({"model": to_detr(state)}, tmp_path / "panoptic.pth")
+    opened = ssldet.verbs.opening.open_model(tmp_path / "panoptic.pth")
+    assert isinstance(opened.task, Panoptic)
+    assert len(opened.task.stuff) == 53
+    assert {opened.classes[label] for label in opened.task.stuff} >= {"sky-other-merged", "road"}
+    again = replace(config, num_classes=2).build()
+    report = ssldet.transfer(opened, again, classes=("person", "road"))
+    assert {row.outcome for row in report.rows if row.section == "mask_head"} == {"loaded"}
