@@ -72,6 +72,7 @@ class SegmentationFigures:
         return {**self._quality.results(), **({"box": precision} if precision else {}), **masks}
 
     def _things(self, found: Detections) -> Detections:
+        """Leave out stuff, which AP does not look at, before its masks are encoded."""
         known = found.labels < len(self._is_thing)
         # What is of no known class is left for the metric to complain of.
         return found.only(~known | self._is_thing[found.labels.clamp(max=len(self._is_thing) - 1)])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ssldet.data.segments import write_segments
+from ssldet.errors import ConfigError
 from ssldet.task import Task
 from ssldet.types import Batch, Detections, Segmentation, Source
 
@@ -61,7 +62,12 @@ class PanopticResults:
         Args:
             path: See the attributes.
             source: Knows the ids, for `take`.
+
+        Raises:
+            ConfigError: The file has no suffix, so that the folder would have its name.
         """
+        if not path.suffix:
+            raise ConfigError(f"{path}: the PNGs go to a folder of this name; call the file {path}.json")
         self._source = source
         self.path, self.folder = path, path.with_suffix("")
         self.folder.mkdir(parents=True, exist_ok=True)

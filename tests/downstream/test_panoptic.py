@@ -307,6 +307,8 @@ def test_results_do_not_depend_on_the_batch_and_can_be_scored_again(trained: ssl
         assert together[name] == pytest.approx(alone[name], abs=1e-6)
     for name in ("box", "segm"):
         assert together[name]["AP"] == pytest.approx(alone[name]["AP"], abs=1e-6)
+    with pytest.raises(ConfigError, match=r"call the file .*saved.json"):
+        trained.evaluate(spec, workers=0, save_predictions=path.with_suffix(""))
     scored = ssldet.evaluate(None, spec, predictions=path)
     assert scored == {name: alone[name] for name in scored}
 
