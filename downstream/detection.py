@@ -91,7 +91,7 @@ class Detection(Task):
             flip=self.flip,
         )
 
-    def objective(self, detector: Detector) -> "SetPrediction":
+    def objective(self, detector: Detector) -> Objective:
         """Return the module that asks the detector for all objects."""
         return SetPrediction(self, detector)
 

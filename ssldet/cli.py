@@ -143,6 +143,7 @@ def evaluate(
     accelerate: Flag = False,
     batch_size: int = 1,
     workers: int = 2,
+    set_: Overrides = None,
     json_: Json = False,
 ) -> None:
     """Measure a detector on labelled images, or a pretext task on plain ones.
@@ -161,7 +162,7 @@ def evaluate(
 
     _prints(verbs.evaluate)(
         start, data, predictions=predictions, save_predictions=save_predictions, metric=metric, iou=iou,
-        accelerate=accelerate, batch_size=batch_size, workers=workers, json_=json_,
+        accelerate=accelerate, batch_size=batch_size, workers=workers, overrides=_assignments(set_), json_=json_,
     )  # fmt: skip
 
 
@@ -178,7 +179,7 @@ def predict(
 
     Args:
         images: Folders, globs, file lists or single files.
-        query: Patch images to look for, with a pretrained run.
+        query: Patch images to look for, with a pretrained or a one-shot run.
         out: Folder for the pictures and predictions.json; default: predictions/.
         threshold: Least confidence that is drawn.
     """

@@ -6,7 +6,7 @@ is pickled into CPU workers and the other lives on the accelerator.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -82,12 +82,15 @@ class Task(ABC):
         cite: Key of the source in `references.bib`.
         headline: The metric that a progress line and a table show for this task.
         reads_masks: Whether the labels of each object must come with its mask.
+        inherits: Parts of the objective that start as they are in the model which a run starts from, where that has a
+            part of the same name -> the fields of the task that shape the part and come along with it.
     """
 
     group: ClassVar[str] = "ssldet.tasks"
     cite: ClassVar[str]
     headline: ClassVar[str]
     reads_masks: ClassVar[bool] = False
+    inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @property
     @abstractmethod
@@ -114,6 +117,23 @@ class Task(ABC):
     @abstractmethod
     def evaluator(self, source: Source) -> Evaluator:
         """Return the metric of this task on a source."""
+
+    def prepare(self, source: Source, *, training: bool = True) -> Source:
+        """Return the source whose items are this task's problems, such as pairs of an image and what to look for in it.
+
+        Views see one image at a time; what needs the whole set belongs here. The engine trains and measures on what
+        this returns, and `evaluator` gets it too. Where items depend on chance, the returned source has a method
+        `draw(index, generator) -> Sample`, which the loader calls in place of the index; the generator goes on to the
+        views, so that an item is a function of (seed, epoch, index).
+
+        Args:
+            source: The images as they were opened.
+            training: False gives the items of evaluation.
+
+        Raises:
+            DataError: The images can't serve this task.
+        """
+        return source
 
     def probe(self, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
         """Measure, before any training, whether the task can be learned with this backbone and these images.

@@ -122,18 +122,28 @@ class LabelledImages:
         min_side, max_pixels = self._rules
         image = read_image(self.path_of(index), min_side=min_side, max_pixels=max_pixels)
         height, width = image.shape[-2:]
+        targets, rows = self._targets(index, (height, width))
+        targets = replace(targets, masks=self._draw_masks(index, rows, (height, width)))
+        return Sample(image=image, targets=targets, key=self.keys[index], original_size=(height, width))
+
+    def targets_of(self, index: int) -> Targets:
+        """Return the boxes and labels of one image without reading it."""
+        height, width = self.labels.sizes[index].tolist()
+        return self._targets(index, (height, width))[0]
+
+    def _targets(self, index: int, size: tuple[int, int]) -> tuple[Targets, Int[np.ndarray, " N"]]:
+        """Return the targets of an image of this size, without masks, and the rows that they stand in."""
+        height, width = size
         rows = self.labels.rows(index)
         boxes = self.labels.boxes[rows].copy()
         boxes[:, 2:] += boxes[:, :2]
         boxes = boxes.clip(0, (width, height, width, height))
         keep = ~self.labels.crowd[rows] & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        corners = torch.from_numpy(boxes[keep]).float()
         targets = Targets(
-            boxes=to_normalised(corners, (height, width)),
+            boxes=to_normalised(torch.from_numpy(boxes[keep]).float(), size),
             labels=torch.from_numpy(self.labels.labels[rows][keep]).long(),
-            masks=self._draw_masks(index, np.arange(rows.start, rows.stop)[keep], (height, width)),
         )
-        return Sample(image=image, targets=targets, key=self.keys[index], original_size=(height, width))
+        return targets, np.arange(rows.start, rows.stop)[keep]
 
     def with_classes(self: Kind, classes: Sequence[str]) -> Kind:
         """Return the same images with their classes counted in another order.

@@ -118,7 +118,7 @@ def seen_before(specs: Sequence[str], source: Source) -> list[str]:
         source: What is tested on.
     """
     try:
-        paths = [Path(path).resolve() for path in _paths(source)]
+        paths = [Path(path).resolve() for path in dict.fromkeys(_paths(source))]
     except ConfigError:
         return []
     places = {Path(spec).expanduser().resolve() for spec in specs if Path(spec).expanduser().is_dir()}

@@ -227,7 +227,8 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
             raise UnreadableError(self.name(index), "kills-its-reader")
         self.desk.enter(index)
         try:
-            sample = self.source[index]
+            draw = getattr(self.source, "draw", None)
+            sample: Sample = draw(index, generator) if draw else self.source[index]
             if self.strip_labels:
                 nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
                 sample = replace(sample, targets=nothing)

@@ -161,6 +161,12 @@ class ConcatSource:
         path: str | Path = path_of(place) if path_of else f"image {place} of source {part}"
         return path
 
+    def targets_of(self, index: int) -> Targets:
+        """Return boxes and labels of an image without reading it, where its source can tell."""
+        part, place = self._find(index)
+        targets: Targets = self._sources[part].targets_of(place)  # type: ignore[attr-defined]
+        return targets
+
     def _find(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -224,6 +230,11 @@ class PartSource:
         path_of = getattr(self._whole, "path_of", None)
         path: str | Path = path_of(number) if path_of else f"image {number}"
         return path
+
+    def targets_of(self, index: int) -> Targets:
+        """Return boxes and labels of an image without reading it, where the whole can tell."""
+        targets: Targets = self._whole.targets_of(self._number(index))  # type: ignore[attr-defined]
+        return targets
 
     def _number(self, index: int) -> int:
         if not 0 <= index < len(self):

@@ -6,7 +6,7 @@ task, detector, class names, and a digest of the tensors, because the format its
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -175,7 +175,7 @@ class Row:
     """What became of some tensors of a section.
 
     Attributes:
-        section: Section of the detector; empty for tensors that belong to none.
+        section: Section of the detector, or part of the task's objective; empty for tensors that belong to none.
         outcome: What became of them.
         tensors: How many there are.
         parameters: Numbers in them.
@@ -212,7 +212,7 @@ class TransferReport:
     def summary(self) -> list[str]:
         """Return one line for each section and outcome."""
         return [
-            f"{row.outcome:9}{row.section or 'other':11} {row.tensors:4} tensors {row.parameters:12,} parameters"
+            f"{row.outcome:9}{row.section or 'other':13} {row.tensors:4} tensors {row.parameters:12,} parameters"
             for row in self.rows
         ] + ([f"class head: {self.classes}"] if self.classes else [])
 
@@ -270,6 +270,38 @@ def transfer(
             if outcome == "loaded" or name in moved:
                 own[name].copy_(offered[name])
     return TransferReport(rows=_rows(detector, outcomes, {**state, **own}), classes=class_rows if moved else None)
+
+
+def inherit(theirs: Objective, ours: Objective, parts: Iterable[str]) -> tuple[Row, ...]:
+    """Take over parts of an objective that the task owns, from an objective that has them.
+
+    Args:
+        theirs: The model that a run starts from.
+        ours: Receives, in place.
+        parts: Names of submodules; one that the start has not stays fresh.
+
+    Returns:
+        What became of each part.
+
+    Raises:
+        CheckpointError: A part fits only partly, or is not finite; nothing has been changed then.
+    """
+    rows: list[Row] = []
+    taken: dict[str, Tensor] = {}
+    surprises: list[str] = []
+    for part in parts:
+        own = {f"{part}.{name}": value for name, value in ours.get_submodule(part).state_dict().items()}
+        module = getattr(theirs, part, None)
+        given = {} if module is None else {f"{part}.{name}": value for name, value in module.state_dict().items()}
+        for name in {**own, **given} if given else ():
+            surprises += _surprise(name, own.get(name), given.get(name))
+        taken |= given
+        size, outcome = sum(value.numel() for value in own.values()), "loaded" if given else "fresh"
+        rows.append(Row(section=part, outcome=outcome, tensors=len(own), parameters=size))  # type: ignore[arg-type]
+    if surprises:
+        raise CheckpointError(f"what the task takes over from the start does not fit: {_few(surprises)}")
+    ours.load_state_dict(taken, strict=False)
+    return tuple(rows)
 
 
 def _moved(

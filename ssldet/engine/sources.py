@@ -6,13 +6,13 @@ from ssldet.types import Source
 
 
 def training_source(run: Run) -> Source:
-    """Open what a run trains on: the chosen fraction of `data.train`.
+    """Open what a run trains on: the chosen fraction of `data.train`, as its task wants it.
 
     Raises:
         DataError: A specification names nothing usable.
     """
     data = run.data
-    return open_source(
+    source = open_source(
         data.train,
         min_side=data.min_side,
         max_pixels=data.max_pixels,
@@ -20,10 +20,11 @@ def training_source(run: Run) -> Source:
         fraction=data.fraction,
         fraction_seed=data.fraction_seed,
     )
+    return run.task.prepare(source)
 
 
 def evaluation_source(run: Run, source: Source) -> Source:
-    """Open `data.val`, with its classes counted as in the training set where both have the same ones.
+    """Open `data.val` as the task wants it, its classes counted as in the training set where both have the same ones.
 
     Args:
         run: The run.
@@ -33,10 +34,11 @@ def evaluation_source(run: Run, source: Source) -> Source:
         DataError: A specification names nothing usable.
     """
     data = run.data
-    return open_source(
+    val = open_source(
         data.val,
         min_side=data.min_side,
         max_pixels=data.max_pixels,
         masks=run.task.reads_masks,
         classes=source.classes,
     )
+    return run.task.prepare(val, training=False)

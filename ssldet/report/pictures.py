@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from ssldet.boxes import elementwise_iou
+from ssldet.boxes import pairwise_iou
 from ssldet.report.wording import one_line
 from ssldet.types import Detections, Segmentation
 
@@ -114,15 +114,15 @@ def draw_problem(
 def draw_answers(
     image: UInt8[Tensor, "3 H W"],
     patches: UInt8[Tensor, "P 3 h w"],
-    truth_xyxy: Float[Tensor, "P 4"],
+    truth_xyxy: Float[Tensor, "T 4"],
     detections: Detections,
 ) -> Image.Image:
-    """Draw what a pretext task asks, dashed, and the most confident answer to each patch, solid.
+    """Draw what query patches ask for, dashed, and the most confident answer to each patch, solid.
 
     Args:
         image: Pixels, RGB.
         patches: Query patches.
-        truth_xyxy: Where each patch was cut, in pixels of `image`.
+        truth_xyxy: What each patch asks for, in pixels of `image`; of a single patch any number of boxes.
         detections: Answers in pixels of `image`; the label is the number of the patch.
     """
     drawing = _Drawing(image)
@@ -134,11 +134,13 @@ def draw_answers(
         if len(answer) == 0:
             notes.append("not found")
             continue
-        iou = float(elementwise_iou(answer.boxes, truth_xyxy[number : number + 1].to(answer.boxes))[0])
+        wanted = truth_xyxy if len(patches) == 1 else truth_xyxy[number : number + 1]
+        iou = max(pairwise_iou(answer.boxes, wanted.to(answer.boxes))[0].tolist(), default=0.0)
         notes.append(f"found {float(answer.scores[0]):.2f}\nIoU {iou:.2f}")
         drawing.frame(_rows(answer.boxes)[0], colour_of(number))
     for number, answer in enumerate(best):
-        drawing.caption(_rows(answer.boxes)[0] if len(answer) else truth[number], str(number + 1), colour_of(number))
+        for place in (_rows(answer.boxes) or truth[number:])[:1]:
+            drawing.caption(place, str(number + 1), colour_of(number))
     return _beside(drawing, patches, notes, legend="solid: found     dashed: true")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from ssldet.data.leaks import seen_before
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
-from ssldet.engine.checkpoint import stages
+from ssldet.engine.checkpoint import inherit, stages
 from ssldet.engine.distributed import rank
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
@@ -210,6 +210,7 @@ def finetune(
     objective = assemble(run, source, documents)
     if opened is not None:
         handed = transfer(opened, objective.detector, classes=source.classes)
+        handed = replace(handed, rows=handed.rows + inherit(opened.objective, objective, run.task.inherits))
         log.info("handed over by %s:\n%s", start, handed)
         documents = {"transfer.json": handed.to_json(), "lineage.json": {"stages": stages(opened.info)}}
     folder = RunFolder(_out(out, "finetune"))
@@ -224,9 +225,18 @@ def _backbone_changes(word: str) -> dict[str, object]:
 
 
 def _with_detector_of(opened: Opened, run: Run) -> Run:
-    """Take the architecture from a file; what it holds replaces whatever weights its own backbone once started from."""
+    """Take the architecture from a file, with the choices that shape what the task inherits from it.
+
+    What the file holds replaces whatever weights its own backbone once started from.
+    """
     config: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
-    return override(replace(run, detector=run.task.adapt(config)), {"detector.backbone.weights": "none"})
+    shaping = {
+        f"task.{field}": getattr(opened.task, field)
+        for part, names in run.task.inherits.items()
+        for field in names
+        if hasattr(opened.objective, part) and hasattr(opened.task, field)
+    }
+    return override(replace(run, detector=run.task.adapt(config)), {"detector.backbone.weights": "none", **shaping})
 
 
 def _labelled(run: Run, start: str | Path | None) -> Source:

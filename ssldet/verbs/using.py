@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -49,6 +49,7 @@ def evaluate(
     accelerate: bool = False,
     batch_size: int = 1,
     workers: int = 2,
+    overrides: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Measure a model, or a file of predictions without any model.
 
@@ -64,6 +65,7 @@ def evaluate(
         accelerate: Compute COCO's AP with faster-coco-eval instead of pycocotools.
         batch_size: Images at a time; padding changes results a little, so 1 is the reference.
         workers: Loader processes.
+        overrides: Dotted fields of the task, such as `task.eval_scale`, and their values.
 
     Returns:
         The metrics by name; `per_class` holds a number for each class.
@@ -78,8 +80,9 @@ def evaluate(
     if iou is not None:
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
     opened = open_model(start)
-    source = _open(specs, masks=opened.task.reads_masks)
-    evaluator = override(opened.task, _given(metric=metric, accelerate=accelerate or None)).evaluator(source)
+    opened = _measured_otherwise(opened, overrides or {}, metric=metric, accelerate=accelerate or None)
+    source = opened.task.prepare(_open(specs, masks=opened.task.reads_masks), training=False)
+    evaluator = opened.task.evaluator(source)
     translate = _translation(opened.classes, source.classes)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
     for batch, answers in _detect(opened, source, batch_size, workers):
@@ -107,7 +110,7 @@ def predict(
     Args:
         start: A run folder or a weights file.
         images: Folders, globs, file lists or single files.
-        query: Patch images to look for (a pretrained model only; the paper's Figure 5).
+        query: Patch images to look for, with a model that was pretrained or taught one-shot detection.
         out: Folder for the pictures and the file; none takes `predictions`.
         threshold: Least confidence that is drawn. The file holds every detection.
 
@@ -119,9 +122,13 @@ def predict(
     queries = _open((query,) if isinstance(query, str) else query, min_side=1) if query else None
     finds_patches = isinstance(opened.objective, Localiser)
     if queries is None and finds_patches:
-        raise ConfigError("the model was pretrained and knows no classes yet; add --query PATCH.png, or fine-tune it")
+        raise ConfigError(
+            "the model was taught to find patches and knows no classes; add --query PATCH.png, or fine-tune it"
+        )
     if queries is not None and not finds_patches:
-        raise ConfigError("--query asks a model that was pretrained to find patches; this one was fine-tuned")
+        raise ConfigError(
+            "--query asks a model that was taught to find patches; this one was fine-tuned to find classes"
+        )
     folder = Path(out or "predictions")
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
@@ -177,6 +184,14 @@ def _readable(source: Source) -> Iterator[Sample]:
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _measured_otherwise(opened: Opened, overrides: Mapping[str, object], **options: Any) -> Opened:
+    """Return the model with other choices of its task, so far as they are given."""
+    if other := [path for path in overrides if not path.startswith("task.")]:
+        raise ConfigError([f"{path}: only fields of the task, task.NAME, can change in evaluation" for path in other])
+    changes = {path.removeprefix("task."): value for path, value in overrides.items()}
+    return replace(opened, task=override(opened.task, {**changes, **_given(**options)}))
 
 
 def _score(predictions: Path, spec: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""Detections -> one-shot AP50: each class's AP at an overlap of one half, and its mean over seen and unseen classes.
+
+Who asks only for classes that an image holds, as published figures do, measures something easier than detection: an
+answer in an image without the class can't occur. `EvaluationPairs(absent=True)` asks for all; then such answers are
+mistakes. Figures of the two kinds don't compare.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from downstream.annotations.one_shot import EvaluationPairs
+from downstream.metrics.average_precision import GroundTruth
+from downstream.metrics.predictions import figures_of
+from ssldet.errors import DataError, DivergedError
+from ssldet.types import Batch, Detections, Source
+
+AT_HALF = {"coco": "AP50", "voc": "voc07_ap"}
+"""Whose metric -> the name of its AP at an overlap of one half; VOC's is the 11-point one of 2007, as published."""
+
+
+class OneShotAP:
+    """AP50 of every class over all pairs of a source.
+
+    A pair that was never shown counts as one in which nothing was found; one shown twice counts once. The order of
+    pairs is without influence.
+
+    Attributes:
+        source: The pairs that are evaluated.
+    """
+
+    def __init__(self, source: Source, metric: str, *, accelerate: bool = False) -> None:
+        """Start without detections.
+
+        Args:
+            source: Pairs of image and query.
+            metric: Whose AP: `coco` or `voc`.
+            accelerate: Compute COCO's with faster-coco-eval.
+
+        Raises:
+            DataError: The source is not of pairs.
+        """
+        if not isinstance(source, EvaluationPairs):
+            raise DataError("one-shot detection is measured on pairs; make them by the task's `prepare`")
+        self.source = source
+        self._figures, self._name = figures_of(metric, accelerate=accelerate), AT_HALF[metric]
+        self._found: dict[int, Float[np.ndarray, "N 5"]] = {}
+
+    def update(self, detections: list[Detections], batch: Batch) -> None:
+        """Take in one batch.
+
+        Args:
+            detections: One entry a pair, absolute xyxy in pixels of the image on disk.
+            batch: Where they were found.
+
+        Raises:
+            DivergedError: A box or score is not finite.
+        """
+        for found, key in zip(detections, batch.keys, strict=True):
+            if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
+                raise DivergedError(
+                    f"pair {key}: a detected box or score is not finite; a diverged model is not scored, "
+                    "go back to an earlier checkpoint"
+                )
+            left, top, right, bottom = found.boxes.double().cpu().unbind(-1)
+            columns = (left, top, right - left, bottom - top, found.scores.cpu())
+            self._found[self.source.number_of(key)] = np.stack([column.numpy() for column in columns], axis=-1)
+
+    def results(self) -> dict[str, Any]:
+        """Return `AP50_unseen` and `AP50_seen`, and `per_class`; -1 where the data has no object to measure on."""
+        truth, images = self.source.ground_truth(), self.source.images
+        objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for row in truth["annotations"]:
+            objects[row["category_id"]].append(row)
+        numbers: dict[int, list[int]] = defaultdict(list)
+        for number, (_, label) in enumerate(self.source.pairs):
+            numbers[label].append(number)
+        named = {row["id"]: row for row in truth["categories"]}
+        per_class = {}
+        for label, (name, category) in enumerate(zip(images.classes, images.category_ids, strict=True)):
+            own = {**truth, "annotations": objects[category], "categories": [named[category]]}
+            per_class[name] = self._of_class(own, self._rows(numbers[label]))
+        seen = [value for value, kept in zip(per_class.values(), self.source.seen, strict=True) if kept]
+        held_out = [value for value, kept in zip(per_class.values(), self.source.seen, strict=True) if not kept]
+        return {"AP50_unseen": _mean(held_out), "AP50_seen": _mean(seen), "per_class": per_class}
+
+    def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Return what was found in some pairs as COCO results, in the order of the source."""
+        images = self.source.images
+        rows = []
+        for number in numbers:
+            image, label = self.source.pairs[number]
+            for *box, score in self._found[number].tolist() if number in self._found else ():
+                ids = {"image_id": images.image_ids[image], "category_id": images.category_ids[label]}
+                rows.append({**ids, "bbox": box, "score": score})
+        return rows
+
+    def _of_class(self, truth: GroundTruth, rows: Sequence[Mapping[str, Any]]) -> float:
+        if all(row["iscrowd"] or row.get("difficult") for row in truth["annotations"]):
+            return -1.0
+        return float(self._figures(truth, rows)[self._name])
+
+
+def _mean(values: Sequence[float]) -> float:
+    measured = [value for value in values if value >= 0]
+    return float(np.mean(measured)) if measured else -1.0
