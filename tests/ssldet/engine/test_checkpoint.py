@@ -117,7 +117,7 @@ def test_a_hand_over_accounts_for_every_tensor(fakes: ModuleType) -> None:
     for name, tensor in taker.state_dict().items():
         assert torch.equal(tensor, state[name]) == (section_of(taker, name) != "class_head")
     assert len(report.summary()) == 8
-    assert report.summary()[0] == "loaded   backbone       2 tensors          112 parameters"
+    assert report.summary()[0] == "loaded   backbone         2 tensors          112 parameters"
     assert "reshaped class_head" in str(report)
     assert json.loads(json.dumps(report.to_json()))["rows"][0]["section"] == "backbone"
 
