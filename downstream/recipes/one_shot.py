@@ -7,6 +7,10 @@ Command:   ssldet finetune runs/pre --data voc:VOC2007:trainval voc:VOC2012:trai
            ssldet finetune runs/pre --data coco:train.json:images --recipe one_shot/tiny --set task.unseen=triangle
 Score:     voc: 73.1 AP50 on the 4 unseen and 69.0 on the 16 seen classes; 57.3 and 46.2 without pretraining
            (published). Not yet measured with this code.
+           tiny from scratch on 300 generated scenes of four classes with hues, one held out, batch 16, one seed, AP50
+           on 100 others: .113 seen and .104 unseen after 600 steps, .152 and .132 after 2,400; random boxes .025 and
+           .022. It finds objects and does not yet look at the query: with patches of other classes the figures stay
+           the same (.152 and .145). Pretraining, which teaches to look, was not tried before it.
 Differences from the published recipe:
            stated there are the data, the 300 epochs, one patch in all queries, and the measure. Batch, rates, the drop
            at two thirds, augmentation and the hand-over of the patch projection are not stated; they are those of

@@ -17,6 +17,7 @@ from downstream.detection import Detection
 from downstream.one_shot import OneShot, QueryDetection
 from downstream.recipes import one_shot as recipes
 from pretext.random_query_patch import RandomQueryPatch
+from ssldet.boxes import pairwise_iou, to_absolute
 from ssldet.data.collate import collate
 from ssldet.data.images import open_images
 from ssldet.detectors.detr import DETRConfig
@@ -107,6 +108,29 @@ def test_one_batch_can_be_learned(place: Path) -> None:
         totals.append(float(loss.detach()))
     assert all(parameter.grad is not None for parameter in objective.patch_queries.parameters())
     assert sum(totals[-5:]) / 5 < 0.9 * totals[0]
+
+
+def test_one_image_has_another_answer_for_another_query(place: Path) -> None:
+    """What is learned depends on the query: the same image, asked twice, ends in two different boxes."""
+    source = open_coco(str(place / "made" / "instances.json"), min_side=17, max_pixels=10**6)
+    pairs, views = TASK.prepare(source, training=False), TASK.views(training=False)
+    assert isinstance(pairs, EvaluationPairs)
+    two = next(n for n in range(len(pairs)) if pairs.pairs[n][0] == pairs.pairs[n + 1][0])
+    batch = collate([views(pairs[number], torch.Generator()) for number in (two, two + 1)])
+    assert torch.equal(batch.images[0], batch.images[1])
+    detector = replace(DETECTOR, width=32, normalise_features=True, query_scale=0.3).build()
+    objective = replace(TASK, normalise_patches=True, no_object_weight=1.0).objective(detector)
+    optimiser = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = objective(batch).total
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    truth = [to_absolute(one.boxes, (64, 64)) for one in batch.targets]
+    for number, found in enumerate(objective.eval().detect(batch)):
+        best = found.boxes[found.scores.argmax()][None]
+        assert pairwise_iou(best, truth[number]).max() > 0.6
+        assert pairwise_iou(best, truth[1 - number]).max() < 0.4
 
 
 def test_the_projection_and_what_shapes_it_come_from_pretraining(
