@@ -201,7 +201,7 @@ class SteadyLoader(DataLoader[Batch]):
         """Say who died over what; leave out an image that keeps killing; give up if nothing helps."""
         dead = [worker for worker in crew if worker.exitcode is not None]
         images = self.desk.read_by([worker.pid for worker in dead if worker.pid is not None])
-        deaths.update(images)
+        deaths.update(set(images))  # once a crew: two workers may read the same image
         self.desk.left_out.update(index for index in images if deaths[index] >= DEATHS)
         how = ", ".join(sorted({_epitaph(worker.exitcode) for worker in dead})) or "without a word"
         where = " while reading " + ", ".join(map(self.name, images)) if images else ""
