@@ -49,6 +49,17 @@ FOREIGN = "It was read from a file that does not say how it was trained; its aut
 IMAGES = "Terms of the training images and their labels apply, and are not recorded here."
 
 
+def statement(info: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+    """Return what a file in somebody else's format says in our own words, so that we open it as what it was.
+
+    Args:
+        info: What is known of the model.
+        whole: Whether the file has all tensors of its task; only then can the task be built from it again.
+    """
+    wanted = ("task", "classes", "category_ids") if whole else ("classes", "category_ids")
+    return {name: info[name] for name in wanted if name in info}
+
+
 def model_card(objective: Objective, info: Mapping[str, Any], use: str) -> Callable[[ExportReport], str]:
     """Return what writes the card once the export is proven.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from downstream.export.card import model_card
+from downstream.export.card import model_card, statement
 from downstream.export.proof import Comparison, ExportReport, same_detector, write_proven
 from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETR
@@ -23,7 +23,7 @@ from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssldet.nn.masks import NORM_GROUPS, MaskHead
 from ssldet.task import Objective
-from ssldet.weights.detr import detector_from_file, recognise, to_detr
+from ssldet.weights.detr import STATEMENT, detector_from_file, recognise, to_detr
 from ssldet.weights.resnets import name_resnet
 
 HEADS = ("patch_queries.", "reconstruction.")
@@ -46,7 +46,7 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
 
     Args:
         objective: The detector inside its task. UP-DETR's heads go with it; those of other tasks are left out.
-        info: What is known of it; class names stand among the options, where DETR's own code doesn't look.
+        info: What is known of it. Task and classes stand among the options, where DETR's own code doesn't look.
         out: File to create.
 
     Raises:
@@ -65,7 +65,8 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         if name.startswith(("detector.", *HEADS))
     }
     state = to_detr(kept)
-    document = {"model": state, "args": _options(detector, state) | {"class_names": list(info.get("classes", ()))}}
+    stated = statement(info, whole=len(kept) == len(objective.state_dict()))
+    document = {"model": state, "args": _options(detector, state) | {STATEMENT: stated}}
 
     def write(path: Path) -> None:
         content = io.BytesIO()

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from downstream.export.card import model_card
+from downstream.export.card import model_card, statement
 from downstream.export.proof import Comparison, ExportReport, answers, furthest, same_detector, two_images, write_proven
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.detectors.detr import DETR, DETRConfig
@@ -27,6 +27,7 @@ from ssldet.errors import CheckpointError
 from ssldet.nn.masks import FINER_LEVELS
 from ssldet.recipe import from_document
 from ssldet.task import Objective
+from ssldet.weights.detr import STATEMENT
 from ssldet.weights.huggingface import (
     CONFIG,
     LONG_SIDE,
@@ -72,7 +73,11 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         raise CheckpointError(f"{out}: transformers can't hold this detector: {'; '.join(reasons)}")
     assert isinstance(detector, DETR)
     assert isinstance(config, DETRConfig)
-    documents = {CONFIG: _config(config, info.get("classes", ())), PREPROCESSOR: _preprocessor(detector, info)}
+    stated = statement(info, whole=all(name.startswith("detector.") for name in objective.state_dict()))
+    documents = {
+        CONFIG: _config(config, info.get("classes", ())) | {STATEMENT: stated},
+        PREPROCESSOR: _preprocessor(detector, info),
+    }
 
     def write(folder: Path) -> None:
         folder.mkdir()

@@ -55,9 +55,17 @@ def open_model(start: str | Path) -> Opened:
         objective, info = restore_objective(path)
         taught = from_document(Task, info["task"])  # type: ignore[type-abstract]
         return Opened(objective=objective.eval(), task=taught, classes=tuple(info["classes"]), info=info)
-    detector, heads, config = detector_from_file(path)
+    return _open_detr(path)
+
+
+def _open_detr(path: Path) -> Opened:
+    detector, heads, config, stated = detector_from_file(path)
     classes, category_ids = ((), ()) if heads else coco_numbering(detector.num_classes)
-    if heads:
+    classes, category_ids = tuple(stated.get("classes", classes)), tuple(stated.get("category_ids", category_ids))
+    task: Task
+    if "task" in stated:
+        task = from_document(Task, stated["task"])  # type: ignore[type-abstract]
+    elif heads:
         rebuilds = any(name.startswith("reconstruction.") for name in heads)
         task = find("ssldet.tasks", "random_query_patch")(reconstruction=rebuilds)
     else:
@@ -77,13 +85,19 @@ def open_model(start: str | Path) -> Opened:
 def _open_folder(path: Path) -> Opened:
     found = detector_from_folder(path)
     known, category_ids = coco_numbering(len(found.classes))
-    published = _published_task(found.detector, category_ids if known == found.classes else ())
-    task = _sized(published, found.short_side, found.long_side)
+    category_ids = tuple(found.stated.get("category_ids", category_ids if known == found.classes else ()))
+    # Whoever trained the model on with transformers may have changed the sizes, which go before what we wrote.
+    sizes = {"eval_scale": found.short_side, "max_size": found.long_side}
+    if stated := found.stated.get("task"):
+        document = stated | {name: size for name, size in sizes.items() if name in stated}
+        task = from_document(Task, document)  # type: ignore[type-abstract]
+    else:
+        task = _sized(_published_task(found.detector, category_ids), found.short_side, found.long_side)
     info = {
         "task": to_document(task),
         "detector": to_document(found.config),
         "classes": list(found.classes),
-        "category_ids": list(category_ids) if known == found.classes else [],
+        "category_ids": list(category_ids),
     }
     objective = task.objective(found.detector).eval()
     return Opened(objective=objective, task=task, classes=found.classes, info=info)

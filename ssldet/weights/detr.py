@@ -43,6 +43,8 @@ SEGMENTATION = "detr."
 MASK_HEADS = ("bbox_attention.", "mask_head.")
 DEFAULT_HEADS = 8
 """Attention heads leave no trace in a file; all released ones have this many."""
+STATEMENT = "ssldet"
+"""Option of a file that we wrote: what its tensors don't say, such as the task and the class names."""
 Softmax = Literal["per_head", "joint"]
 """How attention maps behind masks are made to sum to one; see `DETRConfig.mask_attention`."""
 
@@ -79,11 +81,13 @@ class Loaded(NamedTuple):
         detector: Filled with every tensor that belongs to it.
         heads: State of UP-DETR's pretraining heads, named as in the random-query-patch objective; else empty.
         config: The detector's configuration as plain values.
+        stated: Task, classes and category ids, where the file is of ours; else empty.
     """
 
     detector: DETR
     heads: dict[str, Tensor]
     config: dict[str, Any]
+    stated: dict[str, Any]
 
 
 def from_detr(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -201,7 +205,8 @@ def detector_from_file(
     taken = f"; mask_attention={known.config.mask_attention}" if known.config.masks else ""
     log.info("%s: %s%s", path, known, taken)
     beside = {name: value for name, value in ours.items() if not name.startswith("detector.")}
-    return Loaded(detector, beside, to_document(known.config))
+    stated = origin.options.get(STATEMENT)
+    return Loaded(detector, beside, to_document(known.config), stated if isinstance(stated, dict) else {})
 
 
 def fill(detector: DETR, state: Mapping[str, Tensor], path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.errors import CheckpointError, ConfigError
-from ssldet.weights.detr import fill, recognise, to_detr
+from ssldet.weights.detr import STATEMENT, fill, recognise, to_detr
 from ssldet.weights.files import read_state
 from ssldet.weights.huggingface_names import from_huggingface
 from ssldet.weights.resnets import DEPTHS
@@ -54,6 +54,7 @@ class FromFolder:
             named any.
         short_side: Short side, in pixels, of the images that it wants to see.
         long_side: Limit of their long side.
+        stated: Task, classes and category ids, where we wrote the folder and its classes are still those; else empty.
     """
 
     detector: DETR
@@ -61,6 +62,7 @@ class FromFolder:
     classes: tuple[str, ...]
     short_side: int
     long_side: int
+    stated: dict[str, Any]
 
 
 def architecture_of(config: DETRConfig) -> str:
@@ -96,7 +98,14 @@ def detector_from_folder(path: Path) -> FromFolder:
     fill(detector, {name.removeprefix("detector."): value for name, value in ours.items()}, path)
     short_side, long_side = _sizes(path, detector)
     classes = _classes(stated, config.num_classes, path)
-    return FromFolder(detector=detector, config=config, classes=classes, short_side=short_side, long_side=long_side)
+    return FromFolder(
+        detector=detector,
+        config=config,
+        classes=classes,
+        short_side=short_side,
+        long_side=long_side,
+        stated=_own_words(stated, classes),
+    )
 
 
 def _problems(stated: Mapping[str, Any]) -> list[str]:
@@ -189,6 +198,12 @@ def _classes(stated: Mapping[str, Any], num_classes: int, path: Path) -> tuple[s
     if all(name == f"{UNNAMED}{number}" for number, name in enumerate(ordered)):
         return ()
     return tuple("" if name == NO_CLASS else name for name in ordered)
+
+
+def _own_words(stated: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return what we wrote about a model; transformers keeps it when it trains the model on, for other classes too."""
+    own = stated.get(STATEMENT)
+    return own if isinstance(own, dict) and tuple(own.get("classes", ())) == classes else {}
 
 
 def _sizes(path: Path, detector: DETR) -> tuple[int, int]:

@@ -97,7 +97,7 @@ def test_files_of_the_reference_load_by_themselves(name, tmp_path):
     case, path = CASES[name], tmp_path / "checkpoint.pth"
     options = Namespace(nheads=case.heads, dilation=case.dilation)
     torch.save({"model": reference_state(name), "args": options, "epoch": 3}, path)
-    detector, heads, document = detector_from_file(path)
+    detector, heads, document, _ = detector_from_file(path)
     config = from_document(DetectorConfig, document)
     assert (config.width, config.num_queries, config.num_classes) == (case.width, case.queries, case.classes)
     assert (config.encoder_layers, config.decoder_layers) == (case.encoder_layers, case.decoder_layers)

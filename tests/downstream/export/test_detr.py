@@ -12,6 +12,8 @@ from pretext.random_query_patch import RandomQueryPatch
 from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import CheckpointError, ConfigError, SetupError
 from ssldet.nn.backbones import BackboneConfig
+from ssldet.recipe import to_document
+from ssldet.verbs.opening import open_model
 from ssldet.weights.detr import detector_from_file
 
 TINY = DETRConfig(
@@ -56,6 +58,23 @@ def test_a_pretrained_model_takes_its_heads_along(tmp_path):
     loaded = detector_from_file(tmp_path / "model.pth")
     assert len(torch.load(tmp_path / "model.pth", weights_only=True)["model"]) == 169
     assert torch.equal(loaded.heads["patch_queries.projection.weight"], objective.patch_queries.projection.weight)
+
+
+def test_the_file_opens_as_the_task_and_with_the_classes_it_had(tmp_path):
+    names = ["owl", "bat", "hen", "emu", "jay"]
+    for task in (Detection(eval_scale=96, scales=(64, 96)), RandomQueryPatch(num_patches=3)):
+        out = tmp_path / f"{type(task).__name__}.pth"
+        info = {"task": to_document(task), "classes": names, "category_ids": [3, 5, 7, 8, 9], "data": "private"}
+        export(task.objective(TINY.build()), info, out)
+        opened = open_model(out)
+        assert (opened.task, opened.classes, opened.info["category_ids"]) == (task, tuple(names), [3, 5, 7, 8, 9])
+        assert "private" not in str(torch.load(out, weights_only=True)["args"])
+
+
+def test_a_file_without_the_heads_of_its_task_opens_as_a_detector(tmp_path, objective):
+    objective.probe = nn.Linear(2, 3)
+    export(objective, {"task": to_document(RandomQueryPatch()), "classes": ["owl"]}, tmp_path / "model.pth")
+    assert isinstance(open_model(tmp_path / "model.pth").task, Detection)
 
 
 def test_heads_of_other_tasks_stay_behind(tmp_path, objective):

@@ -144,13 +144,29 @@ def test_a_folder_opens_like_a_run(transformers, tmp_path):
     write(CONFIG, tmp_path / "model")
     opened = open_model(tmp_path / "model")
     assert opened.classes == tuple(CLASSES)
-    assert opened.task == Detection(eval_scale=96, max_size=800)
+    assert to_document(opened.task) == info(CONFIG)["task"]
     assert opened.info["category_ids"] == []
     report = export(opened.objective, opened.info, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "model" / "model.safetensors"
     ).read_bytes()
     assert report.equal == report.tensors
+
+
+def test_what_transformers_changed_since_goes_before_our_own_words(tmp_path):
+    folder = tmp_path / "model"
+    write(CONFIG, folder)
+    sizes = json.loads((folder / "preprocessor_config.json").read_text())
+    sizes["size"] = {"shortest_edge": 64, "longest_edge": 900}
+    (folder / "preprocessor_config.json").write_text(json.dumps(sizes))
+    opened = open_model(folder)
+    assert (opened.task.eval_scale, opened.task.max_size) == (64, 900)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"]["0"] = "cat"
+    (folder / "config.json").write_text(json.dumps(config))
+    opened = open_model(folder)
+    assert opened.classes[0] == "cat"
+    assert opened.task == Detection(eval_scale=64, max_size=900)
 
 
 def test_a_copy_that_answers_otherwise_is_not_written(transformers, tmp_path):

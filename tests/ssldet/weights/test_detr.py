@@ -113,7 +113,7 @@ def test_recognises_everything_that_leaves_a_trace(pretrained, plain):
 
 def test_a_pretraining_file_fills_detector_and_heads(tmp_path, objective, pretrained):
     path = write(tmp_path / "a.pth", pretrained, args=Namespace(nheads=4), epoch=59)
-    detector, heads, document = detector_from_file(path)
+    detector, heads, document, _ = detector_from_file(path)
     assert from_document(DetectorConfig, document) == TINY
     state = {f"detector.{name}": value for name, value in detector.state_dict().items()} | heads
     assert state.keys() == objective.state_dict().keys()
