@@ -71,6 +71,7 @@ TESTED: tuple[Description, ...] = (
     Description("timm/deit_tiny_distilled_patch16_224", (192,), (16,), 5.5),
     Description("timm/vit_small_patch14_reg4_dinov2", (384,), (14,), 22.1),
     Description("timm/vit_small_patch16_dinov3", (384,), (16,), 21.6),
+    Description("timm/beit_base_patch16_224", (768,), (16,), 85.8),
     Description("timm/eva02_tiny_patch14_224", (192,), (14,), 5.5),
 )
 """One small member of each family that the contract tests drive; they also measure these numbers again."""

@@ -12,6 +12,7 @@ from ssldet.errors import ConfigError
 from ssldet.nn.backbones.config import BackboneConfig
 from ssldet.nn.backbones.network import SUITABLE, Network
 from ssldet.nn.backbones.norms import freeze_norms
+from ssldet.nn.backbones.positions import open_positions
 
 FINEST, COARSEST = 4, 32
 """Least and greatest stride of a level."""
@@ -25,7 +26,6 @@ ANY_SIZE: tuple[dict[str, Any], ...] = (
 TRIAL_SIZE = (233, 105)
 """A blank image no side of which, padded to a multiple of 1, 4 or 16, is a multiple of more than that."""
 WHY_NOT = {
-    "beit": "its relative positions are made for one image size; use 'timm/vit_base_patch16_224' or an eva02",
     "crossvit": f"it resizes every image to one size; use {SUITABLE}",
     "hiera": f"its positions are made for one image size; use {SUITABLE}",
     "maxxvit": f"its windows must divide the image and grow with it; use {SUITABLE}",
@@ -49,6 +49,8 @@ def build_timm(name: str, config: BackboneConfig) -> Network:
         raise ConfigError(WHY_NOT[family])
     if not hasattr(body, "forward_intermediates"):
         raise ConfigError(f"timm offers no feature maps of it; use {SUITABLE}")
+    if family == "beit":
+        open_positions(body)
     original = tuple(body.state_dict())
     indices = _level_indices([level["reduction"] for level in body.feature_info], dilated=config.output_stride == 16)
     norm = _has_final_norm(body)
