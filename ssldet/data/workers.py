@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import torch
@@ -169,6 +170,8 @@ class SteadyLoader(DataLoader[Batch]):
 
     def _hire(self) -> tuple[list[BaseProcess], Iterator[Outcome]]:
         """Start workers. PyTorch's own watch is taken off: it raises wherever the program is, even inside a step."""
+        # Made here, so that workers inherit this folder; one that they made themselves would outlive their sudden end.
+        get_temp_dir()
         others = set(multiprocessing.active_children())
         watch = signal.getsignal(signal.SIGCHLD) if _can_watch() else None
         outcomes: Iterator[Any] = super().__iter__()

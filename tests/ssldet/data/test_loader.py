@@ -1,7 +1,9 @@
+import multiprocessing
 import os
 import signal
 import time
 from dataclasses import replace
+from multiprocessing.util import get_temp_dir
 
 import pytest
 import torch
@@ -290,6 +292,15 @@ def test_leaving_early_leaves_no_worker_behind():
     del batches
     assert children() == []
     assert time.perf_counter() - begin < 4
+
+
+def test_workers_use_the_temporary_folder_of_this_process_which_outlives_them_and_is_removed(monkeypatch):
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
+
+    def tell(sample, generator):
+        return replace(sample, key=get_temp_dir())
+
+    assert {key for batch in stream(views=tell, workers=2) for key in batch.keys} == {get_temp_dir()}
 
 
 def test_workers_use_one_thread():
