@@ -1,9 +1,32 @@
-"""key -> BibTeX entry: what to cite for a task, from the one list of references."""
+"""stages of a model -> BibTeX entries: what to cite, from the one list of references."""
 
 import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+from ssldet.errors import ConfigError
+from ssldet.registry import find
+
+DETECTOR = "carion2020detr"
+"""Whatever is trained here is a DETR."""
+
+
+def cited(stages: Iterable[Mapping[str, Any]]) -> str:
+    """Return the entries that a model owes: the detector's paper, and that of every stage's task.
+
+    Args:
+        stages: What is known of each, such as its task as plain values; unknown tasks are passed over.
+    """
+    keys = [DETECTOR]
+    for stage in stages:
+        try:
+            keys.append(find("ssldet.tasks", str(stage["task"]["name"])).cite)
+        except (ConfigError, AttributeError, KeyError, TypeError):
+            continue
+    return "\n\n".join(dict.fromkeys(filter(None, map(citation, keys))))
 
 
 def citation(key: str) -> str:

@@ -144,14 +144,25 @@ def load(kind: type[Config], path: Path) -> Config:
     Raises:
         ConfigError: The file is not TOML, or does not describe a `kind`.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable recipe file ({error})") from error
-    result, wrong = _build(kind, document, "")
+    result, wrong = _build(kind, read_document(path), "")
     if wrong:
         raise ConfigError([f"{path}: {line}" for line in wrong])
     return result  # type: ignore[no-any-return]
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read what `dumps` wrote as nested plain values, whether or not what it names is installed.
+
+    Args:
+        path: A TOML file.
+
+    Raises:
+        ConfigError: The file is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable recipe file ({error})") from error
 
 
 def to_document(config: object) -> dict[str, Any]:

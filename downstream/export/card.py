@@ -6,9 +6,8 @@ from typing import Any
 import tomli_w
 
 from downstream.export.proof import ExportReport
-from ssldet.citations import citation
-from ssldet.errors import CheckpointError, ConfigError
-from ssldet.registry import find
+from ssldet.citations import cited
+from ssldet.errors import CheckpointError
 from ssldet.task import Objective
 from ssldet.weights.zoo import known_weights
 
@@ -78,7 +77,7 @@ def model_card(objective: Objective, info: Mapping[str, Any], use: str) -> Calla
             made="\n\n".join(_stage(number, stage) for number, stage in enumerate(stages, start=1)),
             terms=" ".join(_terms(stages)),
             proof=report.proof,
-            cite="\n\n".join(dict.fromkeys(filter(None, map(citation, _keys(stages))))) or "% none known",
+            cite=cited(stages),
         )
 
     return write
@@ -121,16 +120,6 @@ def _licence(backbone: str, weights: str) -> str:
         return known_weights(weights, backbone).licence
     except CheckpointError:
         return "licence unknown"
-
-
-def _keys(stages: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what to cite: the detector's paper, and that of every stage's task."""
-    yield "carion2020detr"
-    for stage in stages:
-        try:
-            yield find("ssldet.tasks", _word(stage.get("task"))).cite
-        except (ConfigError, AttributeError):
-            continue
 
 
 def _word(document: Any) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 from PIL import Image
 
 from ssldet.boxes import to_absolute
+from ssldet.citations import cited
 from ssldet.data.loader import training_batches
 from ssldet.data.sources import open_source
 from ssldet.engine.assemble import assemble
+from ssldet.engine.folder import RunFolder
 from ssldet.errors import ConfigError
-from ssldet.recipe import check, override
+from ssldet.recipe import check, override, read_document
 from ssldet.report.page import write_report
 from ssldet.report.pictures import contact_sheet, draw_answers, draw_detections, draw_problem, draw_segmentation
 from ssldet.task import Objective, PretextTask
@@ -133,9 +135,11 @@ def report(run: str | Path) -> Path:
     Returns:
         The page.
     """
-    if not (Path(run) / "run.toml").is_file():
-        raise ConfigError(f"{run}: not a run folder; it has no run.toml")
-    return write_report(Path(run))
+    folder = RunFolder(run)
+    recipe = folder.path / "run.toml"
+    if not recipe.is_file():
+        raise ConfigError(f"{run}: not a run folder; it has no {recipe.name}")
+    return write_report(folder.path, citation=cited([*folder.lineage(), read_document(recipe)]))
 
 
 def _image(batch: Batch, number: int) -> tuple[Any, tuple[int, int]]:

@@ -69,6 +69,12 @@ def test_finetuning_takes_the_architecture_and_announces_the_fresh_head(finetune
     assert 0 <= finetuned.results["AP"] <= 1
 
 
+def test_the_page_of_a_run_says_what_to_cite_for_all_of_its_stages(finetuned: ssldet.Trained) -> None:
+    text = (finetuned.path / "report.html").read_text()
+    assert "@inproceedings{carion2020detr" in text
+    assert "@inproceedings{dai2021updetr" in text
+
+
 def test_finetuning_what_was_finetuned_keeps_its_class_head(
     finetuned: ssldet.Trained, labelled: str, place: Path
 ) -> None:
