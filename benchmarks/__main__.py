@@ -1,0 +1,126 @@
+"""command line -> one function a verb: `python -m benchmarks compare SUITE`."""
+
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from benchmarks.suite import Scale
+from ssldet.errors import ConfigError, SsldetError, StoppedError
+
+app = App(
+    name="python -m benchmarks",
+    help="Compare ways to pretrain detectors: run a suite, go on with it, report it.",
+    help_format="plaintext",
+    version_flags=(),
+)
+
+Flag = Annotated[bool, Parameter(negative=())]
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List the suites."""
+    from benchmarks.suites import SUITES
+
+    width = max(map(len, SUITES))
+    for name, function in SUITES.items():
+        sys.stdout.write(f"{name:<{width}}  {(function.__doc__ or '').strip().splitlines()[0]}\n")
+
+
+@app.command
+def compare(
+    suite: str,
+    *,
+    scale: Scale = "tiny",
+    data: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    out: Path = Path("runs/benchmarks"),
+    seeds: int | None = None,
+    dry_run: Flag = False,
+    budget: str | None = None,
+    jobs: int = 1,
+    filter_: Annotated[str, Parameter(name="--filter")] = "*",
+    launcher: str = "",
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """Run a suite, or what is left of it; the same command goes on after any interruption.
+
+    Args:
+        suite: A name from 'list'.
+        scale: full as published, tiny with the same axes in minutes.
+        data: NAME=SPECIFICATION for each set that the suite asks for; several specifications are parted by commas.
+        out: Folder of runs and reports; suites that share it share runs.
+        seeds: How many seeds.
+        dry_run: Only say what there is to do, and how long it will take.
+        budget: Time to spend, such as 90min or 8h; the rest goes on next time.
+        jobs: Processes at a time.
+        filter_: Shell pattern of METHOD/MODEL/TASK/FRACTION/seed-N.
+        launcher: Command that runs each process, such as 'srun --gres=gpu:1 {command}'.
+        json_: One JSON object on standard output.
+    """
+    from benchmarks.comparing import compare as carry_out
+
+    result = carry_out(
+        suite, scale=scale, data=_places(data or []), out=out, seeds=seeds, dry_run=dry_run, budget=_seconds(budget),
+        jobs=jobs, only=filter_, launcher=launcher,
+    )  # fmt: skip
+    sys.stdout.write((json.dumps(result.to_json()) if json_ else str(result)) + "\n")
+
+
+@app.command
+def report(results: Path, *, out: Path | None = None, pictures: Path | None = None) -> None:
+    """Write the report of results that were measured before.
+
+    Args:
+        results: A results.json, or its folder.
+        out: Folder to write to; default: beside the results.
+        pictures: Folder of the comparison, for pictures of what was detected.
+    """
+    from benchmarks.report import write_reports
+    from benchmarks.results import read_results
+
+    folder = out or (results if results.is_dir() else results.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.write(f"{write_reports(read_results(results), folder, pictures=pictures)}\n")
+
+
+def _places(pairs: list[str]) -> dict[str, str]:
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise ConfigError([f"--data: {pair!r} is not NAME=SPECIFICATION" for pair in wrong])
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    unit = found[2] or "s" if found else ""
+    if found is None or unit not in _UNITS:
+        raise ConfigError(f"--budget: {text!r} is not a time; write 90min, 8h or 2d")
+    return float(found[1]) * _UNITS[unit]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with the codes of `ssldet`.
+
+    Args:
+        arguments: Words after the program's name; none means those of this process.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (CycloptsError, SsldetError) as error:
+        word = "stopped" if isinstance(error, StoppedError) else "error"
+        sys.stderr.writelines(f"{word}: {line}\n" for line in str(error).splitlines())
+        sys.exit(getattr(error, "exit_code", ConfigError.exit_code))
+
+
+if __name__ == "__main__":
+    main()

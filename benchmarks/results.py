@@ -1,0 +1,213 @@
+"""Plan, run folders <-> results.json: everything that a report says, as plain values; reports need nothing else."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.address import code_version
+from benchmarks.plan import Arm, Plan, model_name
+from benchmarks.suite import Claim, Suite
+from benchmarks.work import Workplace
+from ssldet.engine.disk import Disk, write_whole
+from ssldet.engine.folder import finite
+from ssldet.errors import ConfigError
+from ssldet.recipe import dumps
+
+SCHEMA = 1
+"""Version of the document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One result.
+
+    Attributes:
+        arm: What was compared.
+        status: `finished`, `failed`, `unfinished` or `missing`.
+        reason: Why it has no result.
+        results: What was measured.
+        seconds: Time of all its runs, pretraining included; a run that several rows share counts in each of them.
+        pretraining: Time of pretraining alone.
+    """
+
+    arm: Arm
+    status: str
+    reason: str = ""
+    results: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    pretraining: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a comparison came to.
+
+    Attributes:
+        suite: Name, question, scale, seeds, rates, methods, downstream tasks and claims, as plain values.
+        code: See `code_version`.
+        hardware: What it ran on.
+        rows: One an arm.
+        runs: Address -> record of a run, see `Workplace.record`.
+        recipes: Title -> configuration as text, one of each kind of run.
+    """
+
+    suite: Mapping[str, Any]
+    code: str
+    hardware: Mapping[str, Any]
+    rows: list[Row]
+    runs: Mapping[str, Mapping[str, Any]]
+    recipes: Mapping[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row that can be run has its result."""
+        return all(row.status in {"finished", "missing"} for row in self.rows)
+
+    def measured(self) -> list[Row]:
+        """Return the rows with a result that are compared."""
+        return [row for row in self.rows if row.status == "finished" and not row.arm.trial]
+
+    def claims(self) -> list[Claim]:
+        """Return the orderings to check."""
+        return [Claim(**claim) for claim in self.suite["claims"]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        document = {
+            "schema": SCHEMA,
+            "suite": self.suite,
+            "code": self.code,
+            "hardware": self.hardware,
+            "rows": [vars(row) | {"arm": vars(row.arm)} for row in self.rows],
+            "runs": self.runs,
+            "recipes": self.recipes,
+        }
+        plain: dict[str, Any] = finite(document)
+        return plain
+
+    def write(self, path: Path) -> Path:
+        """Write `results.json`, whole or not at all.
+
+        Args:
+            path: The file.
+        """
+        write_whole(path, (json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n").encode(), Disk())
+        return path
+
+
+def read_results(path: Path) -> Results:
+    """Read what `Results.write` wrote.
+
+    Args:
+        path: The file, or the folder of a comparison.
+
+    Raises:
+        ConfigError: There is none, or it is something else.
+    """
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Row(**(row | {"arm": Arm(**(row["arm"] | {"jobs": tuple(row["arm"]["jobs"])}))})) for row in document["rows"]]
+        kept = {name: document[name] for name in ("suite", "code", "hardware", "runs", "recipes")}
+        return Results(rows=rows, **kept)
+    except OSError as error:
+        raise ConfigError(f"{path}: no results here ({error.strerror}); name the --out of a comparison") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: not the results of a comparison ({error!r})") from error
+
+
+def collect(plan: Plan, out: Path) -> Results:
+    """Read how every run of a plan stands.
+
+    Args:
+        plan: The plan.
+        out: Folder of the comparison.
+    """
+    runs = {address: Workplace(out, job).record() for address, job in plan.jobs.items()}
+    recipes: dict[str, str] = {}
+    for job in plan.jobs.values():
+        recipes.setdefault(job.title.split(", seed")[0], dumps(job.run))
+    return Results(
+        suite=_told(plan.suite),
+        code=code_version(),
+        hardware=_hardware(),
+        rows=[_row(arm, plan, runs) for arm in plan.arms],
+        runs=runs,
+        recipes=recipes,
+    )
+
+
+def _row(arm: Arm, plan: Plan, runs: Mapping[str, Mapping[str, Any]]) -> Row:
+    if not arm.jobs:
+        return Row(arm=arm, status="missing", reason=arm.missing)
+    chain = [runs[address] for address in arm.jobs]
+    for record in chain:
+        if record["status"] == "failed":
+            return Row(arm=arm, status="failed", reason=f"{record['title']}: {record['reason']}")
+    last = chain[-1]
+    if last["status"] != "finished":
+        return Row(arm=arm, status="unfinished", reason=f"{last['steps']} of {last['planned_steps']} steps")
+    stages = next(entry for entry in plan.suite.downstreams if entry.name == arm.downstream).stages
+    before = sum(record["seconds"] for record in chain[: -len(stages)])
+    return Row(
+        arm=arm,
+        status="finished",
+        results=last["results"],
+        seconds=sum(record["seconds"] for record in chain),
+        pretraining=before,
+    )
+
+
+def _told(suite: Suite) -> dict[str, Any]:
+    return {
+        "name": suite.name,
+        "question": suite.question,
+        "scale": suite.scale,
+        "seeds": list(suite.seeds),
+        "pretrainings": suite.pretrainings,
+        "rates": list(suite.rates),
+        "fractions": list(suite.fractions),
+        "threads": suite.threads,
+        "models": [model_name(model) for model in suite.models()],
+        "methods": [
+            {
+                "name": method.name,
+                "title": method.title,
+                "role": method.role,
+                "missing": method.missing,
+                "cite": sorted({stage.task.cite for stage in method.stages}),
+            }
+            for method in suite.methods
+        ],
+        "downstreams": [
+            {
+                "name": entry.name,
+                "metric": entry.metric,
+                "train": entry.train.name,
+                "val": entry.val.name,
+                "unlabelled": entry.unlabelled.name,
+                "cite": sorted({stage.task.cite for stage in entry.stages}),
+            }
+            for entry in suite.downstreams
+        ],
+        "claims": [vars(claim) for claim in suite.claims],
+        "tables": list(suite.tables),
+    }
+
+
+def _hardware() -> dict[str, Any]:
+    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+
+
+def _processor() -> str:
+    """Return the processor's own name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

@@ -1,0 +1,243 @@
+"""Results -> what they show: means with intervals, differences paired by seed, and significance in words.
+
+Bootstrap intervals of three seeds are too narrow, because three numbers can't show how far a fourth may fall; where an
+interval and the paired test disagree, believe the test. Its p-values are adjusted for the number of comparisons of a
+downstream task, after Benjamini and Hochberg.
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.results import Results, Row
+from benchmarks.suite import Claim
+
+LEVEL = 0.05
+"""Differences with an adjusted p-value below this are called significant."""
+
+CONFIDENCE = 0.95
+
+Group = tuple[str, str, float, str]
+"""Downstream task, model, share of the labels, method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One method under one condition, over seeds.
+
+    Attributes:
+        downstream: Name of the downstream task.
+        model: Name of the model.
+        fraction: Share of the labels.
+        method: Name of the method.
+        metric: What was measured.
+        values: One a seed.
+        mean: Their mean.
+        spread: Their standard deviation; none for one seed.
+        interval: Bootstrap confidence interval of the mean; none for one seed.
+        seconds: Mean time of a row, pretraining included.
+    """
+
+    downstream: str
+    model: str
+    fraction: float
+    method: str
+    metric: str
+    values: tuple[float, ...]
+    mean: float
+    spread: float | None
+    interval: tuple[float, float] | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two methods under one condition, paired by seed.
+
+    Attributes:
+        downstream: Name of the downstream task.
+        model: Name of the model.
+        fraction: Share of the labels.
+        method: The one.
+        baseline: The other.
+        values: The one minus the other, one a seed.
+        mean: Their mean.
+        interval: Bootstrap confidence interval of the mean.
+        p: Of the paired t-test, adjusted for the comparisons of the task; none for fewer than two seeds.
+    """
+
+    downstream: str
+    model: str
+    fraction: float
+    method: str
+    baseline: str
+    values: tuple[float, ...]
+    mean: float
+    interval: tuple[float, float] | None
+    p: float | None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is unlikely to be chance."""
+        return self.p is not None and self.p < LEVEL
+
+    def words(self) -> str:
+        """Say what the difference shows."""
+        if self.p is None:
+            return "one seed: shows nothing about chance"
+        direction = "better" if self.mean > 0 else "worse" if self.mean < 0 else "equal"
+        seeds = f"{sum(value * self.mean > 0 for value in self.values)} of {len(self.values)} seeds"
+        if self.significant:
+            return f"significantly {direction} (p = {self.p:.2g}, {seeds})"
+        return f"{direction} in the mean, not significant (p = {self.p:.2g}, {seeds})"
+
+
+def summaries(results: Results) -> list[Summary]:
+    """Summarise every method under every condition, in the order of the suite."""
+    metrics = {entry["name"]: entry["metric"] for entry in results.suite["downstreams"]}
+    found = []
+    for (downstream, model, fraction, method), rows in _grouped(results).items():
+        values = tuple(float(row.results[metrics[downstream]]) for row in rows)
+        found.append(
+            Summary(
+                downstream=downstream,
+                model=model,
+                fraction=fraction,
+                method=method,
+                metric=metrics[downstream],
+                values=values,
+                mean=float(np.mean(values)),
+                spread=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                interval=interval(values),
+                seconds=float(np.mean([row.seconds or 0.0 for row in rows])),
+            )
+        )
+    return found
+
+
+def differences(results: Results, baseline: str) -> list[Difference]:
+    """Compare every method with one of them, seed by seed.
+
+    Args:
+        results: The results.
+        baseline: Name of that method; where it was not measured there is nothing to compare.
+    """
+    groups = _grouped(results)
+    metrics = {entry["name"]: entry["metric"] for entry in results.suite["downstreams"]}
+    found = []
+    for (downstream, model, fraction, method), rows in groups.items():
+        others = groups.get((downstream, model, fraction, baseline), [])
+        if method != baseline and others:
+            found.append(
+                _difference((downstream, model, fraction, method), baseline, rows, others, metrics[downstream])
+            )
+    return _adjusted([difference for difference in found if difference.values])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the bootstrap confidence interval of a mean; none for one value.
+
+    Args:
+        values: The sample.
+    """
+    if len(values) < 2:
+        return None
+    if len(set(values)) == 1:
+        return values[0], values[0]
+    # Percentiles and not the bias-corrected form, which is undefined for some samples as small as these.
+    found = stats.bootstrap(
+        (np.asarray(values),), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def judge(claim: Claim, results: Results) -> str:
+    """Say whether an ordering shows at this scale.
+
+    Args:
+        claim: The ordering.
+        results: The results.
+    """
+    found = [
+        difference
+        for difference in differences(results, claim.lower)
+        if difference.method == claim.higher and difference.downstream == claim.downstream
+    ]
+    if not found:
+        return "not measured"
+    verdicts = [f"{_verdict(claim, difference)} ({_told(difference)})" for difference in found]
+    return "; ".join(verdicts)
+
+
+def _verdict(claim: Claim, difference: Difference) -> str:
+    if difference.p is None:
+        return "one seed: not decided"
+    if claim.kind == "no gain":
+        if difference.mean > 0 and difference.significant:
+            return "does not reproduce: there is a gain"
+        return "reproduces: no significant gain"
+    if difference.mean >= 0:
+        return "reproduces" if difference.significant else "reproduces in the mean, not significant"
+    return "does not reproduce: reversed" if difference.significant else "not shown: reversed in the mean, not significant"
+
+
+def _told(difference: Difference) -> str:
+    low, high = difference.interval or (difference.mean, difference.mean)
+    p = "" if difference.p is None else f", p = {difference.p:.2g}"
+    return f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]{p}"
+
+
+def _grouped(results: Results) -> dict[Group, list[Row]]:
+    groups: dict[Group, list[Row]] = defaultdict(list)
+    metrics = {entry["name"]: entry["metric"] for entry in results.suite["downstreams"]}
+    for row in results.measured():
+        if isinstance(row.results.get(metrics[row.arm.downstream]), int | float):
+            groups[row.arm.downstream, row.arm.model, row.arm.fraction, row.arm.method].append(row)
+    return groups
+
+
+def _difference(group: Group, baseline: str, rows: list[Row], others: list[Row], metric: str) -> Difference:
+    theirs = {row.arm.seed: float(row.results[metric]) for row in others}
+    pairs = [(float(row.results[metric]), theirs[row.arm.seed]) for row in rows if row.arm.seed in theirs]
+    values = tuple(one - other for one, other in pairs)
+    downstream, model, fraction, method = group
+    return Difference(
+        downstream=downstream,
+        model=model,
+        fraction=fraction,
+        method=method,
+        baseline=baseline,
+        values=values,
+        mean=float(np.mean(values)) if values else 0.0,
+        interval=interval(values),
+        p=_paired(values),
+    )
+
+
+def _paired(values: Sequence[float]) -> float | None:
+    if len(values) < 2:
+        return None
+    if len(set(values)) == 1:
+        # Without any spread the test is undefined: no difference at all, or the same one every time.
+        return 1.0 if values[0] == 0 else 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        found: Any = stats.ttest_1samp(values, 0.0)
+    return float(found.pvalue)
+
+
+def _adjusted(found: list[Difference]) -> list[Difference]:
+    """Adjust p-values for the number of comparisons of each downstream task."""
+    result = list(found)
+    for downstream in {difference.downstream for difference in found}:
+        places = [n for n, entry in enumerate(found) if entry.downstream == downstream and entry.p is not None]
+        if places:
+            adjusted = stats.false_discovery_control([found[place].p for place in places])
+            for place, p in zip(places, adjusted, strict=True):
+                result[place] = replace(found[place], p=float(p))
+    return result

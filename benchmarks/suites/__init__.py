@@ -1,0 +1,36 @@
+"""name -> suite: every comparison that the project defines; each is a function of a setting and reads as a document."""
+
+from benchmarks.suite import Setting, Suite, SuiteFunction
+from benchmarks.suites import ours, paper, smoke
+from ssldet.errors import ConfigError, suggest
+
+SUITES: dict[str, SuiteFunction] = {
+    "smoke": smoke.smoke,
+    "paper/table1": paper.table1,
+    "paper/table2": paper.table2,
+    "paper/table3": paper.table3,
+    "paper/table4": paper.table4,
+    "paper/table5": paper.table5,
+    "paper/table6": paper.table6,
+    "paper/fig6": paper.fig6,
+    "paper/fig7": paper.fig7,
+    "ours/matching": ours.matching,
+    "zoo": ours.zoo,
+    "own_data": ours.own_data,
+}
+"""Name -> function."""
+
+
+def find_suite(name: str, setting: Setting) -> Suite:
+    """Return a suite by name.
+
+    Args:
+        name: One of `SUITES`.
+        setting: What it is made for.
+
+    Raises:
+        ConfigError: No such suite, or data that it needs were not given.
+    """
+    if name not in SUITES:
+        raise ConfigError(f"no suite {name!r}{suggest(name, SUITES)}; there are {', '.join(SUITES)}")
+    return SUITES[name](setting)

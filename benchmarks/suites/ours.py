@@ -1,0 +1,113 @@
+"""setting -> comparisons of our own: does matching within own groups carry over, which task pays, does any on your data."""
+
+from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
+from benchmarks.suites import parts
+from ssldet.recipe import override
+from ssldet.registry import find, names
+from ssldet.task import PretextTask
+
+JITTER = {"none": 0.0, "half": 0.5, "full": 1.0}
+"""Name -> strength relative to UP-DETR's jitter of patches."""
+
+
+def matching(setting: Setting) -> Suite:
+    """Own groups or all queries x strength of jitter. Full: `imagenet`, `voc_train`, `voc_test`."""
+    scale = setting.scale
+    methods = [parts.none(), parts.backbone_only(scale)]
+    strengths = [name for name in JITTER if scale == "full" or name != "half"]
+    for name in strengths:
+        for kind, words in (("own_group", "own groups"), ("global", "all queries")):
+            methods.append(
+                parts.updetr(
+                    scale,
+                    f"{kind}/{name}",
+                    f"matched within {words}, jitter {name}",
+                    task__matching=kind,
+                    **_jitter(JITTER[name]),
+                )
+            )
+    if scale == "full":
+        imagenet, train, val = setting.given("imagenet", "voc_train", "voc_test")
+        downstream = parts.full_detection("short", (train, val, imagenet), 150, {})
+    else:
+        downstream = parts.detection_on_scenes("short", parts.SHORT)
+    claims = [
+        Claim(
+            words=f"own groups are at least as good as all queries, jitter {name}",
+            higher=f"own_group/{name}",
+            lower=f"global/{name}",
+            downstream="short",
+        )
+        for name in strengths
+    ]
+    question = "Does matching within own groups carry over to detection?"
+    return _suite("ours/matching", question, setting, methods, (downstream,), tuple(claims), 3)
+
+
+def zoo(setting: Setting) -> Suite:
+    """Every registered pretext task against the baselines. Full: `imagenet`, `voc_train`, `voc_test`."""
+    scale = setting.scale
+    recipe = "tiny" if scale == "tiny" else "r50"
+    methods = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
+    if scale == "tiny":
+        methods.append(parts.both(scale))
+    for name in names("ssldet.tasks"):
+        if name == "random_query_patch" or not issubclass(find("ssldet.tasks", name), PretextTask):
+            continue
+        if f"{name}/{recipe}" in names("ssldet.recipes"):
+            methods.append(Method(name=name, title=name, stages=(parts.recipe(f"{name}/{recipe}"),)))
+        else:
+            methods.append(Method(name=name, title=name, missing=f"it has no recipe {name}/{recipe}"))
+    if scale == "full":
+        imagenet, train, val = setting.given("imagenet", "voc_train", "voc_test")
+        downstream = parts.full_detection("voc-150", (train, val, imagenet), 150, {})
+    else:
+        downstream = parts.detection_on_scenes("short", parts.SHORT)
+    return _suite("zoo", "Which pretext task pays?", setting, methods, (downstream,), (), 3)
+
+
+def own_data(setting: Setting) -> Suite:
+    """Your images: `images` without labels, `train` and `val` with; tiny is a first look, full a real answer."""
+    scale = setting.scale
+    images, train, val = setting.given("images", "train", "val")
+    if scale == "tiny":
+        run = parts.tiny_detection(parts.LONG)
+    else:
+        run = override(parts.recipe("detection/r50"), {"budget.epochs": 150.0})
+    downstream = Downstream(name="own", stages=(run,), train=train, val=val, unlabelled=images)
+    methods = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
+    claim = Claim(words="pretraining on these images pays", higher="updetr", lower="backbone", downstream="own")
+    suite = _suite("own_data", "Does pretraining pay on these images?", setting, methods, (downstream,), (claim,), 3)
+    return suite
+
+
+def _jitter(strength: float) -> dict[str, object]:
+    """Return UP-DETR's jitter of patches times a strength."""
+    usual = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.2, "blur": 0.5}
+    fields: dict[str, object] = {f"task__jitter__{name}": strength * value for name, value in usual.items()}
+    return fields | {"task__jitter__probability": 0.8 if strength else 0.0}
+
+
+def _suite(
+    name: str,
+    question: str,
+    setting: Setting,
+    methods: list[Method],
+    downstreams: tuple[Downstream, ...],
+    claims: tuple[Claim, ...],
+    seeds: int,
+) -> Suite:
+    scale = setting.scale
+    return Suite(
+        name=name,
+        question=question,
+        scale=scale,
+        methods=tuple(methods),
+        backbones=parts.backbones(scale),
+        detectors=parts.detectors(scale),
+        downstreams=downstreams,
+        fractions=(0.1, 1.0) if name == "own_data" and scale == "full" else (1.0,),
+        seeds=setting.numbers(seeds),
+        threads=None if scale == "full" else 1,
+        claims=claims,
+    )

@@ -1,0 +1,147 @@
+"""scale -> the parts that suites share: networks, pretraining methods with their baselines, tasks on generated scenes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from benchmarks.suite import Data, Downstream, Generated, Given, Method, Scale, Setting
+from ssldet.detectors.base import DetectorConfig
+from ssldet.engine.run import Run
+from ssldet.nn.backbones import BackboneConfig
+from ssldet.recipe import override
+from ssldet.registry import find, names
+
+RECIPES = {"full": "random_query_patch/paper", "tiny": "random_query_patch/tiny"}
+"""Scale -> what stands for UP-DETR. At tiny scale it matches within own groups: over all queries it learns nothing
+there, as `ours/matching` measures."""
+
+BACKBONE_TASKS = ("swav", "moco_v2")
+"""Pretext tasks that teach a backbone alone, the preferred one first."""
+
+TINY_PRETRAINING: Mapping[str, object] = {"budget.steps": 600, "checkpoint.every_steps": 150, "optim.lr_backbone": 5e-4}
+"""How tiny pretraining differs from its recipe: shorter, and a backbone that is not frozen learns as in fine-tuning."""
+
+SHORT, LONG = 100, 200
+"""Steps of tiny fine-tuning in place of the paper's 150 and 300 epochs."""
+
+
+def recipe(name: str) -> Run:
+    """Return a registered recipe."""
+    run: Run = find("ssldet.recipes", name)()
+    return run
+
+
+def detectors(scale: Scale) -> tuple[DetectorConfig, ...]:
+    """Return the detector of a scale: UP-DETR's at full scale."""
+    return (recipe("detection/r50" if scale == "full" else "detection/tiny").detector,)
+
+
+def backbones(scale: Scale) -> tuple[BackboneConfig, ...]:
+    """Return the backbone of a scale, with fresh weights: methods bring their own."""
+    detector = detectors(scale)[0]
+    backbone: BackboneConfig = detector.backbone  # type: ignore[attr-defined]  # DETR has one
+    return (replace(backbone, weights=None),)
+
+
+def none() -> Method:
+    """Return the baseline of no pretraining."""
+    return Method(name="none", title="no pretraining: fresh weights everywhere", role="none")
+
+
+def backbone_only(scale: Scale) -> Method:
+    """Return the baseline of a pretrained backbone with a fresh transformer, the paper's DETR."""
+    if scale == "full":
+        return Method(name="backbone", title="SwAV's published backbone alone", role="backbone", weights="swav")
+    stage, missing = backbone_stage()
+    title = "a backbone pretrained on the same images alone"
+    return Method(name="backbone", title=title, stages=stage, role="backbone", missing=missing)
+
+
+def backbone_stage() -> tuple[tuple[Run, ...], str]:
+    """Return a run that teaches a tiny backbone alone, or why there is none."""
+    known = names("ssldet.recipes")
+    for task in BACKBONE_TASKS:
+        if f"{task}/tiny" in known:
+            return (recipe(f"{task}/tiny"),), ""
+    return (), f"no pretext task for backbones is installed (looked for: {', '.join(BACKBONE_TASKS)})"
+
+
+def updetr(scale: Scale, name: str = "updetr", title: str = "UP-DETR", **changes: object) -> Method:
+    """Return random query patch detection: on SwAV's backbone at full scale, on a fresh one at tiny scale.
+
+    Args:
+        scale: How large.
+        name: Of the method.
+        title: What it is.
+        changes: Fields of the recipe with `__` for dots.
+    """
+    assignments = {field.replace("__", "."): value for field, value in changes.items()}
+    if scale == "tiny":
+        assignments = {**TINY_PRETRAINING, **assignments}
+    run = override(recipe(RECIPES[scale]), assignments)
+    return Method(name=name, title=title, stages=(run,), weights="swav" if scale == "full" else None)
+
+
+def both(scale: Scale) -> Method:
+    """Return backbone pretraining followed by random query patch detection on that backbone, at tiny scale."""
+    stage, missing = backbone_stage()
+    whole = updetr(scale)
+    title = "a backbone pretrained on the same images, then UP-DETR on it"
+    return replace(whole, name="both", title=title, stages=(*stage, *whole.stages), missing=missing)
+
+
+def scenes(name: str, images: int, seed: int, form: str = "images") -> Generated:
+    """Return a generated set."""
+    return Generated(name=name, images=images, seed=seed, form=form)  # type: ignore[arg-type]  # a word of its field
+
+
+def detection_on_scenes(name: str, steps: int, labelled: int = 300) -> Downstream:
+    """Return detection on generated scenes.
+
+    Args:
+        name: Of the task.
+        steps: Steps of fine-tuning.
+        labelled: Number of training images.
+    """
+    return Downstream(
+        name=name,
+        stages=(tiny_detection(steps),),
+        train=scenes("scenes-labelled", labelled, 1, "coco"),
+        val=scenes("scenes-held-out", 200, 2, "coco"),
+        unlabelled=scenes("scenes", 3000, 0),
+        unlabelled_val=scenes("scenes-held-out", 200, 2),
+    )
+
+
+def tiny_detection(steps: int) -> Run:
+    """Return the tiny detection recipe with a length, measured four times on the way."""
+    changes: dict[str, object] = {"budget.steps": steps, "evaluate_every": max(1, steps // 4)}
+    return override(recipe("detection/tiny"), changes)
+
+
+def tiny_on_disk(setting: Setting, name: str, steps: int) -> Downstream | None:
+    """Return detection on small images of one's own at tiny scale, if `photos`, `cards` and `cards_val` were given.
+
+    Args:
+        setting: Holds the places.
+        name: Of the task.
+        steps: Steps of fine-tuning.
+    """
+    if "cards" not in setting.places:
+        return None
+    photos, cards, held_out = setting.given("photos", "cards", "cards_val")
+    return Downstream(
+        name=name, stages=(tiny_detection(steps),), train=cards, val=held_out, unlabelled=photos, unlabelled_val=None
+    )
+
+
+def full_detection(name: str, data: tuple[Data, Data, Given], epochs: float, row: Mapping[str, str]) -> Downstream:
+    """Return detection at full scale.
+
+    Args:
+        name: Of the task.
+        data: Training images, images to measure on, and what is pretrained on.
+        epochs: Length of fine-tuning.
+        row: See `Downstream.row`.
+    """
+    run = override(recipe("detection/r50"), {"budget.epochs": epochs, "evaluate_every": 0})
+    return Downstream(name=name, stages=(run,), train=data[0], val=data[1], unlabelled=data[2], row=row)

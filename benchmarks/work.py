@@ -1,0 +1,182 @@
+"""Job <-> folder: where a run lives, who is at work in it, how it stands and what it measured.
+
+`OUT/runs/ADDRESS/` holds `recipe.toml` as it was launched, `job.json` with every launch, `log.txt` with what was said,
+and `run/`, an ordinary run folder.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from benchmarks.plan import Job
+from ssldet.engine.disk import Disk, write_whole
+from ssldet.engine.folder import RunFolder, read_lines
+from ssldet.recipe import fingerprint
+
+Standing = Literal["waiting", "started", "finished", "failed"]
+
+
+class Workplace:
+    """The folder of one job."""
+
+    def __init__(self, out: Path, job: Job) -> None:
+        """Point at it; nothing is read or written.
+
+        Args:
+            out: Folder of the whole comparison.
+            job: The job.
+        """
+        self.job = job
+        self.path = out / "runs" / job.address
+        self.run = run_of(out, job.address)
+        self.log = self.path / "log.txt"
+        self.recipe = self.path / "recipe.toml"
+        self._lock: BinaryIO | None = None
+
+    def standing(self) -> Standing:
+        """Say how far the job is; a run that was interrupted counts as started."""
+        status = self.run.status().get("status")
+        if status == "finished" and self.run.weights.is_file():
+            return "finished"
+        if self.note().get("failed"):
+            return "failed"
+        return "waiting" if status is None else "started"
+
+    def note(self) -> dict[str, Any]:
+        """Read `job.json`; empty where there is none."""
+        try:
+            return dict(json.loads((self.path / "job.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    def write_note(self, **facts: Any) -> None:
+        """Change some entries of `job.json`."""
+        document = {"address": self.job.address, "title": self.job.title} | self.note() | facts
+        write_whole(self.path / "job.json", (json.dumps(document, indent=2) + "\n").encode(), Disk())
+
+    def claim(self) -> BinaryIO | None:
+        """Take the job, unless somebody else has it.
+
+        The lock is the system's, on an open file that the launched process inherits: it is held as long as the runner
+        or the run is alive, and is free the moment both are dead, however they died.
+
+        Returns:
+            The open file to hand to the process; none where another runner, or a run that outlived its own, is at work.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / ".lock").open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return None
+        self._lock = file
+        return file
+
+    def owner(self) -> str:
+        """Say who holds, or held, the job; empty if it was given back in order."""
+        try:
+            return (self.path / ".lock").read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return ""
+
+    def sign(self, process: int) -> None:
+        """Write down who is at work.
+
+        Args:
+            process: The run's process.
+        """
+        assert self._lock is not None
+        self._lock.truncate(0)
+        self._lock.write(f"process {process} of runner {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._lock.flush()
+
+    def release(self) -> None:
+        """Give the job back."""
+        if self._lock is not None:
+            self._lock.truncate(0)
+            self._lock.close()
+            self._lock = None
+
+    def tidy(self) -> None:
+        """Remove what a finished run no longer needs: its checkpoints are most of its size."""
+        shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+
+    def last_words(self) -> str:
+        """Return why the last launch failed, as its log says."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        told = [line for line in lines if line.startswith(("error:", "stopped:"))] or lines
+        return next((line for line in reversed(told) if line.strip()), "")
+
+    def size(self) -> int:
+        """Return what the folder holds, in bytes."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    def record(self) -> dict[str, Any]:
+        """Return what is known of the job as plain values, without places on this machine."""
+        status, note = self.run.status(), self.note()
+        lines = read_lines(self.run.path / "metrics.jsonl")
+        standing = self.standing()
+        return {
+            "title": self.job.title,
+            "task": type(self.job.run.task).__name__,
+            "cite": self.job.run.task.cite,
+            "kind": kind_of(self.job),
+            "status": standing,
+            "reason": str(note.get("failed") or "") if standing == "failed" else "",
+            "planned_steps": self.job.steps,
+            "batch": self.job.run.data.batch_size,
+            "needs": list(self.job.needs),
+            "train": self.job.train.name,
+            "steps": status.get("steps", 0),
+            "seconds": status.get("seconds"),
+            "bytes": self.size() if self.path.is_dir() else 0,
+            "device": status.get("device", ""),
+            "versions": status.get("versions", {}),
+            "images": status.get("images"),
+            "results": status.get("results", {}) if standing == "finished" else {},
+            "curve": [numbers_of(line) for line in lines if line.get("kind") == "eval"],
+            "losses": thinned([(line["step"], line["loss"]) for line in lines if "loss" in line and "step" in line]),
+        }
+
+
+def run_of(out: Path, address: str) -> RunFolder:
+    """Return the run folder of an address.
+
+    Args:
+        out: Folder of the whole comparison.
+        address: Of a job.
+    """
+    return RunFolder(out / "runs" / address / "run")
+
+
+def results_of(out: Path, address: str) -> dict[str, Any]:
+    """Return what a run measured; empty while it has not finished."""
+    status = run_of(out, address).status()
+    return dict(status.get("results", {})) if status.get("status") == "finished" else {}
+
+
+def kind_of(job: Job) -> str:
+    """Return a word that runs share which cost the same a step: same task, network and batch."""
+    run = job.run
+    return f"{type(run.task).__name__}-{run.data.batch_size}-{fingerprint(run.detector)[:6]}-{job.train.name}"
+
+
+def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a line of the metrics file, groups left out."""
+    return {name: value for name, value in line.items() if isinstance(value, int | float) and name != "kind"}
+
+
+def thinned(points: list[tuple[float, float]], most: int = 60) -> list[tuple[float, float]]:
+    """Return at most so many points, evenly chosen, the last among them."""
+    if len(points) <= most:
+        return points
+    return [points[round(number * (len(points) - 1) / (most - 1))] for number in range(most)]
