@@ -134,7 +134,7 @@ class Runner:
         if before:
             log.info("%s: %s died here; going on from what it saved", address, before)
         command = self._prepare(place)
-        place.write_note(failed="", command=shlex.join(command[-12:]))
+        place.write_note(failed="", command=shlex.join(command))
         with place.log.open("ab") as log_file:
             process = self.start(command, self._environment(place.job), log_file, lock)
         place.sign(process.pid)

@@ -84,9 +84,9 @@ def table3(setting: Setting) -> Suite:
             name="one-shot",
             stages=(override(parts.recipe("one_shot/tiny"), changes),),
             train=parts.scenes("scenes-labelled", 300, 1, "coco"),
-            val=parts.scenes("scenes-held-out", 200, 2, "coco"),
+            val=parts.scenes("scenes-held-out", 150, 2, "coco"),
             unlabelled=parts.scenes("scenes", 3000, 0),
-            unlabelled_val=parts.scenes("scenes-held-out", 200, 2),
+            unlabelled_val=parts.scenes("scenes-held-out", 150, 2),
             metric="AP50_unseen",
         )
     base = "backbone" if scale == "full" else "none"

@@ -17,10 +17,10 @@ there, as `ours/matching` measures."""
 BACKBONE_TASKS = ("swav", "moco_v2")
 """Pretext tasks that teach a backbone alone, the preferred one first."""
 
-TINY_PRETRAINING: Mapping[str, object] = {"budget.steps": 600, "checkpoint.every_steps": 150, "optim.lr_backbone": 5e-4}
+TINY_PRETRAINING: Mapping[str, object] = {"budget.steps": 500, "checkpoint.every_steps": 100, "optim.lr_backbone": 5e-4}
 """How tiny pretraining differs from its recipe: shorter, and a backbone that is not frozen learns as in fine-tuning."""
 
-SHORT, LONG = 100, 200
+SHORT, LONG = 80, 160
 """Steps of tiny fine-tuning in place of the paper's 150 and 300 epochs."""
 
 
@@ -106,15 +106,15 @@ def detection_on_scenes(name: str, steps: int, labelled: int = 300) -> Downstrea
         name=name,
         stages=(tiny_detection(steps),),
         train=scenes("scenes-labelled", labelled, 1, "coco"),
-        val=scenes("scenes-held-out", 200, 2, "coco"),
+        val=scenes("scenes-held-out", 150, 2, "coco"),
         unlabelled=scenes("scenes", 3000, 0),
-        unlabelled_val=scenes("scenes-held-out", 200, 2),
+        unlabelled_val=scenes("scenes-held-out", 150, 2),
     )
 
 
 def tiny_detection(steps: int) -> Run:
     """Return the tiny detection recipe with a length, measured four times on the way."""
-    changes: dict[str, object] = {"budget.steps": steps, "evaluate_every": max(1, steps // 4)}
+    changes: dict[str, object] = {"budget.steps": steps, "evaluate_every": max(1, steps // 4), "checkpoint.every_steps": 80}
     return override(recipe("detection/tiny"), changes)
 
 

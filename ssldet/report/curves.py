@@ -68,13 +68,14 @@ def curves(series: Mapping[str, Points], title: str, ylabel: str) -> str:
     return seed_curves({name: [points] for name, points in series.items()}, title, ylabel)
 
 
-def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str) -> str:
+def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str, xlabel: str = "step") -> str:
     """Draw groups of runs that differ by their seed only: each run as a thin line, their mean as a thick one.
 
     Args:
         groups: Name -> one series of points a seed.
         title: Shown above.
         ylabel: Shown beside the vertical axis.
+        xlabel: Shown below the horizontal axis.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str)
         styles = _styles(len(groups))
         dropped = sum(_draw(axes, runs, *style) for runs, style in zip(groups.values(), styles, strict=True))
         axes.set_title(one_line(title))
-        axes.set_xlabel("step")
+        axes.set_xlabel(one_line(xlabel))
         axes.set_ylabel(one_line(ylabel))
         axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=False)
         _legend(axes, list(groups))
