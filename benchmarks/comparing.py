@@ -114,7 +114,9 @@ def _require_sound(plan: Plan, only: str) -> None:
     for job in plan.jobs.values():
         wrong += _problems_of(job)
     if not plan.jobs:
-        wrong.append(f"--filter: {only!r} fits no arm that can be run; arms are named METHOD/MODEL/TASK/FRACTION/seed-N")
+        wrong.append(
+            f"--filter: {only!r} fits no arm that can be run; arms are named METHOD/MODEL/TASK/FRACTION/seed-N"
+        )
     if wrong:
         raise ConfigError(list(dict.fromkeys(wrong)))
 

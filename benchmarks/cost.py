@@ -1,4 +1,4 @@
-"""Plan -> time and disk, predicted from what runs of the same kind took; what was never measured is said to be unknown."""
+"""Plan -> time and disk, predicted from runs of the same kind; what was never measured is unknown."""
 
 import json
 from collections import defaultdict
@@ -70,7 +70,9 @@ class Forecast:
             f"to do: {duration(self.seconds())} one after the other and {disk / 1e6:.0f} MB on disk"
         )
         if unknown:
-            shown.append(f"not counted: {unknown} runs of kinds that were never measured; they are after their first run")
+            shown.append(
+                f"not counted: {unknown} runs of kinds that were never measured; they are after their first run"
+            )
         if self.sources:
             shown.append(f"step times were measured: {', '.join(self.sources)}")
         shown += [f"not run, {count} rows: {reason}" for reason, count in self.missing.items()]
@@ -105,7 +107,7 @@ def forecast(plan: Plan, out: Path) -> Forecast:
         price = prices.get(kind_of(place.job))
         left = place.job.steps - int(place.run.status().get("steps", 0))
         lines.append(
-            (address, place.job.title, left, price and price.step * left, price and price.disk)
+            (address, place.job.title, left, price.step * left if price else None, price.disk if price else None)
         )
         sources |= {price.measured} if price else set()
     missing: dict[str, int] = defaultdict(int)

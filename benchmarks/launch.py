@@ -44,7 +44,7 @@ def start_process(
         log_file: Takes what it says.
         lock: Stays locked as long as it lives.
     """
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 - the user's own command
         command,
         env=dict(environment),
         stdin=subprocess.DEVNULL,
@@ -176,10 +176,10 @@ class Runner:
                 place.write_note(launches=launches)
                 place.tidy()
                 log.info("%s  finished in %.0f s: %s", address, seconds, place.job.title)
-            elif code == StoppedError.exit_code and place.run.status().get("status") == "stopped":
-                # Stopped by a scheduler or by us; unless we are stopping, it goes on at once.
+            elif self._stopping or code == StoppedError.exit_code:
+                # By us, perhaps before it could take any step; or by a scheduler, and then it goes on at once.
                 place.write_note(launches=launches)
-                log.info("%s  stopped after a save: %s", address, place.job.title)
+                log.info("%s  stopped: %s", address, place.job.title)
             else:
                 reason = place.last_words() or f"ended with exit code {code}"
                 place.write_note(launches=launches, failed=reason)

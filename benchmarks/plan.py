@@ -6,6 +6,7 @@ planned when its trials have been measured. Planning again costs nothing, becaus
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+
 from benchmarks.address import address_of, data_version
 from benchmarks.suite import Data, Downstream, Method, Suite
 from ssldet.detectors.base import DetectorConfig
@@ -127,13 +128,9 @@ class Plan:
         Args:
             wanted: Takes the name of an arm.
         """
-        arms = [
-            arm if wanted(arm.name) else replace(arm, jobs=(), missing="left out by --filter") for arm in self.arms
-        ]
+        arms = [arm if wanted(arm.name) else replace(arm, jobs=(), missing="left out by --filter") for arm in self.arms]
         needed = {address for arm in arms for address in arm.jobs}
-        return Plan(
-            suite=self.suite, jobs={name: job for name, job in self.jobs.items() if name in needed}, arms=arms
-        )
+        return Plan(suite=self.suite, jobs={name: job for name, job in self.jobs.items() if name in needed}, arms=arms)
 
 
 def plan_suite(suite: Suite, known: Known = lambda address, metric: None) -> Plan:
@@ -167,9 +164,7 @@ def _arms(
     plan: Plan, method: Method, model: DetectorConfig, downstream: Downstream, fraction: float, known: Known
 ) -> Iterator[Arm]:
     suite = plan.suite
-    arm = Arm(
-        method=method.name, model=model_name(model), downstream=downstream.name, fraction=fraction, seed=0
-    )
+    arm = Arm(method=method.name, model=model_name(model), downstream=downstream.name, fraction=fraction, seed=0)
     if method.missing:
         yield from (replace(arm, seed=seed, missing=method.missing) for seed in suite.seeds)
         return

@@ -111,7 +111,10 @@ def read_results(path: Path) -> Results:
     path = path / "results.json" if path.is_dir() else path
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Row(**(row | {"arm": Arm(**(row["arm"] | {"jobs": tuple(row["arm"]["jobs"])}))})) for row in document["rows"]]
+        rows = [
+            Row(**(row | {"arm": Arm(**(row["arm"] | {"jobs": tuple(row["arm"]["jobs"])}))}))
+            for row in document["rows"]
+        ]
         kept = {name: document[name] for name in ("suite", "code", "hardware", "runs", "recipes")}
         return Results(rows=rows, **kept)
     except OSError as error:
@@ -190,6 +193,7 @@ def _told(suite: Suite) -> dict[str, Any]:
                 "train": entry.train.name,
                 "val": entry.val.name,
                 "unlabelled": entry.unlabelled.name,
+                "row": dict(entry.row),
                 "cite": sorted({stage.task.cite for stage in entry.stages}),
             }
             for entry in suite.downstreams
@@ -200,7 +204,12 @@ def _told(suite: Suite) -> dict[str, Any]:
 
 
 def _hardware() -> dict[str, Any]:
-    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
 
 
 def _processor() -> str:

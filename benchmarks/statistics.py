@@ -183,13 +183,15 @@ def _verdict(claim: Claim, difference: Difference) -> str:
         return "reproduces: no significant gain"
     if difference.mean >= 0:
         return "reproduces" if difference.significant else "reproduces in the mean, not significant"
-    return "does not reproduce: reversed" if difference.significant else "not shown: reversed in the mean, not significant"
+    return (
+        "does not reproduce: reversed" if difference.significant else "not shown: reversed in the mean, not significant"
+    )
 
 
 def _told(difference: Difference) -> str:
     low, high = difference.interval or (difference.mean, difference.mean)
     p = "" if difference.p is None else f", p = {difference.p:.2g}"
-    return f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]{p}"
+    return f"{100 * difference.mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]{p}"
 
 
 def _grouped(results: Results) -> dict[Group, list[Row]]:

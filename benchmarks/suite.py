@@ -152,22 +152,20 @@ class Suite:
 
     def problems(self) -> list[str]:
         """Say what keeps this from being an honest comparison."""
-        wrong = []
-        for what in ("methods", "backbones", "detectors", "downstreams", "fractions", "seeds"):
-            if not getattr(self, what):
-                wrong.append(f"{what}: none; name at least one")
+        axes = ("methods", "backbones", "detectors", "downstreams", "fractions", "seeds")
+        wrong = [f"{what}: none; name at least one" for what in axes if not getattr(self, what)]
         for role, words in (("none", "no pretraining"), ("backbone", "backbone-only pretraining")):
             if not any(method.role == role for method in self.methods):
                 wrong.append(f"methods: the baseline of {words} is missing; add a method with role={role!r}")
         for what, found in (
             ("methods", [method.name for method in self.methods]),
             ("downstreams", [downstream.name for downstream in self.downstreams]),
-            ("seeds", list(self.seeds)),
+            ("seeds", [str(seed) for seed in self.seeds]),
         ):
-            twice = sorted({str(name) for name in found if found.count(name) > 1})
+            twice = sorted({name for name in found if found.count(name) > 1})
             wrong += [f"{what}: {name} occurs twice" for name in twice]
         wrong += [f"fractions: {share:g} is not between 0 and 1" for share in self.fractions if not 0 < share <= 1]
-        if not 1 <= self.pretrainings:
+        if self.pretrainings < 1:
             wrong.append(f"pretrainings: {self.pretrainings}; at least one")
         return wrong + [line for claim in self.claims for line in self._problems_of(claim)]
 
@@ -191,9 +189,7 @@ class Suite:
     def models(self) -> list[DetectorConfig]:
         """Return every detector around every backbone."""
         return [
-            override(detector, {"backbone": backbone})
-            for backbone in self.backbones
-            for detector in self.detectors
+            override(detector, {"backbone": backbone}) for backbone in self.backbones for detector in self.detectors
         ]
 
 

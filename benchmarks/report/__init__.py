@@ -1,4 +1,56 @@
-"""stub."""
-def write_reports(results, folder, pictures=None):
-    (folder/"report.md").write_text("stub\n")
-    return folder
+"""Results -> one folder to read: HTML in one file, Markdown with drawings, CSV, LaTeX; `results.json` holds it all."""
+
+from pathlib import Path
+
+from benchmarks.report.contents import Part, contents
+from benchmarks.report.text import to_csv, to_latex, to_markdown
+from benchmarks.results import Results
+from ssldet.report.page import Picture, Section, write_page
+
+
+def write_reports(results: Results, folder: Path, *, pictures: Path | None = None) -> Path:
+    """Write every form of the report.
+
+    Args:
+        results: What was measured, as far as it goes.
+        folder: Where to; it exists.
+        pictures: Folder of the comparison, for pictures of what was detected; none leaves them out.
+
+    Returns:
+        The page.
+    """
+    parts = contents(results)
+    (folder / "report.md").write_text(to_markdown(results, parts), encoding="utf-8")
+    (folder / "results.csv").write_text(to_csv(results), encoding="utf-8")
+    (folder / "results.tex").write_text(to_latex(results), encoding="utf-8")
+    for part in parts:
+        for name, svg in part.drawings.items():
+            (folder / "figures").mkdir(exist_ok=True)
+            (folder / "figures" / f"{part.file_of(name)}.svg").write_text(svg, encoding="utf-8")
+    shown = [_section(part) for part in parts]
+    if pictures is not None and (found := _pictures(results, pictures)):
+        shown.insert(-3, Section(heading="What was detected", pictures=found))
+    suite = results.suite
+    return write_page(
+        folder / "report.html",
+        f"{suite['name']}, {suite['scale']}",
+        shown,
+        status="finished" if results.complete else "unfinished",
+        figures=[("rows", str(len(results.rows))), ("runs", str(len(results.runs))), ("code", results.code)],
+        lead=suite["question"],
+    )
+
+
+def _section(part: Part) -> Section:
+    return Section(heading=part.heading, text=part.text, code=part.code, table=part.table, svg=dict(part.drawings))
+
+
+def _pictures(results: Results, out: Path) -> list[Picture]:
+    """Return the last preview of the first seed of every method."""
+    found = []
+    seed = min((row.arm.seed for row in results.measured()), default=0)
+    for row in results.measured():
+        drawn = sorted((out / "runs" / row.arm.jobs[-1] / "run" / "previews").glob("*.png"))
+        if row.arm.seed == seed and drawn:
+            found.append(Picture(image=drawn[-1], caption=f"{row.arm.method}, {row.arm.downstream}, seed {seed}"))
+    return found

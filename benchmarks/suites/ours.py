@@ -1,4 +1,4 @@
-"""setting -> comparisons of our own: does matching within own groups carry over, which task pays, does any on your data."""
+"""setting -> comparisons of our own: what matching teaches, which task pays, and whether one does on your data."""
 
 from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
 from benchmarks.suites import parts
@@ -77,15 +77,16 @@ def own_data(setting: Setting) -> Suite:
     downstream = Downstream(name="own", stages=(run,), train=train, val=val, unlabelled=images)
     methods = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
     claim = Claim(words="pretraining on these images pays", higher="updetr", lower="backbone", downstream="own")
-    suite = _suite("own_data", "Does pretraining pay on these images?", setting, methods, (downstream,), (claim,), 3)
-    return suite
+    return _suite("own_data", "Does pretraining pay on these images?", setting, methods, (downstream,), (claim,), 3)
 
 
 def _jitter(strength: float) -> dict[str, object]:
     """Return UP-DETR's jitter of patches times a strength."""
     usual = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.2, "blur": 0.5}
-    fields: dict[str, object] = {f"task__jitter__{name}": strength * value for name, value in usual.items()}
-    return fields | {"task__jitter__probability": 0.8 if strength else 0.0}
+    chances: dict[str, object] = {"task__jitter__probability": 0.8 if strength else 0.0}
+    if not strength:
+        usual = {"grey": 0.0, "blur": 0.0}
+    return chances | {f"task__jitter__{name}": strength * value for name, value in usual.items()}
 
 
 def _suite(

@@ -1,4 +1,4 @@
-"""setting -> the tables and figures of UP-DETR (Dai et al. 2021), at the paper's scale or with the same axes in minutes.
+"""setting -> the tables and figures of UP-DETR (Dai et al. 2021), at its scale or with the same axes in minutes.
 
 At full scale each function says what `--data` must name; learning rates are those of the recipes, the same for every
 method. One seed is what the paper has; `--seeds` takes more.
@@ -17,7 +17,9 @@ def table1(setting: Setting) -> Suite:
     methods = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
     if scale == "full":
         rows = ({"backbone": "DETR/150", "updetr": "UP-DETR/150"}, {"backbone": "DETR/300", "updetr": "UP-DETR/300"})
-        downstreams = [_voc(setting, f"voc-{epochs:g}", epochs, row) for epochs, row in zip(VOC_EPOCHS, rows, strict=True)]
+        downstreams = [
+            _voc(setting, f"voc-{epochs:g}", epochs, row) for epochs, row in zip(VOC_EPOCHS, rows, strict=True)
+        ]
         base, short, long = "backbone", "voc-150", "voc-300"
     else:
         methods.append(parts.both(scale))
@@ -106,7 +108,10 @@ def table4(setting: Setting) -> Suite:
         stages = (parts.recipe("panoptic/r50-boxes"), parts.recipe("panoptic/r50"))
     else:
         unlabelled = parts.scenes("scenes", 3000, 0)
-        train, val = parts.scenes("stuff-labelled", 300, 3, "panoptic"), parts.scenes("stuff-held-out", 60, 4, "panoptic")
+        train, val = (
+            parts.scenes("stuff-labelled", 300, 3, "panoptic"),
+            parts.scenes("stuff-held-out", 60, 4, "panoptic"),
+        )
         steps: dict[str, object] = {"budget.steps": parts.LONG}
         stages = (
             override(parts.recipe("panoptic/tiny-boxes"), steps),
@@ -133,23 +138,31 @@ def table5(setting: Setting) -> Suite:
     methods = [parts.none(), parts.backbone_only(scale)]
     for case, (frozen, rebuilt) in cases.items():
         words = f"backbone {'frozen' if frozen else 'learns'}, {'with' if rebuilt else 'without'} reconstruction"
-        # The paper's target was not detached, which is what can collapse in case (c).
+        # The paper's target was not detached, which is what can collapse in case (c); frozen, it makes no difference.
         method = parts.updetr(
             scale,
             f"({case})",
             words,
             task__freeze_backbone=frozen,
             task__reconstruction=rebuilt,
-            task__detach_target=False,
+            task__detach_target=frozen,
             **_ablation(setting),
         )
         methods.append(method)
     rows = {"backbone": "DETR scratch"} | {f"({case})": f"({case})" for case in cases}
     downstream = _short(setting, rows)
     claims = [
-        Claim(words="frozen is at least as good, without reconstruction", higher="(b)", lower="(a)", downstream="short"),
+        Claim(
+            words="frozen is at least as good, without reconstruction", higher="(b)", lower="(a)", downstream="short"
+        ),
         Claim(words="frozen is at least as good, with reconstruction", higher="(d)", lower="(c)", downstream="short"),
-        Claim(words="no gain from reconstruction once frozen", higher="(d)", lower="(b)", downstream="short", kind="no gain"),
+        Claim(
+            words="no gain from reconstruction once frozen",
+            higher="(d)",
+            lower="(b)",
+            downstream="short",
+            kind="no gain",
+        ),
         Claim(words="frozen pretraining is at least as good as none", higher="(b)", lower="none", downstream="short"),
     ]
     question = "Must the backbone be frozen, and does reconstruction help?"
@@ -185,10 +198,21 @@ def fig7(setting: Setting) -> Suite:
     """Query shuffle. Full: as table 6."""
     scale = setting.scale
     plain = parts.updetr(scale, "plain", "queries keep their patches", task__shuffle=False, **_ablation(setting))
-    mixed = parts.updetr(scale, "shuffled", "queries in a new order each step", task__shuffle=True, **_ablation(setting))
+    mixed = parts.updetr(
+        scale, "shuffled", "queries in a new order each step", task__shuffle=True, **_ablation(setting)
+    )
     methods = [parts.none(), parts.backbone_only(scale), plain, mixed]
-    claim = Claim(words="shuffling brings no gain", higher="shuffled", lower="plain", downstream="short", kind="no gain")
-    return _suite("fig7", "What does query shuffle change?", setting, methods, [_short(setting, {})], [claim])
+    claim = Claim(
+        words="shuffling brings no gain", higher="shuffled", lower="plain", downstream="short", kind="no gain"
+    )
+    return _suite(
+        "fig7",
+        "What does query shuffle change?",
+        setting,
+        methods,
+        [_short(setting, {"plain": "plain", "shuffled": "shuffled"})],
+        [claim],
+    )
 
 
 def _ablation(setting: Setting) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""scale -> the parts that suites share: networks, pretraining methods with their baselines, tasks on generated scenes."""
+"""scale -> what suites are made of: networks, pretraining methods with their baselines, tasks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -114,7 +114,11 @@ def detection_on_scenes(name: str, steps: int, labelled: int = 300) -> Downstrea
 
 def tiny_detection(steps: int) -> Run:
     """Return the tiny detection recipe with a length, measured four times on the way."""
-    changes: dict[str, object] = {"budget.steps": steps, "evaluate_every": max(1, steps // 4), "checkpoint.every_steps": 80}
+    changes: dict[str, object] = {
+        "budget.steps": steps,
+        "evaluate_every": max(1, steps // 4),
+        "checkpoint.every_steps": 80,
+    }
     return override(recipe("detection/tiny"), changes)
 
 

@@ -1,4 +1,4 @@
-"""setting -> the smallest suite that takes every road: two stages of pretraining, both baselines, failures, statistics."""
+"""setting -> the smallest suite that takes every road of the runner."""
 
 from dataclasses import replace
 
@@ -15,9 +15,7 @@ def smoke(setting: Setting) -> Suite:
     steps: dict[str, object] = {"budget.steps": STEPS["pretraining"], "checkpoint.every_steps": 6, "data.batch_size": 8}
     methods = [parts.none(), parts.backbone_only("tiny"), parts.updetr("tiny"), parts.both("tiny")]
     methods = [replace(entry, stages=tuple(override(run, steps) for run in entry.stages)) for entry in methods]
-    short = override(
-        parts.tiny_detection(STEPS["fine-tuning"]), {"checkpoint.every_steps": 4, "data.batch_size": 8}
-    )
+    short = override(parts.tiny_detection(STEPS["fine-tuning"]), {"checkpoint.every_steps": 4, "data.batch_size": 8})
     downstream = Downstream(
         name="scenes",
         stages=(short,),

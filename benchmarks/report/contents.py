@@ -1,0 +1,265 @@
+"""Results -> the parts of a report, in words, tables and drawings, without a word on the form they take."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from benchmarks.published import TABLES
+from benchmarks.report.drawings import drawings_of_labels, drawings_of_learning, drawings_of_pretraining
+from benchmarks.results import Results
+from benchmarks.statistics import Difference, Summary, differences, judge, summaries
+from ssldet.citations import citation
+from ssldet.report.sections import Table
+from ssldet.report.wording import duration
+
+PERCENT = 100.0
+"""Measures are shares inside and percentages in a report, as papers print them."""
+
+DASH = "\u2013"
+"""Stands where there is nothing to say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A heading and what stands below it.
+
+    Attributes:
+        heading: The heading.
+        text: Paragraphs.
+        code: Kept line by line.
+        table: A table.
+        drawings: Title -> SVG.
+    """
+
+    heading: str
+    text: str = ""
+    code: str = ""
+    table: Table | None = None
+    drawings: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def file_of(title: str) -> str:
+        """Return a file name for a drawing."""
+        return re.sub(r"\W+", "-", title.casefold()).strip("-")
+
+
+def contents(results: Results) -> list[Part]:
+    """Return everything that a report says, in order."""
+    parts = [
+        _verdicts(results),
+        _main(results),
+        *_published(results),
+        Part(heading="Learning", text=_LEARNING, drawings=drawings_of_learning(results)),
+        Part(heading="Fewer labels", drawings=drawings_of_labels(results)),
+        _costs(results),
+        _pretraining(results),
+        _absent(results),
+        Part(heading="How it was compared", text=_rules(results)),
+        Part(heading="Where it ran", text=_environment(results)),
+        Part(heading="Recipes", code=_recipes(results)),
+        Part(heading="What to cite", code=_citations(results)),
+    ]
+    return [part for part in parts if part.text or part.code or part.drawings or (part.table and part.table.rows)]
+
+
+_LEARNING = (
+    "Thin lines are seeds, thick ones their mean. Against compute, a curve begins where its pretraining ended; time "
+    "was measured on this machine, and a pretraining that several arms share counts in full for each."
+)
+
+
+def result_table(results: Results) -> Table:
+    """Return one line a method and condition: mean, spread, interval, differences, published figure."""
+    against = {role: _by_group(results, role) for role in ("none", "backbone")}
+    rows = []
+    for summary in summaries(results):
+        key = (summary.downstream, summary.model, summary.fraction, summary.method)
+        rows.append(
+            (
+                summary.downstream,
+                summary.method,
+                f"{summary.fraction:.0%}",
+                _mean(summary),
+                _range(summary.interval),
+                len(summary.values),
+                *(_difference(against[role].get(key)) for role in against),
+                published_figure(results, summary),
+            )
+        )
+    columns = (
+        "task",
+        "method",
+        "labels",
+        "mean ± s.d.",
+        "95 % interval",
+        "seeds",
+        "to none",
+        "to backbone",
+        "published",
+    )
+    return Table(columns=columns, rows=rows)
+
+
+def published_figure(results: Results, summary: Summary) -> float | str:
+    """Return the figure that the paper printed for the same row at full scale, or a dash."""
+    task = next(entry for entry in results.suite["downstreams"] if entry["name"] == summary.downstream)
+    row = task.get("row", {}).get(summary.method)
+    for name in results.suite["tables"]:
+        figure = TABLES[name].figure(row, summary.metric) if row else None
+        if figure is not None:
+            return figure
+    return DASH
+
+
+def _verdicts(results: Results) -> Part:
+    rows = [(claim.words, claim.downstream, judge(claim, results)) for claim in results.claims()]
+    missing = [method for method in results.suite["methods"] if method["missing"]]
+    lines = [f"{method['name']} could not be run: {method['missing']}." for method in missing]
+    if not results.complete:
+        done = sum(row.status == "finished" for row in results.rows)
+        lines.insert(0, f"Unfinished: {done} of {len(results.rows)} rows have a result.")
+    table = Table(columns=("statement", "task", "what shows here: difference [95 % interval] in points"), rows=rows)
+    return Part(heading="What shows", text=" ".join(lines), table=table)
+
+
+def _main(results: Results) -> Part:
+    metrics = ", ".join(sorted({f"{task['name']}: {task['metric']}" for task in results.suite["downstreams"]}))
+    return Part(heading="Results", text=f"In percent ({metrics}).", table=result_table(results))
+
+
+def _published(results: Results) -> list[Part]:
+    return [
+        Part(
+            heading=f"Published, {name}: {TABLES[name].title}",
+            text=f"Printed by the paper at its own scale, not measured here. {TABLES[name].note}".strip(),
+            table=TABLES[name].table(),
+        )
+        for name in results.suite["tables"]
+    ]
+
+
+def _costs(results: Results) -> Part:
+    found = summaries(results)
+    baseline = _name_of(results, "none")
+    plain = {(entry.downstream, entry.model, entry.fraction): entry for entry in found if entry.method == baseline}
+    rows = []
+    for entry in found:
+        base = plain.get((entry.downstream, entry.model, entry.fraction))
+        gain = None if base is None else PERCENT * (entry.mean - base.mean)
+        minutes = None if base is None else (entry.seconds - base.seconds) / 60
+        paid = gain / minutes if gain is not None and minutes is not None and minutes > 0 else None
+        rows.append((entry.downstream, entry.method, PERCENT * entry.mean, duration(entry.seconds), gain, paid))
+    rows.sort(key=lambda row: (str(row[0]), -(row[5] if isinstance(row[5], float) else -1e9)))
+    return Part(
+        heading="What it costs",
+        text="Ranked by points gained over no pretraining for each minute that pretraining adds, on this machine.",
+        table=Table(columns=("task", "method", "mean", "time in all", "gain", "gain a minute"), rows=rows),
+    )
+
+
+def _pretraining(results: Results) -> Part:
+    told: dict[str, dict[str, Any]] = {}
+    for record in results.runs.values():
+        if record["title"].startswith("pretrain") and record["status"] == "finished":
+            numbers = {name: value for name, value in record["results"].items() if isinstance(value, int | float)}
+            losses = [value for _, value in record["losses"][-5:] if value is not None]
+            told[record["title"]] = {**numbers, "last loss": fmean(losses) if losses else None}
+    names = list(dict.fromkeys(name for numbers in told.values() for name in numbers))
+    rows = [(title, *(numbers.get(name) for name in names)) for title, numbers in told.items()]
+    return Part(
+        heading="Pretraining",
+        text="Measured on held-out images where the task has a measure; losses of different tasks do not compare."
+        if rows
+        else "",
+        table=Table(columns=("run", *names), rows=rows),
+        drawings=drawings_of_pretraining(results),
+    )
+
+
+def _absent(results: Results) -> Part:
+    counted: dict[tuple[str, str, str, str], int] = defaultdict(int)
+    for row in results.rows:
+        if row.status != "finished":
+            counted[row.arm.downstream, row.arm.method, row.status, row.reason] += 1
+    table = Table(
+        columns=("task", "method", "rows", "state", "why"),
+        rows=[(task, method, count, state, why) for (task, method, state, why), count in counted.items()],
+    )
+    return Part(heading="Without result", table=table)
+
+
+def _rules(results: Results) -> str:
+    suite = results.suite
+    rates = (
+        f"The learning rate of fine-tuning was chosen from {', '.join(f'{rate:g}' for rate in suite['rates'])} for "
+        "every method alike, by one further seed on the images that are measured on."
+        if suite["rates"]
+        else "Learning rates are those of the recipes, the same for every method, and were not tuned."
+    )
+    return (
+        f"Seeds {', '.join(map(str, suite['seeds']))}; seeds take turns with {suite['pretrainings']} pretraining(s) of "
+        "each method, so intervals hold the chance of fine-tuning, and that of pretraining only as far as there are "
+        "several. All methods fine-tune the same detector on the same images in the same order, for the same number of "
+        f"steps, and are measured alike. {rates}\n\n"
+        "Intervals are bootstrap percentiles; with few seeds they are too narrow, and where they disagree with the "
+        "test, believe the test: a t-test of differences paired by seed, adjusted for the number of comparisons of a "
+        "task (Benjamini and Hochberg). Significant means p < 0.05."
+    )
+
+
+def _environment(results: Results) -> str:
+    devices = sorted({str(record["device"]) for record in results.runs.values() if record["device"]})
+    versions = sorted(
+        {
+            ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+            for record in results.runs.values()
+            if record["versions"]
+        }
+    )
+    hardware = results.hardware
+    time = sum(record["seconds"] or 0.0 for record in results.runs.values())
+    lines = [
+        f"{hardware['processor']}, {hardware['cores']} cores, {hardware['system']}, Python {hardware['python']}; "
+        f"runs on {', '.join(devices) or 'nothing yet'}; {duration(time)} of training in all.",
+        f"Code {results.code}; {'; '.join(versions)}.",
+    ]
+    if len(versions) > 1 or len(devices) > 1:
+        lines.append("Mixed: runs of different devices or versions stand side by side.")
+    return "\n\n".join(lines)
+
+
+def _recipes(results: Results) -> str:
+    return "\n\n".join(f"# {title}\n{text}" for title, text in results.recipes.items())
+
+
+def _citations(results: Results) -> str:
+    groups: list[Mapping[str, Any]] = [*results.suite["methods"], *results.suite["downstreams"]]
+    keys = dict.fromkeys(key for entry in groups for key in entry["cite"])
+    return "\n\n".join(filter(None, map(citation, keys)))
+
+
+def _name_of(results: Results, role: str) -> str:
+    return next((str(method["name"]) for method in results.suite["methods"] if method["role"] == role), "")
+
+
+def _by_group(results: Results, role: str) -> dict[tuple[str, str, float, str], Difference]:
+    return {
+        (entry.downstream, entry.model, entry.fraction, entry.method): entry
+        for entry in differences(results, _name_of(results, role))
+    }
+
+
+def _mean(summary: Summary) -> str:
+    spread = "" if summary.spread is None else f" ± {PERCENT * summary.spread:.2f}"
+    return f"{PERCENT * summary.mean:.2f}{spread}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return DASH if interval is None else f"{PERCENT * interval[0]:.2f} to {PERCENT * interval[1]:.2f}"
+
+
+def _difference(difference: Difference | None) -> str:
+    return DASH if difference is None else f"{PERCENT * difference.mean:+.2f}: {difference.words()}"

@@ -1,0 +1,79 @@
+"""Results -> curves: a measure against epochs, against all compute and against labels; losses of pretraining."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benchmarks.results import Results, Row
+from ssldet.report.curves import Points, seed_curves
+
+Runs = dict[str, list[Points]]
+"""Method -> one curve a seed."""
+
+
+def drawings_of_learning(results: Results) -> dict[str, str]:
+    """Draw every task's measure while fine-tuning, against epochs and against the time of all stages."""
+    drawings = {}
+    for task in results.suite["downstreams"]:
+        name, metric = task["name"], task["metric"]
+        epochs: Runs = defaultdict(list)
+        compute: Runs = defaultdict(list)
+        for row, last in _rows(results, name):
+            points = [(point["step"], point[metric]) for point in last["curve"] if metric in point]
+            # A curve begins at nothing learned.
+            points = [(0.0, 0.0), *points]
+            epoch = last["batch"] / max(1, last["images"] or 1)
+            second = (last["seconds"] or 0.0) / max(1, last["steps"])
+            before = (row.seconds or 0.0) - (last["seconds"] or 0.0)
+            epochs[_label(row, results)].append([(step * epoch, value) for step, value in points])
+            compute[_label(row, results)].append([(before + step * second, value) for step, value in points])
+        if epochs:
+            drawings[f"{name}, against epochs"] = seed_curves(epochs, f"{name}: fine-tuning", metric, "epoch")
+            title = f"{name}: pretraining included"
+            drawings[f"{name}, against compute"] = seed_curves(compute, title, metric, "seconds")
+    return drawings
+
+
+def drawings_of_labels(results: Results) -> dict[str, str]:
+    """Draw every task's final measure against the share of labels, where there are several shares."""
+    if len(results.suite["fractions"]) < 2:
+        return {}
+    drawings = {}
+    for task in results.suite["downstreams"]:
+        found: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+        for row, _ in _rows(results, task["name"]):
+            value = row.results.get(task["metric"])
+            if isinstance(value, int | float):
+                found[_label(row, results, fraction=False), row.arm.seed].append((row.arm.fraction, value))
+        groups: Runs = defaultdict(list)
+        for (label, _), points in found.items():
+            groups[label].append(points)
+        if groups:
+            title = f"{task['name']}: fewer labels"
+            drawings[f"{task['name']}, against labels"] = seed_curves(groups, title, task["metric"], "share of labels")
+    return drawings
+
+
+def drawings_of_pretraining(results: Results) -> dict[str, str]:
+    """Draw the loss of every pretraining."""
+    groups: Runs = defaultdict(list)
+    for record in results.runs.values():
+        if record["title"].startswith("pretrain") and record["losses"]:
+            label = record["title"].removeprefix("pretrain ").split(", on ")[0]
+            groups[label].append([(x, y) for x, y in record["losses"] if y is not None])
+    return {"Loss of pretraining": seed_curves(groups, "pretraining", "loss")} if groups else {}
+
+
+def _rows(results: Results, task: str) -> Iterator[tuple[Row, Mapping[str, Any]]]:
+    for row in results.measured():
+        if row.arm.downstream == task:
+            yield row, results.runs[row.arm.jobs[-1]]
+
+
+def _label(row: Row, results: Results, *, fraction: bool = True) -> str:
+    parts = [row.arm.method]
+    if len(results.suite["models"]) > 1:
+        parts.append(row.arm.model)
+    if fraction and len(results.suite["fractions"]) > 1:
+        parts.append(f"{row.arm.fraction:.0%}")
+    return ", ".join(parts)
