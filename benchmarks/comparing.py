@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cost import Forecast, forecast
-from benchmarks.launch import Runner, command_of
+from benchmarks.launch import Runner, Start, command_of, start_process
 from benchmarks.plan import Job, Plan, plan_suite
 from benchmarks.report import write_reports
 from benchmarks.results import Results, collect
@@ -58,6 +58,7 @@ def compare(
     jobs: int = 1,
     only: str = "*",
     launcher: str = "",
+    start: Start = start_process,
 ) -> Compared | Forecast:
     """Carry out a suite, or what is left of it, and write its report.
 
@@ -72,6 +73,7 @@ def compare(
         jobs: Processes at a time.
         only: A shell pattern of the arms to run, matched with METHOD/MODEL/TASK/FRACTION/seed-N.
         launcher: See `benchmarks.launch.command_of`.
+        start: Starts a process; tests put another in its place.
 
     Raises:
         ConfigError: The suite or a choice makes no sense; nothing has been written then.
@@ -92,7 +94,7 @@ def compare(
     place = folder / f"{chosen.name.replace('/', '-')}-{chosen.scale}"
     place.mkdir(parents=True, exist_ok=True)
     try:
-        Runner(out=folder, jobs=jobs, launcher=launcher, seconds=budget).carry_out(plan_again)
+        Runner(out=folder, jobs=jobs, launcher=launcher, seconds=budget, start=start).carry_out(plan_again)
     finally:
         results = collect(plan_again(), folder)
         results.write(place / "results.json")

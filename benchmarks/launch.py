@@ -133,14 +133,24 @@ class Runner:
             return True
         if before:
             log.info("%s: %s died here; going on from what it saved", address, before)
-        command = self._prepare(place)
-        place.write_note(failed="", command=shlex.join(command))
-        with place.log.open("ab") as log_file:
-            process = self.start(command, self._environment(place.job), log_file, lock)
+        try:
+            process = self._process(place, lock)
+        except BaseException:
+            place.release()
+            raise
         place.sign(process.pid)
         log.info("%s  started: %s", address, place.job.title)
         self._active[address] = (place, process, time.monotonic())
         return True
+
+    def _process(self, place: Workplace, lock: BinaryIO) -> "subprocess.Popen[bytes]":
+        command = self._prepare(place)
+        place.write_note(failed="", command=shlex.join(command))
+        try:
+            with place.log.open("ab") as log_file:
+                return self.start(command, self._environment(place.job), log_file, lock)
+        except OSError as error:
+            raise ConfigError(f"--launcher: {command[0]} can't be started ({error.strerror})") from error
 
     def _prepare(self, place: Workplace) -> list[str]:
         """Write the recipe and return the command."""

@@ -1,0 +1,159 @@
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.comparing import compare
+from benchmarks.launch import Runner, command_of, start_process
+from benchmarks.plan import Plan, plan_suite
+from benchmarks.suite import Suite
+from benchmarks.work import Workplace
+from ssldet.engine.session import Session
+from ssldet.errors import ConfigError, StoppedError
+from ssldet.recipe import override
+from tests.benchmarks.conftest import Ended, InProcess
+
+
+class KilledError(BaseException):
+    """Stands for a signal that can't be caught."""
+
+
+def carry_out(plan: Plan, out: Path, start: Any, **choices: Any) -> None:
+    Runner(out=out, start=start, **choices).carry_out(lambda: plan)
+
+
+def results(plan: Plan, out: Path) -> dict[str, Any]:
+    return {address: Workplace(out, job).record()["results"] for address, job in plan.jobs.items()}
+
+
+@pytest.mark.slow
+def test_a_suite_that_was_cut_off_goes_on_and_ends_in_the_same_numbers(
+    suite: Suite, in_process: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_suite(suite)
+    carry_out(plan, tmp_path / "whole", in_process)
+    assert len(in_process.commands) == len(plan.jobs) == 5
+
+    steps = 0
+    update = Session.update
+
+    def dying(session: Session) -> None:
+        nonlocal steps
+        steps += 1
+        if steps in {2, 6}:
+            raise KilledError
+        update(session)
+
+    monkeypatch.setattr(Session, "update", dying)
+    cut = InProcess()
+    for _ in range(2):
+        with pytest.raises(KilledError):
+            carry_out(plan, tmp_path / "cut", cut)
+    carry_out(plan, tmp_path / "cut", cut)
+    assert sum("--resume" in command for command in cut.commands) == 2
+    assert len(cut.commands) == 5 + 2
+    assert results(plan, tmp_path / "cut") == results(plan, tmp_path / "whole")
+    assert all(results(plan, tmp_path / "cut").values())
+    again = InProcess()
+    carry_out(plan, tmp_path / "cut", again)
+    assert again.commands == []
+
+
+@pytest.mark.slow
+def test_a_process_killed_for_good_goes_on_from_its_checkpoint(
+    suite: Suite, in_process: InProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = replace(
+        suite.downstreams[0], stages=tuple(override(s, {"budget.steps": 8}) for s in suite.downstreams[0].stages)
+    )
+    plan = plan_suite(replace(suite, downstreams=(task,), seeds=(0,), claims=())).only(
+        lambda name: name.startswith("none")
+    )
+    (job,) = plan.jobs.values()
+    place, began = Workplace(tmp_path / "cut", job), []
+
+    def start(*words: Any) -> Any:
+        began.append(start_process(*words))
+        return began[-1]
+
+    runner = Runner(out=tmp_path / "cut", start=start)
+    assert runner._launch(plan) is False
+    until = time.monotonic() + 120
+    while not list(place.run.checkpoints.glob("*.ckpt")) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(began[0].pid, signal.SIGKILL)
+    began[0].wait()
+    assert place.standing() == "started"
+    # The runner dies as well: what it held is free, and what it wrote down tells who it was.
+    runner._active[job.address][0]._lock.close()
+    with caplog.at_level("INFO"):
+        carry_out(plan, tmp_path / "cut", start)
+    assert "died here; going on from what it saved" in caplog.text
+    assert "--resume" in place.note()["command"]
+    carry_out(plan, tmp_path / "whole", in_process)
+    assert results(plan, tmp_path / "cut") == results(plan, tmp_path / "whole")
+
+
+def fails(code: int, *, words: str = "") -> Any:
+    def start(command: Any, environment: Any, log_file: Any, lock: Any) -> Ended:
+        log_file.write(words.encode())
+        return Ended(code)
+
+    return start
+
+
+def test_a_run_that_fails_is_told_and_the_rest_goes_on(suite: Suite, tmp_path: Path) -> None:
+    found = compare(suite, out=tmp_path, start=fails(6, words="noise\nerror: loss is not finite\n"))
+    rows = {(row.arm.method, row.arm.seed): row for row in found.results.rows}
+    assert {row.status for (method, _), row in rows.items() if method != "backbone"} == {"failed"}
+    assert rows["none", 0].reason.endswith("error: loss is not finite")
+    assert rows["updetr", 1].reason.startswith("pretrain updetr")
+    assert rows["backbone", 0].reason == "left out of this test"
+    text = (found.report / "report.md").read_text()
+    assert "loss is not finite" in text
+    assert "not measured" in text
+    assert (found.report / "report.html").stat().st_size > 1000
+
+
+def test_a_run_that_somebody_else_makes_is_left_to_them(suite: Suite, tmp_path: Path) -> None:
+    plan = plan_suite(suite)
+    job = next(iter(plan.jobs.values()))
+    other = Workplace(tmp_path, job)
+    assert other.claim() is not None
+    other.sign(4711)
+    mine = Workplace(tmp_path, job)
+    assert mine.claim() is None
+    assert "process 4711" in mine.owner()
+    other.release()
+    assert mine.claim() is not None
+    mine.release()
+
+
+def test_a_stopped_run_goes_on_at_once_and_a_spent_budget_ends_it(suite: Suite, tmp_path: Path) -> None:
+    plan = plan_suite(suite).only(lambda name: name.startswith("none") and name.endswith("seed-0"))
+    started = 0
+
+    def start(*_: Any) -> Ended:
+        nonlocal started
+        started += 1
+        return Ended(StoppedError.exit_code if started < 3 else 6)
+
+    carry_out(plan, tmp_path, start)
+    assert started == 3
+    with pytest.raises(StoppedError, match="budget"):
+        carry_out(plan, tmp_path, start, seconds=0.0)
+
+
+def test_a_launcher_is_a_template() -> None:
+    plain = [sys.executable, "-m", "ssldet", "pretrain", "--out", "a b"]
+    words = plain[3:]
+    assert command_of(words, "", "x") == plain
+    assert command_of(words, "srun -J {name}", "x") == ["srun", "-J", "x", *plain]
+    assert command_of(words, "torchrun -m ssldet {arguments}", "x") == ["torchrun", "-m", "ssldet", *words]
+    with pytest.raises(ConfigError, match="--launcher"):
+        command_of(words, "srun 'open", "x")

@@ -1,0 +1,118 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.address import data_version
+from benchmarks.comparing import compare
+from benchmarks.cost import Forecast
+from benchmarks.plan import plan_suite
+from benchmarks.suite import Given, Scale, Setting, Suite
+from benchmarks.suites import SUITES, find_suite
+from downstream.annotations.shapes import write_shapes
+from ssldet.recipe import check, override
+
+PLACES = [
+    "imagenet",
+    "voc_train",
+    "voc_test",
+    "coco_train",
+    "coco_val",
+    "panoptic_train",
+    "panoptic_val",
+    "images",
+    "train",
+    "val",
+    "photos",
+    "cards",
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("sets")
+    write_shapes(folder, images=3, size=32)
+    return dict.fromkeys([*PLACES, "cards_val"], f"coco:{folder / 'instances.json'}:{folder / 'images'}")
+
+
+@pytest.mark.parametrize("scale", ["tiny", "full"])
+@pytest.mark.parametrize("name", [name for name in SUITES if name != "smoke"])
+def test_every_suite_can_be_planned_at_both_scales(name: str, scale: Scale, places: dict[str, str]) -> None:
+    plan = plan_suite(find_suite(name, Setting(scale=scale, places=places, seeds=2)))
+    assert {arm.method for arm in plan.arms if arm.jobs} >= {"none"}
+    for arm in plan.arms:
+        assert bool(arm.jobs) != bool(arm.missing)
+    order = list(plan.jobs)
+    for job in plan.jobs.values():
+        check(job.run)
+        assert job.steps > 0
+        assert all(order.index(need) < order.index(job.address) for need in job.needs)
+
+
+def test_one_pretraining_feeds_every_seed_and_suites_share_runs(suite: Suite) -> None:
+    plan = plan_suite(suite)
+    chains = [arm.jobs for arm in plan.arms if arm.method == "updetr"]
+    assert len(chains) == 2
+    assert len({chain[0] for chain in chains}) == 1
+    assert len({chain[1] for chain in chains}) == 2
+    several = plan_suite(replace(suite, pretrainings=2))
+    assert len({arm.jobs[0] for arm in several.arms if arm.method == "updetr"}) == 2
+    sixth, first = (plan_suite(find_suite(name, Setting())) for name in ("paper/table6", "paper/table1"))
+    assert len(sixth.jobs.keys() & first.jobs.keys()) >= 7
+
+
+def test_arms_differ_in_nothing_but_what_they_start_from(suite: Suite) -> None:
+    plan = plan_suite(suite)
+    last = {(arm.method, arm.seed): plan.jobs[arm.jobs[-1]] for arm in plan.arms if arm.jobs}
+    for seed in suite.seeds:
+        ours, theirs = last["updetr", seed], last["none", seed]
+        assert ours.run == theirs.run
+        assert (ours.start is None, theirs.start) == (False, None)
+        assert ours.run.seed == seed
+
+
+def test_an_address_knows_contents_and_not_places(suite: Suite, tmp_path: Path) -> None:
+    write_shapes(tmp_path / "one", images=4, size=32)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    write_shapes(tmp_path / "three", images=5, size=32)
+
+    def addresses(folder: str, **changes: object) -> list[str]:
+        spec = f"coco:{tmp_path / folder / 'instances.json'}:{tmp_path / folder / 'images'}"
+        task = replace(suite.downstreams[0], train=Given(name="mine", specs=(spec,)))
+        task = replace(task, stages=tuple(override(run, changes) for run in task.stages))
+        return list(plan_suite(replace(suite, downstreams=(task,))).jobs)
+
+    assert addresses("one") == addresses("two")
+    assert addresses("one") == addresses("one", **{"data.workers": 3, "log_every": 7, "checkpoint.keep": 4})
+    assert not set(addresses("one")) & set(addresses("one", **{"optim.lr": 0.5})) - set(pretrainings(suite))
+    assert set(addresses("one")) & set(addresses("three")) <= set(pretrainings(suite))
+
+
+def pretrainings(suite: Suite) -> list[str]:
+    return [address for address, job in plan_suite(suite).jobs.items() if job.title.startswith("pretrain")]
+
+
+def test_rates_are_chosen_by_the_same_trials_for_every_method(suite: Suite) -> None:
+    suite = replace(suite, rates=(0.1, 0.2))
+    first = plan_suite(suite)
+    assert all(arm.trial for arm in first.arms if arm.jobs)
+    assert {(arm.method, arm.rate, arm.seed) for arm in first.arms if arm.jobs} == {
+        (method, rate, 2) for method in ("none", "updetr") for rate in (0.1, 0.2)
+    }
+    best = {
+        arm.jobs[-1]: (0.9 if (arm.method == "none") == (arm.rate == 0.1) else 0.1) for arm in first.arms if arm.jobs
+    }
+    second = plan_suite(suite, lambda address, metric: best[address])
+    chosen = {arm.method: arm.rate for arm in second.arms if arm.jobs and not arm.trial}
+    assert chosen == {"none": 0.1, "updetr": 0.2}
+    assert first.jobs.keys() <= second.jobs.keys()
+
+
+def test_a_dry_run_writes_nothing_and_says_what_it_does_not_know(suite: Suite, tmp_path: Path) -> None:
+    found = compare(suite, out=tmp_path / "out", dry_run=True)
+    assert isinstance(found, Forecast)
+    assert not (tmp_path / "out").exists()
+    assert "5 runs of kinds that were never measured" in str(found)
+    assert "2 rows: left out of this test" in str(found)
+    assert data_version(suite.downstreams[0].train)[1] == 7

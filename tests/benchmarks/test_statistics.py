@@ -1,0 +1,75 @@
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pytest
+from scipy import stats
+
+from benchmarks.plan import Arm
+from benchmarks.results import Results, Row
+from benchmarks.statistics import differences, interval, judge, summaries
+from benchmarks.suite import Claim
+
+
+def measured(values: Mapping[str, Sequence[float | None]], claims: Sequence[Mapping[str, Any]] = ()) -> Results:
+    """Results of one task; a value of none is a row that failed."""
+    rows = [
+        Row(
+            arm=Arm(method=method, model="m", downstream="task", fraction=1.0, seed=seed, jobs=("x",)),
+            status="failed" if value is None else "finished",
+            results={} if value is None else {"AP": value},
+            seconds=10.0,
+        )
+        for method, column in values.items()
+        for seed, value in enumerate(column)
+    ]
+    suite = {"downstreams": [{"name": "task", "metric": "AP"}], "claims": list(claims)}
+    return Results(suite=suite, code="", hardware={}, rows=rows, runs={}, recipes={})
+
+
+def test_a_summary_is_of_finished_rows() -> None:
+    (summary,) = summaries(measured({"none": [0.1, 0.2, None, 0.6]}))
+    assert summary.values == (0.1, 0.2, 0.6)
+    assert summary.mean == pytest.approx(0.3)
+    assert summary.spread == pytest.approx(0.264575, rel=1e-4)
+    assert summary.interval is not None
+    assert 0.1 <= summary.interval[0] < 0.3 < summary.interval[1] <= 0.6
+
+
+def test_an_interval_holds_the_mean_of_its_population_about_as_often_as_it_says() -> None:
+    draws = stats.norm.rvs(size=(60, 30), random_state=1)
+    held = sum(low < 0 < high for low, high in (interval(list(draw)) or (0, 0) for draw in draws))
+    assert 50 <= held <= 60
+    assert interval([0.5]) is None
+    assert interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_differences_are_paired_by_seed_and_adjusted() -> None:
+    results = measured({"none": [0.1, 0.5, 0.9], "a": [0.21, 0.6, 1.0], "b": [0.1, None, 0.7]})
+    found = {entry.method: entry for entry in differences(results, "none")}
+    assert found["a"].values == pytest.approx((0.11, 0.1, 0.1))
+    assert found["b"].values == pytest.approx((0.0, -0.2))
+    raw = [stats.ttest_rel([0.21, 0.6, 1.0], [0.1, 0.5, 0.9]).pvalue, stats.ttest_rel([0.1, 0.7], [0.1, 0.9]).pvalue]
+    assert [found["a"].p, found["b"].p] == pytest.approx(list(stats.false_discovery_control(raw)))
+    assert found["a"].words().startswith("significantly better")
+    assert found["b"].words().startswith("worse in the mean, not significant")
+    assert differences(results, "absent") == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "higher", "words"),
+    [
+        ("at least", [0.2, 0.31, 0.4], "reproduces (+10"),
+        ("at least", [0.0, 0.11, 0.2], "does not reproduce: reversed (-"),
+        ("at least", [0.5, 0.1, 0.3], "reproduces in the mean, not significant"),
+        ("at least", [0.3, 0.1, 0.1], "not shown: reversed in the mean"),
+        ("at least", [0.3, None, None], "one seed: not decided"),
+        ("at least", [None, None, None], "not measured"),
+        ("no gain", [0.2, 0.31, 0.4], "does not reproduce: there is a gain"),
+        ("no gain", [0.5, 0.1, 0.3], "reproduces: no significant gain"),
+    ],
+)
+def test_a_claim_is_judged_by_what_was_measured(
+    kind: Literal["at least", "no gain"], higher: list[float | None], words: str
+) -> None:
+    claim = Claim(words="w", higher="a", lower="none", downstream="task", kind=kind)
+    assert judge(claim, measured({"none": [0.1, 0.2, 0.3], "a": higher})).startswith(words)
