@@ -1,7 +1,11 @@
 """words -> seed: every draw in the house is a pure function of what it is for, so nothing random needs saving."""
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -18,3 +22,27 @@ def seed_of(*words: int | str) -> int:
 def generator(*words: int | str) -> torch.Generator:
     """Return a CPU generator seeded by `seed_of`."""
     return torch.Generator().manual_seed(seed_of(*words))
+
+
+@contextmanager
+def lent(source: torch.Generator) -> Iterator[None]:
+    """Let code that knows only the global streams of Python, NumPy and PyTorch draw from a generator.
+
+    Meant for transforms of other libraries. What they draw is a function of the generator, and the global streams go on
+    afterwards as if nothing had happened. Not for code that draws on an accelerator.
+
+    Args:
+        source: Gives one seed, whatever is drawn from it.
+    """
+    seed = int(torch.randint(2**32, (), generator=source))
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        # Not torch.manual_seed: it visits every kind of device there is, which costs milliseconds.
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)

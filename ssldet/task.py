@@ -27,6 +27,17 @@ class Objective(nn.Module, ABC):
 
     detector: Detector
 
+    def begin(self, step: int, total_steps: int) -> None:
+        """Make ready for a step, once on every rank, before its first batch; nothing, unless a task has a use for it.
+
+        What happens at a step and not in a batch belongs here: what depends on how far the run has come, or moves with
+        the weights, such as a momentum encoder. The step is told, so that a resumed run knows it too.
+
+        Args:
+            step: Optimiser steps done.
+            total_steps: Length of the run.
+        """
+
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:
         """Return the finite, named, weighted loss terms of a batch."""
@@ -157,6 +168,15 @@ class Task(ABC):
 
     def adapt(self, detector: DetectorConfig) -> DetectorConfig:
         """Return what this task makes of a detector that another one taught, such as one with a further section."""
+        return detector
+
+    def hands_over(self, detector: DetectorConfig) -> DetectorConfig:
+        """Return the detector that the next stage should build for what this task hands over.
+
+        Args:
+            detector: The one that was taught; a stage that fixes the norms of what this one taught is an example of a
+                difference.
+        """
         return detector
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:

@@ -98,6 +98,8 @@ class Sample:
         original_size: Height and width on disk, after EXIF rotation.
         patches: Query patches cut from the image, all of one size.
         jitter: Drawn photometric parameters of every patch; applied later, batched, on the device.
+        crops: Other looks at the whole image, for tasks that compare them: one entry a size, largest first, each with
+            as many crops in every sample.
         skipped: Files that were tried before this one and could not be used.
     """
 
@@ -107,6 +109,7 @@ class Sample:
     original_size: tuple[int, int]
     patches: UInt8[Tensor, "P 3 h w"] | None = None
     jitter: Float[Tensor, "P J"] | None = None
+    crops: tuple[UInt8[Tensor, "_ 3 _ _"], ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -127,6 +130,7 @@ class Batch(OnDevice):
         original_sizes: Height and width of each image on disk.
         patches: Query patches; the same number for every image.
         jitter: Photometric parameters of every patch.
+        crops: Other looks at the whole images, one entry a size; the same number for every image.
         skipped: Files that could not be used while this batch was gathered.
     """
 
@@ -138,6 +142,7 @@ class Batch(OnDevice):
     original_sizes: Int[Tensor, "B 2"]
     patches: UInt8[Tensor, "B P 3 h w"] | None = None
     jitter: Float[Tensor, "B P J"] | None = None
+    crops: list[UInt8[Tensor, "B _ 3 _ _"]] = field(default_factory=list)
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
@@ -266,6 +271,7 @@ class Detections(OnDevice):
         labels: Class index of each box, contiguous from 0; for a patch query, the number of the patch.
         masks: The pixels of each one, on the image on disk; they may overlap.
         segmentation: The whole image told apart, where a task does that.
+        embedding: A vector that describes the whole image, where a task gives one.
     """
 
     boxes: Float[Tensor, "N 4"]
@@ -273,6 +279,7 @@ class Detections(OnDevice):
     labels: Int[Tensor, " N"]
     masks: Bool[Tensor, "N H W"] | None = None
     segmentation: Segmentation | None = None
+    embedding: Float[Tensor, " E"] | None = None
 
     def __len__(self) -> int:
         """Number of detections."""
@@ -283,7 +290,7 @@ class Detections(OnDevice):
         return self.only(self.scores >= score)
 
     def only(self, keep: Bool[Tensor, " N"]) -> "Detections":
-        """Keep some; the segmentation of the whole image stays."""
+        """Keep some; what is said of the whole image stays."""
         masks = None if self.masks is None else self.masks[keep]
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
 

@@ -15,10 +15,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Gather samples; the canvas is as high as the highest and as wide as the widest image.
 
     Args:
-        samples: At least one. Patches and jitter must have the same shape in all samples, or be absent in all.
+        samples: At least one. Patches, jitter and crops must have the same shapes in all samples, or be absent in all.
 
     Raises:
-        ValueError: Some samples carry patches or jitter of another shape than the others.
+        ValueError: Some samples carry patches, jitter or crops of another shape than the others.
     """
     images, padding = _pad([sample.image for sample in samples])
     return Batch(
@@ -28,8 +28,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
         targets=[_on_canvas(sample.targets, images) for sample in samples],
         keys=[sample.key for sample in samples],
         original_sizes=torch.tensor([sample.original_size for sample in samples]),
-        patches=_stack("patches", samples),
-        jitter=_stack("jitter", samples),
+        patches=_stack("patches", samples, [sample.patches for sample in samples]),
+        jitter=_stack("jitter", samples, [sample.jitter for sample in samples]),
+        crops=_crops(samples),
         skipped=tuple(skipped for sample in samples for skipped in sample.skipped),
     )
 
@@ -52,8 +53,14 @@ def _on_canvas(targets: Targets, images: UInt8[Tensor, "B 3 H W"]) -> Targets:
     return replace(targets, masks=F.pad(targets.masks, (0, width, 0, height))) if height or width else targets
 
 
-def _stack(name: str, samples: Sequence[Sample]) -> Tensor | None:
-    parts: list[Tensor | None] = [getattr(sample, name) for sample in samples]
+def _crops(samples: Sequence[Sample]) -> list[Tensor]:
+    sizes = max(len(sample.crops) for sample in samples)
+    padded = [(*sample.crops, *[None] * (sizes - len(sample.crops))) for sample in samples]
+    stacked = [_stack("crops", samples, parts) for parts in zip(*padded, strict=True)]
+    return [crops for crops in stacked if crops is not None]
+
+
+def _stack(name: str, samples: Sequence[Sample], parts: Sequence[Tensor | None]) -> Tensor | None:
     shapes = [None if part is None else tuple(part.shape) for part in parts]
     for sample, shape in zip(samples, shapes, strict=True):
         if shape != shapes[0]:

@@ -31,6 +31,9 @@ SCHEMA = 1
 HEADER = "ssldet"
 """Key of our entry in the header."""
 
+COUNTER = ".num_batches_tracked"
+"""What free norms count and fixed ones don't have: it changes nothing, and may be missing on either side."""
+
 Outcome = Literal["loaded", "fresh", "reshaped", "ignored"]
 
 
@@ -254,8 +257,9 @@ def transfer(
     offered = {**state, **moved}
     outcomes: dict[str, Outcome] = {}
     surprises: list[str] = []
+    counters = {name for name in own.keys() ^ state.keys() if name.endswith(COUNTER)}
     for name in [*own, *(name for name in state if name not in own)]:
-        if section_of(detector, name) in wanted:
+        if section_of(detector, name) in wanted and name not in counters:
             outcomes[name] = "reshaped" if name in moved else "loaded"
             surprises += _surprise(name, own.get(name), offered.get(name))
         elif name not in own:

@@ -90,5 +90,5 @@ def _answer(
         return ()
     found = [detections.to("cpu") for detections in objective.detect(batch.to(device, non_blocking=True))]
     # Scoring needs to know what is true, not how it looks: pixels would only travel between ranks for nothing.
-    seen = replace(batch, images=batch.images[:, :, :0, :0], padding=batch.padding[:, :0, :0], patches=None)
+    seen = replace(batch, images=batch.images[:, :, :0, :0], padding=batch.padding[:, :0, :0], patches=None, crops=[])
     return found, replace(seen, targets=[replace(targets, masks=None) for targets in batch.targets])

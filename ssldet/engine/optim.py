@@ -1,12 +1,14 @@
-"""Objective, step -> AdamW, learning rate, gradient norm, averaged weights."""
+"""Objective, step -> optimiser, learning rate, gradient norm, averaged weights."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssldet.engine.run import OptimConfig
@@ -14,15 +16,15 @@ from ssldet.errors import ConfigError
 from ssldet.task import Objective
 
 
-def build_optimizer(objective: Objective, config: OptimConfig) -> AdamW:
-    """Return AdamW over everything that learns, with the backbone in a group of its own.
+def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
+    """Return an optimiser over everything that learns, with the backbone in a group of its own.
 
     Decay reaches every parameter, norms and biases included, as in DETR's code. Each group keeps its peak rate under
     the key `peak`; `set_rates` scales it.
 
     Args:
         objective: Detector and heads.
-        config: Rates and decay.
+        config: Which one, rates and decay.
 
     Raises:
         ConfigError: Nothing learns.
@@ -40,7 +42,13 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> AdamW:
     ]
     if not groups:
         raise ConfigError("the task trains no section that has parameters; nothing would learn")
-    return AdamW(groups, weight_decay=config.weight_decay)
+    if config.optimizer == "adamw":
+        return AdamW(groups, weight_decay=config.weight_decay)
+    if config.optimizer == "sgd":
+        return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+    timm: Any = import_module("timm.optim")
+    lars: Optimizer = timm.Lars(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+    return lars
 
 
 def learning(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -37,12 +37,14 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule.
+    """The optimiser and its schedule.
 
     Attributes:
+        optimizer: `adamw`, `sgd` with momentum, or `lars`, the same with a rate for each tensor, for large batches.
+        momentum: Of `sgd` and `lars`; AdamW has its own.
         lr: Peak learning rate of the transformer and the heads.
         lr_backbone: Peak learning rate of the backbone.
-        weight_decay: Decoupled weight decay of every parameter, as DETR has it.
+        weight_decay: Weight decay of every parameter, as DETR has it; decoupled in AdamW.
         schedule: `step` multiplies by `drop_factor` at each of `drops`; `cosine` decays to zero; `constant` stays.
         drops: Points of the budget (0..1) at which `step` drops.
         drop_factor: What a drop multiplies by.
@@ -52,6 +54,8 @@ class OptimConfig:
         ema: Decay of the averaged weights that are evaluated and handed over; zero switches averaging off.
     """
 
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    momentum: Annotated[float, Within(0, 0.9999)] = 0.9
     lr: Annotated[float, Within(0)] = 1e-4
     lr_backbone: Annotated[float, Within(0)] = 1e-5
     weight_decay: Annotated[float, Within(0)] = 1e-4

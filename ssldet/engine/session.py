@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from ssldet.chance import seed_of
@@ -111,7 +111,7 @@ class Session:
         """The objective that is evaluated and handed over: averaged where averaging is on."""
         return self.at.objective if self._average is None else cast(Objective, self._average.module)
 
-    def optimizer(self) -> AdamW:
+    def optimizer(self) -> Optimizer:
         """Build the optimiser; its parameters may still move to another device."""
         self._optimizer = build_optimizer(self.at.objective, self.at.run.optim)
         self._learning = learning(self._optimizer)
@@ -154,6 +154,7 @@ class Session:
         self._meter.arrived()
         if part == 0:
             set_rates(self._optimizer, self._factor(self.step))
+            self.at.objective.begin(self.step, self.at.total_steps)
             self._guard.begin()
             self._values = []
         seed = seed_of(self.at.run.seed, "step", rank(), self.step, part)

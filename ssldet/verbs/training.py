@@ -13,13 +13,13 @@ from torch import nn
 from ssldet.data.leaks import seen_before
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
-from ssldet.engine.checkpoint import inherit, stages
+from ssldet.engine.checkpoint import inherit, load_weights, stages
 from ssldet.engine.distributed import rank
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
 from ssldet.engine.sources import evaluation_source, training_source
-from ssldet.errors import ConfigError, DataError, SsldetError
+from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
 from ssldet.nn.backbones import adopt
 from ssldet.recipe import check, from_document, override
 from ssldet.task import PretextTask, Task
@@ -140,7 +140,7 @@ def pretrain(
         images: Folders, globs, file lists, or labelled data whose labels are then not read.
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`.
         backbone: A backbone's name in place of the recipe's, whose weights must fit it or be overridden; or the path of
-            weights that tell their network.
+            weights that tell their network; or a run, such as one that taught the backbone alone.
         val: Images to measure the pretext task on.
         out: Run folder to create; none takes the next free one in `runs/`.
         steps: Length in optimiser steps.
@@ -162,7 +162,7 @@ def pretrain(
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
     _require(isinstance(run.task, PretextTask), "the recipe's task reads labels; use finetune for it")
     folder = RunFolder(_out(out, "pretrain"))
-    fit(run, folder, preview=draw_batch)
+    fit(run, folder, preview=draw_batch, documents=_origin(run))
     return _reported(folder)
 
 
@@ -219,9 +219,20 @@ def finetune(
 
 
 def _backbone_changes(word: str) -> dict[str, object]:
-    name, weights = choose_backbone(word)
+    trained = RunFolder(Path(word).expanduser()).weights
+    name, weights = choose_backbone(str(trained) if trained.is_file() else word)
     changes: dict[str, object] = {"detector.backbone.name": name}
     return changes if weights is None else changes | {"detector.backbone.weights": weights}
+
+
+def _origin(run: Run) -> dict[str, Mapping[str, Any]]:
+    """Return the record of the stages behind the backbone's weights, where they are a file of ours."""
+    weights = Path(getattr(getattr(run.detector, "backbone", None), "weights", None) or "").expanduser()
+    try:
+        info, _ = load_weights(weights)
+    except CheckpointError:
+        return {}  # someone else's weights, or none, or what the run will refuse by itself
+    return {"lineage.json": {"stages": stages(info)}}
 
 
 def _with_detector_of(opened: Opened, run: Run) -> Run:
@@ -229,7 +240,8 @@ def _with_detector_of(opened: Opened, run: Run) -> Run:
 
     What the file holds replaces whatever weights its own backbone once started from.
     """
-    config: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
+    taught: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
+    config = opened.task.hands_over(taught)
     shaping = {
         f"task.{field}": getattr(opened.task, field)
         for part, names in run.task.inherits.items()

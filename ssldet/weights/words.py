@@ -10,13 +10,16 @@ from ssldet.nn.backbones import split_tag
 from ssldet.weights.files import read_state
 from ssldet.weights.resnets import NUMBERED, name_resnet
 
+OURS = "ssldet"
+"""Key of the header of our own files, which says how the detector was built."""
+
 
 def choose_backbone(word: str) -> tuple[str, str | None]:
     """Say which network a word means, and where its weights come from.
 
     Args:
         word: A backbone's name, with or without a tag; or the path of a file with a plain ResNet in it, whatever
-            surrounds it, or of a folder that timm wrote.
+            surrounds it, or of a file of ours, or of a folder that timm wrote.
 
     Returns:
         Name and weights; no weights where the word is a plain name.
@@ -44,7 +47,9 @@ def _of_folder(path: Path) -> str:
 
 
 def _of_file(path: Path) -> str:
-    state, _ = read_state(path)
+    state, origin = read_state(path)
+    if OURS in origin.metadata:
+        return str(json.loads(origin.metadata[OURS])["detector"]["backbone"]["name"])
     for first in ("layer1.0.conv1.weight", "4.0.conv1.weight"):
         for prefix in sorted({name.removesuffix(first) for name in state if name.endswith(first)}):
             if prefix and not prefix.endswith("."):
