@@ -77,9 +77,7 @@ class BackboneTask(PretextTask):
         """Say why the backbone could not learn, or not all of it."""
         backbone = getattr(detector, "backbone", None)
         if not isinstance(backbone, BackboneConfig):
-            return [
-                f"trains a backbone, and a {type(detector).__name__} has none; use a detector with one, such as 'detr'"
-            ]
+            return [f"trains a backbone, and {type(detector).__name__} has none; use a detector with one: 'detr'"]
         wrong = []
         if backbone.frozen_norm:
             wrong.append("norms must learn while the backbone does; set detector.backbone.frozen_norm=false")

@@ -16,7 +16,7 @@ learns to recognise the batch's statistics instead of the image. Keys whose batc
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad, update_momentum
-from lightly.transforms import MoCoV2Transform
+from lightly.transforms.moco_transform import MoCoV2Transform
 from lightly.utils import dist
 from torch import Tensor
 
@@ -68,14 +68,14 @@ class MoCoV2(BackboneTask):
 
     def transform(self) -> Transform:
         """Return a function that makes lightly's crop twice."""
-        transform: Transform = MoCoV2Transform(
+        transform = MoCoV2Transform(
             input_size=self.crop_size,
             min_scale=self.min_scale,
             cj_strength=self.colour_strength,
             gaussian_blur=self.blur,
             normalize=None,
         )
-        return transform
+        return cast(Transform, transform)
 
     def objective(self, detector: Detector) -> "MomentumContrast":
         """Return the module that asks and answers."""

@@ -57,7 +57,7 @@ class NearestNeighbours:
             self._folders.append(PurePath(key).parent.name)
 
     def results(self) -> dict[str, float | int | None]:
-        """Return `knn_top1` and `knn_chance`, none for images of one folder; `folders`; and `feature_std`, see `spread`.
+        """Return `knn_top1` and `knn_chance`, none in one folder; `folders`; and `feature_std`, see `spread`.
 
         Raises:
             DataError: There was nothing to measure.

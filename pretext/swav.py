@@ -14,14 +14,14 @@ transforms are lightly's. Known differences between the paper, the authors' code
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from lightly.loss import SwaVLoss
 from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
-from lightly.transforms import SwaVTransform
+from lightly.transforms.swav_transform import SwaVTransform
 from lightly.utils import dist
 from torch import Tensor, nn
 
@@ -79,7 +79,7 @@ class SwAV(BackboneTask):
 
     def transform(self) -> Transform:
         """Return lightly's multi-crop."""
-        transform: Transform = SwaVTransform(
+        transform = SwaVTransform(
             crop_sizes=(self.large_size, self.small_size),
             crop_counts=(self.large_crops, self.small_crops),
             crop_min_scales=(self.large_scale[0], self.small_scale[0]),
@@ -88,7 +88,7 @@ class SwAV(BackboneTask):
             gaussian_blur=self.blur,
             normalize=None,
         )
-        return transform
+        return cast(Transform, transform)
 
     def objective(self, detector: Detector) -> "SwappedPrediction":
         """Return the module that assigns and predicts."""
@@ -150,10 +150,9 @@ class SwappedPrediction(BackboneObjective):
         features = [self.describe(crops.flatten(0, 1)).float() for crops in batch.crops]
         with torch.autocast(batch.images.device.type, enabled=False):
             # All crops at once, because the head's norm shall see them all.
-            projections = F.normalize(self.head(torch.cat(features)), dim=1).split([len(some) for some in features])
-            crops = [
-                crop for size, some in enumerate(projections) for crop in some.unflatten(0, (len(batch), -1)).unbind(1)
-            ]
+            projections = F.normalize(self.head(torch.cat(features)), dim=1)
+            sizes = torch.split(projections, [len(some) for some in features])
+            crops = [crop for some in sizes for crop in some.view(len(batch), -1, some.shape[1]).unbind(1)]
             similarity = [self.prototypes(crop, self._step) for crop in crops]
             large, small = similarity[: self.task.large_crops], similarity[self.task.large_crops :]
             loss = self.loss(large, small, self._remembered(crops[: self.task.large_crops]))

@@ -35,14 +35,14 @@ def lent(source: torch.Generator) -> Iterator[None]:
         source: Gives one seed, whatever is drawn from it.
     """
     seed = int(torch.randint(2**32, (), generator=source))
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         random.seed(seed)
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
         # Not torch.manual_seed: it visits every kind of device there is, which costs milliseconds.
         torch.default_generator.manual_seed(seed)
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(pytorch)

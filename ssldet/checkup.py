@@ -18,13 +18,13 @@ NEEDED = {
     "torch": (2, 6),
     "torchvision": (0, 21),
     "timm": (1, 0, 20),
+    "lightly": (1, 6),
     "pytorch-lightning": (2, 6, 4),
     "pillow": (12, 0),
 }
 """Package -> oldest version that works: older Lightning was once compromised, older Pillow and torch are unsafe."""
 
 OPTIONAL = {
-    "lightly": "backbone pretraining tasks; pip install lightly",
     "transformers": "Hugging Face export; pip install transformers",
     "detectron2": "detectron2 export; pip install --no-build-isolation from its own repository",
 }

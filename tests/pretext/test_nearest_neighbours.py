@@ -1,0 +1,82 @@
+"""The probe of whole-image features: votes of neighbours, and how far vectors spread."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pretext.nearest_neighbours import NearestNeighbours, spread, vote
+from ssldet.data.collate import collate
+from ssldet.errors import DataError, DivergedError
+from ssldet.types import Batch, Detections, Sample, Targets
+
+
+def found(vector: torch.Tensor) -> Detections:
+    nothing = torch.zeros(0)
+    return Detections(boxes=torch.zeros(0, 4), scores=nothing, labels=nothing.long(), embedding=vector)
+
+
+def batch_of(*keys: str) -> Batch:
+    targets = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    image = torch.zeros(3, 4, 5, dtype=torch.uint8)
+    return collate([Sample(image=image, targets=targets, key=key, original_size=(4, 5)) for key in keys])
+
+
+def test_no_image_votes_on_itself_and_near_ones_count_more() -> None:
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [0.05, 1.0]])
+    labels = torch.tensor([0, 1, 2, 2, 2])
+    # The first two are alone in their classes, so each gets the other's label.
+    assert vote(vectors, labels, 1).tolist() == [1, 0, 2, 2, 2]
+    # Of all others three say 2, but far away, and one says 1.
+    assert vote(vectors, labels, 4).tolist() == [1, 0, 2, 2, 2]
+    assert vote(vectors, labels, 99).tolist() == vote(vectors, labels, 4).tolist()
+
+
+def test_votes_don_t_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    vectors, labels = torch.randn(11, 3), torch.arange(11) % 3
+    whole = vote(vectors, labels, 5)
+    monkeypatch.setattr("pretext.nearest_neighbours.CHUNK", 4)
+    assert torch.equal(vote(vectors, labels, 5), whole)
+
+
+def test_folders_are_the_labels_and_the_largest_one_is_the_chance() -> None:
+    probe = NearestNeighbours(neighbours=2)
+    near, far = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    probe.update([found(near), found(near)], batch_of("cats/1.jpg", "cats/2.jpg"))
+    probe.update([found(near), found(far), found(far)], batch_of("x/cats/3.jpg", "dogs/4.jpg", "dogs/5.jpg"))
+    results = probe.results()
+    assert results["folders"] == 2
+    assert results["knn_chance"] == pytest.approx(0.6)
+    assert results["knn_top1"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("keys", [("cats/1.jpg", "cats/2.jpg"), ("1.jpg", "2.jpg")])
+def test_one_folder_says_that_there_is_no_probe(keys: tuple[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    probe = NearestNeighbours(neighbours=2)
+    probe.update([found(torch.ones(3))] * 2, batch_of(*keys))
+    results = probe.results()
+    assert (results["knn_top1"], results["knn_chance"]) == (None, None)
+    assert "one folder a class" in caplog.text
+
+
+def test_what_is_not_finite_or_not_there_is_not_measured() -> None:
+    probe = NearestNeighbours(neighbours=2)
+    with pytest.raises(DataError, match="no image"):
+        probe.results()
+    with pytest.raises(DivergedError):
+        probe.update([found(torch.tensor([1.0, torch.nan]))], batch_of("a/1.jpg"))
+
+
+def test_vectors_of_one_direction_have_collapsed() -> None:
+    one = torch.tensor([[1.0, 2.0, 3.0]])
+    assert float(spread(torch.cat([one, 2 * one, 5 * one]))) == pytest.approx(0, abs=1e-6)
+    torch.manual_seed(0)
+    assert float(spread(torch.randn(2000, 16))) == pytest.approx(1, abs=0.02)
+
+
+def test_only_some_detections_are_kept_and_the_vector_stays() -> None:
+    one = replace(
+        found(torch.ones(3)), boxes=torch.zeros(2, 4), scores=torch.tensor([0.1, 0.9]), labels=torch.ones(2).long()
+    )
+    assert torch.equal(one.above(0.5).embedding, torch.ones(3))  # type: ignore[arg-type]
