@@ -7,7 +7,7 @@ leave the published figures within reach:
     class numbers       raw COCO ids, 91 of them         contiguous; original ids return in every results file
     schedule, rates     command-line flags               `downstream/recipes/detection.py`
     difficult objects   no VOC                           trained on, ignored by metrics
-    batch padding       also in evaluation               also; evaluate with one image at a time for the record
+    batch padding       also in evaluation               in training only: images of one size are evaluated together
 """
 
 from dataclasses import dataclass

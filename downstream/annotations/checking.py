@@ -1,4 +1,4 @@
-"""coco:…, voc:… or yolo:… -> Inspection: everything that is wrong with labelled data, and what it holds."""
+"""coco:…, voc:…, yolo:… or panoptic:… -> Inspection: everything that is wrong with labelled data, and what it holds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +10,7 @@ import numpy as np
 from downstream.annotations.coco import gather_coco
 from downstream.annotations.labelled import CORNERS, Annotated, check_files
 from downstream.annotations.labels import Labels, looks_like_corners
+from downstream.annotations.panoptic import inspect_panoptic
 from downstream.annotations.problems import Problems
 from downstream.annotations.voc import gather_voc
 from downstream.annotations.yolo import gather_yolo
@@ -22,7 +23,7 @@ def check_labels(spec: str, *, min_side: int, max_pixels: int) -> Inspection:
     """Read annotations to the end, whatever is wrong with them, and compare them with the images on disk.
 
     Args:
-        spec: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`.
+        spec: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT`, `yolo:ROOT:SPLIT` or `panoptic:ANN.json:PNGS:IMAGES`.
         min_side: Shortest usable image side in pixels.
         max_pixels: Largest usable image in pixels.
     """
@@ -30,6 +31,7 @@ def check_labels(spec: str, *, min_side: int, max_pixels: int) -> Inspection:
     readers: dict[str, Callable[[str, Problems], Annotated]] = {
         "coco": gather_coco,
         "voc": gather_voc,
+        "panoptic": inspect_panoptic,
         "yolo": partial(gather_yolo, min_side=min_side, max_pixels=max_pixels),
     }
     problems = Problems(Path(rest.partition(":")[0]))

@@ -1,6 +1,5 @@
 """coco:ANN.json:IMAGES -> LabelledImages: COCO's instance annotations, read once into arrays."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
 from downstream.annotations.outlines import MISSING, Outline, outline_of
-from downstream.annotations.problems import Problems, shown
+from downstream.annotations.problems import Problems, json_of, shown
 from ssldet.errors import AnnotationError
 
 EXAMPLES = 20
@@ -76,7 +75,9 @@ def gather_coco(rest: str, problems: Problems, *, masks: bool = False) -> Annota
 
 def _read(path: Path, problems: Problems, *, masks: bool) -> tuple[Labels, list[str]]:
     """Return what is sound of a file, and the JSON pointer of each image."""
-    document = _parse(path, masks)
+    # Masks are packed or dropped while parsing to keep the memory small.
+    hook = _with_packed_masks if masks else _without_masks
+    document = json_of(path, dict, "an object with images, annotations, categories", hook=hook)
     categories = _categories(document, problems)
     images = _Images(document, problems)
     rows = _rows(document, {key: label for label, key in enumerate(categories)}, images, problems, masks)
@@ -88,26 +89,6 @@ def _read(path: Path, problems: Problems, *, masks: bool) -> tuple[Labels, list[
         sizes=images.sizes,
     )
     return labels, images.places
-
-
-def _parse(path: Path, masks: bool) -> dict[str, Any]:
-    """Return the document; masks are packed or dropped while parsing to keep the memory small."""
-    try:
-        document = json.loads(path.read_bytes(), object_hook=_with_packed_masks if masks else _without_masks)
-    except OSError as error:
-        raise AnnotationError(f"{path}: can't be read ({error.strerror}); give coco:ANN.json:IMAGES") from error
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno} (offset {error.pos})"
-        raise AnnotationError(f"{path}: not JSON at {place}: {error.msg}; the file may be cut off") from error
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: not UTF-8 text at offset {error.start}; save it as UTF-8") from error
-    except RecursionError as error:
-        raise AnnotationError(f"{path}: nested too deeply to be COCO annotations; is it the right file?") from error
-    except ValueError as error:
-        raise AnnotationError(f"{path}: holds a number that can't be read ({error})") from error
-    if not isinstance(document, dict):
-        raise AnnotationError(f"{path}: $: {shown(document)}; expects an object with images, annotations, categories")
-    return document
 
 
 def _without_masks(record: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.problems import Problems
-from downstream.annotations.segments import PIXELS, Panoptic, read_panoptic, split_spec, tight_boxes
+from downstream.annotations.segments import (
+    PIXELS,
+    Panoptic,
+    gather_panoptic,
+    number_segments,
+    read_ids,
+    read_panoptic,
+    split_spec,
+    tight_boxes,
+)
 from ssldet.boxes import to_normalised
 from ssldet.data.images import image_sizes
 from ssldet.errors import AnnotationError, UnreadableError
@@ -63,11 +72,12 @@ class PanopticImages(LabelledImages):
         Raises:
             AnnotationError: Images or PNGs are missing, or their size is not the stated one; all problems at once.
         """
-        places = [f"$.annotations[{number}]" for number in range(len(panoptic.labels))]
-        _check_pngs(panoptic, origin)
+        problems = Problems(origin)
+        _check_pngs(panoptic, problems)
+        problems.stop()
         self._panoptic, self._draws = panoptic, masks
-        annotated = Annotated(labels=panoptic.measured().labels, folder=folder, origin=origin, places=places)
-        super().__init__(annotated, Problems(origin), min_side=min_side, max_pixels=max_pixels)
+        annotated = Annotated(labels=panoptic.measured().labels, folder=folder, origin=origin, places=panoptic.places)
+        super().__init__(annotated, problems, min_side=min_side, max_pixels=max_pixels)
         self._place = {str(key): index for index, key in enumerate(panoptic.labels.image_ids)}
 
     @property
@@ -133,18 +143,66 @@ class PanopticImages(LabelledImages):
         return replace(sample, targets=targets)
 
 
-def _check_pngs(panoptic: Panoptic, origin: Path) -> None:
-    """Let a source open only if every PNG is there and has the stated size."""
-    problems = Problems(origin)
+def inspect_panoptic(rest: str, problems: Problems) -> Annotated:
+    """Read what is sound of a panoptic file, and compare it with every pixel of its PNGs.
+
+    Args:
+        rest: `ANN.json:PNGS:IMAGES`; see `open_panoptic`.
+        problems: Takes what is wrong: PNGs that are missing, of another size than stated, or with segments that the
+            file does not list.
+
+    Raises:
+        AnnotationError: The file is no JSON object, or its images can't be found.
+    """
+    panoptic = gather_panoptic(rest, problems)
+    path, _, images = split_spec(rest)
+    if not panoptic.labels.files:
+        problems.stop()
+    for index in _check_pngs(panoptic, problems):
+        _compare(panoptic, index, problems)
+    folder = images or _guess_folder(path, panoptic.labels.files[0])
+    return Annotated(labels=panoptic.labels, folder=folder, origin=path, places=panoptic.places)
+
+
+def _check_pngs(panoptic: Panoptic, problems: Problems) -> list[int]:
+    """Note the PNGs that are missing or have not the stated size, by their headers, and return the others' images."""
+    sound = []
     found = image_sizes(panoptic.folder, panoptic.pngs, min_side=1, max_pixels=PIXELS)
-    for number, (size, stated) in enumerate(zip(found, panoptic.labels.sizes.tolist(), strict=True)):
-        where = f"$.annotations[{number}].file_name"
+    for index, (size, stated) in enumerate(zip(found, panoptic.labels.sizes.tolist(), strict=True)):
+        where = f"{panoptic.places[index]}.file_name"
         if isinstance(size, UnreadableError):
             problems.add(where, f"{size.path}: {size.reason}", "restore the PNG of the segments")
         elif any(stated) and tuple(stated) != size:
-            what = f"{panoptic.pngs[number]} has {size[0]} x {size[1]} pixels, its image {stated[0]} x {stated[1]}"
+            what = f"{panoptic.pngs[index]} has {size[0]} x {size[1]} pixels, its image {stated[0]} x {stated[1]}"
             problems.add(where, what, "the PNG must have the size (height x width) of the image")
-    problems.stop()
+        else:
+            sound.append(index)
+    return sound
+
+
+def _compare(panoptic: Panoptic, index: int, problems: Problems) -> None:
+    """Note where a PNG and the file disagree; what only surprises is counted among the notes of the labels."""
+    rows, where, png = panoptic.labels.rows(index), panoptic.places[index], panoptic.pngs[index]
+    try:
+        pixels = read_ids(panoptic.folder / png)
+    except UnreadableError as error:
+        problems.add(f"{where}.file_name", f"{error.path}: {error.reason}", "restore the PNG of the segments")
+        return
+    segments, strangers, absent = number_segments(pixels, panoptic.ids[rows])
+    if strangers:
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        problems.add(
+            f"{where}.segments_info", f"{png} has segment {strangers[0]}{more}", "list every segment of the PNG"
+        )
+    stated = panoptic.labels.areas[rows]
+    counted = np.bincount(segments.numpy().ravel(), minlength=len(stated) + 1)[1:]
+    notes = {
+        "segments without a pixel in their PNG": len(absent),
+        "segments of another area than stated": int(((counted != stated) & ~np.isnan(stated) & (counted > 0)).sum()),
+    }
+    for what, count in notes.items():
+        if count:
+            panoptic.labels.notes[what] = panoptic.labels.notes.get(what, 0) + count
 
 
 def _guess_folder(annotations: Path, example: str) -> Path:

@@ -1,9 +1,14 @@
 """faults of an annotation file -> one AnnotationError: everything that is wrong, said at once."""
 
 import codecs
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ssldet.errors import AnnotationError
+
+Form = TypeVar("Form", bound=dict[str, Any] | list[Any])
 
 SHOWN = 10
 """Places that an error lists for each kind of fault; the rest is counted."""
@@ -114,3 +119,35 @@ def text_of(path: Path) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise AnnotationError(f"not {encoding} text at byte {error.start}; save it as UTF-8") from error
+
+
+def json_of(
+    path: Path, form: type[Form], expects: str, *, hook: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> Form:
+    """Return what a JSON file holds.
+
+    Args:
+        path: A file.
+        form: What must be outermost: `dict` or `list`.
+        expects: What that should be, and what to do, in words.
+        hook: Sees, and may replace, every object while it is read.
+
+    Raises:
+        AnnotationError: It can't be read, or holds something else.
+    """
+    try:
+        document = json.loads(path.read_bytes(), object_hook=hook)
+    except OSError as error:
+        raise AnnotationError(f"{path}: can't be read ({error.strerror}); expects {expects}") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno} (offset {error.pos})"
+        raise AnnotationError(f"{path}: not JSON at {place}: {error.msg}; the file may be cut off") from error
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: not UTF-8 text at offset {error.start}; save it as UTF-8") from error
+    except RecursionError as error:
+        raise AnnotationError(f"{path}: nested too deeply; expects {expects}; is it the right file?") from error
+    except ValueError as error:
+        raise AnnotationError(f"{path}: holds a number that can't be read ({error})") from error
+    if not isinstance(document, form):
+        raise AnnotationError(f"{path}: $: {shown(document)}; expects {expects}")
+    return document

@@ -4,7 +4,6 @@ A PNG holds the number of a segment in each pixel, R + 256 G + 65536 B, 0 for no
 segment is. No two segments overlap.
 """
 
-import json
 import math
 from array import array
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from downstream.annotations.labels import Labels, stays_inside
-from downstream.annotations.problems import Problems, shown
+from downstream.annotations.problems import Problems, json_of, shown
 from ssldet.data.images import read_image
 from ssldet.errors import AnnotationError
 from ssldet.types import Segmentation
@@ -40,6 +39,7 @@ class Panoptic:
         ids: Number of each segment in its PNG.
         folder: Where the PNGs lie.
         pngs: PNG of each image.
+        places: JSON pointer of each image's entry.
     """
 
     labels: Labels
@@ -47,6 +47,7 @@ class Panoptic:
     ids: Int[np.ndarray, " N"]
     folder: Path
     pngs: tuple[str, ...]
+    places: tuple[str, ...]
 
     def truth(self, index: int) -> Segmentation:
         """Read one image's PNG.
@@ -112,9 +113,24 @@ def read_panoptic(rest: str) -> Panoptic:
     Raises:
         AnnotationError: With a JSON pointer for each problem.
     """
+    problems = Problems(split_spec(rest)[0])
+    panoptic = gather_panoptic(rest, problems)
+    problems.stop()
+    return panoptic
+
+
+def gather_panoptic(rest: str, problems: Problems) -> Panoptic:
+    """Read what is sound of a panoptic file.
+
+    Args:
+        rest: See `split_spec`.
+        problems: Takes what is wrong.
+
+    Raises:
+        AnnotationError: The file is no JSON object.
+    """
     path, folder, _ = split_spec(rest)
-    document = read_document(path)
-    problems = Problems(path)
+    document = json_of(path, dict, "an object with images, annotations, categories")
     if not folder.is_dir():
         problems.add("PNGs", f"no folder {folder}", "give panoptic:ANN.json:PNGS:IMAGES")
     categories = _categories(document, problems)
@@ -122,7 +138,6 @@ def read_panoptic(rest: str) -> Panoptic:
     gathered = _Segments({key: label for label, key in enumerate(categories)}, images)
     for where, record in records(document, "annotations", problems):
         gathered.take(record, where, problems)
-    problems.stop()
     if left_out := len(images) - len(gathered.image_ids):
         gathered.notes["images without annotations left out"] = left_out
     return gathered.panoptic(categories, folder)
@@ -136,6 +151,7 @@ class _Segments:
         self.image_ids: list[int] = []
         self._seen: set[int] = set()
         self._pngs: list[str] = []
+        self._places: list[str] = []
         self._labels, self._images = labels, images
         self._ids, self._classes, self._crowd = array("q"), array("q"), array("b")
         self._boxes, self._areas = array("d"), array("d")
@@ -162,6 +178,7 @@ class _Segments:
                 self._add(segment_id, segment, place, problems)
         self.image_ids.append(key)
         self._pngs.append(name)
+        self._places.append(where)
         self._first.append(len(self._ids))
 
     def _add(self, segment_id: int, segment: Mapping[str, Any], place: str, problems: Problems) -> None:
@@ -200,6 +217,7 @@ class _Segments:
             ids=np.frombuffer(self._ids, dtype=np.int64),
             folder=folder,
             pngs=tuple(self._pngs),
+            places=tuple(self._places),
         )
 
 
@@ -236,23 +254,6 @@ def _images(document: dict[str, Any], problems: Problems) -> dict[int, dict[str,
         else:
             found[key] = record
     return found
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """Return a JSON file that holds an object.
-
-    Raises:
-        AnnotationError: It can't be read or holds something else.
-    """
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise AnnotationError(f"{path}: can't be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: not a JSON file ({error}); it may be cut off") from error
-    if not isinstance(document, dict):
-        raise AnnotationError(f"{path}: $: {shown(document)}; expects an object with annotations")
-    return document
 
 
 def records(

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from downstream.annotations.labels import stays_inside
-from downstream.annotations.problems import Problems, shown
+from downstream.annotations.problems import Problems, json_of, shown
 from downstream.annotations.segments import (
     Panoptic,
     number_segments,
-    read_document,
     read_ids,
     read_panoptic,
     records,
@@ -47,7 +46,7 @@ def score_panoptic(predictions: Path, spec: str) -> dict[str, Any]:
     """
     panoptic = read_panoptic(spec.partition(":")[2])
     path, folder = _places(predictions)
-    document = read_document(path)
+    document = json_of(path, dict, "an object with annotations")
     problems = Problems(path)
     if not folder.is_dir():
         problems.add("PNGs", f"no folder {folder}", "give --predictions PRED.json:PNGS")

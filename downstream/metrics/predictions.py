@@ -1,26 +1,31 @@
-"""results file, coco:… or voc:… -> AP: score detections that any program wrote, without a model and without images."""
+"""results file, coco:…, voc:… or yolo:… -> AP: score detections that any program wrote, without a model."""
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from downstream.annotations.coco import read_coco
 from downstream.annotations.labels import Labels, ground_truth
-from downstream.annotations.problems import SHOWN, Problems, shown
+from downstream.annotations.problems import SHOWN, Problems, json_of, shown
 from downstream.annotations.voc import read_voc
+from downstream.annotations.yolo import open_yolo
 from downstream.metrics.average_precision import Figures, GroundTruth, box_ap, mask_ap
 from downstream.metrics.masks import read_mask
 from downstream.metrics.voc import voc_ap
-from ssldet.errors import AnnotationError, ConfigError, suggest
+from ssldet.errors import ConfigError, suggest
 
-READERS: dict[str, Callable[[str], Labels]] = {
-    "coco": lambda rest: read_coco(Path(rest.partition(":")[0])),
-    "voc": read_voc,
+READERS: dict[str, Callable[[str, bool], Labels]] = {
+    "coco": lambda rest, _: read_coco(Path(rest.partition(":")[0])),
+    "voc": lambda rest, _: read_voc(rest),
+    "yolo": lambda rest, masks: open_yolo(rest, min_side=1, max_pixels=PIXELS, masks=masks).labels,
 }
-"""Prefix of a data specification -> what reads its annotations."""
+"""Prefix of a data specification -> what reads its annotations, with masks where they are asked for."""
+PIXELS = 2**31
+"""Largest image whose size is read; nothing here decodes it."""
 
 
 def score_predictions(
@@ -37,8 +42,9 @@ def score_predictions(
         predictions: A JSON list of `{"image_id", "category_id", "bbox", "score"}` with boxes in absolute xywh, pixels
             counted from 0. In place of `category_id` there may be `category`, the class's name, and beside or in
             place of `bbox` a `segmentation` (run lengths or polygons). An image may be named by its id, its file or,
-            against VOC, its name without suffix; a class of VOC by its name or its number from 1.
-        spec: `coco:ANN.json` or `voc:ROOT:SPLIT`; image folders may be left out.
+            against VOC and YOLO, its name without suffix; a class by its name or, of VOC, by its number from 1, of
+            YOLO by that from 0.
+        spec: `coco:ANN.json`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`; images are needed for YOLO only.
         metric: Whose figures; none takes VOC's against VOC data and COCO's against all other.
         iou: Overlap from which an object counts as found, for VOC's figures alone; none takes 0.5.
         accelerate: Compute COCO's figures with faster-coco-eval.
@@ -52,11 +58,14 @@ def score_predictions(
     """
     form, _, rest = spec.partition(":")
     if form not in READERS or not rest:
-        raise ConfigError(f"{spec}: labels are needed to score against; give coco:ANN.json or voc:ROOT:SPLIT")
+        raise ConfigError(
+            f"{spec}: labels are needed to score against; give coco:ANN.json, voc:ROOT:SPLIT or yolo:ROOT:SPLIT"
+        )
     figures = figures_of(metric or ("voc" if form == "voc" else "coco"), iou=iou, accelerate=accelerate)
-    labels = READERS[form](rest)
+    records = json_of(predictions, list, "a list of results, one object a box")
+    labels = READERS[form](rest, _with_masks(records))
     truth = _as_stated(Path(rest.partition(":")[0])) if form == "coco" else ground_truth(labels)
-    return figures(truth, read_predictions(predictions, labels))
+    return figures(truth, _checked(records, labels, Problems(predictions)))
 
 
 def figures_of(metric: str, *, iou: float | None = None, accelerate: bool = False) -> Figures:
@@ -115,11 +124,14 @@ def read_predictions(path: Path, labels: Labels) -> list[dict[str, Any]]:
     Raises:
         AnnotationError: With a JSON pointer for each problem.
     """
-    records = _parse(path)
-    problems = Problems(path)
+    return _checked(json_of(path, list, "a list of results, one object a box"), labels, Problems(path))
+
+
+def _checked(records: Sequence[object], labels: Labels, problems: Problems) -> list[dict[str, Any]]:
+    """Return the results with original ids; what is wrong with any of them stops here."""
     images, categories = _image_names(labels), _category_names(labels)
     sizes = dict(zip(labels.image_ids, labels.sizes.tolist(), strict=True))
-    masks = any(isinstance(record, dict) and "segmentation" in record for record in records)
+    masks = _with_masks(records)
     rows = []
     for number, record in enumerate(records):
         where = f"$[{number}]"
@@ -129,7 +141,8 @@ def read_predictions(path: Path, labels: Labels) -> list[dict[str, Any]]:
         image = _known(record, "image_id", images, where, problems)
         row = {"image_id": image, "category_id": _category(record, categories, where, problems)}
         row["score"] = _score(record, where, problems)
-        if "bbox" in record or not masks:
+        # An empty list stands for "no box" officially.
+        if not masks or record.get("bbox", []) != []:
             row["bbox"] = _box(record, where, problems)
         if masks:
             row["segmentation"] = _mask(record, sizes.get(image), where, problems)
@@ -138,22 +151,19 @@ def read_predictions(path: Path, labels: Labels) -> list[dict[str, Any]]:
     return rows
 
 
-def _parse(path: Path) -> list[object]:
-    try:
-        records = json.loads(path.read_bytes())
-    except OSError as error:
-        raise AnnotationError(f"{path}: can't be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: not a JSON file ({error}); expects a list of results") from error
-    if not isinstance(records, list):
-        raise AnnotationError(f"{path}: $: {shown(records)}; expects a list of results, one object a box")
-    return records
+def _with_masks(records: Sequence[object]) -> bool:
+    return any(isinstance(record, dict) and "segmentation" in record for record in records)
 
 
 def _image_names(labels: Labels) -> dict[object, Any]:
-    """Return everything that may stand for an image -> its id; an id goes before a file name."""
-    names: dict[object, Any] = dict(zip(labels.files, labels.image_ids, strict=True))
-    return names | {key: key for key in labels.image_ids}
+    """Return everything that may stand for an image -> its id; ids go before file names, these before parts of them."""
+    files: dict[object, Any] = dict(zip(labels.files, labels.image_ids, strict=True))
+    stems = [Path(name).stem for name in labels.files]
+    unique = {name for name, count in Counter(stems).items() if count == 1}
+    short: dict[object, Any] = {
+        stem: key for stem, key in zip(stems, labels.image_ids, strict=True) if isinstance(key, str) and stem in unique
+    }
+    return short | files | {key: key for key in labels.image_ids}
 
 
 def _category_names(labels: Labels) -> dict[object, int]:

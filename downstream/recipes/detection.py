@@ -10,8 +10,8 @@ Score:     r50 on COCO val2017: 43.1 AP from UP-DETR's released weights (publish
            tiny without pretraining, 1,500 steps on 1,000 generated scenes of 1 to 3 shapes: 4.0 AP, 12.2 AP50 on 200
            others (measured once, one seed): a place to see differences, not a detector.
 Differences from the published recipe:
-           class numbers are contiguous, 80 instead of 91 with holes; evaluation pads the images of one batch, so for a
-           figure to be quoted evaluate with one image at a time. On small data lower `task.no_object_weight`.
+           class numbers are contiguous, 80 instead of 91 with holes; evaluation never pads, so that its figures do not
+           depend on the batch. On small data lower `task.no_object_weight`.
 
 The detector below is only built for `ssldet finetune scratch`; any other start brings its own.
 """

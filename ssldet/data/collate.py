@@ -1,6 +1,7 @@
-"""list[Sample] -> Batch: pad images and masks to one canvas and remember the padding."""
+"""list[Sample] -> Batch: pad images and masks to one canvas and remember the padding; and back to single sizes."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,6 +34,40 @@ def collate(samples: Sequence[Sample]) -> Batch:
         crops=_crops(samples),
         skipped=tuple(skipped for sample in samples for skipped in sample.skipped),
     )
+
+
+def of_one_size(batch: Batch) -> Iterator[tuple[list[int], Batch]]:
+    """Part a batch into smaller ones whose images have one size, so that no canvas is padded.
+
+    Args:
+        batch: Images of any sizes.
+
+    Yields:
+        Places in the batch, and what is there.
+    """
+    places = defaultdict(list)
+    for place, (height, width) in enumerate(batch.sizes.tolist()):
+        places[height, width].append(place)
+    for (height, width), rows in places.items():
+        targets = [batch.targets[row] for row in rows]
+        yield (
+            rows,
+            replace(
+                batch,
+                images=batch.images[rows, :, :height, :width],
+                padding=batch.padding[rows, :height, :width],
+                sizes=batch.sizes[rows],
+                targets=[_off_canvas(one, height, width) for one in targets],
+                keys=[batch.keys[row] for row in rows],
+                original_sizes=batch.original_sizes[rows],
+                patches=None if batch.patches is None else batch.patches[rows],
+                jitter=None if batch.jitter is None else batch.jitter[rows],
+            ),
+        )
+
+
+def _off_canvas(targets: Targets, height: int, width: int) -> Targets:
+    return targets if targets.masks is None else replace(targets, masks=targets.masks[:, :height, :width])
 
 
 def _pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:

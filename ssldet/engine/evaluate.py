@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from ssldet.data.collate import of_one_size
 from ssldet.data.loader import evaluation_batches
 from ssldet.engine.distributed import gather_objects, rank, world
 from ssldet.engine.run import Run
@@ -82,13 +83,29 @@ def evaluate(
     return gather_objects(evaluator.results() if rank() == 0 else {})[0]
 
 
+def unpadded(detect: Callable[[Batch], list[Detections]], batch: Batch) -> list[Detections]:
+    """Detect in images of one size at a time: padding would have its say, and results would depend on the batch.
+
+    Args:
+        detect: What answers a batch.
+        batch: Images of any sizes.
+
+    Returns:
+        One entry an image, in the order of the batch.
+    """
+    found: dict[int, Detections] = {}
+    for places, part in of_one_size(batch):
+        found |= zip(places, detect(part), strict=True)
+    return [found[place] for place in range(len(batch))]
+
+
 def _answer(
     objective: Objective, batch: Batch | None, device: torch.device
 ) -> tuple[()] | tuple[list[Detections], Batch]:
     """Detect in a batch; the empty tuple says that this rank has no batch left."""
     if batch is None:
         return ()
-    found = [detections.to("cpu") for detections in objective.detect(batch.to(device, non_blocking=True))]
+    found = [one.to("cpu") for one in unpadded(objective.detect, batch.to(device, non_blocking=True))]
     # Scoring needs to know what is true, not how it looks: pixels would only travel between ranks for nothing.
     seen = replace(batch, images=batch.images[:, :, :0, :0], padding=batch.padding[:, :0, :0], patches=None, crops=[])
     return found, replace(seen, targets=[replace(targets, masks=None) for targets in batch.targets])

@@ -16,6 +16,7 @@ from torch import Tensor
 from ssldet.classes import match_classes
 from ssldet.data.loader import evaluation_batches
 from ssldet.data.sources import open_source
+from ssldet.engine.evaluate import unpadded
 from ssldet.engine.run import DataConfig
 from ssldet.errors import ConfigError, DataError, UnreadableError
 from ssldet.recipe import override
@@ -63,7 +64,7 @@ def evaluate(
         metric: `coco` or `voc`; none takes the task's, and for predictions that of the data's form.
         iou: Overlap from which an object counts as found; for VOC's figures of predictions alone.
         accelerate: Compute COCO's AP with faster-coco-eval instead of pycocotools.
-        batch_size: Images at a time; padding changes results a little, so 1 is the reference.
+        batch_size: Images read at a time; those of one size are looked at together. Results do not depend on it.
         workers: Loader processes.
         overrides: Dotted fields of the task, such as `task.eval_scale`, and their values.
 
@@ -261,5 +262,5 @@ def _detect(
     strip = isinstance(opened.task, PretextTask)
     for batch in evaluation_batches(source, views, batch_size=batch_size, workers=workers, strip_labels=strip):
         with torch.inference_mode():
-            found = answer(batch.to(device))
+            found = unpadded(answer, batch.to(device))
         yield batch, [detections.to("cpu") for detections in found]
