@@ -155,7 +155,7 @@ def evaluate(
         metric: Whose AP; default: the task's, and for predictions that of the data's form.
         iou: Overlap that counts as found in VOC's AP of predictions; default: 0.5.
         accelerate: Compute COCO's AP with faster-coco-eval.
-        batch_size: Images at a time; 1 keeps padding out of the result.
+        batch_size: Images read at a time; results do not depend on it.
         workers: Loader processes.
     """
     from ssldet import verbs

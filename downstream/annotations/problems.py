@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ssldet.errors import AnnotationError
 
-Form = TypeVar("Form", bound=dict[str, Any] | list[Any])
+Form = TypeVar("Form")
 
 SHOWN = 10
 """Places that an error lists for each kind of fault; the rest is counted."""
@@ -141,7 +141,7 @@ def json_of(
         raise AnnotationError(f"{path}: can't be read ({error.strerror}); expects {expects}") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno} (offset {error.pos})"
-        raise AnnotationError(f"{path}: not JSON at {place}: {error.msg}; the file may be cut off") from error
+        raise AnnotationError(f"{path}: not JSON at {place}: {error.msg}; expects {expects}; is it cut off?") from error
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: not UTF-8 text at offset {error.start}; save it as UTF-8") from error
     except RecursionError as error:

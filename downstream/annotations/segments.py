@@ -197,12 +197,13 @@ class _Segments:
     def panoptic(self, categories: Mapping[int, dict[str, Any]], folder: Path) -> Panoptic:
         """Return everything taken in."""
         images = [self._images[key] for key in self.image_ids]
+        sizes = [(record.get("height") or 0, record.get("width") or 0) for record in images]
         labels = Labels(
             classes=tuple(record["name"] for record in categories.values()),
             category_ids=tuple(categories),
             image_ids=tuple(self.image_ids),
             files=tuple(record["file_name"] for record in images),
-            sizes=np.asarray([(record.get("height") or 0, record.get("width") or 0) for record in images], dtype=int),
+            sizes=np.asarray(sizes, dtype=int).reshape(-1, 2),
             first=np.asarray(self._first),
             boxes=np.frombuffer(self._boxes, dtype=np.float64).reshape(-1, 4),
             labels=np.frombuffer(self._classes, dtype=np.int64),

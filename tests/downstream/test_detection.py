@@ -15,10 +15,11 @@ from downstream.recipes.detection import r50, tiny
 from ssldet.data.collate import collate
 from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETRConfig
+from ssldet.engine.evaluate import unpadded
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import check, dumps, load, override
-from ssldet.types import Batch
+from ssldet.types import Batch, Sample, Targets
 
 TASK = Detection(scales=(48, 56), max_size=80, eval_scale=48, crop_scales=(60,), crop_range=(40, 60))
 DETECTOR = DETRConfig(
@@ -98,6 +99,36 @@ def test_answers_are_in_pixels_of_the_images_on_disk(batch: Batch, source: Label
     metric = TASK.evaluator(source)
     metric.update(found, batch)
     assert TASK.headline in metric.results()
+
+
+def test_the_batch_has_no_influence_on_the_answers() -> None:
+    """Images of different sizes share a canvas, but none of them sees another one's padding."""
+    objective, views = TASK.objective(DETECTOR.build()).eval(), TASK.views(training=False)
+    generator = torch.Generator().manual_seed(5)
+    sizes = [(64, 64), (48, 70), (64, 64), (70, 48)]
+    samples = [
+        views(
+            Sample(
+                image=torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8),
+                targets=Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)),
+                key=str(number),
+                original_size=size,
+            ),
+            generator,
+        )
+        for number, size in enumerate(sizes)
+    ]
+    with torch.no_grad():
+        together = unpadded(objective.detect, collate(samples))
+        alone = [objective.detect(collate([sample]))[0] for sample in samples]
+        padded = objective.detect(collate(samples))
+    for one, other in zip(together, alone, strict=True):
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-4)
+        assert torch.allclose(one.scores, other.scores, atol=1e-6)
+        assert torch.equal(one.labels, other.labels)
+    assert any(
+        not torch.allclose(one.scores, other.scores, atol=1e-6) for one, other in zip(padded, alone, strict=True)
+    )
 
 
 def test_the_weights_of_the_terms_are_the_tasks(batch: Batch) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from downstream.annotations.panoptic import PanopticImages, open_panoptic
 from ssldet.boxes import to_absolute
 from ssldet.errors import AnnotationError, UnreadableError
+from ssldet.verbs import check_data
 
 Document = dict[str, Any]
 
@@ -144,7 +145,7 @@ def test_a_fault_has_its_line(made: Path, pointer: tuple[Any, ...], value: objec
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 100_000])
 def test_a_file_that_is_no_object_is_refused(made: Path, text: str) -> None:
     made.write_bytes(text.encode("latin-1"))
-    with pytest.raises(AnnotationError, match=r"not a JSON file|expects an object"):
+    with pytest.raises(AnnotationError, match=r"not JSON|not UTF-8|nested too deeply|expects an object"):
         opened(made)
 
 
@@ -202,3 +203,35 @@ def test_classes_can_be_counted_in_another_order(real_data: Path) -> None:
     ours, theirs = source[0].targets, turned[0].targets
     assert (last - ours.labels).equal(theirs.labels)
     assert (last - source.truth(source.keys[0]).labels).equal(turned.truth(turned.keys[0]).labels)
+
+
+def test_a_sound_set_is_inspected_to_the_last_pixel(made: Path) -> None:
+    inspection = check_data(f"panoptic:{made}")
+    assert inspection.sound
+    assert (inspection.counts["images"], inspection.counts["boxes"], inspection.counts["crowd regions"]) == (2, 4, 1)
+    assert inspection.boxes_per_class == {"cup": 2, "wall": 1}
+    change(made, ("annotations", 0, "segments_info", 0, "area"), 399)
+    change(made, ("annotations", 1, "segments_info"), [{"id": 9, "category_id": 7}])
+    warnings = check_data(f"panoptic:{made}").warnings
+    assert "1 segments of another area than stated" in warnings
+    assert "1 segments without a pixel in their PNG" in warnings
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(made: Path) -> None:
+    change(made, ("annotations", 0, "segments_info", 3, "category_id"), 8)
+    change(made, ("images", 0, "height"), 31)
+    (made.parent / "ann/b.png").unlink()
+    where = [problem["where"] for problem in check_data(f"panoptic:{made}").problems]
+    assert where == [
+        "$.annotations[0].segments_info[3].category_id",
+        "$.annotations[0].file_name",
+        "$.annotations[1].file_name",
+        "$.annotations[0]",
+    ]
+
+
+def test_segments_that_only_the_png_has_are_a_problem(made: Path) -> None:
+    change(made, ("annotations", 0, "segments_info"), [{"id": 300, "category_id": 7}])
+    (problem,) = check_data(f"panoptic:{made}").problems
+    assert problem["where"] == "$.annotations[0].segments_info"
+    assert problem["what"] == "a.png has segment 301 and 2 more"

@@ -250,3 +250,42 @@ def test_the_metric_is_a_choice(tmp_path: Path, spec: str) -> None:
     ):
         with pytest.raises(ConfigError, match=advice):
             score_predictions(path, spec, **options)  # type: ignore[arg-type]
+
+
+def test_an_empty_box_is_no_box(tmp_path: Path, spec: str) -> None:
+    square = [[1, 2, 11, 2, 11, 22, 1, 22]]
+    truth = copy.deepcopy(TRUTH)
+    for row in truth["annotations"]:
+        row["segmentation"] = square
+    (tmp_path / "ann.json").write_text(json.dumps(truth))
+    with_box, without = [
+        {**RIGHT[0], "segmentation": square, **change} for change in ({"bbox": [1, 2, 10, 20]}, {"bbox": []})
+    ]
+    assert score_predictions(results(tmp_path, [without]), spec) == score_predictions(
+        results(tmp_path, [with_box]), spec
+    )
+
+
+@pytest.fixture
+def yolo(tmp_path: Path) -> str:
+    """Two images in folders, with a polygon and without objects."""
+    for name in ("images/train/x", "labels/train/x"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("x/007.v1.jpg", "b.jpg"):
+        Image.new("RGB", (60, 40)).save(tmp_path / "images/train" / name)
+    (tmp_path / "labels/train/x/007.v1.txt").write_text("1 0.1 0.1 0.5 0.1 0.5 0.6 0.1 0.6\n")
+    (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cup, cat]\n")
+    return f"yolo:{tmp_path}:train"
+
+
+@pytest.mark.parametrize("image", ["x/007.v1.jpg", "007.v1"])
+@pytest.mark.parametrize("category", [{"category_id": 1}, {"category": "cat"}])
+def test_yolo_folders_are_scored_too(tmp_path: Path, yolo: str, image: str, category: dict[str, Any]) -> None:
+    row = {"image_id": image, "score": 0.5, "bbox": [6, 4, 24, 20], **category}
+    found = score_predictions(results(tmp_path, [row]), yolo)
+    assert (found["AP"], found["per_class"]) == (pytest.approx(1.0), {"cup": -1.0, "cat": pytest.approx(1.0)})
+    mask = {"segmentation": [[6, 4, 30, 4, 30, 24, 6, 24]]}
+    assert score_predictions(results(tmp_path, [row | mask]), yolo)["segm"]["AP"] == pytest.approx(1.0)
+    assert score_predictions(results(tmp_path, [row]), yolo, metric="voc")["voc_ap"] == pytest.approx(1.0)
+    with pytest.raises(AnnotationError, match=r"\$\[0\]\.image_id: 'c\.jpg'"):
+        score_predictions(results(tmp_path, [row | {"image_id": "c.jpg"}]), yolo)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssldet.data.collate import collate
+from ssldet.data.collate import collate, of_one_size
 from ssldet.types import Sample, Skipped, Targets
 
 
@@ -57,3 +57,20 @@ def test_masks_are_padded_to_the_canvas():
     assert [None if t.masks is None else tuple(t.masks.shape) for t in batch.targets] == [(2, 6, 7), (1, 6, 7), None]
     assert torch.equal(batch.targets[1].masks[0], ~batch.padding[1])
     assert batch.targets[0].masks[1].sum() == 35
+
+
+def test_parts_of_one_size_are_free_of_padding():
+    samples = [sample(5, 7, boxes=2), sample(6, 4, boxes=1), sample(5, 7)]
+    masks = torch.ones(2, 5, 7, dtype=torch.bool)
+    samples[0] = replace(samples[0], targets=replace(samples[0].targets, masks=masks))
+    parts = list(of_one_size(collate(samples)))
+    assert [places for places, _ in parts] == [[0, 2], [1]]
+    for places, part in parts:
+        assert not part.padding.any()
+        for row, place in enumerate(places):
+            assert torch.equal(part.images[row], samples[place].image)
+            assert torch.equal(part.targets[row].boxes, samples[place].targets.boxes)
+        assert part.keys == [samples[place].key for place in places]
+        assert part.original_sizes.tolist() == [list(samples[place].original_size) for place in places]
+        assert part.patches.shape == (len(places), 3, 3, 8, 9)
+    assert torch.equal(parts[0][1].targets[0].masks, masks)
