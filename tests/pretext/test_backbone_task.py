@@ -17,6 +17,8 @@ from downstream.annotations.shapes import write_shapes
 from pretext.backbone_task import BackboneTask
 from ssldet.chance import generator, lent
 from ssldet.data.collate import collate
+from ssldet.engine.fit import fit
+from ssldet.engine.folder import RunFolder
 from ssldet.errors import ConfigError
 from ssldet.recipe import check, override
 from ssldet.types import Sample, Targets
@@ -218,15 +220,16 @@ def test_a_resumed_run_is_the_quiet_one(name: str, folders: Path, tmp_path: Path
     changes = SMALL | {"checkpoint.every_steps": 1, "checkpoint.keep": 9, "task.queue_length": 24}
     if name == "swav":
         changes |= {"task.queue_start": 2, "task.frozen_prototype_steps": 3}
-    quiet = ssldet.pretrain(folders, recipe=f"{name}/tiny", steps=6, out=tmp_path / "quiet", overrides=changes)
-    broken = tmp_path / "broken"
-    shutil.copytree(quiet.path, broken)
+    run = override(resolve(f"{name}/tiny"), changes | {"data.train": str(folders), "budget.steps": 6})
+    quiet, broken = tmp_path / "quiet", tmp_path / "broken"
+    fit(run, RunFolder.create(quiet, run))
+    shutil.copytree(quiet, broken)
     for step in range(3, 7):
         for path in (broken / "checkpoints").glob(f"step-{step:06d}.*"):
             path.unlink()
     (broken / "weights" / "model.safetensors").unlink()
-    again = ssldet.pretrain(resume=broken)
-    ours, theirs = (load_file(run.path / "weights" / "model.safetensors") for run in (quiet, again))
+    fit(run, RunFolder(broken), resume=True)
+    ours, theirs = (load_file(path / "weights" / "model.safetensors") for path in (quiet, broken))
     assert ours.keys() == theirs.keys()
     assert any("bank" in key for key in ours)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
