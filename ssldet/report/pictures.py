@@ -93,14 +93,14 @@ def draw_detections(
 
 
 def draw_problem(
-    image: UInt8[Tensor, "3 H W"], patches: UInt8[Tensor, "P 3 h w"], boxes_xyxy: Float[Tensor, "P 4"]
+    image: UInt8[Tensor, "3 H W"], patches: UInt8[Tensor, "P 3 h w"], boxes_xyxy: Float[Tensor, "N 4"]
 ) -> Image.Image:
     """Draw what a pretext task asks: query patches in a strip, and where in the image each must be found.
 
     Args:
         image: Pixels, RGB, as the detector sees them.
         patches: Query patches.
-        boxes_xyxy: Where each patch was cut, in pixels of `image`.
+        boxes_xyxy: Where each patch was cut, in pixels of `image`; none for crops, which are not looked for.
     """
     drawing = _Drawing(image)
     boxes = _rows(boxes_xyxy)
@@ -108,7 +108,7 @@ def draw_problem(
         drawing.frame(box, colour_of(number))
     for number, box in enumerate(boxes):
         drawing.caption(box, str(number + 1), colour_of(number))
-    return _beside(drawing, patches, [""] * len(boxes))
+    return _beside(drawing, patches, [""] * len(patches))
 
 
 def draw_answers(

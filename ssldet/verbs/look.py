@@ -6,7 +6,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
 from PIL import Image
+from torch import Tensor
 
 from ssldet.boxes import to_absolute
 from ssldet.citations import cited
@@ -87,17 +91,24 @@ def preview(
 
 
 def problems_of(batches: Sequence[Batch], count: int) -> list[Image.Image]:
-    """Draw the first problems of some batches: image, patches and where each was cut."""
+    """Draw the first problems of some batches: image, patches and where each was cut; or crops."""
     pictures: list[Image.Image] = []
     for batch in batches:
         for number in range(min(len(batch), count - len(pictures))):
             image, size = _image(batch, number)
             boxes = to_absolute(batch.targets[number].boxes, size)
-            patches = batch.patches
-            if patches is None:
-                raise ConfigError("this task cuts no patches; there is nothing to preview")
-            pictures.append(draw_problem(image, patches[number], boxes))
+            pictures.append(draw_problem(image, _asked(batch, number), boxes))
     return pictures
+
+
+def _asked(batch: Batch, number: int) -> UInt8[Tensor, "P 3 h w"]:
+    """Return what a task shows beside an image: its patches, or its crops, the smaller ones enlarged."""
+    if batch.patches is not None:
+        return batch.patches[number]
+    if not batch.crops:
+        raise ConfigError("this task cuts neither patches nor crops; there is nothing to preview")
+    size = batch.crops[0].shape[-2:]
+    return torch.cat([F.interpolate(crops[number], size, mode="bilinear") for crops in batch.crops])
 
 
 def draw_batch(objective: Objective, batch: Batch, classes: Sequence[str] = (), count: int = 6) -> Image.Image:

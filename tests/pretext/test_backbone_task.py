@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import ssldet
@@ -184,6 +185,11 @@ def test_the_backbone_goes_on_to_stage_two(name: str, taught: Any, folders: Path
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
     lineage = json.loads((second.path / "lineage.json").read_text())["stages"]
     assert [stage["task"]["name"] for stage in lineage] == [name]
+
+
+def test_the_crops_can_be_looked_at(folders: Path, tmp_path: Path) -> None:
+    ssldet.preview(folders, task="swav", out=tmp_path / "crops.png", count=2)
+    assert Image.open(tmp_path / "crops.png").width > 2 * 48
 
 
 def test_finetuning_fixes_the_norms(taught: Any, folders: Path) -> None:

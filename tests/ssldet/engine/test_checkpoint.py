@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssldet.classes import match_classes
+from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.engine.checkpoint import (
     TransferReport,
     describe,
@@ -23,6 +24,7 @@ from ssldet.engine.checkpoint import (
     transfer,
 )
 from ssldet.errors import CheckpointError
+from ssldet.nn.backbones import BackboneConfig
 
 
 @pytest.fixture
@@ -120,6 +122,29 @@ def test_a_hand_over_accounts_for_every_tensor(fakes: ModuleType) -> None:
     assert report.summary()[0] == "loaded   backbone         2 tensors          112 parameters"
     assert "reshaped class_head" in str(report)
     assert json.loads(json.dumps(report.to_json()))["rows"][0]["section"] == "backbone"
+
+
+@pytest.mark.parametrize("fixed_after", [True, False])
+def test_norms_may_be_free_before_and_fixed_after_or_the_other_way_round(fixed_after: bool) -> None:
+    def built(frozen_norm: bool) -> DETR:
+        backbone = BackboneConfig(name="tiny", frozen_stages=0, frozen_norm=frozen_norm)
+        return DETRConfig(backbone=backbone, num_classes=2, num_queries=3, width=8, heads=2, feedforward=4).build()
+
+    giver, taker = built(not fixed_after), built(fixed_after)
+    with torch.no_grad():
+        for number, value in enumerate(giver.backbone.state_dict().values()):
+            value.add_(number + 1)
+    state = giver.state_dict()
+    report = transfer(state, taker, ("backbone",))
+    # Three layers, each with a convolution and a norm of two weights and two statistics; a counter each is let go.
+    told = {row.outcome: row.tensors for row in report.rows if row.section == "backbone"}
+    assert told == {"loaded": 15, "ignored" if fixed_after else "fresh": 3}
+    for name, value in taker.backbone.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, state[f"backbone.{name}"]), name
+    del state["backbone.body.layer1.norm.running_mean"]
+    with pytest.raises(CheckpointError, match="running_mean is missing"):
+        transfer(state, taker, ("backbone",))
 
 
 @pytest.mark.parametrize("ours", [3, 20, 80, 91, 250])

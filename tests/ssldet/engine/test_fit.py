@@ -44,6 +44,17 @@ def test_a_run_leaves_a_complete_folder(tmp_path: Path, fakes: ModuleType, train
     assert lines[-2]["epoch"] == 4.8
 
 
+def test_an_objective_is_told_every_step_once_whatever_its_parts(
+    tmp_path: Path, fakes: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        fakes.FakeObjective, "begin", lambda _, step, total_steps: told.append((step, total_steps)), raising=False
+    )
+    train(tmp_path / "a", fakes.a_run(optim__accumulate=2, budget__steps=3))
+    assert told == [(0, 3), (1, 3), (2, 3)]
+
+
 def test_nothing_is_said_but_our_own_lines(
     tmp_path: Path, fakes: ModuleType, train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

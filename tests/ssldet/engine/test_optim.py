@@ -9,6 +9,7 @@ from torch import nn
 
 from ssldet.engine.optim import average_of, build_optimizer, clip, gradient_norm, learning, schedule, set_rates
 from ssldet.engine.run import OptimConfig
+from ssldet.engine.steps import plain
 from ssldet.errors import ConfigError
 
 
@@ -29,6 +30,25 @@ def test_the_backbone_has_its_own_rate_and_what_rests_is_left_out(fakes: ModuleT
     objective.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing would learn"):
         build_optimizer(objective, config)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", "AdamW"), ("sgd", "SGD"), ("lars", "Lars")])
+def test_the_optimiser_is_a_choice(fakes: ModuleType, name: str, kind: str) -> None:
+    objective = fakes.FakeTask().objective(fakes.FakeDetector(2, 3))
+    config = OptimConfig(optimizer=name, momentum=0.75, lr=0.5, lr_backbone=0.25, weight_decay=0.125)  # type: ignore[arg-type]
+    optimizer = build_optimizer(objective, config)
+    assert type(optimizer).__name__ == kind
+    assert [(group["lr"], group["peak"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        (0.5, 0.5, 0.125),
+        (0.25, 0.25, 0.125),
+    ]
+    assert name == "adamw" or {group["momentum"] for group in optimizer.param_groups} == {0.75}
+    before = [parameter.detach().clone() for parameter in learning(optimizer)]
+    for parameter in learning(optimizer):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(not torch.equal(old, new) for old, new in zip(before, learning(optimizer), strict=True))
+    plain(optimizer.state_dict())
 
 
 def test_rates_follow_the_schedule(fakes: ModuleType) -> None:
