@@ -37,7 +37,7 @@ def tiny() -> Run:
             blur=0.0,
             hidden_width=128,
             width=64,
-            queue_length=512,
+            queue_length=256,
             momentum=0.99,
             key_groups=4,
             eval_side=48,

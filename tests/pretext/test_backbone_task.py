@@ -189,7 +189,8 @@ def test_the_backbone_goes_on_to_stage_two(name: str, taught: Any, folders: Path
 
 def test_the_crops_can_be_looked_at(folders: Path, tmp_path: Path) -> None:
     ssldet.preview(folders, task="swav", out=tmp_path / "crops.png", count=2)
-    assert Image.open(tmp_path / "crops.png").width > 2 * 48
+    with Image.open(tmp_path / "crops.png") as picture:
+        assert picture.width > 2 * 48
 
 
 def test_finetuning_fixes_the_norms(taught: Any, folders: Path) -> None:
