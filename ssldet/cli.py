@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from ssldet import registry
 from ssldet.errors import ConfigError, DataError, SsldetError, StoppedError
 
 app = App(
@@ -322,6 +323,26 @@ def demo(*, out: Path | None = None, seed: int = 0, json_: Json = False) -> None
     _prints(drive)(out, seed=seed, json_=json_)
 
 
+def _join_plugins() -> None:
+    """Add the verbs of installed packages by name: none is imported, so that a broken one harms only its own verb."""
+    for name in registry.names("ssldet.verbs"):
+        if name not in app:  # the core's verbs go first
+            # Its own help is shown by the plug-in, which knows its words.
+            outer = App(
+                name=name, help=f"Verbs of a plug-in; see: ssldet {name} --help", help_flags=[], version_flags=[]
+            )
+            outer.default(_calling(name))
+            app.command(outer)
+
+
+def _calling(name: str) -> Callable[..., None]:
+    def call(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
+        plugin: App = registry.find("ssldet.verbs", name)
+        plugin(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+    return call
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that the README lists.
 
@@ -332,6 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
+        _join_plugins()
         with _spoken():
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, SsldetError) as error:

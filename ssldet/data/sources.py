@@ -250,10 +250,21 @@ def take_fraction(whole: Source, fraction: float, seed: int) -> PartSource:
         fraction: Share to take, between 0 and 1.
         seed: Which ones: images are shuffled once, and the first of them taken.
     """
-    count = max(1, round(fraction * len(whole)))
-    shuffled = torch.randperm(len(whole), generator=chance.generator(seed, "fraction"))
-    log.info("%d of %d images taken (fraction %g, seed %d)", count, len(whole), fraction, seed)
-    return PartSource(whole, sorted(shuffled[:count].tolist()))
+    places = chosen_places(len(whole), fraction, seed)
+    log.info("%d of %d images taken (fraction %g, seed %d)", len(places), len(whole), fraction, seed)
+    return PartSource(whole, places)
+
+
+def chosen_places(count: int, fraction: float, seed: int) -> list[int]:
+    """Return which of some images make up a share of them, in order; see `take_fraction`.
+
+    Args:
+        count: Number of all images.
+        fraction: Share to take, between 0 and 1.
+        seed: Which ones.
+    """
+    shuffled = torch.randperm(count, generator=chance.generator(seed, "fraction"))
+    return sorted(shuffled[: max(1, round(fraction * count))].tolist())
 
 
 def _disagreement(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:

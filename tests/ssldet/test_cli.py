@@ -4,11 +4,14 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
-from ssldet import cli
+from ssldet import cli, registry
 
 COMMAND = [sys.executable, "-m", "ssldet"]
 VERBS = ["pretrain", "finetune", "evaluate", "predict", "export", "list", "preview", "report", "doctor", "data", "demo"]
@@ -115,3 +118,47 @@ def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> No
     report = json.loads(capsys.readouterr().out)
     assert report["healthy"]
     assert {"python", "torch", "disk"} <= {finding["subject"] for finding in report["findings"]}
+
+
+PLUGIN = App(name="ssldet measure", help="Measure things.", help_format="plaintext")
+
+
+@PLUGIN.command
+def length(count: int, *rest: str) -> None:
+    """Say how long."""
+    sys.stdout.write(f"{count} {' '.join(rest)}\n")
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    modules = {"measure": "plugin_of_the_test:PLUGIN", "broken": "no_such_module:app", "list": "no_such_module:app"}
+    entries = [EntryPoint(name=name, value=value, group="ssldet.verbs") for name, value in modules.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(entries).select(group=group))
+    monkeypatch.setitem(sys.modules, "plugin_of_the_test", sys.modules[__name__])
+    registry._claims.cache_clear()
+    yield
+    registry._claims.cache_clear()
+    for name in ("measure", "broken"):
+        if name in cli.app:
+            del cli.app[name]
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_plugin_brings_verbs_with_their_own_help_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["measure", "length", "3", "a.b=1", "C"])
+    assert capsys.readouterr().out == "3 a.b=1 C\n"
+    cli.main(["measure", "length", "--help"])
+    assert "Say how long" in capsys.readouterr().out
+    assert _exit("measure", "length", "many") == 2
+    assert "unable to convert" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_broken_plugin_harms_only_its_own_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--help"])
+    assert {"measure", "broken", "pretrain"} <= set(capsys.readouterr().out.split())
+    assert _exit("broken", "anything") == 2
+    assert "verb 'broken' (no_such_module:app) can't be imported" in capsys.readouterr().err
+    # A name of the core's own can't be taken over.
+    cli.main(["list", "--help"])
+    assert "exporters" in capsys.readouterr().out

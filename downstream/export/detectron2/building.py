@@ -1,0 +1,111 @@
+"""recipe, weights, classes -> the configuration of a task and a detector, as detectron2's configurations name them.
+
+Nothing of detectron2 is imported here.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssldet.detectors.base import DetectorConfig
+from ssldet.errors import CheckpointError, ConfigError
+from ssldet.recipe import from_document, override
+from ssldet.task import Task
+from ssldet.types import Sample, Skipped
+from ssldet.verbs.choosing import resolve
+
+STEM_FLAG = "?matching_heuristics=True"
+"""What detectron2 lets one append to a path of weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """What the model is built from.
+
+    Attributes:
+        task: Who teaches it.
+        detector: Who is taught.
+    """
+
+    task: Task
+    detector: DetectorConfig
+
+
+def blueprint(
+    recipe: str,
+    classes: Sequence[str],
+    *,
+    stuff: Sequence[int] = (),
+    weights: str = "",
+    overrides: Mapping[str, object] | None = None,
+) -> Blueprint:
+    """Choose task and detector; what shapes the detector comes from the file that it starts from, never retyped.
+
+    Args:
+        recipe: Name of a recipe of a task that reads labels.
+        classes: Class names of the training set, in the order of its labels.
+        stuff: Labels that have no objects to count.
+        weights: File that the model starts from; the configuration beside it, `FILE.yaml`, says which detector it
+            holds. Without one, the recipe's detector is built.
+        overrides: Dotted recipe fields and their values.
+
+    Raises:
+        CheckpointError: The configuration beside the weights can't be read.
+        ConfigError: There are no classes, or the recipe is none.
+    """
+    if not classes:
+        raise ConfigError("the dataset names no classes; register it by ssldet, or set thing_classes of its metadata")
+    run = resolve(recipe)
+    stated = read_sidecar(weights)
+    detector = from_document(DetectorConfig, stated["DETECTOR"]) if stated else run.detector  # type: ignore[type-abstract]
+    one_shot = hasattr(run.task, "unseen")
+    detector = override(detector, {"num_classes": 1 if one_shot else len(classes), "backbone.weights": None})
+    fields = {name for names in run.task.inherits.values() for name in names}
+    known = {f"task.{name}": value for name, value in stated.get("TASK", {}).items() if name in fields}
+    run = override(replace(run, detector=detector), known | dict(overrides or {}))
+    task = run.task.taught_on(_Named(tuple(classes), frozenset(stuff)))
+    return Blueprint(task=task, detector=task.adapt(run.detector))
+
+
+def read_sidecar(weights: str) -> dict[str, Any]:
+    """Return what the configuration beside a file states of its task and detector; empty where there is none.
+
+    Args:
+        weights: Path of a weights file, or empty text.
+
+    Raises:
+        CheckpointError: It can't be read.
+    """
+    path = Path(weights.removesuffix(STEM_FLAG))
+    beside = path.with_name(path.name + ".yaml") if weights else path
+    if not weights or not beside.is_file():
+        return {}
+    try:
+        stated = yaml.safe_load(beside.read_text(encoding="utf-8"))["MODEL"]["SSLDET"]
+        return {name: json.loads(stated[name]) for name in ("TASK", "DETECTOR")}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{beside}: does not say which detector {path.name} holds ({error!r})") from error
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A source without images: a task asks no more than this when it is built."""
+
+    classes: tuple[str, ...]
+    stuff: frozenset[int]
+    fingerprint: str = ""
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        return tuple(label not in self.stuff for label in range(len(self.classes)))
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Sample:
+        raise IndexError(index)

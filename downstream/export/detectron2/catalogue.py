@@ -1,0 +1,213 @@
+"""our data specifications -> detectron2's catalogue: dictionaries, class names, and what its evaluators ask for."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.panoptic import PanopticImages
+from downstream.annotations.segments import split_spec as split_panoptic
+from downstream.metrics.masks import encode
+from ssldet.boxes import to_absolute
+from ssldet.data.sources import open_source, split_spec
+from ssldet.engine.run import DataConfig
+from ssldet.errors import DataError
+from ssldet.task import Task
+from ssldet.types import Source
+from ssldet.weights.cache import cache_folder
+
+VOC_YEAR = 2007
+"""Whose average precision detectron2's VOC evaluator computes: the 11-point one."""
+THINGS, VOID = 0, 255
+"""Numbers in detectron2's pictures of stuff: all things together, and pixels that nobody labelled."""
+
+
+def register(spec: str, name: str | None = None) -> str:
+    """Enter labelled images into detectron2's catalogue; done twice, nothing happens.
+
+    Args:
+        spec: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `panoptic:GT.json:PNGS:IMAGES`; a name that is in the
+            catalogue already stands for itself.
+        name: Its name; none takes the specification.
+
+    Returns:
+        The name.
+
+    Raises:
+        DataError: The specification names nothing usable.
+    """
+    if spec in DatasetCatalog:
+        return spec
+    form, rest = split_spec(spec)
+    if form not in {"coco", "voc", "panoptic"}:
+        raise DataError(f"{spec}: neither coco:…, voc:… or panoptic:…, nor a name in detectron2's catalogue")
+    name = name or spec
+    if name not in DatasetCatalog:
+        source = opened(spec)
+        DatasetCatalog.register(name, lambda: list(_rows(spec)))
+        MetadataCatalog.get(name).set(**_facts(form, rest, source))
+    return name
+
+
+def dataset(spec: str, task: Task, *, training: bool) -> list[dict[str, Any]]:
+    """Return detectron2's dictionaries, as its loaders take them; images without objects are kept, as DETR does.
+
+    Args:
+        spec: See `register`.
+        task: One that pairs images with queries gets its pairs.
+        training: What they are for.
+    """
+    if not hasattr(task, "unseen"):
+        rows: list[dict[str, Any]] = DatasetCatalog.get(register(spec))
+        return rows
+    pairs: Any = prepared(spec, task, training=training)
+    return [
+        {"file_name": str(pairs.path_of(number)), "image_id": number, "ssldet_place": (spec, number)}
+        for number in range(len(pairs))
+    ]
+
+
+@cache
+def opened(spec: str, *, masks: bool = False) -> LabelledImages:
+    """Return our source of a specification; opened once in a process.
+
+    Args:
+        spec: Labelled images.
+        masks: Give every target its mask.
+    """
+    source = open_source([spec], min_side=DataConfig.min_side, max_pixels=DataConfig.max_pixels, masks=masks)
+    if not isinstance(source, LabelledImages):
+        raise DataError(f"{spec}: carries no labels")
+    return source
+
+
+@cache
+def prepared(spec: str, task: Task, *, training: bool) -> Source:
+    """Return a source as a task wants it.
+
+    Args:
+        spec: Labelled images.
+        task: The task.
+        training: What it is for.
+    """
+    return task.prepare(opened(spec, masks=task.reads_masks), training=training)
+
+
+def classes_of(metadata: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return all class names of a dataset in the order of our labels, and which of those are stuff.
+
+    Args:
+        metadata: Its entry in detectron2's catalogue. What we registered says so itself; elsewhere things come first,
+            then stuff, where there are segments at all.
+    """
+    if hasattr(metadata, "ssldet_classes"):
+        return tuple(metadata.ssldet_classes), tuple(metadata.ssldet_stuff)
+    things = tuple(metadata.get("thing_classes", ()))
+    stuff = tuple(metadata.get("stuff_classes", ())) if metadata.get("panoptic_json") else ()
+    # In the separated form of detectron2's panoptic sets the first class of stuff stands for all things.
+    stuff = stuff[1:] if stuff[:1] == ("things",) else stuff
+    return things + stuff, tuple(range(len(things), len(things) + len(stuff)))
+
+
+def contiguous(classes: int, stuff: Sequence[int]) -> dict[int, tuple[bool, int]]:
+    """Return for each of our labels whether it is a thing, and detectron2's number, which counts each kind from 0.
+
+    Args:
+        classes: Number of classes.
+        stuff: Labels that have no objects to count.
+    """
+    things = [label for label in range(classes) if label not in set(stuff)]
+    numbers = {label: (True, number) for number, label in enumerate(things)}
+    return numbers | {label: (False, number) for number, label in enumerate(sorted(stuff))}
+
+
+def _rows(spec: str) -> Iterator[dict[str, Any]]:
+    source = opened(spec)
+    for index, (height, width) in enumerate(source.labels.sizes.tolist()):
+        row = {
+            "file_name": str(source.path_of(index)),
+            "image_id": source.image_ids[index],
+            "height": height,
+            "width": width,
+            "ssldet_place": (spec, index),
+        }
+        yield row | (_segments(source, index) if isinstance(source, PanopticImages) else _objects(source, index))
+
+
+def _objects(source: LabelledImages, index: int) -> dict[str, Any]:
+    targets = source.targets_of(index)
+    height, width = source.labels.sizes[index].tolist()
+    boxes = to_absolute(targets.boxes, (height, width)).tolist()
+    return {
+        "annotations": [
+            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label, "iscrowd": 0}
+            for box, label in zip(boxes, targets.labels.tolist(), strict=True)
+        ]
+    }
+
+
+def _segments(source: PanopticImages, index: int) -> dict[str, Any]:
+    """Return things as annotations with masks, and a picture of the stuff, which detectron2's evaluators ask for."""
+    key = source.keys[index]
+    truth, (_, crowd, _) = source.truth(key), source.stated(key)
+    numbers = contiguous(len(source.classes), _stuff(source))
+    picture = np.full(truth.segments.shape, VOID, dtype=np.uint8)
+    annotations = []
+    for number, label in enumerate(truth.labels.tolist(), start=1):
+        mask = truth.segments == number
+        thing, category = numbers[label]
+        picture[mask.numpy()] = THINGS if thing else 1 + category
+        if thing and bool(mask.any()):
+            (packed,) = encode(mask[None])
+            height, width = mask.nonzero().amax(0).tolist()
+            top, left = mask.nonzero().amin(0).tolist()
+            annotations.append({
+                "bbox": [left, top, width + 1, height + 1],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": category,
+                "iscrowd": int(crowd[number - 1]),
+                "segmentation": packed,
+            })  # fmt: skip
+    path = cache_folder() / "detectron2" / source.fingerprint / f"{key}.png"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    return {"annotations": annotations, "sem_seg_file_name": str(path)}
+
+
+def _stuff(source: Source) -> tuple[int, ...]:
+    return tuple(label for label, thing in enumerate(getattr(source, "is_thing", ())) if not thing)
+
+
+def _facts(form: str, rest: str, source: LabelledImages) -> dict[str, Any]:
+    """Return what detectron2's evaluators read of a dataset."""
+    stuff = _stuff(source)
+    numbers = contiguous(len(source.classes), stuff)
+    named = [(numbers[label], name, source.category_ids[label]) for label, name in enumerate(source.classes)]
+    things = sorted((number, name, key) for (thing, number), name, key in named if thing)
+    facts: dict[str, Any] = {
+        "ssldet_classes": list(source.classes),
+        "ssldet_stuff": list(stuff),
+        "thing_classes": [name for _, name, _ in things],
+        "thing_dataset_id_to_contiguous_id": {key: number for number, _, key in things},
+        "evaluator_type": {"coco": "coco", "voc": "pascal_voc", "panoptic": "coco_panoptic_seg"}[form],
+    }
+    if form == "coco":
+        return facts | {"json_file": rest.partition(":")[0], "image_root": str(source.folder)}
+    if form == "voc":
+        root, _, split = rest.rpartition(":")
+        return facts | {"dirname": root, "split": split, "year": VOC_YEAR}
+    path, pngs, _ = split_panoptic(rest)
+    kinds = sorted((number, name, key) for (thing, number), name, key in named if not thing)
+    return facts | {
+        "panoptic_json": str(path),
+        "panoptic_root": str(pngs),
+        "stuff_classes": ["things", *(name for _, name, _ in kinds)],
+        "stuff_dataset_id_to_contiguous_id": {key: number for number, _, key in kinds},
+        "ignore_label": VOID,
+    }

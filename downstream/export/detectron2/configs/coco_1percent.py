@@ -1,0 +1,7 @@
+"""COCO 2017 with one image in a hundred; `data.fraction` and `data.seed` choose others."""
+
+from downstream.export.detectron2.lazy import configuration
+
+globals().update(
+    configuration("detection/r50", train=["coco_2017_train"], test="coco_2017_val", images=118287, fraction=0.01)
+)

@@ -1,0 +1,153 @@
+"""recipe, data -> the entries of a LazyConfig: what `tools/lazyconfig_train_net.py` trains, all open to change."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import LazyCall
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluators, PascalVOCDetectionEvaluator
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+from downstream.export.detectron2.building import Blueprint, blueprint
+from downstream.export.detectron2.catalogue import classes_of, dataset, register
+from downstream.export.detectron2.evaluation import OneShotEvaluator, stand_in_for_panopticapi
+from downstream.export.detectron2.mapper import Mapper
+from downstream.export.detectron2.model import SSLDet
+from downstream.export.detectron2.solver import build_optimizer
+from ssldet.data.sources import chosen_places
+from ssldet.errors import ConfigError
+from ssldet.verbs.choosing import resolve
+
+
+def configuration(
+    recipe: str, *, train: Sequence[str], test: str, images: int, fraction: float = 1.0, device: str = "cuda"
+) -> dict[str, Any]:
+    """Return `dataloader`, `optimizer`, `lr_multiplier`, `train` and `model` of a LazyConfig.
+
+    On the command line, `data.train=[coco:ANN.json:IMAGES] data.test=…` choose other data, `data.set=[task.flip=0]`
+    recipe fields, and `train.init_checkpoint` what to start from; what shapes the detector follows from that.
+
+    Args:
+        recipe: Name of a recipe; its task, augmentation, rates and schedule are taken over.
+        train: Labelled images, or names in detectron2's catalogue; all with the same classes.
+        test: Images to measure on.
+        images: Number of training images, from which the length follows.
+        fraction: Share of them that is used.
+        device: Where to compute.
+    """
+    run = resolve(recipe)
+    steps = run.budget.total_steps(max(1, round(images * fraction)), run.data.batch_size)
+    data = {"recipe": recipe, "train": list(train), "test": test, "fraction": fraction, "seed": 0, "set": []}
+    same = {"recipe": "${data.recipe}", "train": "${data.train}", "set": "${data.set}"}
+    drops = list(run.optim.drops) if run.optim.schedule == "step" else []
+    return {
+        "data": data,
+        "model": LazyCall(build_model)(weights="${train.init_checkpoint}", **same),
+        "dataloader": {
+            "train": LazyCall(train_loader)(
+                fraction="${data.fraction}", seed="${data.seed}",
+                batch_size=run.data.batch_size, workers=run.data.workers, **same,
+            ),
+            "test": LazyCall(test_loader)(test="${data.test}", workers=run.data.workers, **same),
+            "evaluator": LazyCall(evaluator)(test="${data.test}", output="${train.output_dir}", **same),
+        },
+        "optimizer": LazyCall(optimizer_of)(
+            params={"model": None},
+            lr=run.optim.lr,
+            backbone_multiplier=run.optim.lr_backbone / run.optim.lr,
+            weight_decay=run.optim.weight_decay,
+            max_norm=run.optim.clip,
+        ),
+        "lr_multiplier": LazyCall(WarmupParamScheduler)(
+            scheduler=LazyCall(MultiStepParamScheduler)(
+                values=[run.optim.drop_factor**n for n in range(len(drops) + 1)],
+                milestones=[*(round(drop * steps) for drop in drops), steps],
+            ),
+            warmup_factor=0.001,
+            warmup_length=min(1.0, run.optim.warmup_steps / steps),
+        ),
+        "train": {
+            "output_dir": "./output", "init_checkpoint": "", "max_iter": steps, "amp": {"enabled": False},
+            "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
+            "checkpointer": {"period": run.checkpoint.every_steps, "max_to_keep": 2},
+            "eval_period": max(1, steps // 10), "log_period": run.log_every, "device": device,
+        },
+    }  # fmt: skip
+
+
+def planned(
+    recipe: str, train: Sequence[str], overrides: Sequence[str], weights: str = ""
+) -> tuple[Blueprint, tuple[str, ...], tuple[int, ...]]:
+    """Return what is built for a training set, its classes, and which of those are stuff.
+
+    Args:
+        recipe: Name of a recipe.
+        train: Training sets.
+        overrides: Recipe fields, `path=value`.
+        weights: See `blueprint`.
+
+    Raises:
+        ConfigError: The sets have different classes.
+    """
+    kinds = {spec: classes_of(MetadataCatalog.get(register(spec))) for spec in train}
+    classes, stuff = kinds[train[0]]
+    for spec, other in kinds.items():
+        if other != (classes, stuff):
+            raise ConfigError(f"{spec}: has other classes than {train[0]}; train on sets with the same ones")
+    chosen = dict(pair.split("=", 1) for pair in overrides)
+    return blueprint(recipe, classes, stuff=stuff, weights=weights, overrides=chosen), classes, stuff
+
+
+def build_model(*, recipe: str, train: Sequence[str], set: Sequence[str] = (), weights: str = "") -> SSLDet:
+    """Return the model that learns a training set."""
+    plan, classes, stuff = planned(recipe, train, set, weights)
+    model: SSLDet = SSLDet(blueprint=plan, classes=classes, stuff=stuff)
+    return model
+
+
+def train_loader(
+    *,
+    recipe: str,
+    train: Sequence[str],
+    set: Sequence[str],
+    fraction: float,
+    seed: int,
+    batch_size: int,
+    workers: int,
+) -> Any:
+    """Return detectron2's endless loader with DETR's augmentation."""
+    task = planned(recipe, train, set)[0].task
+    rows = [row for spec in train for row in dataset(spec, task, training=True)]
+    rows = [rows[place] for place in chosen_places(len(rows), fraction, seed)]
+    mapper = Mapper(task, training=True, seed=seed)
+    return build_detection_train_loader(rows, mapper=mapper, total_batch_size=batch_size, num_workers=workers)
+
+
+def test_loader(*, recipe: str, train: Sequence[str], test: str, set: Sequence[str], workers: int) -> Any:
+    """Return detectron2's loader of single images."""
+    task = planned(recipe, train, set)[0].task
+    rows = dataset(test, task, training=False)
+    return build_detection_test_loader(rows, mapper=Mapper(task, training=False), num_workers=workers)
+
+
+def evaluator(*, recipe: str, train: Sequence[str], test: str, set: Sequence[str], output: str) -> Any:
+    """Return detectron2's own evaluators for a set, and ours for pairs, which it knows nothing of."""
+    task = planned(recipe, train, set)[0].task
+    if hasattr(task, "unseen"):
+        return OneShotEvaluator(test, task)
+    name = register(test)
+    kind = MetadataCatalog.get(name).evaluator_type
+    if kind == "pascal_voc":
+        DatasetCatalog.get(name)
+        return PascalVOCDetectionEvaluator(name)
+    boxes = COCOEvaluator(name, output_dir=output)
+    if kind != "coco_panoptic_seg":
+        return boxes
+    stand_in_for_panopticapi()
+    return DatasetEvaluators([boxes, COCOPanopticEvaluator(name, output)])
+
+
+def optimizer_of(*, params: Any, **options: float) -> Any:
+    """Return AdamW for the model that detectron2's tool puts into `params`."""
+    return build_optimizer(params["model"], **options)
