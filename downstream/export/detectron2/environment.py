@@ -17,9 +17,10 @@ KEYS: dict[str, Any] = {
     "TASK": "",
     "DETECTOR": "",
     "CLASSES": [],
+    "CATEGORY_IDS": [],
 }
 """Keys of `MODEL.SSLDET`: recipe, fields of it to change (`path=value`), share of the training images, backbone under
-detectron2's own heads; the last four are what the configuration beside an exported file states."""
+detectron2's own heads; the last five are what the configuration beside an exported file states."""
 
 
 def setup_environment() -> None:
