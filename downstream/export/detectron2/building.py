@@ -49,7 +49,7 @@ def blueprint(
         recipe: Name of a recipe of a task that reads labels.
         classes: Class names of the training set, in the order of its labels.
         stuff: Labels that have no objects to count.
-        weights: File that the model starts from; the configuration beside it, `FILE.yaml`, says which detector it
+        weights: File that the model starts from; the configuration beside it, `FILE.yaml` beside `FILE.pth`, says which detector it
             holds. Without one, the recipe's detector is built.
         overrides: Dotted recipe fields and their values.
 
@@ -81,7 +81,7 @@ def read_sidecar(weights: str) -> dict[str, Any]:
         CheckpointError: It can't be read.
     """
     path = Path(weights.removesuffix(STEM_FLAG))
-    beside = path.with_name(path.name + ".yaml") if weights else path
+    beside = path.with_suffix(".yaml")
     if not weights or not beside.is_file():
         return {}
     try:

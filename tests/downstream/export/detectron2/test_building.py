@@ -14,7 +14,7 @@ CLASSES = ("owl", "bat", "sky")
 
 def beside(path, detector, task=None):
     stated = {"DETECTOR": json.dumps(to_document(detector)), "TASK": json.dumps(task or {"name": "detection"})}
-    path.with_name(path.name + ".yaml").write_text(yaml.safe_dump({"MODEL": {"SSLDET": stated}}))
+    path.with_suffix(".yaml").write_text(yaml.safe_dump({"MODEL": {"SSLDET": stated}}))
     return str(path)
 
 
@@ -46,8 +46,8 @@ def test_a_panoptic_task_knows_stuff_and_gets_a_mask_head():
 
 
 def test_a_damaged_sidecar_and_data_without_classes_are_told(tmp_path):
-    (tmp_path / "a.pth.yaml").write_text("MODEL: {SSLDET: {}}")
-    with pytest.raises(CheckpointError, match=r"a\.pth\.yaml: does not say which detector a\.pth holds"):
+    (tmp_path / "a.yaml").write_text("MODEL: {SSLDET: {}}")
+    with pytest.raises(CheckpointError, match=r"a\.yaml: does not say which detector a\.pth holds"):
         read_sidecar(str(tmp_path / "a.pth"))
     assert read_sidecar(str(tmp_path / "b.pth")) == {}
     with pytest.raises(ConfigError, match="the dataset names no classes"):
