@@ -54,6 +54,8 @@ class OneShot(Detection):
         query_flip: Chance that a query is mirrored in training.
         normalise_patches: Bring projected patch features to zero mean and unit variance, as in the pretraining that is
             started from, which goes before this field.
+        absent_share: Share of training pairs that ask for a seen class which the image does not hold, so that the
+            answer hangs on the query in every image; published training has none.
         query_position: Which of the shuffled queries evaluation takes; several positions are several evaluations.
         absent: In evaluation ask for classes that the image does not hold, too; published figures don't.
         metric: Whose AP at an overlap of one half: VOC's 11-point one, or COCO's.
@@ -67,6 +69,7 @@ class OneShot(Detection):
     patch_size: Annotated[int, Within(8)] = 128
     query_flip: Annotated[float, Within(0, 1)] = 0.5
     normalise_patches: bool = False
+    absent_share: Annotated[float, Within(0, 1)] = 0.0
     query_position: Annotated[int, Within(0)] = 0
     absent: bool = False
     metric: Literal["coco", "voc"] = "voc"
@@ -80,7 +83,13 @@ class OneShot(Detection):
         if not source.classes or not isinstance(source, Listed):
             raise DataError("no labelled boxes to cut queries from; use coco:…, voc:… or yolo:…")
         if training:
-            return TrainingPairs(source, self.unseen, patch_size=self.patch_size, query_flip=self.query_flip)
+            return TrainingPairs(
+                source,
+                self.unseen,
+                patch_size=self.patch_size,
+                query_flip=self.query_flip,
+                absent_share=self.absent_share,
+            )
         if not isinstance(source, Measurable):
             raise DataError("no labels to measure against; evaluate on one coco:ANN.json:IMAGES or voc:ROOT:SPLIT")
         return EvaluationPairs(

@@ -135,10 +135,13 @@ class TrainingPairs(Pairs):
     """Every image with a seen class; class and query are drawn anew each time.
 
     A class of the image is drawn with a chance inverse to the number of its objects in the whole set, so rare classes
-    are asked for more often; the query is any object of that class in the whole set, mirrored half of the time.
+    are asked for more often; the query is any object of that class in the whole set, mirrored half of the time. A share
+    of the pairs may ask for a seen class that the image does not hold: the right answer is nothing then.
     """
 
-    def __init__(self, images: Listed, unseen: Sequence[str], *, patch_size: int, query_flip: float) -> None:
+    def __init__(
+        self, images: Listed, unseen: Sequence[str], *, patch_size: int, query_flip: float, absent_share: float = 0.0
+    ) -> None:
         """Choose the images.
 
         Args:
@@ -146,12 +149,13 @@ class TrainingPairs(Pairs):
             unseen: Names of the classes that are held out.
             patch_size: Side of the query patches in pixels.
             query_flip: Chance that a query is mirrored.
+            absent_share: Chance to ask for a class that the image does not hold, wherever there is one.
 
         Raises:
             DataError: The classes do not fit, or no image holds a seen one.
         """
-        super().__init__(images, unseen, patch_size, "training", query_flip)
-        self._query_flip = query_flip
+        super().__init__(images, unseen, patch_size, "training", query_flip, absent_share)
+        self._query_flip, self._absent_share = query_flip, absent_share
         counts = np.bincount(self._labels, minlength=len(self.seen))
         self._weights = torch.tensor([float(seen) for seen in self.seen]) / torch.from_numpy(counts.clip(1))
         self._pools = {label: self._objects_of(label) for label, seen in enumerate(self.seen) if seen}
@@ -185,8 +189,8 @@ class TrainingPairs(Pairs):
         if not 0 <= index < len(self):
             raise IndexError(index)
         image = int(self._kept[index])
-        present = torch.from_numpy(self._labels_of(image))
-        label = int(present[torch.multinomial(self._weights[present], 1, generator=generator)])
+        asked = self._asked(image, generator)
+        label = int(asked[torch.multinomial(self._weights[asked], 1, generator=generator)])
         pool = self._pools[label]
         query = int(pool[int(torch.randint(len(pool), (), generator=generator))])
         mirrored = float(torch.rand((), generator=generator)) < self._query_flip
@@ -197,6 +201,14 @@ class TrainingPairs(Pairs):
     def path_of(self, index: int) -> str | Path:
         """Return where an image lies."""
         return self._path_of(int(self._kept[index]))
+
+    def _asked(self, image: int, generator: torch.Generator) -> Int[Tensor, " K"]:
+        """Return the labels one of which is asked for: those of the image or, for a share of the pairs, all others."""
+        present = torch.from_numpy(self._labels_of(image))
+        if not self._absent_share or float(torch.rand((), generator=generator)) >= self._absent_share:
+            return present
+        absent = sorted({label for label, pool in self._pools.items() if len(pool)} - set(present.tolist()))
+        return torch.tensor(absent) if absent else present
 
 
 class EvaluationPairs(Pairs):

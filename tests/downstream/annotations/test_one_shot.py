@@ -77,6 +77,24 @@ def test_only_images_with_a_seen_class_are_trained_on(images: LabelledImages) ->
     assert Path(pairs.path_of(1)) == images.path_of(with_seen[1])
 
 
+def test_a_share_of_pairs_asks_for_a_seen_class_that_is_not_there(images: LabelledImages) -> None:
+    absent = TrainingPairs(images, ("cross",), patch_size=16, query_flip=0.0, absent_share=0.5)
+    empty = 0
+    for index in range(len(absent)):
+        labels = set(images[images.keys.index(absent[index].key)].targets.labels.tolist())
+        answers = [len(absent.draw(index, seeded(number)).targets) for number in range(12)]
+        # Where all three seen classes are present, there is nothing else to ask for.
+        assert (0 in answers) == bool({0, 1, 2} - labels)
+        empty += answers.count(0)
+    assert 0.25 < empty / (12 * len(absent)) < 0.6
+    assert all(len(sample.targets) for sample in map(training(images).__getitem__, range(len(training(images)))))
+    always = TrainingPairs(images, UNSEEN, patch_size=16, query_flip=0.0, absent_share=1.0)
+    alone = next(i for i in range(len(always)) if 0 not in images[images.keys.index(always[i].key)].targets.labels)
+    shown = {always.draw(alone, seeded(number)).patches.numpy().tobytes() for number in range(60)}  # type: ignore[union-attr]
+    circles = sum(int((one.targets.labels == 0).sum()) for one in images)
+    assert 1 < len(shown) <= circles
+
+
 def test_targets_are_all_boxes_of_one_seen_class_and_no_other(images: LabelledImages) -> None:
     pairs = training(images)
     place = {key: number for number, key in enumerate(images.keys)}
