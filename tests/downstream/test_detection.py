@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import ssldet
 from downstream.annotations.coco import open_coco
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.shapes import write_shapes
 from downstream.detection import Detection, SetPrediction
-from downstream.recipes.detection import r50, tiny
+from downstream.recipes import detection as recipes
+from downstream.recipes.detection import r50
 from ssldet.data.collate import collate
 from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETRConfig
@@ -19,6 +21,7 @@ from ssldet.engine.evaluate import unpadded
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import check, dumps, load, override
+from ssldet.registry import find, names
 from ssldet.types import Batch, Sample, Targets
 
 TASK = Detection(scales=(48, 56), max_size=80, eval_scale=48, crop_scales=(60,), crop_range=(40, 60))
@@ -158,12 +161,47 @@ def test_choices_that_do_not_fit_are_refused(changes: dict[str, object], advice:
         check(run)
 
 
-def test_recipes_are_sound_and_survive_as_text(tmp_path: Path) -> None:
-    for recipe in (r50, tiny):
-        run = recipe()
-        check(run)
-        (tmp_path / "run.toml").write_text(dumps(run))
-        assert load(type(run), tmp_path / "run.toml") == run
+NAMED = [name.partition("/")[2] for name in names("ssldet.recipes") if name.startswith("detection/")]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_recipes_are_sound_and_survive_as_text(name: str, tmp_path: Path) -> None:
+    run = find("ssldet.recipes", f"detection/{name}")()
+    check(run)
+    (tmp_path / "run.toml").write_text(dumps(run))
+    assert load(type(run), tmp_path / "run.toml") == run
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "images", "total", "drop"),
+    [("voc-150", 150, 16551, 155_166, 100), ("coco-300", 300, 117_266, 2_198_738, 200)],
+)
+def test_rates_drop_after_the_published_epoch(name: str, epochs: int, images: int, total: int, drop: int) -> None:
+    run = find("ssldet.recipes", f"detection/{name}")()
+    steps = run.budget.total_steps(images, run.data.batch_size)
+    assert (run.budget.epochs, steps) == (epochs, total)
+    assert round(run.optim.drops[0] * steps) * run.data.batch_size / images == pytest.approx(drop, abs=1e-3)
+
+
+def test_few_labels_are_the_same_for_everybody() -> None:
+    runs = (
+        recipes.coco_1_percent(),
+        recipes.coco_2_percent(),
+        recipes.coco_5_percent(),
+        recipes.coco_10_percent(),
+        recipes.coco_tiny_10_percent(),
+    )
+    assert [run.data.fraction for run in runs] == [0.01, 0.02, 0.05, 0.1, 0.1]
+    assert {run.data.fraction_seed for run in runs} == {0}
+
+
+@pytest.mark.parametrize("name", ["voc-tiny", "coco-tiny-10-percent"])
+def test_tiny_recipes_run_with_the_classes_of_the_data(name: str, tmp_path: Path) -> None:
+    made = write_shapes(tmp_path / "made", images=20, size=48, classes=("circle", "star"))
+    data = f"coco:{made}:{made.parent / 'images'}"
+    small = {"data.batch_size": 2, "task.scales": (48,), "task.eval_scale": 48, "task.max_size": 64}
+    run = ssldet.finetune("scratch", data, recipe=f"detection/{name}", steps=1, out=tmp_path / "run", overrides=small)
+    assert run.detector().num_classes == 2
 
 
 def test_r50_is_the_published_recipe() -> None:
