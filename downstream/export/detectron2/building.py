@@ -4,6 +4,7 @@ Nothing of detectron2 is imported here.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from ssldet.recipe import from_document, override
 from ssldet.task import Task
 from ssldet.types import Sample, Skipped
 from ssldet.verbs.choosing import resolve
+
+log = logging.getLogger(__name__)
 
 STEM_FLAG = "?matching_heuristics=True"
 """What detectron2 lets one append to a path of weights."""
@@ -49,8 +52,8 @@ def blueprint(
         recipe: Name of a recipe of a task that reads labels.
         classes: Class names of the training set, in the order of its labels.
         stuff: Labels that have no objects to count.
-        weights: File that the model starts from; the configuration beside it, `FILE.yaml` beside `FILE.pth`, says which detector it
-            holds. Without one, the recipe's detector is built.
+        weights: File that the model starts from; the configuration beside it (`FILE.yaml` beside `FILE.pth`) says
+            which detector it holds. Without one, the recipe's detector is built, with a warning.
         overrides: Dotted recipe fields and their values.
 
     Raises:
@@ -80,9 +83,14 @@ def read_sidecar(weights: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It can't be read.
     """
+    if not weights:
+        return {}
     path = Path(weights.removesuffix(STEM_FLAG))
     beside = path.with_suffix(".yaml")
-    if not weights or not beside.is_file():
+    if not beside.is_file():
+        log.warning(
+            "%s: no %s beside it, so the recipe's own detector is built; does it have that shape?", path, beside
+        )
         return {}
     try:
         stated = yaml.safe_load(beside.read_text(encoding="utf-8"))["MODEL"]["SSLDET"]

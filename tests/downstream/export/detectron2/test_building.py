@@ -45,11 +45,12 @@ def test_a_panoptic_task_knows_stuff_and_gets_a_mask_head():
     assert plan.detector.masks
 
 
-def test_a_damaged_sidecar_and_data_without_classes_are_told(tmp_path):
+def test_a_damaged_sidecar_a_missing_one_and_data_without_classes_are_told(tmp_path, caplog):
     (tmp_path / "a.yaml").write_text("MODEL: {SSLDET: {}}")
     with pytest.raises(CheckpointError, match=r"a\.yaml: does not say which detector a\.pth holds"):
         read_sidecar(str(tmp_path / "a.pth"))
     assert read_sidecar(str(tmp_path / "b.pth")) == {}
+    assert "b.yaml beside it, so the recipe's own detector is built" in caplog.text
     with pytest.raises(ConfigError, match="the dataset names no classes"):
         blueprint("detection/tiny", ())
 
