@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ def write_proven(
     write: Callable[[Path], None],
     read_back: Callable[[Path], Comparison],
     card: Callable[[ExportReport], str],
+    beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> ExportReport:
     """Write a file or folder under a passing name, load it back, compare, and only then give it its name.
 
@@ -85,28 +87,34 @@ def write_proven(
         write: Writes the file, or makes and fills the folder.
         read_back: Loads what was written and lays it beside the model.
         card: Says what the model is and where it comes from; becomes `README.md` of a folder, `FILE.md` beside a file.
+        beside: What else belongs to a file, by the suffix that replaces the file's own; there when it is read back.
 
     Raises:
         ConfigError: Something has that name already.
         CheckpointError: What came back differs; nothing is left behind then.
         SetupError: It can't be written.
     """
-    for path in (out, _card_beside(out)):
+    for path in (out, _card_beside(out), *map(out.with_suffix, beside)):
         if path.exists():
             raise ConfigError(f"{path}: exists already and is not overwritten; choose another name or remove it")
     stage = out.with_name(f".{out.stem}.tmp-{os.getpid()}{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write(stage)
+        for suffix, content in beside.items():
+            write_whole(stage.with_suffix(suffix), content, Disk())
         comparison = read_back(stage)
         report = _report(out, comparison, _size(stage))
         if report.equal != report.tensors or not report.difference <= comparison.allowed:
             raise CheckpointError(f"{out}: not written, since what came back is not the same model ({report})")
+        for suffix in beside:
+            stage.with_suffix(suffix).replace(out.with_suffix(suffix))
         _place(stage, out, card(report))
     except OSError as error:
         raise SetupError(f"{out}: can't be written ({error}); check the folder and the free space") from error
     finally:
-        _remove(stage)
+        for path in (stage, *map(stage.with_suffix, beside)):
+            _remove(path)
     return report
 
 

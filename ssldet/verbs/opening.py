@@ -1,4 +1,4 @@
-"""RUN | FILE -> a model that can be used: ours, DETR's, UP-DETR's and transformers', told apart by what is in them."""
+"""RUN | FILE -> a model that can be used: ours, DETR's, detectron2's and transformers', told apart by content."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ssldet.detectors.base import Detector
+from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.checkpoint import load_exactly, restore_objective
 from ssldet.engine.folder import RunFolder
 from ssldet.errors import CheckpointError, suggest
@@ -17,7 +18,9 @@ from ssldet.registry import find
 from ssldet.task import Objective, Task
 from ssldet.weights.cache import cached
 from ssldet.weights.coco import STUFF, coco_numbering
-from ssldet.weights.detr import detector_from_file
+from ssldet.weights.detectron2 import for_detectron2, has_our_names, stated_about
+from ssldet.weights.detr import detector_from_state
+from ssldet.weights.files import Origin, read_state
 from ssldet.weights.huggingface import CONFIG, detector_from_folder, is_folder_of_transformers
 from ssldet.weights.zoo import known_detectors
 
@@ -43,7 +46,8 @@ def open_model(start: str | Path) -> Opened:
     """Open a run folder, a weights file or a folder of Hugging Face transformers.
 
     Args:
-        start: A run folder, a file of ours, a DETR or UP-DETR checkpoint, or a folder with a DETR of transformers.
+        start: A run folder, a file of ours, a DETR or UP-DETR checkpoint, a checkpoint that detectron2 wrote of either,
+            or a folder with a DETR of transformers.
 
     Raises:
         CheckpointError: Nothing is there, or it can't be read or recognised.
@@ -51,15 +55,25 @@ def open_model(start: str | Path) -> Opened:
     if is_folder_of_transformers(Path(start)):
         return _open_folder(Path(start))
     path = weights_file(start)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and not for_detectron2(path):
         objective, info = restore_objective(path)
         taught = from_document(Task, info["task"])  # type: ignore[type-abstract]
         return Opened(objective=objective.eval(), task=taught, classes=tuple(info["classes"]), info=info)
-    return _open_detr(path)
+    state, origin = read_state(path)
+    return _open_detectron2(state, origin) if has_our_names(state) else _open_detr(state, origin)
 
 
-def _open_detr(path: Path) -> Opened:
-    detector, heads, config, stated = detector_from_file(path)
+def _open_detectron2(state: dict[str, Tensor], origin: Origin) -> Opened:
+    info = stated_about(origin)
+    task = from_document(Task, info["task"])  # type: ignore[type-abstract]
+    config = from_document(DetectorConfig, info["detector"])  # type: ignore[type-abstract]
+    objective = task.objective(config.build())
+    load_exactly(objective, state, str(origin.path))
+    return Opened(objective=objective.eval(), task=task, classes=tuple(info["classes"]), info=info)
+
+
+def _open_detr(state: dict[str, Tensor], origin: Origin) -> Opened:
+    detector, heads, config, stated = detector_from_state(state, origin)
     classes, category_ids = ((), ()) if heads else coco_numbering(detector.num_classes)
     classes, category_ids = tuple(stated.get("classes", classes)), tuple(stated.get("category_ids", category_ids))
     task: Task
@@ -72,7 +86,7 @@ def _open_detr(path: Path) -> Opened:
         task = _published_task(detector, category_ids)()
     objective = task.objective(detector)
     own = {f"detector.{name}": tensor for name, tensor in detector.state_dict().items()}
-    load_exactly(objective, own | heads, str(path))
+    load_exactly(objective, own | heads, str(origin.path))
     info = {
         "task": to_document(task),
         "detector": config,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import Backbone
 from ssldet.weights.cache import cached
+from ssldet.weights.detectron2 import has_resnet, plain_resnet, require_our_pixels
 from ssldet.weights.files import read_state
 from ssldet.weights.recognition import Inner, find_network, name_kind
 from ssldet.weights.resnets import name_resnet
@@ -147,16 +148,28 @@ def load_backbone(
     path = weights_path(weights, architecture or name_resnet(wanted))
     state, origin = read_state(path)
     children = [name for name, _ in backbone.body.named_children()]
-    inner = find_network(state, wanted, children, origin)
+    network = _plain(state, path)
+    inner = find_network(network, wanted, children, origin)
     resampled = _resample(backbone.body, inner.state, wanted)
     fitting = {name: v for name, v in inner.state.items() if name in wanted and v.shape == wanted[name].shape}
-    report = _report(weights, path, name_kind(state, inner, origin), state, inner, wanted, fitting, resampled)
+    report = _report(weights, path, name_kind(state, inner, origin), network, inner, wanted, fitting, resampled)
     _require(report, inner, wanted, coverage, pruned=backbone.pruned)
     infinite = [name for name, value in (fitting | resampled).items() if not bool(torch.isfinite(value).all())]
     if infinite:
         raise CheckpointError(f"{path}: {infinite[0]} is not finite; copy or download the file again")
     backbone.body.load_state_dict(fitting | resampled, strict=False)
     return report
+
+
+def _plain(state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """Give a ResNet in a file of detectron2's the names that it has everywhere else."""
+    if not has_resnet(state):
+        return state
+    require_our_pixels(path)
+    try:
+        return plain_resnet(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def weights_path(weights: str, architecture: str | None = None) -> Path:

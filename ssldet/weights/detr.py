@@ -18,7 +18,8 @@ from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
-from ssldet.weights.files import read_state
+from ssldet.weights.detectron2 import configuration_beside, from_wrapper, is_wrapper, look_up
+from ssldet.weights.files import Origin, read_state
 from ssldet.weights.resnets import name_resnet
 
 log = logging.getLogger(__name__)
@@ -187,14 +188,44 @@ def detector_from_file(
     Raises:
         CheckpointError: The file can't be read, is none of theirs, or holds more or less than such a detector.
     """
-    state, origin = read_state(path)
-    dilated = origin.options.get("dilation", "dc5" in path.name.casefold())
+    return detector_from_state(
+        *read_state(path), heads=heads, output_stride=output_stride, mask_attention=mask_attention
+    )
+
+
+def detector_from_state(
+    state: Mapping[str, Tensor],
+    origin: Origin,
+    *,
+    heads: int | None = None,
+    output_stride: Literal[16, 32] | None = None,
+    mask_attention: Softmax | None = None,
+) -> Loaded:
+    """Build and fill the detector that a state in DETR's naming holds, or in that of its authors' detectron2 model.
+
+    Args:
+        state: Tensors by name.
+        origin: The file, and what else it said.
+        heads: See `detector_from_file`.
+        output_stride: See `detector_from_file`.
+        mask_attention: See `detector_from_file`.
+
+    Raises:
+        CheckpointError: It holds something else, or more or less than such a detector.
+    """
+    path, options = origin.path, origin.options
+    dilated = options.get("dilation", "dc5" in path.name.casefold())
     try:
+        if is_wrapper(state):
+            state = from_wrapper(state)
+            trained = look_up(configuration_beside(path), "MODEL.DETR.NHEADS")
+            # Its code computes maps in one way only.
+            options = {"mask_attention": "joint"} | ({} if trained is None else {"nheads": trained}) | options
         known = recognise(
             state,
-            heads=heads or int(origin.options.get("nheads", DEFAULT_HEADS)),
+            heads=heads or int(options.get("nheads", DEFAULT_HEADS)),
             output_stride=output_stride or (16 if dilated else 32),
-            mask_attention=mask_attention or _stated_softmax(origin.options),
+            mask_attention=mask_attention or _stated_softmax(options),
         )
         ours = from_detr(state)
     except CheckpointError as error:
@@ -205,7 +236,7 @@ def detector_from_file(
     taken = f"; mask_attention={known.config.mask_attention}" if known.config.masks else ""
     log.info("%s: %s%s", path, known, taken)
     beside = {name: value for name, value in ours.items() if not name.startswith("detector.")}
-    stated = origin.options.get(STATEMENT)
+    stated = options.get(STATEMENT)
     return Loaded(detector, beside, to_document(known.config), stated if isinstance(stated, dict) else {})
 
 

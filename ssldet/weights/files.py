@@ -5,6 +5,8 @@ closed list of harmless classes; there is no fallback for files that need more.
 """
 
 import argparse
+import contextlib
+import json
 import pickle
 import re
 import warnings
@@ -51,7 +53,7 @@ class Origin:
         beside: What else lies beside the outermost wrapper.
         prefix: What all names began with and no longer do.
         ignored: Entries of the state that are no tensors.
-        options: The options of the training run (`args`), where the file holds them.
+        options: The options of the training run (`args`), where the file holds them; a safetensors file as JSON.
         metadata: Text stored beside the tensors of a safetensors file.
     """
 
@@ -92,7 +94,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
         beside=tuple(map(str, document)) if wrapper else (),
         prefix=prefix,
         ignored=ignored,
-        options=_options(document),
+        options=_options(document, metadata),
         metadata=metadata,
     )
 
@@ -193,8 +195,11 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def _options(document: Any) -> dict[str, Any]:
+def _options(document: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
     given = document.get("args") if isinstance(document, Mapping) else None
+    if "args" in metadata:
+        with contextlib.suppress(ValueError):
+            given = json.loads(metadata["args"])
     return (
         dict(vars(given)) if isinstance(given, argparse.Namespace) else dict(given) if isinstance(given, dict) else {}
     )

@@ -20,6 +20,7 @@ KINDS = (
     ("ssldet detector", r"detector\.backbone\.body\."),
     ("UP-DETR", r"patch2query\."),
     ("DETR", r"(detr\.)?transformer\.(en|de)coder\."),
+    ("detectron2", r"(.+\.)?stem\.conv1\.norm\."),
     ("MoCo v3", r"(base|momentum)_encoder\."),
     ("MoCo v1 or v2", r"encoder_[qk]\."),
     ("lightly's SwAV", r"prototypes\.heads\."),

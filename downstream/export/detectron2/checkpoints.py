@@ -1,0 +1,255 @@
+"""objective -> a file for detectron2 and the configuration beside it: our model, DETR's model for it, a backbone.
+
+detectron2 loads whatever fits and says nothing of the rest. So each file is loaded back before it gets its name: by
+detectron2's own checkpointer where it is installed, and else by our reader, after names and shapes were compared with
+those recorded from detectron2. `.pth` and `.safetensors` hold the same tensors and no pickled object of ours.
+"""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from downstream.export.backbones import backbone_of, same_backbone, weights_of
+from downstream.export.card import model_card, statement
+from downstream.export.detectron2.heads import without_holes
+from downstream.export.detectron2.loading import FEATURES, installed, load_through, require, resnet_of, state_of
+from downstream.export.detectron2.names import resnet_shapes, wrapper_shapes
+from downstream.export.detectron2.sidecar import (
+    backbone_configuration,
+    no_object_weight,
+    own_configuration,
+    wrapper_configuration,
+)
+from downstream.export.detr import unfit as unfit_for_detr
+from downstream.export.proof import Comparison, ExportReport, same_detector, write_proven
+from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.detr import DETR, DETRConfig
+from ssldet.engine.checkpoint import load_exactly
+from ssldet.engine.disk import Disk, write_whole
+from ssldet.errors import CheckpointError, ConfigError
+from ssldet.nn.backbones import Backbone, build_backbone
+from ssldet.recipe import from_document
+from ssldet.task import Objective, Task
+from ssldet.weights.detectron2 import (
+    CRITERION,
+    from_wrapper,
+    resnet_from_detectron2,
+    resnet_to_detectron2,
+    to_wrapper,
+)
+from ssldet.weights.detr import STATEMENT, fill, from_detr, to_detr
+from ssldet.weights.files import read_state
+from ssldet.weights.resnets import name_resnet
+
+SUFFIXES = (".pth", ".safetensors")
+CONFIGURATION = ".yaml"
+COUNTER = "num_batches_tracked"
+"""Ending of what batch norms count and nobody asks for."""
+ALLOWED_DIFFERENCE = 1e-4
+"""Largest difference of a feature between two programs that add up the same numbers in another order."""
+SIDE = 96
+"""Height and width of the images that the proof of a backbone asks about."""
+USE = """\
+```sh
+ssldet detectron2 train voc train.init_checkpoint={name}
+ssldet evaluate {name} --data coco:ANNOTATIONS.json:IMAGES
+```"""
+USE_DETR = """\
+In the folder `d2` of facebookresearch/detr:
+
+```sh
+python train_net.py --config-file {configuration} --eval-only MODEL.WEIGHTS {name}
+```"""
+USE_BACKBONE = """\
+For any model of detectron2 with a ResNet; merge the configuration into its own:
+
+```python
+cfg.merge_from_file("{configuration}")
+cfg.MODEL.WEIGHTS = "{name}{query}"
+```"""
+
+
+def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a model for `SSLDet`, our own meta-architecture in detectron2, and prove it by loading it back.
+
+    Args:
+        objective: The detector inside its task, all of which goes along.
+        info: What is known of it: task and detector at least.
+        out: File to create; the configuration goes beside it.
+
+    Raises:
+        ConfigError: The file exists, or is neither .pth nor .safetensors.
+        CheckpointError: The detector has no backbone of ours, or what came back differs.
+        SetupError: The file can't be written.
+    """
+    _require_suffix(out)
+    objective, info = without_holes(objective, info)
+    backbone = backbone_of(objective, out)
+    state = _copies(objective.state_dict())
+    stated = statement(info, whole=True) | {"detector": info["detector"]}
+
+    def read_back(path: Path) -> Comparison:
+        task = from_document(Task, info["task"])  # type: ignore[type-abstract]
+        copy = task.objective(_config(info).build()).eval()
+        shapes = {name: tuple(value.shape) for name, value in copy.state_dict().items()}
+        load_exactly(copy, state_of(path, shapes), str(path))
+        whole = same_detector(objective.detector, copy.detector)
+        return replace(whole, ours=objective.state_dict(), theirs=copy.state_dict())
+
+    card = model_card(objective, info, _use(USE, out))
+    beside = {CONFIGURATION: own_configuration(backbone, info)}
+    return write_proven(out, _writer(state, args={STATEMENT: stated}), read_back, card, beside)
+
+
+def export_detr(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a detector for the model that DETR's authors made for detectron2, and prove it by loading it back.
+
+    Args:
+        objective: The detector inside its task; heads of the task stay behind, UP-DETR's as well.
+        info: What is known of it: the detector's configuration at least.
+        out: File to create; the configuration goes beside it.
+
+    Raises:
+        ConfigError: The file exists, or is neither .pth nor .safetensors.
+        CheckpointError: That model can't hold this detector (the message names every field), or what came back
+            differs.
+        SetupError: The file can't be written.
+    """
+    _require_suffix(out)
+    objective, info = without_holes(objective, info)
+    detector, config = objective.detector, _config(info)
+    if reasons := unfit(detector):
+        raise CheckpointError(f"{out}: DETR's model for detectron2 can't hold this detector: {'; '.join(reasons)}")
+    assert isinstance(detector, DETR)
+    assert isinstance(config, DETRConfig)
+    kept = _copies({f"detector.{name}": value for name, value in detector.state_dict().items()})
+    weights = torch.ones(detector.num_classes + 1)
+    weights[-1] = no_object_weight(info)
+    state = to_wrapper(to_detr(kept)) | {CRITERION: weights}
+    stated = statement(info, whole=len(kept) == len(objective.state_dict()))
+
+    def read_back(path: Path) -> Comparison:
+        copy = config.build()
+        found = from_detr(from_wrapper(state_of(path, wrapper_shapes(config))))
+        fill(copy, {name.removeprefix("detector."): value for name, value in found.items()}, path)
+        return same_detector(detector, copy)
+
+    card = model_card(objective, info, _use(USE_DETR, out))
+    beside = {CONFIGURATION: wrapper_configuration(detector, config, info)}
+    args = {"nheads": config.heads, STATEMENT: stated}
+    return write_proven(out, _writer(state, args=args), read_back, card, beside)
+
+
+def export_backbone(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a detector's ResNet for any model of detectron2 that has one, and prove it by loading it back.
+
+    detectron2 finds the place of each tensor by the ending of its name; a `.pth` file asks for that itself, a
+    `.safetensors` file needs `?matching_heuristics=True` after its name.
+
+    Args:
+        objective: The detector inside its task.
+        info: What is known of it: the detector's configuration at least.
+        out: File to create; the configuration goes beside it.
+
+    Raises:
+        ConfigError: The file exists, or is neither .pth nor .safetensors.
+        CheckpointError: The backbone is no ResNet that detectron2 knows, or what came back differs.
+        SetupError: The file can't be written.
+    """
+    _require_suffix(out)
+    backbone, config = backbone_of(objective, out), _config(info)
+    ours = {name: value for name, value in weights_of(backbone).items() if not name.endswith(COUNTER)}
+    reasons = _unfit_backbone(backbone)
+    if reasons or not isinstance(config, DETRConfig):
+        raise CheckpointError(f"{out}: detectron2 can't hold this backbone: {'; '.join(reasons)}")
+    state = {resnet_to_detectron2(name): value for name, value in ours.items()}
+
+    def read_back(path: Path) -> Comparison:
+        found, _ = read_state(path)
+        require(found, resnet_shapes(config.backbone.name.rpartition("/")[2]), path)
+        if installed():
+            network = resnet_of(path.with_suffix(CONFIGURATION))
+            load_through(network, path, by_ending=path.suffix == ".safetensors")
+            found = {name: value for name, value in network.state_dict().items() if not name.endswith(COUNTER)}
+            compared = same_backbone(backbone, network, lambda images: network(images)[FEATURES], (SIDE, SIDE))
+        else:
+            copy = build_backbone(config.backbone)
+            plain = {resnet_from_detectron2(name): value for name, value in found.items()}
+            copy.body.load_state_dict(plain, strict=False)
+            compared = same_backbone(backbone, copy, copy, (SIDE, SIDE))
+        theirs = {resnet_from_detectron2(name): value for name, value in found.items()}
+        return replace(compared, ours=ours, theirs=theirs, allowed=ALLOWED_DIFFERENCE)
+
+    query = "" if out.suffix == ".pth" else "?matching_heuristics=True"
+    card = model_card(objective, info, _use(USE_BACKBONE, out, query=query))
+    beside = {CONFIGURATION: backbone_configuration(backbone, config, info)}
+    write = _writer(state, matching_heuristics=True, __author__="ssldet")
+    return write_proven(out, write, read_back, card, beside)
+
+
+def unfit(detector: Detector) -> list[str]:
+    """Say which choices of a detector DETR's model for detectron2 has no place for; empty where it has for all.
+
+    Args:
+        detector: What should be written.
+    """
+    reasons = unfit_for_detr(detector)
+    if isinstance(detector, DETR):
+        reasons += [reason for reason in _unfit_backbone(detector.backbone) if "output_stride" in reason]
+        if detector.mask_attention is not None and detector.mask_attention.softmax != "joint":
+            reasons.append(
+                "detector.mask_attention: its attention maps sum to one jointly and would draw other masks; train with "
+                "mask_attention=joint"
+            )
+    return reasons
+
+
+def _unfit_backbone(backbone: Backbone) -> list[str]:
+    if name_resnet(backbone.body.state_dict()) is None:
+        return ["detector.backbone.name: detectron2 shares torchvision's resnets only; write it with --to timm"]
+    if backbone.stride < 32:
+        return [
+            "detector.backbone.output_stride: detectron2 dilates the first block of the last stage too and sees other "
+            "features; write it with --to torchvision"
+        ]
+    return []
+
+
+def _config(info: Mapping[str, Any]) -> DetectorConfig:
+    config: DetectorConfig = from_document(DetectorConfig, info["detector"])  # type: ignore[type-abstract]
+    return config
+
+
+def _copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+
+
+def _require_suffix(out: Path) -> None:
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(f"{out}: detectron2 reads {' and '.join(SUFFIXES)}; call it {out.stem}.pth")
+
+
+def _writer(state: Mapping[str, Tensor], **beside: Any) -> Callable[[Path], None]:
+    """Return what writes tensors, and plain values beside them; a safetensors file takes only text, and of `args`."""
+
+    def write(path: Path) -> None:
+        if path.suffix == ".safetensors":
+            stated = {"args": json.dumps(beside["args"])} if "args" in beside else {}
+            write_whole(path, save(dict(state), metadata={"format": "pt"} | stated), Disk())
+        else:
+            content = io.BytesIO()
+            torch.save({"model": dict(state)} | beside, content)
+            write_whole(path, content.getbuffer(), Disk())
+
+    return write
+
+
+def _use(text: str, out: Path, **more: str) -> str:
+    return text.format(name=out.name, configuration=out.with_suffix(CONFIGURATION).name, **more)

@@ -1,0 +1,52 @@
+"""a class head with holes -> one without: detectron2 counts classes without gaps, COCO's ids have some.
+
+The head of 91 classes by COCO's ids becomes one of 80, that of panoptic COCO's 250 one of 133, in ascending order of
+the ids and "no object" last: just the rows of classes that have a name. Category ids go along; nothing is renamed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssldet.detectors.base import DetectorConfig
+from ssldet.engine.checkpoint import load_exactly
+from ssldet.recipe import from_document, override, to_document
+from ssldet.task import Objective, Task
+from ssldet.weights.detectron2 import rows_in_use
+
+HEAD = "detector.class_head."
+
+
+def without_holes(objective: Objective, info: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
+    """Return the model with contiguous classes, and what is known of it; itself where they are.
+
+    Its other answers stay the same; a softmax over fewer classes gives the rest a little more.
+
+    Args:
+        objective: The detector inside its task.
+        info: What is known of it: task, detector, classes and category ids.
+    """
+    classes = tuple(info.get("classes", ()))
+    rows = rows_in_use(classes, objective.detector.num_classes)
+    if rows is None:
+        return objective, dict(info)
+    *used, _ = rows
+    place = {row: number for number, row in enumerate(used)}
+    document = dict(info["task"])
+    if "stuff" in document:
+        document["stuff"] = [place[row] for row in document["stuff"] if row in place]
+    task = from_document(Task, document)  # type: ignore[type-abstract]
+    config: DetectorConfig = from_document(DetectorConfig, info["detector"])  # type: ignore[type-abstract]
+    config = override(config, {"num_classes": len(used)})
+    smaller = task.objective(config.build())
+    state = {
+        name: value[list(rows)] if name.startswith(HEAD) else value for name, value in objective.state_dict().items()
+    }
+    load_exactly(smaller, state, "the head without holes")
+    ids = info.get("category_ids") or ()
+    changed = {
+        "task": to_document(task),
+        "detector": to_document(config),
+        "classes": [classes[row] for row in used],
+        "category_ids": [ids[row] for row in used] if len(ids) == len(classes) else [],
+    }
+    return smaller.to(next(objective.parameters()).device).eval(), dict(info) | changed

@@ -1,0 +1,98 @@
+"""file -> what detectron2's own checkpointer makes of it, where detectron2 is installed; else what our reader does."""
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from downstream.export.detectron2.names import Shapes, bare_module, differences
+from ssldet.errors import CheckpointError
+from ssldet.weights.files import read_state
+
+log = logging.getLogger(__name__)
+
+FEATURES = "res5"
+
+
+def installed() -> bool:
+    """Say whether detectron2 can be asked."""
+    return importlib.util.find_spec("detectron2") is not None
+
+
+def state_of(path: Path, shapes: Shapes) -> dict[str, Tensor]:
+    """Return the tensors of a file as detectron2 hands them to a model with these names and shapes.
+
+    Args:
+        path: The file.
+        shapes: Names and shapes of all tensors of the model.
+
+    Raises:
+        CheckpointError: A tensor is missing, has no place, or has another shape.
+    """
+    state, _ = read_state(path)
+    require(state, shapes, path)
+    if not installed():
+        log.warning("detectron2 is not installed; %s is proven against its recorded names and shapes", path.suffix)
+        return state
+    module = bare_module(state)
+    load_through(module, path)
+    return dict(module.state_dict())
+
+
+def require(state: Mapping[str, Tensor], shapes: Shapes, path: Path) -> None:
+    """Refuse a state that a model of detectron2 would take in part.
+
+    Args:
+        state: Tensors by name.
+        shapes: Names and shapes of all tensors of the model.
+        path: Where the state comes from, for the message.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    if wrong := differences(state, shapes):
+        raise CheckpointError(f"{path}: not what detectron2 expects: {wrong[0]} and {len(wrong) - 1} more")
+
+
+def load_through(module: nn.Module, path: Path, *, by_ending: bool = False) -> None:
+    """Fill a module by detectron2's own checkpointer; what it leaves out becomes NaN, and is thereby seen.
+
+    Args:
+        module: Filled in place.
+        path: The file.
+        by_ending: Let it match names by their endings even where the file can't ask for that itself.
+
+    Raises:
+        CheckpointError: It can't read the file.
+    """
+    for value in module.state_dict().values():
+        value.fill_(float("nan") if value.is_floating_point() else -1)
+    checkpointer: Any = importlib.import_module("detectron2.checkpoint").DetectionCheckpointer(module)
+    query = "?matching_heuristics=True" if by_ending else ""
+    try:
+        checkpointer.load(f"{path}{query}")
+    except Exception as error:  # of whatever kind its readers raise
+        raise CheckpointError(
+            f"{path}: detectron2 can't read it ({error}); where torch {torch.__version__} is too old for "
+            ".safetensors, write .pth"
+        ) from error
+
+
+def resnet_of(configuration: Path) -> nn.Module:
+    """Return detectron2's ResNet as a configuration describes it, with fresh weights.
+
+    Args:
+        configuration: A YAML file.
+    """
+    settings: Any = importlib.import_module("detectron2.config").get_cfg()
+    settings.merge_from_file(str(configuration))
+    settings.MODEL.DEVICE = "cpu"
+    settings.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    settings.MODEL.RESNETS.OUT_FEATURES = [FEATURES]
+    network: nn.Module = importlib.import_module("detectron2.modeling").build_backbone(settings)
+    return network
