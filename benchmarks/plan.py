@@ -202,8 +202,11 @@ def _chain(
     for number, stage in enumerate(method.stages, start=1):
         title = f"pretrain {method.name}, stage {number}, on {downstream.unlabelled.name}"
         run = replace(_pretraining(stage, model, backbone), seed=seed % plan.suite.pretrainings)
-        chain.append(plan.add(title, run, downstream.unlabelled, downstream.unlabelled_val, backbone=backbone))
-        backbone, detector = chain[-1], (chain[-1] if _hands_detector(stage) else None)
+        whole = _hands_detector(stage)
+        # Tasks that teach a backbone alone are measured on labelled images, if at all.
+        val = downstream.unlabelled_val if whole else None
+        chain.append(plan.add(title, run, downstream.unlabelled, val, backbone=backbone))
+        backbone, detector = chain[-1], (chain[-1] if whole else None)
     for number, stage in enumerate(downstream.stages, start=1):
         kept = backbone if detector is None else None
         changes: dict[str, object] = {"seed": seed, "data.fraction": fraction, "data.fraction_seed": seed}
