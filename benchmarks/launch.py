@@ -89,17 +89,18 @@ class Runner:
         Raises:
             StoppedError: By a signal or because the time is spent; everything is saved.
         """
-        began, plan = time.monotonic(), plan_again()
+        began, plan, look = time.monotonic(), plan_again(), True
         with self._signals():
             while True:
                 if self._reap():
-                    plan = plan_again()
+                    plan, look = plan_again(), True
                 if self.seconds is not None and time.monotonic() - began > self.seconds:
                     self._stop("the time of --budget is spent")
                 if self._stopping and not self._active:
                     raise StoppedError(f"{self._stopping}; all is saved, run the same command again to go on")
-                waits = False if self._stopping else self._launch(plan)
-                if not self._active and not waits:
+                # There is something to start when a run has ended, and something may be while others work here too.
+                look = look and not self._stopping and self._launch(plan)
+                if not self._active and not look and not self._stopping:
                     return plan
                 time.sleep(PAUSE)
 

@@ -95,7 +95,7 @@ class Results:
         Args:
             path: The file.
         """
-        write_whole(path, (json.dumps(self.to_json(), indent=1, sort_keys=True) + "\n").encode(), Disk())
+        write_whole(path, (json.dumps(self.to_json(), indent=1) + "\n").encode(), Disk())
         return path
 
 

@@ -98,7 +98,7 @@ def result_table(results: Results) -> Table:
         "seeds",
         "to none",
         "to backbone",
-        "published",
+        "published, full scale",
     )
     return Table(columns=columns, rows=rows)
 

@@ -107,7 +107,7 @@ def _suite(
         backbones=parts.backbones(scale),
         detectors=parts.detectors(scale),
         downstreams=downstreams,
-        fractions=(0.1, 1.0) if name == "own_data" and scale == "full" else (1.0,),
+        fractions=(0.1, 0.3, 1.0) if name == "own_data" else (1.0,),
         seeds=setting.numbers(seeds),
         threads=None if scale == "full" else 1,
         claims=claims,

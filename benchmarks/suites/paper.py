@@ -15,8 +15,8 @@ def table1(setting: Setting) -> Suite:
     """Pascal VOC: a short and a long schedule. Full: `imagenet`, `voc_train` (07+12 trainval), `voc_test` (07)."""
     scale = setting.scale
     methods = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
+    rows = ({"backbone": "DETR/150", "updetr": "UP-DETR/150"}, {"backbone": "DETR/300", "updetr": "UP-DETR/300"})
     if scale == "full":
-        rows = ({"backbone": "DETR/150", "updetr": "UP-DETR/150"}, {"backbone": "DETR/300", "updetr": "UP-DETR/300"})
         downstreams = [
             _voc(setting, f"voc-{epochs:g}", epochs, row) for epochs, row in zip(VOC_EPOCHS, rows, strict=True)
         ]
@@ -24,7 +24,10 @@ def table1(setting: Setting) -> Suite:
     else:
         methods.append(parts.both(scale))
         base, short, long = "none", "short", "long"
-        downstreams = [parts.detection_on_scenes(short, parts.SHORT), parts.detection_on_scenes(long, parts.LONG)]
+        downstreams = [
+            parts.detection_on_scenes(short, parts.SHORT, row=rows[0]),
+            parts.detection_on_scenes(long, parts.LONG, row=rows[1]),
+        ]
         if (cards := parts.tiny_on_disk(setting, "cards", parts.LONG)) is not None:
             downstreams.append(cards)
     words = "pretrained is at least as good as scratch"
@@ -90,6 +93,7 @@ def table3(setting: Setting) -> Suite:
             unlabelled=parts.scenes("scenes", 3000, 0),
             unlabelled_val=parts.scenes("scenes-held-out", 150, 2),
             metric="AP50_unseen",
+            row={"backbone": "DETR", "updetr": "UP-DETR"},
         )
     base = "backbone" if scale == "full" else "none"
     claim = Claim(words="pretraining helps one-shot detection", higher="updetr", lower=base, downstream="one-shot")
@@ -124,7 +128,7 @@ def table4(setting: Setting) -> Suite:
         val=val,
         unlabelled=unlabelled,
         metric="PQ",
-        row={"backbone": "DETR", "updetr": "UP-DETR"} if scale == "full" else {},
+        row={"backbone": "DETR", "updetr": "UP-DETR"},
     )
     base = "backbone" if scale == "full" else "none"
     claim = Claim(words="pretraining helps panoptic quality", higher="updetr", lower=base, downstream="panoptic")
@@ -150,7 +154,7 @@ def table5(setting: Setting) -> Suite:
         )
         methods.append(method)
     rows = {"backbone": "DETR scratch"} | {f"({case})": f"({case})" for case in cases}
-    downstream = _short(setting, rows)
+    downstream = _short(setting, rows, "AP50")
     claims = [
         Claim(
             words="frozen is at least as good, without reconstruction", higher="(b)", lower="(a)", downstream="short"
@@ -220,15 +224,15 @@ def _ablation(setting: Setting) -> dict[str, object]:
     return {"budget__epochs": 15.0, "optim__drops": (2 / 3,)} if setting.scale == "full" else {}
 
 
-def _voc(setting: Setting, name: str, epochs: float, row: dict[str, str]) -> Downstream:
+def _voc(setting: Setting, name: str, epochs: float, row: dict[str, str], metric: str = "AP") -> Downstream:
     imagenet, train, val = setting.given("imagenet", "voc_train", "voc_test")
-    return parts.full_detection(name, (train, val, imagenet), epochs, row)
+    return parts.full_detection(name, (train, val, imagenet), epochs, row, metric)
 
 
-def _short(setting: Setting, row: dict[str, str]) -> Downstream:
+def _short(setting: Setting, row: dict[str, str], metric: str = "AP") -> Downstream:
     if setting.scale == "full":
-        return _voc(setting, "short", VOC_EPOCHS[0], row)
-    return parts.detection_on_scenes("short", parts.SHORT)
+        return _voc(setting, "short", VOC_EPOCHS[0], row, metric)
+    return parts.detection_on_scenes("short", parts.SHORT, metric=metric, row=row)
 
 
 def _suite(

@@ -94,13 +94,17 @@ def scenes(name: str, images: int, seed: int, form: str = "images") -> Generated
     return Generated(name=name, images=images, seed=seed, form=form)  # type: ignore[arg-type]  # a word of its field
 
 
-def detection_on_scenes(name: str, steps: int, labelled: int = 300) -> Downstream:
+def detection_on_scenes(
+    name: str, steps: int, labelled: int = 300, metric: str = "AP", row: Mapping[str, str] | None = None
+) -> Downstream:
     """Return detection on generated scenes.
 
     Args:
         name: Of the task.
         steps: Steps of fine-tuning.
         labelled: Number of training images.
+        metric: The measure that counts.
+        row: See `Downstream.row`.
     """
     return Downstream(
         name=name,
@@ -109,6 +113,8 @@ def detection_on_scenes(name: str, steps: int, labelled: int = 300) -> Downstrea
         val=scenes("scenes-held-out", 150, 2, "coco"),
         unlabelled=scenes("scenes", 3000, 0),
         unlabelled_val=scenes("scenes-held-out", 150, 2),
+        metric=metric,
+        row=row or {},
     )
 
 
@@ -138,7 +144,9 @@ def tiny_on_disk(setting: Setting, name: str, steps: int) -> Downstream | None:
     )
 
 
-def full_detection(name: str, data: tuple[Data, Data, Given], epochs: float, row: Mapping[str, str]) -> Downstream:
+def full_detection(
+    name: str, data: tuple[Data, Data, Given], epochs: float, row: Mapping[str, str], metric: str = "AP"
+) -> Downstream:
     """Return detection at full scale.
 
     Args:
@@ -146,6 +154,8 @@ def full_detection(name: str, data: tuple[Data, Data, Given], epochs: float, row
         data: Training images, images to measure on, and what is pretrained on.
         epochs: Length of fine-tuning.
         row: See `Downstream.row`.
+        metric: The measure that counts.
     """
     run = override(recipe("detection/r50"), {"budget.epochs": epochs, "evaluate_every": 0})
-    return Downstream(name=name, stages=(run,), train=data[0], val=data[1], unlabelled=data[2], row=row)
+    train, val, unlabelled = data
+    return Downstream(name=name, stages=(run,), train=train, val=val, unlabelled=unlabelled, metric=metric, row=row)
