@@ -52,7 +52,10 @@ def zoo(setting: Setting) -> Suite:
     if scale == "tiny":
         methods.append(parts.both(scale))
     for name in names("ssldet.tasks"):
-        if name == "random_query_patch" or not issubclass(find("ssldet.tasks", name), PretextTask):
+        # What stands there as a method or a baseline already is not run twice.
+        there = {type(stage.task) for method in methods for stage in method.stages}
+        task = find("ssldet.tasks", name)
+        if task in there or not issubclass(task, PretextTask):
             continue
         if f"{name}/{recipe}" in names("ssldet.recipes"):
             methods.append(Method(name=name, title=name, stages=(parts.recipe(f"{name}/{recipe}"),)))

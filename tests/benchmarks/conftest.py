@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
+from benchmarks.comparing import Compared, compare
 from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
 from benchmarks.suites import find_suite
 from ssldet.cli import main
@@ -49,7 +51,7 @@ def shorten(run: Run) -> Run:
     return override(run, SHORT)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def suite() -> Suite:
     """Smoke, cut down: no pretraining twice, one pretraining for two seeds, and a baseline that can't be run."""
     whole = find_suite("smoke", Setting())
@@ -69,6 +71,10 @@ def suite() -> Suite:
     return replace(whole, methods=(*methods, absent), downstreams=(downstream,), claims=(claim,))
 
 
-@pytest.fixture
-def in_process() -> InProcess:
-    return InProcess()
+@pytest.fixture(scope="session")
+def carried_out(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compared, InProcess]:
+    """The suite, undisturbed: its folder, what it came to, and what was started."""
+    out, start = tmp_path_factory.mktemp("undisturbed"), InProcess()
+    compared = compare(suite, out=out, start=start)
+    assert isinstance(compared, Compared)
+    return out, compared, start

@@ -8,24 +8,22 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.comparing import Compared, compare
+from benchmarks.comparing import Compared
 from benchmarks.published import TABLES
 from benchmarks.results import read_results
-from benchmarks.suite import Suite
 from ssldet.errors import ConfigError
 from tests.benchmarks.conftest import InProcess
 
 
 @pytest.mark.slow
-def test_a_comparison_is_told_in_every_form(suite: Suite, in_process: InProcess, tmp_path: Path) -> None:
-    compared = compare(suite, out=tmp_path / "out", start=in_process)
-    assert isinstance(compared, Compared)
+def test_a_comparison_is_told_in_every_form(carried_out: tuple[Path, Compared, InProcess], tmp_path: Path) -> None:
+    out, compared, _ = carried_out
     folder, results = compared.report, compared.results
     assert results.complete
     assert [row.status for row in results.rows].count("finished") == 4
 
     text = (folder / "report.md").read_text(encoding="utf-8")
-    assert str(tmp_path) not in text
+    assert str(out) not in text
     assert "backbone could not be run: left out of this test" in text
     assert "dai2021updetr" in text
     figures = sorted((folder / "figures").glob("*.svg"))
@@ -45,7 +43,7 @@ def test_a_comparison_is_told_in_every_form(suite: Suite, in_process: InProcess,
 
     # All of it follows from the one document, wherever that is taken.
     before = (folder / "report.md").read_text(encoding="utf-8")
-    assert str(tmp_path) not in (folder / "results.json").read_text()
+    assert str(out) not in (folder / "results.json").read_text()
     again = read_results(folder)
     assert json.loads(json.dumps(again.to_json())) == json.loads((folder / "results.json").read_text())
     main(["report", str(folder / "results.json"), "--out", str(tmp_path / "again")])
