@@ -43,7 +43,7 @@ def configuration(
     drops = list(run.optim.drops) if run.optim.schedule == "step" else []
     return {
         "data": data,
-        "model": LazyCall(build_model)(weights="${train.init_checkpoint}", **same),
+        "model": LazyCall(build_model)(weights="${train.init_checkpoint}", output="${train.output_dir}", **same),
         "dataloader": {
             "train": LazyCall(train_loader)(
                 fraction="${data.fraction}", seed="${data.seed}",
@@ -99,10 +99,12 @@ def planned(
     return blueprint(recipe, classes, stuff=stuff, weights=weights, overrides=chosen), classes, stuff
 
 
-def build_model(*, recipe: str, train: Sequence[str], set: Sequence[str] = (), weights: str = "") -> SSLDet:
+def build_model(
+    *, recipe: str, train: Sequence[str], set: Sequence[str] = (), weights: str = "", output: str = ""
+) -> SSLDet:
     """Return the model that learns a training set."""
     plan, classes, stuff = planned(recipe, train, set, weights)
-    model: SSLDet = SSLDet(blueprint=plan, classes=classes, stuff=stuff)
+    model: SSLDet = SSLDet(blueprint=plan, classes=classes, stuff=stuff, output=output)
     return model
 
 

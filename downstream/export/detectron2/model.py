@@ -1,6 +1,7 @@
 """list[dict] of detectron2 -> losses or Instances: any objective of ours as a meta-architecture, unchanged inside."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,18 +10,23 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from downstream.export.detectron2.building import Blueprint, blueprint
 from downstream.export.detectron2.catalogue import classes_of, contiguous, register
+from downstream.export.detectron2.sidecar import own_configuration
 from ssldet.boxes import to_normalised
 from ssldet.data.collate import collate
 from ssldet.detectors.base import Detector
+from ssldet.engine.disk import Disk, write_whole
 from ssldet.errors import ConfigError
+from ssldet.recipe import to_document
 from ssldet.task import Objective
 from ssldet.types import Batch, Detections, Losses, Sample, Targets
 
+FINAL = "model_final.yaml"
 PIXEL_TOLERANCE = 0.1
 """Difference of means and deviations, in levels of 255, that a rounded number in a configuration may make."""
 
@@ -39,13 +45,17 @@ class SSLDet(nn.Module):
     pixel_mean: Tensor
 
     @configurable  # type: ignore[untyped-decorator]
-    def __init__(self, *, blueprint: Blueprint, classes: Sequence[str], stuff: Sequence[int] = ()) -> None:
+    def __init__(
+        self, *, blueprint: Blueprint, classes: Sequence[str], stuff: Sequence[int] = (), output: str = ""
+    ) -> None:
         """Build the detector inside its task.
 
         Args:
             blueprint: Task and detector.
             classes: Class names in the order of the labels.
             stuff: Labels that have no objects to count; detectron2 numbers them and the others each from 0.
+            output: Folder in which detectron2 will save the model; what it is, its files can't say, so that is written
+                there at once, beside `model_final.pth`. Empty text writes nothing.
         """
         super().__init__()
         objective = blueprint.task.objective(blueprint.detector.build())
@@ -58,6 +68,11 @@ class SSLDet(nn.Module):
         mean, std = (torch.tensor(values).view(-1, 1, 1) * 255 for values in _pixels(objective.detector))
         self.register_buffer("pixel_mean", mean, persistent=False)
         self.register_buffer("pixel_std", std, persistent=False)
+        if output and comm.is_main_process():
+            info = {"task": to_document(blueprint.task), "detector": to_document(blueprint.detector)}
+            Path(output).mkdir(parents=True, exist_ok=True)
+            content = own_configuration(_backbone(objective.detector), info | {"classes": list(classes)})
+            write_whole(Path(output) / FINAL, content, Disk())
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -76,7 +91,7 @@ class SSLDet(nn.Module):
         )
         if wrong := _colour_problems(cfg, planned):
             raise ConfigError(wrong)
-        return {"blueprint": planned, "classes": classes, "stuff": stuff}
+        return {"blueprint": planned, "classes": classes, "stuff": stuff, "output": cfg.OUTPUT_DIR}
 
     @property
     def device(self) -> torch.device:
@@ -174,8 +189,12 @@ def _weighted(losses: Losses) -> dict[str, Tensor]:
 
 
 def _pixels(detector: Detector) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    backbone: Any = detector.backbone
+    backbone = _backbone(detector)
     return backbone.mean, backbone.std
+
+
+def _backbone(detector: Detector) -> Any:
+    return detector.backbone
 
 
 def _colour_problems(cfg: Any, planned: Blueprint) -> list[str]:
