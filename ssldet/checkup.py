@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +27,22 @@ NEEDED = {
 
 OPTIONAL = {
     "transformers": "Hugging Face export; pip install transformers",
-    "detectron2": "detectron2 export; pip install --no-build-isolation from its own repository",
+    "detectron2": "training in detectron2; see ssldet doctor detectron2",
 }
+
+DETECTRON2 = "detectron2"
+"""What to ask the doctor about besides images; a folder of that name is `./detectron2`."""
+DETECTRON2_NEEDS = {
+    "fvcore": ((0, 1, 5), (0, 1, 6)),
+    "iopath": ((0, 1, 7), (0, 1, 10)),
+    "omegaconf": ((2, 1), (2, 4)),
+    "yacs": ((0, 1, 8), (1,)),
+}
+"""Package that detectron2 needs -> oldest version that it takes, and the first that it doesn't."""
+DETECTRON2_INSTALL = (
+    "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2', which no package index has "
+    "and which compiles against the torch that is installed"
+)
 
 
 @dataclass(frozen=True)
@@ -76,10 +91,12 @@ def doctor(images: Sequence[str] = ()) -> Findings:
     """Check the machine and, if given, whether images can be read and the tiny pretext task be learned from them.
 
     Args:
-        images: Folders, globs, file lists or single files.
+        images: Folders, globs, file lists or single files; or `detectron2`, which looks at that instead.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _optional, _devices, _limits]
-    if images:
+    if tuple(images) == (DETECTRON2,):
+        checks = [_python, _packages, _detectron2]
+    elif images:
         checks.append(lambda: _images(images))
     found: list[Finding] = []
     for check in checks:
@@ -103,15 +120,60 @@ def _packages() -> Iterator[Finding]:
         except PackageNotFoundError:
             yield Finding(package, False, "not installed", f"pip install '{package}>={wanted}'")
             continue
-        numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdigit())
-        fine = numbers >= least
+        fine = _numbers(found) >= least
         yield Finding(package, fine, found, "" if fine else f"pip install '{package}>={wanted}'")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
 
 
 def _optional() -> Iterator[Finding]:
     for package, use in OPTIONAL.items():
         present = find_spec(package) is not None
         yield Finding(package, True if present else None, "installed" if present else f"not installed; only for {use}")
+
+
+def _detectron2() -> Iterator[Finding]:
+    """Say what of detectron2 is missing, broken or too new, each with its remedy."""
+    if find_spec(DETECTRON2) is None:
+        yield Finding(DETECTRON2, False, "not installed", DETECTRON2_INSTALL)
+        compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+        remedy = "" if compiler else "install one, such as g++, before detectron2"
+        yield Finding("C++ compiler", bool(compiler), compiler or "none found", remedy)
+        return
+    try:
+        yield Finding(DETECTRON2, True, version(DETECTRON2))
+    except PackageNotFoundError:
+        yield Finding(DETECTRON2, False, "a folder of that name lies here", "change to another folder")
+        return
+    yield _compiled_part()
+    for package, (least, limit) in DETECTRON2_NEEDS.items():
+        wanted = f"{package}>={'.'.join(map(str, least))},<{'.'.join(map(str, limit))}"
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            yield Finding(package, False, "not installed", f"pip install '{wanted}'")
+            continue
+        fine = least <= _numbers(found) < limit
+        yield Finding(package, fine, found, "" if fine else f"pip install '{wanted}'")
+    zoo = find_spec("pkg_resources") is not None
+    told = "can be imported" if zoo else "needs pkg_resources, which setuptools 82 dropped; ours do without it"
+    yield Finding("detectron2.model_zoo", True if zoo else None, told, "" if zoo else "pip install 'setuptools<82'")
+    panoptic = find_spec("panopticapi") is not None
+    told = "installed" if panoptic else "not installed; our own metric stands in for it"
+    yield Finding("panopticapi", True if panoptic else None, told)
+
+
+def _compiled_part() -> Finding:
+    """Load what detectron2 compiles, which fails after a change of torch and inside detectron2's own sources."""
+    import_module("torch")  # its libraries must be there first
+    try:
+        import_module("detectron2._C")
+    except ImportError as error:
+        remedy = f"change to another folder than detectron2's sources, or build it anew: {DETECTRON2_INSTALL}"
+        return Finding("detectron2._C", False, f"can't be loaded ({error})", remedy)
+    return Finding("detectron2._C", True, "loads")
 
 
 def _devices() -> Iterator[Finding]:

@@ -255,7 +255,7 @@ def report(run: Path, *, json_: Json = False) -> None:
 
 @app.command
 def doctor(*images: str, json_: Json = False) -> None:
-    """Check this machine, and images if given, and say how to mend what is wrong."""
+    """Check this machine, and images or detectron2 if named, and say how to mend what is wrong."""
     from ssldet.checkup import doctor as examine
 
     findings = examine(images)

@@ -25,3 +25,10 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images: {folder.name} is absent (set SSLDET_TEST_DATA)")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much was not tested for want of detectron2, which no package index has."""
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
+    if lacking := [reason for reason in reasons if "detectron2 is not installed" in reason]:
+        terminalreporter.write_line(f"detectron2 is not installed: {len(lacking)} test files skipped that need it")

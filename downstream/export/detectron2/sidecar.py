@@ -100,7 +100,7 @@ def _written(backbone: Backbone, info: Mapping[str, Any], model: Mapping[str, An
     task = info.get("task", {})
     sizes = {"MIN_SIZE_TEST": task.get("eval_scale"), "MAX_SIZE_TEST": task.get("max_size")}
     shown = {"FORMAT": "RGB"} | {name: size for name, size in sizes.items() if size}
-    document = {"INPUT": shown, "MODEL": dict(model) | pixels}
+    document = {"VERSION": 2, "INPUT": shown, "MODEL": dict(model) | pixels}
     classes = json.dumps(list(info.get("classes", ())), ensure_ascii=False)
     head = f"# Classes in the order of their numbers: {classes}\n"
     text: str = yaml.safe_dump(document, sort_keys=True, allow_unicode=True)
