@@ -8,9 +8,12 @@ Score:     71.1 % of ImageNet by a linear classifier after 800 epochs, 67.5 % af
            measured with this code, which has not been run at that scale.
 """
 
+from dataclasses import replace
+
 from pretext.moco_v2 import MoCoV2
+from pretext.recipes import random_query_patch
 from ssldet.detectors.detr import DETRConfig
-from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
+from ssldet.engine.run import Budget, DataConfig, OptimConfig, Run
 from ssldet.nn.backbones import BackboneConfig
 
 
@@ -27,8 +30,11 @@ def r50() -> Run:
 
 
 def tiny() -> Run:
-    """Pretrain the small backbone on small crops without an accelerator."""
-    return Run(
+    """Pretrain the backbone of `random_query_patch/tiny` alone, on small crops, without an accelerator."""
+    whole = random_query_patch.tiny()
+    assert isinstance(whole.detector, DETRConfig)
+    return replace(
+        whole,
         task=MoCoV2(
             crop_size=48,
             min_scale=0.3,
@@ -42,23 +48,8 @@ def tiny() -> Run:
             key_groups=4,
             eval_side=48,
         ),
-        detector=DETRConfig(
-            backbone=BackboneConfig(name="tiny", frozen_norm=False, frozen_stages=0),
-            num_classes=1,
-            num_queries=10,
-            width=64,
-            heads=4,
-            encoder_layers=1,
-            decoder_layers=2,
-            feedforward=128,
-            dropout=0.0,
-            normalise_features=True,
-            query_scale=0.3,
-            position_at_input=True,
-        ),
-        data=DataConfig(batch_size=64, workers=0),
-        optim=OptimConfig(lr=2e-3, lr_backbone=2e-3, clip=1.0, schedule="cosine", warmup_steps=20),
+        detector=replace(whole.detector, backbone=BackboneConfig(name="tiny", frozen_norm=False, frozen_stages=0)),
+        data=replace(whole.data, batch_size=64),
+        optim=replace(whole.optim, lr_backbone=2e-3, warmup_steps=20),
         budget=Budget(steps=400),
-        checkpoint=CheckpointConfig(every_steps=200),
-        log_every=20,
     )
