@@ -156,17 +156,18 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return float(found.low), float(found.high)
 
 
-def judge(claim: Claim, results: Results) -> str:
+def judge(claim: Claim, results: Results, downstream: str) -> str:
     """Say whether an ordering shows at this scale.
 
     Args:
         claim: The ordering.
         results: The results.
+        downstream: The task that it is asked of.
     """
     found = [
         difference
         for difference in differences(results, claim.lower)
-        if difference.method == claim.higher and difference.downstream == claim.downstream
+        if difference.method == claim.higher and difference.downstream == downstream
     ]
     if not found:
         return "not measured"

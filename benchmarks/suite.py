@@ -96,20 +96,18 @@ class Downstream:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """An ordering that somebody stated and that a suite can check.
+    """An ordering that somebody stated and that a suite checks on each of its tasks.
 
     Attributes:
         words: The statement.
         higher: Method that is stated to be better, or to be no better.
         lower: Method that it is compared with.
         kind: `at least`: the first is not worse; `no gain`: the first is not better.
-        downstream: Where it is checked.
     """
 
     words: str
     higher: str
     lower: str
-    downstream: str
     kind: Literal["at least", "no gain"] = "at least"
 
 
@@ -170,10 +168,11 @@ class Suite:
         return wrong + [line for claim in self.claims for line in self._problems_of(claim)]
 
     def _problems_of(self, claim: Claim) -> list[str]:
-        methods, downstreams = ([entry.name for entry in group] for group in (self.methods, self.downstreams))
-        checks = ((claim.higher, methods), (claim.lower, methods), (claim.downstream, downstreams))
+        methods = [method.name for method in self.methods]
         return [
-            f"claims: {name!r} is not in the suite{suggest(name, known)}" for name, known in checks if name not in known
+            f"claims: {name!r} is not in the suite{suggest(name, methods)}"
+            for name in (claim.higher, claim.lower)
+            if name not in methods
         ]
 
     def check(self) -> "Suite":

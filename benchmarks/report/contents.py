@@ -115,7 +115,8 @@ def published_figure(results: Results, summary: Summary) -> float | str:
 
 
 def _verdicts(results: Results) -> Part:
-    rows = [(claim.words, claim.downstream, judge(claim, results)) for claim in results.claims()]
+    tasks = [task["name"] for task in results.suite["downstreams"]]
+    rows = [(claim.words, task, judge(claim, results, task)) for claim in results.claims() for task in tasks]
     missing = [method for method in results.suite["methods"] if method["missing"]]
     lines = [f"{method['name']} could not be run: {method['missing']}." for method in missing]
     if not results.complete:

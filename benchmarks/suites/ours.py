@@ -28,20 +28,19 @@ def matching(setting: Setting) -> Suite:
             )
     if scale == "full":
         imagenet, train, val = setting.given("imagenet", "voc_train", "voc_test")
-        downstream = parts.full_detection("short", (train, val, imagenet), 150, {})
+        downstreams: tuple[Downstream, ...] = (parts.full_detection("short", (train, val, imagenet), 150, {}),)
     else:
-        downstream = parts.detection_on_scenes("short", parts.SHORT)
+        downstreams = parts.short_detection(setting)
     claims = [
         Claim(
             words=f"own groups are at least as good as all queries, jitter {name}",
             higher=f"own_group/{name}",
             lower=f"global/{name}",
-            downstream="short",
         )
         for name in strengths
     ]
     question = "Does matching within own groups carry over to detection?"
-    return _suite("ours/matching", question, setting, methods, (downstream,), tuple(claims), 3)
+    return _suite("ours/matching", question, setting, methods, downstreams, tuple(claims), 3)
 
 
 def zoo(setting: Setting) -> Suite:
@@ -79,7 +78,7 @@ def own_data(setting: Setting) -> Suite:
         run = override(parts.recipe("detection/r50"), {"budget.epochs": 150.0})
     downstream = Downstream(name="own", stages=(run,), train=train, val=val, unlabelled=images)
     methods = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
-    claim = Claim(words="pretraining on these images pays", higher="updetr", lower="backbone", downstream="own")
+    claim = Claim(words="pretraining on these images pays", higher="updetr", lower="backbone")
     return _suite("own_data", "Does pretraining pay on these images?", setting, methods, (downstream,), (claim,), 3)
 
 

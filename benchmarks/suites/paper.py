@@ -20,21 +20,16 @@ def table1(setting: Setting) -> Suite:
         downstreams = [
             _voc(setting, f"voc-{epochs:g}", epochs, row) for epochs, row in zip(VOC_EPOCHS, rows, strict=True)
         ]
-        base, short, long = "backbone", "voc-150", "voc-300"
+        base = "backbone"
     else:
         methods.append(parts.both(scale))
-        base, short, long = "none", "short", "long"
+        base = "none"
         downstreams = [
-            parts.detection_on_scenes(short, parts.SHORT, row=rows[0]),
-            parts.detection_on_scenes(long, parts.LONG, row=rows[1]),
+            parts.detection_on_scenes("short", parts.SHORT, row=rows[0]),
+            parts.detection_on_scenes("long", parts.LONG, row=rows[1]),
+            *parts.detection_on_disk(setting),
         ]
-        if (cards := parts.tiny_on_disk(setting, "cards", parts.LONG)) is not None:
-            downstreams.append(cards)
-    words = "pretrained is at least as good as scratch"
-    claims = [
-        Claim(words=f"{words} at a short schedule", higher="updetr", lower=base, downstream=short),
-        Claim(words=f"{words} at a long schedule", higher="updetr", lower=base, downstream=long),
-    ]
+    claims = [Claim(words="pretrained is at least as good as scratch", higher="updetr", lower=base)]
     return _suite("table1", "Does pretraining help on a small data set?", setting, methods, downstreams, claims)
 
 
@@ -58,13 +53,13 @@ def table2(setting: Setting) -> Suite:
             )
             for epochs in (150, 300)
         ]
-        claim = Claim(words="UP-DETR beats SwAV's backbone", higher="updetr", lower="backbone", downstream="coco-150")
+        claim = Claim(words="UP-DETR beats SwAV's backbone", higher="updetr", lower="backbone")
     else:
         downstreams = [
             parts.detection_on_scenes("many-short", parts.SHORT, labelled=1000),
             parts.detection_on_scenes("many-long", parts.LONG, labelled=1000),
         ]
-        claim = Claim(words="UP-DETR beats no pretraining", higher="updetr", lower="none", downstream="many-short")
+        claim = Claim(words="UP-DETR beats no pretraining", higher="updetr", lower="none")
     return _suite("table2", "Does pretraining help on a large data set?", setting, methods, downstreams, [claim])
 
 
@@ -96,7 +91,7 @@ def table3(setting: Setting) -> Suite:
             row={"backbone": "DETR", "updetr": "UP-DETR"},
         )
     base = "backbone" if scale == "full" else "none"
-    claim = Claim(words="pretraining helps one-shot detection", higher="updetr", lower=base, downstream="one-shot")
+    claim = Claim(words="pretraining helps one-shot detection", higher="updetr", lower=base)
     return _suite("table3", "Does pretraining help to find unseen classes?", setting, methods, [downstream], [claim])
 
 
@@ -131,7 +126,7 @@ def table4(setting: Setting) -> Suite:
         row={"backbone": "DETR", "updetr": "UP-DETR"},
     )
     base = "backbone" if scale == "full" else "none"
-    claim = Claim(words="pretraining helps panoptic quality", higher="updetr", lower=base, downstream="panoptic")
+    claim = Claim(words="pretraining helps panoptic quality", higher="updetr", lower=base)
     return _suite("table4", "Does pretraining help segmentation?", setting, methods, [downstream], [claim])
 
 
@@ -154,23 +149,20 @@ def table5(setting: Setting) -> Suite:
         )
         methods.append(method)
     rows = {"backbone": "DETR scratch"} | {f"({case})": f"({case})" for case in cases}
-    downstream = _short(setting, rows, "AP50")
+    downstreams = _short(setting, rows, "AP50")
     claims = [
-        Claim(
-            words="frozen is at least as good, without reconstruction", higher="(b)", lower="(a)", downstream="short"
-        ),
-        Claim(words="frozen is at least as good, with reconstruction", higher="(d)", lower="(c)", downstream="short"),
+        Claim(words="frozen is at least as good, without reconstruction", higher="(b)", lower="(a)"),
+        Claim(words="frozen is at least as good, with reconstruction", higher="(d)", lower="(c)"),
         Claim(
             words="no gain from reconstruction once frozen",
             higher="(d)",
             lower="(b)",
-            downstream="short",
             kind="no gain",
         ),
-        Claim(words="frozen pretraining is at least as good as none", higher="(b)", lower="none", downstream="short"),
+        Claim(words="frozen pretraining is at least as good as none", higher="(b)", lower="none"),
     ]
     question = "Must the backbone be frozen, and does reconstruction help?"
-    return _suite("table5", question, setting, methods, [downstream], claims)
+    return _suite("table5", question, setting, methods, downstreams, claims)
 
 
 def table6(setting: Setting) -> Suite:
@@ -179,12 +171,12 @@ def table6(setting: Setting) -> Suite:
     single = parts.updetr(scale, "M=1", "one patch an image", task__num_patches=1, **_ablation(setting))
     multi = parts.updetr(scale, "M=10", "ten patches an image", **_ablation(setting))
     methods = [parts.none(), parts.backbone_only(scale), single, multi]
-    downstream = _short(setting, {"backbone": "DETR", "M=1": "1", "M=10": "10"})
+    downstreams = _short(setting, {"backbone": "DETR", "M=1": "1", "M=10": "10"})
     claims = [
-        Claim(words="ten patches are at least as good as one", higher="M=10", lower="M=1", downstream="short"),
-        Claim(words="one patch is at least as good as no pretraining", higher="M=1", lower="none", downstream="short"),
+        Claim(words="ten patches are at least as good as one", higher="M=10", lower="M=1"),
+        Claim(words="one patch is at least as good as no pretraining", higher="M=1", lower="none"),
     ]
-    return _suite("table6", "One patch an image or ten?", setting, methods, [downstream], claims)
+    return _suite("table6", "One patch an image or ten?", setting, methods, downstreams, claims)
 
 
 def fig6(setting: Setting) -> Suite:
@@ -193,9 +185,9 @@ def fig6(setting: Setting) -> Suite:
     masked = parts.updetr(scale, "masked", "queries of other patches are not attended to", **_ablation(setting))
     free = parts.updetr(scale, "free", "all queries attend to all", task__grouped_attention=False, **_ablation(setting))
     methods = [parts.none(), parts.backbone_only(scale), masked, free]
-    claim = Claim(words="no difference downstream", higher="masked", lower="free", downstream="short", kind="no gain")
+    claim = Claim(words="no difference downstream", higher="masked", lower="free", kind="no gain")
     question = "What does the attention mask change?"
-    return _suite("fig6", question, setting, methods, [_short(setting, {})], [claim])
+    return _suite("fig6", question, setting, methods, _short(setting, {}), [claim])
 
 
 def fig7(setting: Setting) -> Suite:
@@ -206,15 +198,13 @@ def fig7(setting: Setting) -> Suite:
         scale, "shuffled", "queries in a new order each step", task__shuffle=True, **_ablation(setting)
     )
     methods = [parts.none(), parts.backbone_only(scale), plain, mixed]
-    claim = Claim(
-        words="shuffling brings no gain", higher="shuffled", lower="plain", downstream="short", kind="no gain"
-    )
+    claim = Claim(words="shuffling brings no gain", higher="shuffled", lower="plain", kind="no gain")
     return _suite(
         "fig7",
         "What does query shuffle change?",
         setting,
         methods,
-        [_short(setting, {"plain": "plain", "shuffled": "shuffled"})],
+        _short(setting, {"plain": "plain", "shuffled": "shuffled"}),
         [claim],
     )
 
@@ -229,10 +219,10 @@ def _voc(setting: Setting, name: str, epochs: float, row: dict[str, str], metric
     return parts.full_detection(name, (train, val, imagenet), epochs, row, metric)
 
 
-def _short(setting: Setting, row: dict[str, str], metric: str = "AP") -> Downstream:
+def _short(setting: Setting, row: dict[str, str], metric: str = "AP") -> list[Downstream]:
     if setting.scale == "full":
-        return _voc(setting, "short", VOC_EPOCHS[0], row, metric)
-    return parts.detection_on_scenes("short", parts.SHORT, metric=metric, row=row)
+        return [_voc(setting, "short", VOC_EPOCHS[0], row, metric)]
+    return list(parts.short_detection(setting, metric, row))
 
 
 def _suite(

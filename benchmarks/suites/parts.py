@@ -23,6 +23,9 @@ TINY_PRETRAINING: Mapping[str, object] = {"budget.steps": 500, "checkpoint.every
 SHORT, LONG = 80, 160
 """Steps of tiny fine-tuning in place of the paper's 150 and 300 epochs."""
 
+ON_DISK = 320
+"""Steps of tiny fine-tuning on real images, which are harder than generated ones."""
+
 
 def recipe(name: str) -> Run:
     """Return a registered recipe."""
@@ -128,20 +131,31 @@ def tiny_detection(steps: int) -> Run:
     return override(recipe("detection/tiny"), changes)
 
 
-def tiny_on_disk(setting: Setting, name: str, steps: int) -> Downstream | None:
-    """Return detection on small images of one's own at tiny scale, if `photos`, `cards` and `cards_val` were given.
+def detection_on_disk(setting: Setting, metric: str = "AP") -> tuple[Downstream, ...]:
+    """Return detection on small images of one's own, if `photos`, `cards` and `cards_val` were given.
 
     Args:
         setting: Holds the places.
-        name: Of the task.
-        steps: Steps of fine-tuning.
+        metric: The measure that counts.
     """
     if "cards" not in setting.places:
-        return None
+        return ()
     photos, cards, held_out = setting.given("photos", "cards", "cards_val")
-    return Downstream(
-        name=name, stages=(tiny_detection(steps),), train=cards, val=held_out, unlabelled=photos, unlabelled_val=None
-    )
+    stages = (tiny_detection(ON_DISK),)
+    return (Downstream(name="cards", stages=stages, train=cards, val=held_out, unlabelled=photos, metric=metric),)
+
+
+def short_detection(
+    setting: Setting, metric: str = "AP", row: Mapping[str, str] | None = None
+) -> tuple[Downstream, ...]:
+    """Return what comparisons at tiny scale measure: a short schedule on generated scenes, and images on disk if given.
+
+    Args:
+        setting: Holds the places.
+        metric: The measure that counts.
+        row: See `Downstream.row`.
+    """
+    return (detection_on_scenes("short", SHORT, metric=metric, row=row), *detection_on_disk(setting, metric))
 
 
 def full_detection(

@@ -67,7 +67,7 @@ def suite() -> Suite:
         for name, images in (("train", 7), ("val", 5), ("unlabelled", 8), ("unlabelled_val", 4))
     }
     downstream = replace(task, stages=tuple(map(shorten, task.stages)), **data)
-    claim = Claim(words="helps", higher="updetr", lower="none", downstream=downstream.name)
+    claim = Claim(words="helps", higher="updetr", lower="none")
     return replace(whole, methods=(*methods, absent), downstreams=(downstream,), claims=(claim,))
 
 

@@ -71,5 +71,5 @@ def test_differences_are_paired_by_seed_and_adjusted() -> None:
 def test_a_claim_is_judged_by_what_was_measured(
     kind: Literal["at least", "no gain"], higher: list[float | None], words: str
 ) -> None:
-    claim = Claim(words="w", higher="a", lower="none", downstream="task", kind=kind)
-    assert judge(claim, measured({"none": [0.1, 0.2, 0.3], "a": higher})).startswith(words)
+    claim = Claim(words="w", higher="a", lower="none", kind=kind)
+    assert judge(claim, measured({"none": [0.1, 0.2, 0.3], "a": higher}), "task").startswith(words)

@@ -8,7 +8,7 @@ from ssldet.errors import ConfigError
 
 
 def test_a_suite_without_a_baseline_is_refused_with_every_problem_at_once(suite: Suite) -> None:
-    claim = Claim(words="helps", higher="updetrr", lower="none", downstream="scenes")
+    claim = Claim(words="helps", higher="updetrr", lower="none")
     broken = replace(suite, methods=suite.methods[1:2] * 2, seeds=(1, 1), fractions=(1.5,), claims=(claim,))
     with pytest.raises(ConfigError) as caught:
         broken.check()
