@@ -1,5 +1,6 @@
 """Results -> one folder to read: HTML in one file, Markdown with drawings, CSV, LaTeX; `results.json` holds it all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.report.contents import Part, contents
@@ -23,10 +24,9 @@ def write_reports(results: Results, folder: Path, *, pictures: Path | None = Non
     (folder / "report.md").write_text(to_markdown(results, parts), encoding="utf-8")
     (folder / "results.csv").write_text(to_csv(results), encoding="utf-8")
     (folder / "results.tex").write_text(to_latex(results), encoding="utf-8")
-    for part in parts:
-        for name, svg in part.drawings.items():
-            (folder / "figures").mkdir(exist_ok=True)
-            (folder / "figures" / f"{part.file_of(name)}.svg").write_text(svg, encoding="utf-8")
+    _write_figures(
+        {f"{part.file_of(name)}.svg": svg for part in parts for name, svg in part.drawings.items()}, folder / "figures"
+    )
     shown = [_section(part) for part in parts]
     if pictures is not None and (found := _pictures(results, pictures)):
         shown.insert(-3, Section(heading="What was detected", pictures=found))
@@ -39,6 +39,16 @@ def write_reports(results: Results, folder: Path, *, pictures: Path | None = Non
         figures=[("rows", str(len(results.rows))), ("runs", str(len(results.runs))), ("code", results.code)],
         lead=suite["question"],
     )
+
+
+def _write_figures(figures: Mapping[str, str], folder: Path) -> None:
+    """Write the drawings of this report, and remove those of an earlier one that it has no more."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.svg"):
+        if old.name not in figures:
+            old.unlink()
+    for name, svg in figures.items():
+        (folder / name).write_text(svg, encoding="utf-8")
 
 
 def _section(part: Part) -> Section:

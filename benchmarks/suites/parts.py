@@ -23,7 +23,7 @@ TINY_PRETRAINING: Mapping[str, object] = {"budget.steps": 500, "checkpoint.every
 SHORT, LONG = 80, 160
 """Steps of tiny fine-tuning in place of the paper's 150 and 300 epochs."""
 
-ON_DISK = 320
+ON_DISK = 800
 """Steps of tiny fine-tuning on real images, which are harder than generated ones."""
 
 

@@ -46,7 +46,10 @@ def test_a_comparison_is_told_in_every_form(carried_out: tuple[Path, Compared, I
     assert str(out) not in (folder / "results.json").read_text()
     again = read_results(folder)
     assert json.loads(json.dumps(again.to_json())) == json.loads((folder / "results.json").read_text())
+    (tmp_path / "again" / "figures").mkdir(parents=True)
+    (tmp_path / "again" / "figures" / "of-an-earlier-report.svg").touch()
     main(["report", str(folder / "results.json"), "--out", str(tmp_path / "again")])
+    assert [path.name for path in sorted((tmp_path / "again" / "figures").iterdir())] == [path.name for path in figures]
     assert (tmp_path / "again" / "report.md").read_text(encoding="utf-8") == before
 
 
