@@ -114,18 +114,24 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for package, least in NEEDED.items():
-        wanted = ".".join(map(str, least))
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            yield Finding(package, False, "not installed", f"pip install '{package}>={wanted}'")
-            continue
-        fine = _numbers(found) >= least
-        yield Finding(package, fine, found, "" if fine else f"pip install '{package}>={wanted}'")
+        yield _held(package, least)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+def _held(package: str, least: tuple[int, ...], limit: tuple[int, ...] | None = None) -> Finding:
+    """Say whether a package is there in a version that fits: at least one, and below the other."""
+    wanted = f"{package}>={_dotted(least)}" + ("" if limit is None else f",<{_dotted(limit)}")
+    remedy = f"pip install '{wanted}'"
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        return Finding(package, False, "not installed", remedy)
+    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdigit())
+    fine = least <= numbers and (limit is None or numbers < limit)
+    return Finding(package, fine, found, "" if fine else remedy)
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def _optional() -> Iterator[Finding]:
@@ -149,14 +155,7 @@ def _detectron2() -> Iterator[Finding]:
         return
     yield _compiled_part()
     for package, (least, limit) in DETECTRON2_NEEDS.items():
-        wanted = f"{package}>={'.'.join(map(str, least))},<{'.'.join(map(str, limit))}"
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            yield Finding(package, False, "not installed", f"pip install '{wanted}'")
-            continue
-        fine = least <= _numbers(found) < limit
-        yield Finding(package, fine, found, "" if fine else f"pip install '{wanted}'")
+        yield _held(package, least, limit)
     zoo = find_spec("pkg_resources") is not None
     told = "can be imported" if zoo else "needs pkg_resources, which setuptools 82 dropped; ours do without it"
     yield Finding("detectron2.model_zoo", True if zoo else None, told, "" if zoo else "pip install 'setuptools<82'")

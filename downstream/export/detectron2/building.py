@@ -10,19 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from downstream.export.detectron2.names import BY_ENDING
 from ssldet.detectors.base import DetectorConfig
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.recipe import from_document, override
 from ssldet.task import Task
 from ssldet.types import Sample, Skipped
 from ssldet.verbs.choosing import resolve
+from ssldet.weights.detectron2 import configuration_beside, look_up
 
 log = logging.getLogger(__name__)
-
-STEM_FLAG = "?matching_heuristics=True"
-"""What detectron2 lets one append to a path of weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +82,17 @@ def read_sidecar(weights: str) -> dict[str, Any]:
     """
     if not weights:
         return {}
-    path = Path(weights.removesuffix(STEM_FLAG))
+    path = Path(weights.removesuffix(BY_ENDING))
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
         log.warning(
             "%s: no %s beside it, so the recipe's own detector is built; does it have that shape?", path, beside
         )
         return {}
+    stated = look_up(configuration_beside(path), "MODEL.SSLDET")
     try:
-        stated = yaml.safe_load(beside.read_text(encoding="utf-8"))["MODEL"]["SSLDET"]
         return {name: json.loads(stated[name]) for name in ("TASK", "DETECTOR")}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{beside}: does not say which detector {path.name} holds ({error!r})") from error
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.panoptic import PanopticImages
 from downstream.annotations.segments import split_spec as split_panoptic
+from downstream.annotations.segments import tight_boxes
 from downstream.metrics.masks import encode
 from ssldet.boxes import to_absolute
 from ssldet.data.sources import open_source, split_spec
@@ -164,10 +165,8 @@ def _segments(source: PanopticImages, index: int) -> dict[str, Any]:
         picture[mask.numpy()] = THINGS if thing else 1 + category
         if thing and bool(mask.any()):
             (packed,) = encode(mask[None])
-            height, width = mask.nonzero().amax(0).tolist()
-            top, left = mask.nonzero().amin(0).tolist()
             annotations.append({
-                "bbox": [left, top, width + 1, height + 1],
+                "bbox": tight_boxes(mask[None])[0].tolist(),
                 "bbox_mode": BoxMode.XYXY_ABS,
                 "category_id": category,
                 "iscrowd": int(crowd[number - 1]),

@@ -20,7 +20,7 @@ from downstream.export.backbones import backbone_of, same_backbone, weights_of
 from downstream.export.card import model_card, statement
 from downstream.export.detectron2.heads import without_holes
 from downstream.export.detectron2.loading import FEATURES, installed, load_through, require, resnet_of, state_of
-from downstream.export.detectron2.names import resnet_shapes, wrapper_shapes
+from downstream.export.detectron2.names import BY_ENDING, resnet_shapes, wrapper_shapes
 from downstream.export.detectron2.sidecar import (
     backbone_configuration,
     no_object_weight,
@@ -187,7 +187,7 @@ def export_backbone(objective: Objective, info: Mapping[str, Any], out: Path) ->
         theirs = {resnet_from_detectron2(name): value for name, value in found.items()}
         return replace(compared, ours=ours, theirs=theirs, allowed=ALLOWED_DIFFERENCE)
 
-    query = "" if out.suffix == ".pth" else "?matching_heuristics=True"
+    query = "" if out.suffix == ".pth" else BY_ENDING
     card = model_card(objective, info, _use(USE_BACKBONE, out, query=query))
     beside = {CONFIGURATION: backbone_configuration(backbone, config, info)}
     write = _writer(state, matching_heuristics=True, __author__="ssldet")

@@ -9,14 +9,12 @@ from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetE
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from downstream.export.detectron2.building import Blueprint, blueprint
-from downstream.export.detectron2.catalogue import classes_of, dataset, register
+from downstream.export.detectron2.catalogue import dataset, register
 from downstream.export.detectron2.evaluation import OneShotEvaluator, stand_in_for_panopticapi
 from downstream.export.detectron2.mapper import Mapper
-from downstream.export.detectron2.model import SSLDet
+from downstream.export.detectron2.model import SSLDet, planned
 from downstream.export.detectron2.solver import build_optimizer
 from ssldet.data.sources import chosen_places
-from ssldet.errors import ConfigError
 from ssldet.verbs.choosing import resolve
 
 
@@ -74,29 +72,6 @@ def configuration(
             "eval_period": max(1, steps // 10), "log_period": run.log_every, "device": device,
         },
     }  # fmt: skip
-
-
-def planned(
-    recipe: str, train: Sequence[str], overrides: Sequence[str], weights: str = ""
-) -> tuple[Blueprint, tuple[str, ...], tuple[int, ...]]:
-    """Return what is built for a training set, its classes, and which of those are stuff.
-
-    Args:
-        recipe: Name of a recipe.
-        train: Training sets.
-        overrides: Recipe fields, `path=value`.
-        weights: See `blueprint`.
-
-    Raises:
-        ConfigError: The sets have different classes.
-    """
-    kinds = {spec: classes_of(MetadataCatalog.get(register(spec))) for spec in train}
-    classes, stuff = kinds[train[0]]
-    for spec, other in kinds.items():
-        if other != (classes, stuff):
-            raise ConfigError(f"{spec}: has other classes than {train[0]}; train on sets with the same ones")
-    chosen = dict(pair.split("=", 1) for pair in overrides)
-    return blueprint(recipe, classes, stuff=stuff, weights=weights, overrides=chosen), classes, stuff
 
 
 def build_model(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from downstream.export.detectron2.names import Shapes, bare_module, differences
+from downstream.export.detectron2.names import BY_ENDING, Shapes, bare_module, differences
 from ssldet.errors import CheckpointError
 from ssldet.weights.files import read_state
 
@@ -73,9 +73,8 @@ def load_through(module: nn.Module, path: Path, *, by_ending: bool = False) -> N
     for value in module.state_dict().values():
         value.fill_(float("nan") if value.is_floating_point() else -1)
     checkpointer: Any = importlib.import_module("detectron2.checkpoint").DetectionCheckpointer(module)
-    query = "?matching_heuristics=True" if by_ending else ""
     try:
-        checkpointer.load(f"{path}{query}")
+        checkpointer.load(f"{path}{BY_ENDING if by_ending else ''}")
     except Exception as error:  # of whatever kind its readers raise
         raise CheckpointError(
             f"{path}: detectron2 can't read it ({error}); where torch {torch.__version__} is too old for "

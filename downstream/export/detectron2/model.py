@@ -81,17 +81,12 @@ class SSLDet(nn.Module):
         Raises:
             ConfigError: Colours, means or classes are not what the model needs; all problems at once.
         """
-        classes, stuff = classes_of(MetadataCatalog.get(register((cfg.DATASETS.TRAIN or cfg.DATASETS.TEST)[0])))
-        planned = blueprint(
-            cfg.MODEL.SSLDET.RECIPE,
-            classes,
-            stuff=stuff,
-            weights=cfg.MODEL.WEIGHTS,
-            overrides=dict(pair.split("=", 1) for pair in cfg.MODEL.SSLDET.SET),
-        )
-        if wrong := _colour_problems(cfg, planned):
+        ours = cfg.MODEL.SSLDET
+        sets = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST[:1]
+        plan, classes, stuff = planned(ours.RECIPE, sets, ours.SET, cfg.MODEL.WEIGHTS)
+        if wrong := _colour_problems(cfg, plan):
             raise ConfigError(wrong)
-        return {"blueprint": planned, "classes": classes, "stuff": stuff, "output": cfg.OUTPUT_DIR}
+        return {"blueprint": plan, "classes": classes, "stuff": stuff, "output": cfg.OUTPUT_DIR}
 
     @property
     def device(self) -> torch.device:
@@ -146,6 +141,29 @@ class SSLDet(nn.Module):
         return result
 
 
+def planned(
+    recipe: str, train: Sequence[str], overrides: Sequence[str], weights: str = ""
+) -> tuple[Blueprint, tuple[str, ...], tuple[int, ...]]:
+    """Return what is built for a training set, its classes, and which of those are stuff.
+
+    Args:
+        recipe: Name of a recipe.
+        train: Training sets.
+        overrides: Recipe fields, `path=value`.
+        weights: See `blueprint`.
+
+    Raises:
+        ConfigError: The sets have different classes.
+    """
+    kinds = {spec: classes_of(MetadataCatalog.get(register(spec))) for spec in train}
+    classes, stuff = kinds[train[0]]
+    for spec, other in kinds.items():
+        if other != (classes, stuff):
+            raise ConfigError(f"{spec}: has other classes than {train[0]}; train on sets with the same ones")
+    chosen = dict(pair.split("=", 1) for pair in overrides)
+    return blueprint(recipe, classes, stuff=stuff, weights=weights, overrides=chosen), classes, stuff
+
+
 def batch_of(entries: Sequence[Mapping[str, Any]]) -> Batch:
     """Gather detectron2's dictionaries as our loader gathers samples."""
     return collate([_sample_of(number, entry) for number, entry in enumerate(entries)])
@@ -197,9 +215,9 @@ def _backbone(detector: Detector) -> Any:
     return detector.backbone
 
 
-def _colour_problems(cfg: Any, planned: Blueprint) -> list[str]:
+def _colour_problems(cfg: Any, plan: Blueprint) -> list[str]:
     with torch.device("meta"):
-        mean, std = _pixels(planned.detector.build())
+        mean, std = _pixels(plan.detector.build())
     wrong = []
     if cfg.INPUT.FORMAT != "RGB":
         wrong.append(f"INPUT.FORMAT: {cfg.INPUT.FORMAT}, but the backbone has learned from RGB; set INPUT.FORMAT RGB")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ssldet.detectors.detr import DETRConfig
 from ssldet.weights.detectron2 import WRAPPED_BODY, WRAPPER
 
+BY_ENDING = "?matching_heuristics=True"
+"""What one appends to a path of weights to have detectron2 find the place of each tensor by the ending of its name."""
 Shapes = dict[str, tuple[int, ...]]
 """Name of a tensor -> its shape."""
 

@@ -15,22 +15,12 @@ from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
 from ssldet.verbs.opening import open_model
 from ssldet.weights.detr import detector_from_file
-
-TINY = DETRConfig(
-    backbone=BackboneConfig(name="resnet18"),
-    num_classes=5,
-    num_queries=12,
-    width=24,
-    heads=4,
-    encoder_layers=1,
-    decoder_layers=2,
-    feedforward=40,
-)
+from tests.models import SMALL_DETR
 
 
 @pytest.fixture
 def objective():
-    return Detection().objective(TINY.build())
+    return Detection().objective(SMALL_DETR.build())
 
 
 def test_the_file_is_plain_and_proven(tmp_path, objective):
@@ -53,7 +43,7 @@ def test_a_training_objective_stays_in_training(tmp_path, objective):
 
 
 def test_a_pretrained_model_takes_its_heads_along(tmp_path):
-    objective = RandomQueryPatch(num_patches=3).objective(TINY.build())
+    objective = RandomQueryPatch(num_patches=3).objective(SMALL_DETR.build())
     export(objective, {}, tmp_path / "model.pth")
     loaded = detector_from_file(tmp_path / "model.pth")
     assert len(torch.load(tmp_path / "model.pth", weights_only=True)["model"]) == 169
@@ -65,7 +55,7 @@ def test_the_file_opens_as_the_task_and_with_the_classes_it_had(tmp_path):
     for task in (Detection(eval_scale=96, scales=(64, 96)), RandomQueryPatch(num_patches=3)):
         out = tmp_path / f"{type(task).__name__}.pth"
         info = {"task": to_document(task), "classes": names, "category_ids": [3, 5, 7, 8, 9], "data": "private"}
-        export(task.objective(TINY.build()), info, out)
+        export(task.objective(SMALL_DETR.build()), info, out)
         opened = open_model(out)
         assert (opened.task, opened.classes, opened.info["category_ids"]) == (task, tuple(names), [3, 5, 7, 8, 9])
         assert "private" not in str(torch.load(out, weights_only=True)["args"])
@@ -119,7 +109,7 @@ def test_masks_that_answer_otherwise_are_not_written(tmp_path):
 
 
 def test_masks_that_the_authors_code_has_no_place_for_are_named():
-    small = replace(TINY, masks=True, width=24, heads=4).build()
+    small = replace(SMALL_DETR, masks=True, width=24, heads=4).build()
     reasons = " ".join(unfit(small))
     assert "detector.masks: DETR's mask head fits resnet50" in reasons
     assert "detector.width" in reasons
@@ -127,7 +117,7 @@ def test_masks_that_the_authors_code_has_no_place_for_are_named():
 
 
 def test_dilation_is_remembered(tmp_path):
-    config = replace(TINY, backbone=BackboneConfig(name="resnet50", output_stride=16))
+    config = replace(SMALL_DETR, backbone=BackboneConfig(name="resnet50", output_stride=16))
     export(Detection().objective(config.build()), {}, tmp_path / "model.pth")
     assert detector_from_file(tmp_path / "model.pth").config["backbone"]["output_stride"] == 16
 
@@ -135,10 +125,10 @@ def test_dilation_is_remembered(tmp_path):
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        (replace(TINY, normalise_features=True), "normalise_features"),
-        (replace(TINY, position_at_input=True), "position_at_input"),
-        (replace(TINY, backbone=BackboneConfig(name="tiny")), "backbone.name: DETR knows"),
-        (replace(TINY, backbone=BackboneConfig(name="resnet18", frozen_norm=False)), "backbone.frozen_norm"),
+        (replace(SMALL_DETR, normalise_features=True), "normalise_features"),
+        (replace(SMALL_DETR, position_at_input=True), "position_at_input"),
+        (replace(SMALL_DETR, backbone=BackboneConfig(name="tiny")), "backbone.name: DETR knows"),
+        (replace(SMALL_DETR, backbone=BackboneConfig(name="resnet18", frozen_norm=False)), "backbone.frozen_norm"),
     ],
 )
 def test_what_the_format_cannot_hold_is_named(tmp_path, config, field):
@@ -148,7 +138,7 @@ def test_what_the_format_cannot_hold_is_named(tmp_path, config, field):
 
 
 def test_all_reasons_are_given_at_once():
-    odd = replace(TINY, normalise_features=True, position_at_input=True, backbone=BackboneConfig(name="tiny"))
+    odd = replace(SMALL_DETR, normalise_features=True, position_at_input=True, backbone=BackboneConfig(name="tiny"))
     assert len(unfit(odd.build())) == 3
 
 

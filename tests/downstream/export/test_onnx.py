@@ -17,22 +17,12 @@ import torch
 from downstream.detection import Detection
 from downstream.export import onnx
 from downstream.export.safetensors import export
-from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import CheckpointError, SetupError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
+from tests.models import SMALL_DETR
 
-TINY = DETRConfig(
-    backbone=BackboneConfig(name="resnet18"),
-    num_classes=3,
-    num_queries=12,
-    width=24,
-    heads=4,
-    encoder_layers=1,
-    decoder_layers=2,
-    feedforward=40,
-    masks=True,
-)
+TINY = replace(SMALL_DETR, num_classes=3, masks=True)
 INFO = {
     "task": to_document(Detection()),
     "detector": to_document(TINY),

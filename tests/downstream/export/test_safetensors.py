@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,17 +11,10 @@ from ssldet.engine.checkpoint import restore_objective
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
+from tests.models import SMALL_DETR
 
-TINY = DETRConfig(
-    backbone=BackboneConfig(name="tiny", tiny_channels=(8, 16)),
-    num_classes=2,
-    num_queries=12,
-    width=24,
-    heads=4,
-    encoder_layers=1,
-    decoder_layers=2,
-    feedforward=40,
-    normalise_features=True,
+TINY = replace(
+    SMALL_DETR, backbone=BackboneConfig(name="tiny", tiny_channels=(8, 16)), num_classes=2, normalise_features=True
 )
 
 

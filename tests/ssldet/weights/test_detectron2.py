@@ -7,7 +7,6 @@ from safetensors.torch import save_file
 from torchvision import models
 
 from downstream.detection import Detection
-from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import BackboneConfig, build_backbone
 from ssldet.recipe import to_document
@@ -22,22 +21,12 @@ from ssldet.weights.detectron2 import (
     to_wrapper,
 )
 from ssldet.weights.detr import detector_from_file, to_detr
-
-TINY = DETRConfig(
-    backbone=BackboneConfig(name="resnet18"),
-    num_classes=5,
-    num_queries=12,
-    width=24,
-    heads=4,
-    encoder_layers=1,
-    decoder_layers=2,
-    feedforward=40,
-)
+from tests.models import SMALL_DETR
 
 
 @pytest.fixture
 def objective():
-    return Detection().objective(TINY.build())
+    return Detection().objective(SMALL_DETR.build())
 
 
 def pixels(**changed):
@@ -182,7 +171,7 @@ def test_our_model_trained_by_detectron2_opens_as_its_task(tmp_path, objective):
     torch.save(checkpoint, tmp_path / "model_final.pth")
     with pytest.raises(CheckpointError, match=r"nothing says of which; put the config\.yaml"):
         open_model(tmp_path / "model_final.pth")
-    stated = {"TASK": json.dumps(to_document(task)), "DETECTOR": json.dumps(to_document(TINY)), "CLASSES": names}
+    stated = {"TASK": json.dumps(to_document(task)), "DETECTOR": json.dumps(to_document(SMALL_DETR)), "CLASSES": names}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"MODEL": {"SSLDET": stated}}))
     opened = open_model(tmp_path / "model_final.pth")
     assert (opened.task, opened.classes) == (task, tuple(names))

@@ -8,26 +8,15 @@ from pretext.random_query_patch import RandomQueryPatch
 from ssldet.detectors.base import DetectorConfig
 from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import CheckpointError
-from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import from_document
 from ssldet.weights.detr import detector_from_file, from_detr, recognise, to_detr
-
-TINY = DETRConfig(
-    backbone=BackboneConfig(name="resnet18"),
-    num_classes=5,
-    num_queries=12,
-    width=24,
-    heads=4,
-    encoder_layers=1,
-    decoder_layers=2,
-    feedforward=40,
-)
+from tests.models import SMALL_DETR
 
 
 @pytest.fixture(scope="module")
 def objective():
     torch.manual_seed(0)
-    return RandomQueryPatch(num_patches=3).objective(TINY.build())
+    return RandomQueryPatch(num_patches=3).objective(SMALL_DETR.build())
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +94,7 @@ def test_foreign_names_are_refused(rename):
 def test_recognises_everything_that_leaves_a_trace(pretrained, plain):
     known = recognise(pretrained, heads=4)
     assert known.pretraining
-    assert known.config == TINY
+    assert known.config == SMALL_DETR
     assert not recognise(plain, heads=4).pretraining
     text = "UP-DETR pretraining, resnet18, pre-norm, 1+2 layers, width 24, 12 queries, 5 classes, 169 tensors"
     assert str(known) == text
@@ -114,7 +103,7 @@ def test_recognises_everything_that_leaves_a_trace(pretrained, plain):
 def test_a_pretraining_file_fills_detector_and_heads(tmp_path, objective, pretrained):
     path = write(tmp_path / "a.pth", pretrained, args=Namespace(nheads=4), epoch=59)
     detector, heads, document, _ = detector_from_file(path)
-    assert from_document(DetectorConfig, document) == TINY
+    assert from_document(DetectorConfig, document) == SMALL_DETR
     state = {f"detector.{name}": value for name, value in detector.state_dict().items()} | heads
     assert state.keys() == objective.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in objective.state_dict().items())
@@ -122,7 +111,7 @@ def test_a_pretraining_file_fills_detector_and_heads(tmp_path, objective, pretra
 
 def mask_model(**choices):
     torch.manual_seed(0)
-    detector = replace(TINY, masks=True, **choices).build()
+    detector = replace(SMALL_DETR, masks=True, **choices).build()
     return detector, to_detr({f"detector.{name}": value for name, value in detector.state_dict().items()})
 
 

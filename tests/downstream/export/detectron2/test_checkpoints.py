@@ -12,21 +12,12 @@ from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
 from ssldet.verbs.opening import open_model
+from tests.models import SMALL_DETR
 
-TINY = DETRConfig(
-    backbone=BackboneConfig(name="resnet18"),
-    num_classes=5,
-    num_queries=12,
-    width=24,
-    heads=4,
-    encoder_layers=1,
-    decoder_layers=2,
-    feedforward=40,
-)
 TASK = Detection(eval_scale=96)
 INFO = {
     "task": to_document(TASK),
-    "detector": to_document(TINY),
+    "detector": to_document(SMALL_DETR),
     "classes": ["owl", "bat", "hen", "emu", "jay"],
     "category_ids": [1, 3, 4, 7, 9],
 }
@@ -42,7 +33,7 @@ def without_detectron2(monkeypatch):
 @pytest.fixture
 def objective():
     torch.manual_seed(0)
-    return TASK.objective(TINY.build())
+    return TASK.objective(SMALL_DETR.build())
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -69,7 +60,7 @@ def test_the_configuration_beside_it_says_what_detectron2_would_get_wrong(tmp_pa
 
 def test_a_pretrained_model_takes_its_heads_along(tmp_path):
     task = RandomQueryPatch(num_patches=3)
-    report = export(task.objective(TINY.build()), INFO | {"task": to_document(task)}, tmp_path / "model.pth")
+    report = export(task.objective(SMALL_DETR.build()), INFO | {"task": to_document(task)}, tmp_path / "model.pth")
     assert report.tensors == 169
     assert open_model(tmp_path / "model.pth").task == task
 

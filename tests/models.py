@@ -1,0 +1,16 @@
+"""Small detectors that several tests build."""
+
+from ssldet.detectors.detr import DETRConfig
+from ssldet.nn.backbones import BackboneConfig
+
+SMALL_DETR = DETRConfig(
+    backbone=BackboneConfig(name="resnet18"),
+    num_classes=5,
+    num_queries=12,
+    width=24,
+    heads=4,
+    encoder_layers=1,
+    decoder_layers=2,
+    feedforward=40,
+)
+"""A DETR with every part of a large one, on a network that every format knows."""
