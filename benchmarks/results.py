@@ -12,9 +12,9 @@ from benchmarks.address import code_version
 from benchmarks.plan import Arm, Plan, model_name
 from benchmarks.suite import Claim, Suite
 from benchmarks.work import Workplace
-from ssldet.engine.disk import Disk, write_whole
-from ssldet.engine.folder import finite
+from ssldet.disk import Disk, write_whole
 from ssldet.errors import ConfigError
+from ssldet.jsonlines import finite
 from ssldet.recipe import dumps
 
 SCHEMA = 1

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from benchmarks.plan import Job
-from ssldet.engine.disk import Disk, write_whole
-from ssldet.engine.folder import RunFolder, read_lines
+from ssldet.disk import Disk, write_whole
+from ssldet.engine.folder import RunFolder
+from ssldet.jsonlines import read_lines
 from ssldet.recipe import fingerprint
 
 Standing = Literal["waiting", "started", "finished", "failed"]

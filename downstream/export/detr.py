@@ -18,7 +18,7 @@ from downstream.export.card import model_card, statement
 from downstream.export.proof import Comparison, ExportReport, same_detector, write_proven
 from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETR
-from ssldet.engine.disk import Disk, write_whole
+from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssldet.nn.masks import NORM_GROUPS, MaskHead

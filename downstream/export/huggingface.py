@@ -22,7 +22,7 @@ from downstream.export.card import model_card, statement
 from downstream.export.proof import Comparison, ExportReport, answers, furthest, same_detector, two_images, write_proven
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.detectors.detr import DETR, DETRConfig
-from ssldet.engine.disk import Disk, write_whole
+from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
 from ssldet.nn.masks import FINER_LEVELS
 from ssldet.recipe import from_document

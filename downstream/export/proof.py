@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssldet.chance import generator
 from ssldet.detectors.base import Detector
-from ssldet.engine.disk import Disk, write_whole
+from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError, ConfigError, SetupError
 
 ALLOWED_DIFFERENCE = 1e-5

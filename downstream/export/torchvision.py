@@ -16,7 +16,7 @@ from torchvision import models
 from downstream.export.backbones import backbone_of, same_backbone, weights_of
 from downstream.export.card import model_card
 from downstream.export.proof import Comparison, ExportReport, write_proven
-from ssldet.engine.disk import Disk, write_whole
+from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
 from ssldet.task import Objective
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssldet.classes import ClassRows
 from ssldet.detectors.base import Detector, DetectorConfig
-from ssldet.engine.disk import Disk, write_whole
+from ssldet.disk import Disk, write_whole
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, suggest
 from ssldet.recipe import fingerprint, from_document, to_document

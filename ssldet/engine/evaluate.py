@@ -9,8 +9,8 @@ import torch
 
 from ssldet.data.collate import of_one_size
 from ssldet.data.loader import evaluation_batches
-from ssldet.engine.distributed import gather_objects, rank, world
 from ssldet.engine.run import Run
+from ssldet.ranks import gather_objects, rank, world
 from ssldet.task import Objective, PretextTask
 from ssldet.types import Batch, Detections, Source
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from ssldet import ranks
 from ssldet.data.loader import training_batches
-from ssldet.engine import distributed
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import load_exactly
 from ssldet.engine.folder import RunFolder
@@ -39,7 +39,6 @@ from ssldet.types import Batch, Source
 log = logging.getLogger(__name__)
 
 _TALKERS = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed")
-_ENDINGS: dict[type[BaseException], str] = {StoppedError: "stopped", DivergedError: "diverged"}
 
 
 def fit(
@@ -126,8 +125,8 @@ class _Conductor(lightning.LightningModule):
             batch_size=run.data.batch_size,
             total_steps=at.total_steps,
             start_step=self.session.step,
-            rank=distributed.rank(),
-            world=distributed.world(),
+            rank=ranks.rank(),
+            world=ranks.world(),
             accumulate=run.optim.accumulate,
             workers=run.data.workers,
             strip_labels=isinstance(run.task, PretextTask),
@@ -141,7 +140,7 @@ class _Conductor(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         at = self.session.at
-        distributed.require_agreement(
+        ranks.require_agreement(
             {"configuration": fingerprint(at.run), "data set": at.source.fingerprint, "step": str(self.session.step)}
         )
         self.session.start(self.device)
@@ -187,7 +186,7 @@ def _trainer(run: Run) -> lightning.Trainer:
         raise SetupError("device: cuda was asked for, but torch sees no such device; use --set device=auto")
     accelerator = "gpu" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
     present = torch.cuda.device_count() if accelerator == "gpu" else 1
-    devices, machines = distributed.launched() or (run.devices or present, 1)
+    devices, machines = ranks.launched() or (run.devices or present, 1)
     if accelerator == "gpu" and devices > present:
         raise SetupError(f"devices: {devices} asked for, {present} present; use --set devices={present}")
     shares = devices * machines * run.optim.accumulate
@@ -199,7 +198,7 @@ def _trainer(run: Run) -> lightning.Trainer:
     strategy: Strategy | str = "auto"
     if devices * machines > 1:
         # A task may own a parameter that no loss reaches; that must not work on one device and fail on two.
-        strategy = DDPStrategy(timeout=distributed.TIMEOUT, find_unused_parameters=True)
+        strategy = DDPStrategy(timeout=ranks.TIMEOUT, find_unused_parameters=True)
     with _quiet():
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -233,7 +232,7 @@ def _restored(run: Run, folder: RunFolder, source: Source, total: int) -> Restor
 
 def _take_up(run: Run, folder: RunFolder, restored: Restored) -> None:
     """Tidy the folder for going on, now that nothing can be refused any more."""
-    if distributed.rank() != 0:
+    if ranks.rank() != 0:
         return
     checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
     for path in restored.damaged:
@@ -258,7 +257,7 @@ def _outcome(folder: RunFolder) -> Iterator[None]:
             else "failed"
         )
         log.error("%s: %s", status, error)
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             folder.update(status=status, reason=str(error))
         raise
 

@@ -10,7 +10,6 @@ previews/       pictures                        report.html        all of it on 
 
 import fcntl
 import json
-import math
 import os
 import shlex
 import socket
@@ -19,11 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ssldet.engine.disk import Disk, write_whole
-from ssldet.engine.distributed import rank
+from ssldet.disk import Disk, write_whole
 from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints
 from ssldet.errors import ConfigError, SetupError
+from ssldet.jsonlines import finite, read_lines
+from ssldet.ranks import rank
 from ssldet.recipe import dumps, fingerprint, load
 from ssldet.task import PretextTask
 
@@ -192,30 +192,6 @@ class RunFolder:
 def verb_of(run: Run) -> str:
     """Return the command that starts a run."""
     return "pretrain" if isinstance(run.task, PretextTask) else "finetune"
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON objects, one a line; leave out what is no object, such as a last line torn by a kill."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in found if isinstance(line, dict)]
-
-
-def finite(value: Any) -> Any:
-    """Return the same document with null for every number that JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _versions() -> dict[str, str]:

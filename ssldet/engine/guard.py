@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssldet.engine.distributed import rank
-from ssldet.engine.folder import finite
 from ssldet.errors import DivergedError
+from ssldet.jsonlines import finite
+from ssldet.ranks import rank
 from ssldet.types import Batch, Losses
 
 log = logging.getLogger(__name__)

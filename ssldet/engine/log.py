@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ssldet.engine.distributed import rank
-from ssldet.engine.folder import finite
+from ssldet.jsonlines import finite
+from ssldet.ranks import rank
 
 LINE_SECONDS = 5.0
 """Pause between plain lines where there is no terminal."""

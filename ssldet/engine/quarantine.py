@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from ssldet.engine.distributed import gather_objects, rank
-from ssldet.engine.folder import read_lines
 from ssldet.errors import DataError
+from ssldet.jsonlines import read_lines
+from ssldet.ranks import gather_objects, rank
 from ssldet.types import Skipped, Source
 
 

@@ -3,9 +3,9 @@
 import logging
 import shutil
 
-from ssldet.engine.distributed import gather_objects, rank
 from ssldet.engine.steps import Checkpoints, room_for
 from ssldet.errors import SetupError
+from ssldet.ranks import gather_objects, rank
 
 log = logging.getLogger(__name__)
 

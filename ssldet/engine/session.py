@@ -19,7 +19,6 @@ from torch.optim.swa_utils import AveragedModel
 from ssldet.chance import seed_of
 from ssldet.data.loader import evaluation_batches
 from ssldet.engine.checkpoint import describe, save_weights
-from ssldet.engine.distributed import any_rank, gather_objects, rank, reduce_mean
 from ssldet.engine.evaluate import at_rest, autocast, evaluate
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.guard import Guard
@@ -31,6 +30,7 @@ from ssldet.engine.saving import Saver
 from ssldet.engine.steps import Checkpoints, Restored, size_of
 from ssldet.engine.stop import StopFlag
 from ssldet.errors import DataError, DivergedError
+from ssldet.ranks import any_rank, gather_objects, rank, reduce_mean
 from ssldet.recipe import to_document
 from ssldet.task import Objective, PretextTask
 from ssldet.types import Batch, Losses, Source

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssldet.engine.disk import Disk, write_whole
+from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
 
 log = logging.getLogger(__name__)

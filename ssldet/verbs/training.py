@@ -14,13 +14,13 @@ from ssldet.data.leaks import seen_before
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import inherit, load_weights, stages
-from ssldet.engine.distributed import rank
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
 from ssldet.engine.sources import evaluation_source, training_source
 from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
 from ssldet.nn.backbones import adopt
+from ssldet.ranks import rank
 from ssldet.recipe import check, from_document, override
 from ssldet.task import PretextTask, Task
 from ssldet.types import Source

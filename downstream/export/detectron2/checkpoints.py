@@ -31,8 +31,8 @@ from downstream.export.detr import unfit as unfit_for_detr
 from downstream.export.proof import Comparison, ExportReport, same_detector, write_proven
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.detectors.detr import DETR, DETRConfig
+from ssldet.disk import Disk, write_whole
 from ssldet.engine.checkpoint import load_exactly
-from ssldet.engine.disk import Disk, write_whole
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import Backbone, build_backbone
 from ssldet.recipe import from_document

@@ -20,7 +20,7 @@ from downstream.export.detectron2.sidecar import own_configuration
 from ssldet.boxes import to_normalised
 from ssldet.data.collate import collate
 from ssldet.detectors.base import Detector
-from ssldet.engine.disk import Disk, write_whole
+from ssldet.disk import Disk, write_whole
 from ssldet.errors import ConfigError
 from ssldet.recipe import to_document
 from ssldet.task import Objective

@@ -12,30 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssldet.engine import distributed
-from ssldet.errors import DistributedError
-
 Train = Callable[..., dict[str, Any]]
-
-
-def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (distributed.rank(), distributed.world(), distributed.connected()) == (0, 1, False)
-    assert distributed.gather_objects({"a": 1}) == [{"a": 1}]
-    assert distributed.any_rank(torch.tensor([0.0, 1.0])) == [False, True]
-    assert torch.equal(distributed.reduce_mean(torch.ones(2)), torch.ones(2))
-    distributed.require_agreement({"seed": "1"})
-    assert distributed.launched() is None
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "5")
-    assert distributed.launched() == (4, 2)
-    assert distributed.rank() == 5
-
-
-def test_ranks_that_differ_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "gather_objects", lambda mine: [mine, {**mine, "data set": "y"}])
-    with pytest.raises(DistributedError, match="rank 1 has another data set than rank 0 \\(y instead of x\\)"):
-        distributed.require_agreement({"configuration": "c", "data set": "x"})
 
 
 def pair(fork: Callable[..., Any], work: Callable[[], object]) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ssldet.engine.folder import RunFolder, finite, read_lines
+from ssldet.engine.folder import RunFolder
 from ssldet.engine.log import MetricsFile
 from ssldet.errors import ConfigError, SetupError
 
@@ -132,9 +132,3 @@ def test_status_is_whole_or_absent(tmp_path: Path) -> None:
     assert folder.status() == {"a": 2, "b": None}
     (tmp_path / "run.json").write_text("{")
     assert folder.status() == {}
-
-
-def test_lines_that_are_no_objects_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b'{"a": 1}\n[2]\n\xff\n\n{"b": 2}')
-    assert read_lines(tmp_path / "x") == [{"a": 1}, {"b": 2}]
-    assert finite({"a": [1, float("inf")], "b": ({"c": float("nan")},)}) == {"a": [1, None], "b": [{"c": None}]}

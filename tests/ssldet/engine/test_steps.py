@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from ssldet.engine.disk import Disk
+from ssldet.disk import Disk
 from ssldet.engine.steps import Checkpoints, plain, room_for
 from ssldet.errors import CheckpointError
 
