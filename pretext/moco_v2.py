@@ -25,11 +25,11 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad, update_momentum
 from lightly.transforms.moco_transform import MoCoV2Transform
-from lightly.utils import dist
 from torch import Tensor
 
 from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, saved
 from pretext.nearest_neighbours import spread
+from ssldet import ranks
 from ssldet.detectors.base import Detector
 from ssldet.nn.backbones import Backbone
 from ssldet.recipe import Within
@@ -143,10 +143,10 @@ class MomentumContrast(BackboneObjective):
     @torch.no_grad()
     def _keys(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Project by the key encoder, in groups that have nothing to do with the batch's."""
-        several = dist.world_size() > 1
+        several = ranks.world() > 1
         shuffled, order = batch_shuffle(pixels, distributed=several)
         # A norm needs two images at least.
-        groups = min(max(1, self.task.key_groups // dist.world_size()), max(1, len(pixels) // 2))
+        groups = min(max(1, self.task.key_groups // ranks.world()), max(1, len(pixels) // 2))
         parts = [self.key_backbone(self.detector.normalise(part)) for part in shuffled.tensor_split(groups)]
         features = torch.cat([part.mean(dim=(2, 3)).float() for part in parts])
         with torch.autocast(pixels.device.type, enabled=False):

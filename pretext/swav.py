@@ -22,11 +22,11 @@ from jaxtyping import Float
 from lightly.loss import SwaVLoss
 from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
 from lightly.transforms.swav_transform import SwaVTransform
-from lightly.utils import dist
 from torch import Tensor, nn
 
 from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, memory
 from pretext.nearest_neighbours import spread
+from ssldet import ranks
 from ssldet.detectors.base import Detector
 from ssldet.recipe import Within
 from ssldet.types import Batch, Losses
@@ -172,7 +172,7 @@ class SwappedPrediction(BackboneObjective):
         if not banks or self._step < self.task.queue_start:
             return None
         # Every device holds the whole queue, and the assignments are made equal over all devices.
-        return [self.prototypes(bank[dist.rank() :: dist.world_size()], self._step) for bank in banks]
+        return [self.prototypes(ranks.share(bank), self._step) for bank in banks]
 
     def _usage(self, similarity: Float[Tensor, "N C"]) -> dict[str, Float[Tensor, ""]]:
         """Return two entropies as shares of the largest: of the prototypes' use, and of single predictions.

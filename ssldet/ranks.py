@@ -53,6 +53,29 @@ def reduce_mean(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def mean_count(count: int, device: torch.device) -> float:
+    """Return the mean of a count over all ranks; waits for the device only where there are several.
+
+    Args:
+        count: This rank's.
+        device: Where the ranks talk to one another.
+    """
+    if not connected():
+        return float(count)
+    total = torch.tensor(float(count), device=device)
+    distributed.all_reduce(total)
+    return float(total) / distributed.get_world_size()
+
+
+def share(values: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of what all ranks hold: every world-th row; all rows where it talks to no other.
+
+    Args:
+        values: The same on every rank.
+    """
+    return values[distributed.get_rank() :: distributed.get_world_size()] if connected() else values
+
+
 def any_rank(flags: torch.Tensor) -> list[bool]:
     """Return which flags are set on at least one rank; one exchange and one wait for the device, however many flags.
 

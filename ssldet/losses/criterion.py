@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssldet import ranks
 from ssldet.boxes import cxcywh_to_xyxy, elementwise_iou
 from ssldet.losses.terms import Term
 from ssldet.matching import Matcher
@@ -46,6 +47,8 @@ class Criterion:
             predictions: What the detector answered.
             targets: What there was to find, one entry an image.
         """
+        # Before anything that can fail on one rank: the others would wait for its count.
+        num_boxes = mean_boxes(sum(map(len, targets)), predictions.boxes.device)
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             matches = self.matcher(predictions, targets)
         if self.draw is not None:
@@ -56,7 +59,6 @@ class Criterion:
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             everything = concatenate(targets, masks=predictions.masks is not None)
             predictions = _on_pixels(predictions, everything)
-            num_boxes = mean_boxes(len(everything), predictions.boxes.device)
             return Losses(
                 terms={term.name: term(predictions, everything, matches, num_boxes) for term in self.terms},
                 weights={term.name: term.weight for term in self.terms},
@@ -80,11 +82,7 @@ def mean_boxes(count: int, device: torch.device) -> float:
         count: Targets on this rank.
         device: Where the ranks talk to one another.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return float(max(count, 1))
-    total = torch.tensor(float(count), device=device)
-    torch.distributed.all_reduce(total)
-    return max(float(total) / torch.distributed.get_world_size(), 1.0)
+    return max(ranks.mean_count(count, device), 1.0)
 
 
 @torch.no_grad()

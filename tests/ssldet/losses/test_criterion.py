@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ssldet.boxes import cxcywh_to_xyxy, elementwise_iou
+from ssldet.errors import DivergedError
 from ssldet.losses.criterion import Criterion, mean_boxes
 from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm
 from ssldet.matching import Matcher
@@ -125,6 +126,18 @@ def test_ranks_divide_by_their_mean_number_of_boxes(monkeypatch: pytest.MonkeyPa
     assert mean_boxes(4, torch.device("cpu")) == 5
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: None)
     assert mean_boxes(1, torch.device("cpu")) == 1
+
+
+def test_boxes_are_counted_before_a_rank_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr("ssldet.losses.criterion.mean_boxes", lambda count, device: counted.append(count))
+
+    def diverges(*_: object) -> None:
+        raise DivergedError("cost")
+
+    with pytest.raises(DivergedError, match="cost"):
+        Criterion(diverges, ())(*problem((3, 5)))  # type: ignore[arg-type]
+    assert counted == [8]
 
 
 def test_losses_are_the_same_under_autocast() -> None:
