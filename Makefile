@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check format docs clean
+.PHONY: help setup demo test test-detectron2 check format docs clean
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
 setup: .venv/ready ## make .venv with exact versions
 .venv/ready: pyproject.toml constraints.txt
@@ -19,6 +19,12 @@ demo: setup ## pretrain, fine-tune, compare and report on generated images (six 
 
 test: setup ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-detectron2: ## run the tests that need detectron2: make test-detectron2 DETECTRON2_PYTHON=/path/to/python
+	@test -n "$(DETECTRON2_PYTHON)" || { echo "name a Python that has detectron2: make $@ DETECTRON2_PYTHON=/path/to/python"; exit 1; }
+	@$(DETECTRON2_PYTHON) -c 'import detectron2, ssldet, pytest, pytest_timeout, beartype' || { \
+		echo "$(DETECTRON2_PYTHON) lacks that; install it there: pip install --editable . pytest pytest-timeout beartype"; exit 1; }
+	OMP_NUM_THREADS=1 $(DETECTRON2_PYTHON) -m pytest tests/downstream/export/detectron2
 
 check: setup ## lint, types and the order of the rooms
 	$(BIN)/ruff check

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from downstream.export.detectron2.names import BY_ENDING
+from downstream.one_shot import OneShot
 from ssldet.detectors.base import DetectorConfig
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.recipe import from_document, override
@@ -62,8 +63,8 @@ def blueprint(
     run = resolve(recipe)
     stated = read_sidecar(weights)
     detector = from_document(DetectorConfig, stated["DETECTOR"]) if stated else run.detector  # type: ignore[type-abstract]
-    one_shot = hasattr(run.task, "unseen")
-    detector = override(detector, {"num_classes": 1 if one_shot else len(classes), "backbone.weights": None})
+    num_classes = 1 if isinstance(run.task, OneShot) else len(classes)
+    detector = override(detector, {"num_classes": num_classes, "backbone.weights": None})
     fields = {name for names in run.task.inherits.values() for name in names}
     known = {f"task.{name}": value for name, value in stated.get("TASK", {}).items() if name in fields}
     run = override(replace(run, detector=detector), known | dict(overrides or {}))

@@ -14,6 +14,7 @@ from downstream.annotations.panoptic import PanopticImages
 from downstream.annotations.segments import split_spec as split_panoptic
 from downstream.annotations.segments import tight_boxes
 from downstream.metrics.masks import encode
+from downstream.one_shot import OneShot
 from ssldet.boxes import to_absolute
 from ssldet.data.sources import open_source, split_spec
 from ssldet.engine.run import DataConfig
@@ -63,7 +64,7 @@ def dataset(spec: str, task: Task, *, training: bool) -> list[dict[str, Any]]:
         task: One that pairs images with queries gets its pairs.
         training: What they are for.
     """
-    if not hasattr(task, "unseen"):
+    if not isinstance(task, OneShot):
         rows: list[dict[str, Any]] = DatasetCatalog.get(register(spec))
         return rows
     pairs: Any = prepared(spec, task, training=training)

@@ -16,6 +16,7 @@ from downstream.annotations.segments import read_panoptic
 from downstream.export.detectron2.catalogue import prepared
 from downstream.metrics.one_shot import OneShotAP
 from downstream.metrics.panoptic_predictions import score_panoptic
+from downstream.one_shot import OneShot
 from ssldet.errors import ConfigError
 from ssldet.task import Task
 from ssldet.types import Detections
@@ -37,9 +38,9 @@ class OneShotEvaluator(DatasetEvaluator):  # type: ignore[misc]  # untyped where
         Raises:
             ConfigError: Another task.
         """
-        if not hasattr(task, "unseen"):
+        if not isinstance(task, OneShot):
             raise ConfigError(f"{type(task).__name__} has no pairs to evaluate; use detectron2's own evaluators")
-        self.source, self.metric = prepared(spec, task, training=False), getattr(task, "metric", "voc")
+        self.source, self.metric = prepared(spec, task, training=False), task.metric
         self.reset()
 
     def reset(self) -> None:
@@ -74,16 +75,17 @@ def stand_in_for_panopticapi() -> None:
     """
     if "panopticapi" in sys.modules or find_spec("panopticapi") is not None:
         return
-    package, inner = ModuleType("panopticapi"), {}
-    for name, content in (
-        ("utils", {"id2rgb": _to_colours, "rgb2id": _from_colours}),
-        ("evaluation", {"pq_compute": _pq_compute}),
-    ):
-        inner[name] = ModuleType(f"panopticapi.{name}")
-        inner[name].__dict__.update(content)
-    package.__dict__.update(inner)
-    sys.modules["panopticapi"] = package
-    sys.modules.update({f"panopticapi.{name}": module for name, module in inner.items()})
+    utils = _module("panopticapi.utils", id2rgb=_to_colours, rgb2id=_from_colours)
+    evaluation = _module("panopticapi.evaluation", pq_compute=_pq_compute)
+    package = _module("panopticapi", utils=utils, evaluation=evaluation)
+    sys.modules.update({module.__name__: module for module in (package, utils, evaluation)})
+
+
+def _module(name: str, **members: object) -> ModuleType:
+    module = ModuleType(name)
+    for member, value in members.items():
+        setattr(module, member, value)
+    return module
 
 
 def _to_colours(ids: Any) -> Any:

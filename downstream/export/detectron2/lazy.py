@@ -14,6 +14,7 @@ from downstream.export.detectron2.evaluation import OneShotEvaluator, stand_in_f
 from downstream.export.detectron2.mapper import Mapper
 from downstream.export.detectron2.model import SSLDet, planned
 from downstream.export.detectron2.solver import build_optimizer
+from downstream.one_shot import OneShot
 from ssldet.data.sources import chosen_places
 from ssldet.verbs.choosing import resolve
 
@@ -111,7 +112,7 @@ def test_loader(*, recipe: str, train: Sequence[str], test: str, set: Sequence[s
 def evaluator(*, recipe: str, train: Sequence[str], test: str, set: Sequence[str], output: str) -> Any:
     """Return detectron2's own evaluators for a set, and ours for pairs, which it knows nothing of."""
     task = planned(recipe, train, set)[0].task
-    if hasattr(task, "unseen"):
+    if isinstance(task, OneShot):
         return OneShotEvaluator(test, task)
     name = register(test)
     kind = MetadataCatalog.get(name).evaluator_type

@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
 from downstream.annotations.segments import read_ids, tight_boxes
 from downstream.export.detectron2.catalogue import contiguous, prepared
+from downstream.one_shot import OneShot
 from ssldet import chance
 from ssldet.boxes import to_absolute, to_normalised
 from ssldet.errors import DataError
@@ -68,7 +69,7 @@ class Mapper:
 
     def _foreign(self, entry: Mapping[str, Any]) -> Sample:
         """Read an image of a dataset that detectron2 brings or that somebody else registered."""
-        if hasattr(self.task, "unseen"):
+        if isinstance(self.task, OneShot):
             raise DataError("one-shot detection makes its own pairs; give coco:… or voc:… instead of a registered name")
         image = torch.from_numpy(utils.read_image(entry["file_name"], format="RGB").copy()).permute(2, 0, 1)
         size = (int(image.shape[1]), int(image.shape[2]))

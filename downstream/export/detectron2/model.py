@@ -41,7 +41,6 @@ class SSLDet(nn.Module):
     """
 
     detector: Detector
-    objective: Objective
     pixel_mean: Tensor
 
     @configurable  # type: ignore[untyped-decorator]
@@ -59,10 +58,11 @@ class SSLDet(nn.Module):
         """
         super().__init__()
         objective = blueprint.task.objective(blueprint.detector.build())
-        # Its parts are ours under their own names; the objective itself stands beside, so that no name gets a prefix.
+        # Its parts become parts of this model, under their own names. The objective itself must not, or every name of
+        # the state would begin with `objective.`; PyTorch doesn't look into a tuple.
         for name, part in objective.named_children():
             self.add_module(name, part)
-        self.__dict__["objective"] = objective
+        self._conducts = (objective,)
         objective.detector.train_only(blueprint.task.trains)
         self.contiguous = contiguous(len(classes), stuff)
         mean, std = (torch.tensor(values).view(-1, 1, 1) * 255 for values in _pixels(objective.detector))
@@ -87,6 +87,11 @@ class SSLDet(nn.Module):
         if wrong := _colour_problems(cfg, plan):
             raise ConfigError(wrong)
         return {"blueprint": plan, "classes": classes, "stuff": stuff, "output": cfg.OUTPUT_DIR}
+
+    @property
+    def objective(self) -> Objective:
+        """What conducts a batch through the parts of this model."""
+        return self._conducts[0]
 
     @property
     def device(self) -> torch.device:
