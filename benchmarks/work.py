@@ -4,7 +4,6 @@
 and `run/`, an ordinary run folder.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from benchmarks.plan import Job
 from ssldet.disk import Disk, write_whole
 from ssldet.engine.folder import RunFolder
 from ssldet.jsonlines import read_lines
+from ssldet.locks import FolderLock
 from ssldet.recipe import fingerprint
 
 Standing = Literal["waiting", "started", "finished", "failed"]
@@ -37,7 +37,7 @@ class Workplace:
         self.run = run_of(out, job.address)
         self.log = self.path / "log.txt"
         self.recipe = self.path / "recipe.toml"
-        self._lock: BinaryIO | None = None
+        self._lock = FolderLock(self.path, inherited=True)
 
     def standing(self) -> Standing:
         """Say how far the job is; a run that was interrupted counts as started."""
@@ -70,21 +70,11 @@ class Workplace:
             The open file to hand to the process; none where another runner, or a run that outlived its own, is at work.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        file = (self.path / ".lock").open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return None
-        self._lock = file
-        return file
+        return self._lock.file if self._lock.take() else None
 
     def owner(self) -> str:
         """Say who holds, or held, the job; empty if it was given back in order."""
-        try:
-            return (self.path / ".lock").read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
-            return ""
+        return self._lock.owner()
 
     def sign(self, process: int) -> None:
         """Write down who is at work.
@@ -92,17 +82,11 @@ class Workplace:
         Args:
             process: The run's process.
         """
-        assert self._lock is not None
-        self._lock.truncate(0)
-        self._lock.write(f"process {process} of runner {os.getpid()} on {socket.gethostname()}\n".encode())
-        self._lock.flush()
+        self._lock.sign(f"process {process} of runner {os.getpid()} on {socket.gethostname()}")
 
     def release(self) -> None:
         """Give the job back."""
-        if self._lock is not None:
-            self._lock.truncate(0)
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def tidy(self) -> None:
         """Remove what a finished run no longer needs: its checkpoints are most of its size."""

@@ -8,7 +8,6 @@ checkpoints/    to go on with                   weights/           to hand over
 previews/       pictures                        report.html        all of it on one page
 """
 
-import fcntl
 import json
 import os
 import shlex
@@ -16,13 +15,15 @@ import socket
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ssldet.disk import Disk, write_whole
 from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints
 from ssldet.errors import ConfigError, SetupError
 from ssldet.jsonlines import finite, read_lines
+from ssldet.locks import NAME as LOCK
+from ssldet.locks import FolderLock
 from ssldet.ranks import rank
 from ssldet.recipe import dumps, fingerprint, load
 from ssldet.task import PretextTask
@@ -50,7 +51,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights" / "model.safetensors"
         self.previews = self.path / "previews"
-        self._lock: BinaryIO | None = None
+        self._lock = FolderLock(self.path)
 
     @classmethod
     def create(cls, path: str | Path, run: Run, command: str = "") -> "RunFolder":
@@ -88,30 +89,18 @@ class RunFolder:
             ConfigError: There is no such folder.
             SetupError: Another process holds it; says which, and what to do.
         """
-        if self._lock is not None or rank() != 0:
+        if rank() != 0:
             return
         if not self.path.is_dir():
             raise ConfigError(f"{self.path}: no such run")
-        file = (self.path / ".lock").open("a+b")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().decode(errors="replace").strip() or "another process"
-            file.close()
-            raise SetupError(f"{self.path}: {owner} is at work here; stop it, or choose another --out") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        file.flush()
-        self._lock = file
+        if not self._lock.take():
+            owner = self._lock.owner() or "another process"
+            raise SetupError(f"{self.path}: {owner} is at work here; stop it, or choose another --out")
+        self._lock.sign(f"process {os.getpid()} on {socket.gethostname()}")
 
     def release(self) -> None:
         """Give the lock back."""
-        if self._lock is not None:
-            # The file stays: deleting it would let a process that has it open lock one that nobody else can see.
-            self._lock.truncate(0)
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def run(self) -> Run:
         """Read the configuration.
@@ -184,7 +173,7 @@ class RunFolder:
         if Checkpoints(self.checkpoints).steps() or self.weights.exists():
             go_on = self.resume_command(run)
             raise ConfigError(f"{self.path}: holds a run already; choose another --out, or go on with: {go_on}")
-        foreign = {name for name in names if name != ".lock" and ".tmp-" not in name}
+        foreign = {name for name in names if name != LOCK and ".tmp-" not in name}
         if foreign and "run.json" not in names:
             raise ConfigError(f"{self.path}: is not empty and not a run; choose another --out")
 

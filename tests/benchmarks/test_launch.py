@@ -88,7 +88,7 @@ def test_a_process_killed_for_good_goes_on_from_its_checkpoint(
     began[0].wait()
     assert place.standing() == "started"
     # The runner dies as well: what it held is free, and what it wrote down tells who it was.
-    runner._active[job.address][0]._lock.close()
+    runner._active[job.address][0]._lock.file.close()
     with caplog.at_level("INFO"):
         carry_out(plan, tmp_path / "cut", start)
     assert "died here; going on from what it saved" in caplog.text
