@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.suite import Data, Given
+from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
-from ssldet.engine.run import DataConfig, Run
+from ssldet.engine.run import Run
 from ssldet.recipe import to_document
 
 PACKAGES = ("ssldet", "pretext", "downstream")
@@ -53,7 +54,7 @@ def data_version(data: Data) -> tuple[str, int]:
         DataError: There is no such set, or it can't be used.
     """
     if isinstance(data, Given):
-        source = open_source(data.specs, min_side=DataConfig.min_side, max_pixels=DataConfig.max_pixels)
+        source = open_source(data.specs, ImageRules())
         return source.fingerprint, len(source)
     fields = {name: value for name, value in asdict(data).items() if name != "name"}
     return digest({"generated": fields}), data.images

@@ -205,11 +205,12 @@ def _limits() -> Iterator[Finding]:
 
 
 def _images(images: Sequence[str]) -> Iterator[Finding]:
+    from ssldet.data.images import ImageRules
     from ssldet.data.sources import open_source
     from ssldet.engine.run import DataConfig
     from ssldet.verbs import preview
 
-    source = open_source(images, min_side=DataConfig.min_side, max_pixels=DataConfig.max_pixels)
+    source = open_source(images, ImageRules())
     bad = Counter(skipped.reason for skipped in source.skipped)
     detail = f"{len(source)} usable" + "".join(f", {count} {reason}" for reason, count in bad.most_common())
     share = len(source.skipped) / (len(source) + len(source.skipped))

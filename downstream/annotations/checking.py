@@ -15,29 +15,29 @@ from downstream.annotations.problems import Problems
 from downstream.annotations.voc import gather_voc
 from downstream.annotations.yolo import gather_yolo
 from ssldet.data.files import tally
+from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection
 from ssldet.errors import AnnotationError
 
 
-def check_labels(spec: str, *, min_side: int, max_pixels: int) -> Inspection:
+def check_labels(spec: str, rules: ImageRules) -> Inspection:
     """Read annotations to the end, whatever is wrong with them, and compare them with the images on disk.
 
     Args:
         spec: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT`, `yolo:ROOT:SPLIT` or `panoptic:ANN.json:PNGS:IMAGES`.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
     """
     form, _, rest = spec.partition(":")
     readers: dict[str, Callable[[str, Problems], Annotated]] = {
         "coco": gather_coco,
         "voc": gather_voc,
         "panoptic": inspect_panoptic,
-        "yolo": partial(gather_yolo, min_side=min_side, max_pixels=max_pixels),
+        "yolo": partial(gather_yolo, rules=rules),
     }
     problems = Problems(Path(rest.partition(":")[0]))
     try:
         annotated = readers[form](rest, problems)
-        sizes, skipped = check_files(annotated, problems, min_side=min_side, max_pixels=max_pixels)
+        sizes, skipped = check_files(annotated, problems, rules)
     except AnnotationError as error:
         if str(error) != problems.message():
             problems.add(spec, str(error), "")

@@ -10,19 +10,19 @@ from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
 from downstream.annotations.outlines import MISSING, Outline, outline_of
 from downstream.annotations.problems import Problems, json_of, shown
+from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError
 
 EXAMPLES = 20
 """Images that the folder of images is recognised by; some of them may be missing."""
 
 
-def open_coco(rest: str, *, min_side: int, max_pixels: int, masks: bool = False) -> LabelledImages:
+def open_coco(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledImages:
     """Open a COCO file with its images.
 
     Args:
         rest: `ANN.json:IMAGES`; without `:IMAGES` the folder is looked for beside the file.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
         masks: Give every target its mask; they are drawn when an image is read.
 
     Raises:
@@ -30,7 +30,7 @@ def open_coco(rest: str, *, min_side: int, max_pixels: int, masks: bool = False)
     """
     problems = Problems(Path(rest.partition(":")[0]))
     annotated = gather_coco(rest, problems, masks=masks)
-    return LabelledImages(annotated, problems, min_side=min_side, max_pixels=max_pixels)
+    return LabelledImages(annotated, problems, rules)
 
 
 def read_coco(path: Path) -> Labels:

@@ -19,7 +19,7 @@ from downstream.annotations.outlines import mask_of
 from downstream.annotations.problems import Problems
 from downstream.metrics.masks import RunLengths, encode
 from ssldet.boxes import to_normalised
-from ssldet.data.images import image_sizes, read_image
+from ssldet.data.images import ImageRules, image_sizes, read_image
 from ssldet.errors import AnnotationError, UnreadableError
 from ssldet.types import Batch, Detections, Sample, Skipped, Targets
 
@@ -57,21 +57,20 @@ class LabelledImages:
         skipped: Images that can't be used, known before training starts.
     """
 
-    def __init__(self, annotated: Annotated, problems: Problems, *, min_side: int, max_pixels: int) -> None:
+    def __init__(self, annotated: Annotated, problems: Problems, rules: ImageRules) -> None:
         """Check every file: it is there, its header can be read, and it has the stated size.
 
         Args:
             annotated: What the annotations say.
             problems: What is wrong with them.
-            min_side: Shortest usable image side in pixels; shorter images are skipped.
-            max_pixels: Largest usable image in pixels; larger images are skipped.
+            rules: Which images are usable.
 
         Raises:
             AnnotationError: There were problems, images are missing, or their size is not the stated one; all at once.
         """
         labels, origin = annotated.labels, annotated.origin
-        self.folder, self._rules = annotated.folder, (min_side, max_pixels)
-        sizes, self.skipped = check_files(annotated, problems, min_side=min_side, max_pixels=max_pixels)
+        self.folder, self._rules = annotated.folder, rules
+        sizes, self.skipped = check_files(annotated, problems, rules)
         problems.stop()
         self.labels = replace(labels, sizes=sizes).subset(sizes[:, 0] > 0)
         if not len(self.labels):
@@ -119,8 +118,7 @@ class LabelledImages:
         Raises:
             UnreadableError: The file can't be decoded.
         """
-        min_side, max_pixels = self._rules
-        image = read_image(self.path_of(index), min_side=min_side, max_pixels=max_pixels)
+        image = read_image(self.path_of(index), self._rules)
         height, width = image.shape[-2:]
         targets, rows = self._targets(index, (height, width))
         targets = replace(targets, masks=self._draw_masks(index, rows, (height, width)))
@@ -205,15 +203,14 @@ def _as_text(mask: RunLengths) -> dict[str, Any]:
 
 
 def check_files(
-    annotated: Annotated, problems: Problems, *, min_side: int, max_pixels: int
+    annotated: Annotated, problems: Problems, rules: ImageRules
 ) -> tuple[Int[np.ndarray, "I 2"], tuple[Skipped, ...]]:
     """Compare annotations with the images on disk, by their headers.
 
     Args:
         annotated: What the annotations say.
         problems: Takes what is wrong: images that are missing or of another size than stated.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
 
     Returns:
         The true height and width of each image, zeros where it can't be used; and why those can't.
@@ -221,7 +218,7 @@ def check_files(
     labels = annotated.labels
     skipped = []
     sizes = np.zeros((len(labels), 2), dtype=np.int64)
-    found = image_sizes(annotated.folder, labels.files, min_side=min_side, max_pixels=max_pixels)
+    found = image_sizes(annotated.folder, labels.files, rules)
     for place, (size, stated) in enumerate(zip(found, labels.sizes.tolist(), strict=True)):
         if not isinstance(size, UnreadableError):
             sizes[place] = size

@@ -16,7 +16,6 @@ from torch import Tensor
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.problems import Problems
 from downstream.annotations.segments import (
-    PIXELS,
     Panoptic,
     gather_panoptic,
     number_segments,
@@ -26,18 +25,17 @@ from downstream.annotations.segments import (
     tight_boxes,
 )
 from ssldet.boxes import to_normalised
-from ssldet.data.images import image_sizes
+from ssldet.data.images import ANY_SIZE, ImageRules, image_sizes
 from ssldet.errors import AnnotationError, UnreadableError
 from ssldet.types import Sample, Segmentation, Targets
 
 
-def open_panoptic(rest: str, *, min_side: int, max_pixels: int, masks: bool = False) -> "PanopticImages":
+def open_panoptic(rest: str, rules: ImageRules, *, masks: bool = False) -> "PanopticImages":
     """Open a panoptic file with its images.
 
     Args:
         rest: `ANN.json:PNGS:IMAGES`; see `read_panoptic`. Without `:IMAGES` the folder is looked for beside the file.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
         masks: Give every target its mask, which means to read the PNG with each image.
 
     Raises:
@@ -46,7 +44,7 @@ def open_panoptic(rest: str, *, min_side: int, max_pixels: int, masks: bool = Fa
     panoptic = read_panoptic(rest)
     path, _, images = split_spec(rest)
     folder = images or _guess_folder(path, panoptic.labels.files[0])
-    return PanopticImages(panoptic, folder=folder, origin=path, min_side=min_side, max_pixels=max_pixels, masks=masks)
+    return PanopticImages(panoptic, rules, folder=folder, origin=path, masks=masks)
 
 
 class PanopticImages(LabelledImages):
@@ -57,7 +55,7 @@ class PanopticImages(LabelledImages):
     """
 
     def __init__(
-        self, panoptic: Panoptic, *, folder: Path, origin: Path, min_side: int, max_pixels: int, masks: bool = False
+        self, panoptic: Panoptic, rules: ImageRules, *, folder: Path, origin: Path, masks: bool = False
     ) -> None:
         """Check every file: it is there, its header can be read, and it has the stated size.
 
@@ -65,8 +63,7 @@ class PanopticImages(LabelledImages):
             panoptic: What the annotations say.
             folder: Where the images lie.
             origin: The annotation file, to name in messages.
-            min_side: Shortest usable image side in pixels.
-            max_pixels: Largest usable image in pixels.
+            rules: Which images are usable.
             masks: Give every target its mask, and the box of that.
 
         Raises:
@@ -77,7 +74,7 @@ class PanopticImages(LabelledImages):
         problems.stop()
         self._panoptic, self._draws = panoptic, masks
         annotated = Annotated(labels=panoptic.measured().labels, folder=folder, origin=origin, places=panoptic.places)
-        super().__init__(annotated, problems, min_side=min_side, max_pixels=max_pixels)
+        super().__init__(annotated, problems, rules)
         self._place = {str(key): index for index, key in enumerate(panoptic.labels.image_ids)}
 
     @property
@@ -167,7 +164,7 @@ def inspect_panoptic(rest: str, problems: Problems) -> Annotated:
 def _check_pngs(panoptic: Panoptic, problems: Problems) -> list[int]:
     """Note the PNGs that are missing or have not the stated size, by their headers, and return the others' images."""
     sound = []
-    found = image_sizes(panoptic.folder, panoptic.pngs, min_side=1, max_pixels=PIXELS)
+    found = image_sizes(panoptic.folder, panoptic.pngs, ANY_SIZE)
     for index, (size, stated) in enumerate(zip(found, panoptic.labels.sizes.tolist(), strict=True)):
         where = f"{panoptic.places[index]}.file_name"
         if isinstance(size, UnreadableError):

@@ -19,12 +19,10 @@ from torchvision.ops import masks_to_boxes
 
 from downstream.annotations.labels import Labels, stays_inside
 from downstream.annotations.problems import Problems, json_of, shown
-from ssldet.data.images import read_image
+from ssldet.data.images import ANY_SIZE, read_image
 from ssldet.errors import AnnotationError
 from ssldet.types import Segmentation
 
-PIXELS = 2**31
-"""Largest PNG that is read; its image has been judged by then."""
 LARGEST = 256**3
 """Numbers of segments are below this."""
 
@@ -319,7 +317,7 @@ def read_ids(path: Path) -> Int[np.ndarray, "H W"]:
     Raises:
         UnreadableError: It can't be decoded.
     """
-    red, green, blue = read_image(path, min_side=1, max_pixels=PIXELS).numpy().astype(np.int32)
+    red, green, blue = read_image(path, ANY_SIZE).numpy().astype(np.int32)
     ids: Int[np.ndarray, "H W"] = red + 256 * green + 65536 * blue
     return ids
 

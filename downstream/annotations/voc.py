@@ -12,7 +12,8 @@ from defusedxml.ElementTree import XMLParser
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
 from downstream.annotations.problems import Problems, shown, text_of
-from ssldet.errors import AnnotationError, suggest
+from ssldet.data.images import ImageRules
+from ssldet.errors import AnnotationError, DataError, suggest
 
 CLASSES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
@@ -26,20 +27,23 @@ DEPTH = 32
 """Deepest nesting that is read; VOC needs five levels."""
 
 
-def open_voc(rest: str, *, min_side: int, max_pixels: int) -> LabelledImages:
+def open_voc(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledImages:
     """Open a VOC folder with its images.
 
     Args:
         rest: `ROOT` or `ROOT:SPLIT`. ROOT holds `Annotations`, `ImageSets/Main` and `JPEGImages`; SPLIT is a list in
             `ImageSets/Main`, several joined by `+`, by default `trainval`.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
+        masks: Refused, since the format has boxes only.
 
     Raises:
+        DataError: Masks were asked for.
         AnnotationError: The folder is not sound VOC, or images are missing; all problems at once.
     """
+    if masks:
+        raise DataError(f"voc:{rest}: voc carries no masks; give coco:… or yolo:… with polygons")
     problems = Problems(Path(rest.partition(":")[0]))
-    return LabelledImages(gather_voc(rest, problems), problems, min_side=min_side, max_pixels=max_pixels)
+    return LabelledImages(gather_voc(rest, problems), problems, rules)
 
 
 def read_voc(rest: str) -> Labels:

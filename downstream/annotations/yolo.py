@@ -15,7 +15,7 @@ from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Rows
 from downstream.annotations.problems import Problems, shown, text_of
 from ssldet.data.files import list_files
-from ssldet.data.images import image_sizes
+from ssldet.data.images import ImageRules, image_sizes
 from ssldet.errors import AnnotationError, DataError, UnreadableError, suggest
 
 SPLITS = ("train", "val", "test")
@@ -26,25 +26,24 @@ POLYGON = 7
 """Words of the shortest polygon row: the class and three points."""
 
 
-def open_yolo(rest: str, *, min_side: int, max_pixels: int, masks: bool = False) -> LabelledImages:
+def open_yolo(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledImages:
     """Open a YOLO data set.
 
     Args:
         rest: `ROOT` or `ROOT:SPLIT`. ROOT holds `data.yaml` (or is such a file); SPLIT is one of its entries `train`,
             `val` and `test`, by default `train`.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
         masks: Give every target its mask; all rows must be polygons then.
 
     Raises:
         AnnotationError: The folder is not sound; all problems at once, with file and line.
     """
     problems = Problems(Path(rest.partition(":")[0]))
-    annotated = gather_yolo(rest, problems, min_side=min_side, max_pixels=max_pixels, masks=masks)
-    return LabelledImages(annotated, problems, min_side=min_side, max_pixels=max_pixels)
+    annotated = gather_yolo(rest, problems, rules, masks=masks)
+    return LabelledImages(annotated, problems, rules)
 
 
-def gather_yolo(rest: str, problems: Problems, *, min_side: int, max_pixels: int, masks: bool = False) -> Annotated:
+def gather_yolo(rest: str, problems: Problems, rules: ImageRules, *, masks: bool = False) -> Annotated:
     """Read what is sound of a YOLO split. Rows are fractions, so the sizes of the images are read as well.
 
     An image without a label file, or with an empty one, has no objects. Rows repeated word for word count once.
@@ -52,8 +51,7 @@ def gather_yolo(rest: str, problems: Problems, *, min_side: int, max_pixels: int
     Args:
         rest: `ROOT` or `ROOT:SPLIT`.
         problems: Takes what is wrong.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
         masks: Keep the polygons.
 
     Raises:
@@ -64,10 +62,7 @@ def gather_yolo(rest: str, problems: Problems, *, min_side: int, max_pixels: int
     description = _parse(path)
     classes = _classes(description, path.name, problems)
     folder, names = _images(description, split or "train", path)
-    sizes = [
-        (0, 0) if isinstance(size, UnreadableError) else size
-        for size in image_sizes(folder, names, min_side=min_side, max_pixels=max_pixels)
-    ]
+    sizes = [(0, 0) if isinstance(size, UnreadableError) else size for size in image_sizes(folder, names, rules)]
     rows = Rows()
     files = [label_file(folder / name) for name in names]
     places = [_short(file, path.parent) for file in files]

@@ -16,16 +16,15 @@ from downstream.annotations.yolo import open_yolo
 from downstream.metrics.average_precision import Figures, GroundTruth, box_ap, mask_ap
 from downstream.metrics.masks import read_mask
 from downstream.metrics.voc import voc_ap
+from ssldet.data.images import ANY_SIZE
 from ssldet.errors import ConfigError, suggest
 
 READERS: dict[str, Callable[[str, bool], Labels]] = {
     "coco": lambda rest, _: read_coco(Path(rest.partition(":")[0])),
     "voc": lambda rest, _: read_voc(rest),
-    "yolo": lambda rest, masks: open_yolo(rest, min_side=1, max_pixels=PIXELS, masks=masks).labels,
+    "yolo": lambda rest, masks: open_yolo(rest, ANY_SIZE, masks=masks).labels,
 }
 """Prefix of a data specification -> what reads its annotations, with masks where they are asked for."""
-PIXELS = 2**31
-"""Largest image whose size is read; nothing here decodes it."""
 
 
 def score_predictions(

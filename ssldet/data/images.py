@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,19 +55,35 @@ REFUSALS = {
 """Errors of the file system that will not pass, and the word for each."""
 
 
-def open_images(specs: Sequence[str | Path], *, min_side: int, max_pixels: int) -> "ImageSource":
+@dataclass(frozen=True, kw_only=True)
+class ImageRules:
+    """Which images are usable; all others count as bad. Sizes are judged by the header, before a pixel is decoded.
+
+    Attributes:
+        min_side: Shortest usable image side in pixels.
+        max_pixels: Largest usable image in pixels; Pillow's own limit of 178 million stands above it.
+    """
+
+    min_side: int = 17
+    max_pixels: int = 64_000_000
+
+
+ANY_SIZE = ImageRules(min_side=1, max_pixels=2**31)
+"""Every size is usable: for files that belong to an image which has been judged already."""
+
+
+def open_images(specs: Sequence[str | Path], rules: ImageRules) -> "ImageSource":
     """Open folders, globs, file lists and files as one source; every header is read, no pixel.
 
     Args:
         specs: See `files.list_files`.
-        min_side: Shortest usable side in pixels.
-        max_pixels: Largest usable image in pixels; Pillow's own limit of 178 million stands above it.
+        rules: Which images are usable.
 
     Raises:
         DataError: A specification names nothing, or nothing of it is usable.
     """
     listing = list_files(specs)
-    source = ImageSource(listing, min_side=min_side, max_pixels=max_pixels)
+    source = ImageSource(listing, rules)
     if not len(source):
         first = source.skipped[-1]
         raise DataError(
@@ -76,52 +93,47 @@ def open_images(specs: Sequence[str | Path], *, min_side: int, max_pixels: int) 
     return source
 
 
-def read_image(path: str | Path, *, min_side: int, max_pixels: int) -> UInt8[Tensor, "3 H W"]:
+def read_image(path: str | Path, rules: ImageRules) -> UInt8[Tensor, "3 H W"]:
     """Decode one image to RGB: upright as its EXIF says, 16-bit greys scaled, transparency over `BACKDROP`.
 
     Of an animation the first frame is taken.
 
     Args:
         path: A file.
-        min_side: Shortest usable side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
 
     Raises:
         UnreadableError: With a reason from the list on top of this file.
     """
-    # Decoders warn about what does no harm here, and about sizes that `max_pixels` has judged.
+    # Decoders warn about what does no harm here, and about sizes that `ImageRules.max_pixels` has judged.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _patiently(str(path), _decode, min_side, max_pixels)
+        return _patiently(str(path), _decode, rules)
 
 
-def image_sizes(
-    folder: Path, names: Sequence[str], *, min_side: int, max_pixels: int
-) -> list[tuple[int, int] | UnreadableError]:
+def image_sizes(folder: Path, names: Sequence[str], rules: ImageRules) -> list[tuple[int, int] | UnreadableError]:
     """Return height and width of images as `read_image` gives them, from their headers alone.
 
     Args:
         folder: Where the files lie.
         names: Paths relative to the folder.
-        min_side: Shortest usable side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
 
     Returns:
         The size of each image, or what is wrong with it.
     """
-    return _inspect(str(folder), names, lambda image, _: _upright_size(image), min_side, max_pixels)
+    return _inspect(str(folder), names, lambda image, _: _upright_size(image), rules)
 
 
 def thumbnails(
-    paths: Sequence[str], size: tuple[int, int], *, min_side: int, max_pixels: int
+    paths: Sequence[str], size: tuple[int, int], rules: ImageRules
 ) -> list[UInt8[np.ndarray, "h w"] | UnreadableError]:
     """Return images shrunk to a few grey pixels, upright, to compare them by.
 
     Args:
         paths: Files.
         size: Height and width of a thumbnail, whatever the aspect of the image.
-        min_side: Shortest usable side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
 
     Returns:
         The thumbnail of each image, or what is wrong with it.
@@ -134,7 +146,7 @@ def thumbnails(
         grey = _upright(image).convert("L")
         return np.asarray(grey.resize((size[1], size[0]), Image.Resampling.BOX))
 
-    return _inspect("", paths, shrink, min_side, max_pixels)
+    return _inspect("", paths, shrink, rules)
 
 
 class ImageSource:
@@ -148,16 +160,15 @@ class ImageSource:
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, listing: Listing, *, min_side: int, max_pixels: int) -> None:
+    def __init__(self, listing: Listing, rules: ImageRules) -> None:
         """Read all headers and keep what is usable.
 
         Args:
             listing: Files.
-            min_side: Shortest usable side in pixels.
-            max_pixels: Largest usable image in pixels.
+            rules: Which images are usable.
         """
-        self._root, self._limits = listing.root, (min_side, max_pixels)
-        verdicts = _inspect(listing.root, listing.names, lambda image, size: size, min_side, max_pixels)
+        self._root, self._rules = listing.root, rules
+        verdicts = _inspect(listing.root, listing.names, lambda image, size: size, rules)
         skipped = [Skipped(path=v.path, reason=v.reason) for v in verdicts if isinstance(v, UnreadableError)]
         self.skipped = (*listing.skipped, *skipped)
         usable = [(name, v) for name, v in zip(listing.names, verdicts, strict=True) if isinstance(v, int)]
@@ -180,8 +191,7 @@ class ImageSource:
         Raises:
             UnreadableError: The file can't be decoded, or is no longer there.
         """
-        min_side, max_pixels = self._limits
-        image = read_image(self.path_of(index), min_side=min_side, max_pixels=max_pixels)
+        image = read_image(self.path_of(index), self._rules)
         nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
         height, width = image.shape[1:]
         return Sample(image=image, targets=nothing, key=shown(self._name(index)), original_size=(height, width))
@@ -197,7 +207,7 @@ class ImageSource:
 
 
 def _inspect(
-    root: str, names: Sequence[str], use: Callable[[Image.Image, int], Answer], min_side: int, max_pixels: int
+    root: str, names: Sequence[str], use: Callable[[Image.Image, int], Answer], rules: ImageRules
 ) -> list[Answer | UnreadableError]:
     """Return what the header of each file tells, or what is wrong with it."""
 
@@ -206,7 +216,7 @@ def _inspect(
         for name in part:
             try:
                 path = os.path.join(root, name)  # noqa: PTH118  # a million times
-                verdicts.append(_patiently(path, use, min_side, max_pixels))
+                verdicts.append(_patiently(path, use, rules))
             except UnreadableError as error:
                 verdicts.append(error)
         return verdicts
@@ -218,11 +228,11 @@ def _inspect(
         return [verdict for part in pool.map(look, parts) for verdict in part]
 
 
-def _patiently(path: str, use: Callable[[Image.Image, int], Answer], min_side: int, max_pixels: int) -> Answer:
+def _patiently(path: str, use: Callable[[Image.Image, int], Answer], rules: ImageRules) -> Answer:
     """Open, judge and use an image; ask again where a file system stumbles; know one kind of error."""
     for pause in (*PAUSES, None):
         try:
-            return _open(path, use, min_side, max_pixels)
+            return _open(path, use, rules)
         except UnreadableError:
             raise
         except OSError as error:
@@ -236,7 +246,7 @@ def _patiently(path: str, use: Callable[[Image.Image, int], Answer], min_side: i
     raise AssertionError
 
 
-def _open(path: str, use: Callable[[Image.Image, int], Answer], min_side: int, max_pixels: int) -> Answer:
+def _open(path: str, use: Callable[[Image.Image, int], Answer], rules: ImageRules) -> Answer:
     with open(path, "rb", opener=_without_waiting) as file:
         info = os.fstat(file.fileno())
         if not stat.S_ISREG(info.st_mode):
@@ -244,7 +254,7 @@ def _open(path: str, use: Callable[[Image.Image, int], Answer], min_side: int, m
         if info.st_size == 0:
             raise UnreadableError(shown(path), "empty")
         with Image.open(file, formats=FORMATS) as image:
-            fault = _fault(image, min_side, max_pixels)
+            fault = _fault(image, rules)
             if fault:
                 raise UnreadableError(shown(path), fault)
             return use(image, info.st_size)
@@ -255,14 +265,14 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _fault(image: Image.Image, min_side: int, max_pixels: int) -> str | None:
+def _fault(image: Image.Image, rules: ImageRules) -> str | None:
     """Judge an image by its header."""
     short, long = sorted(image.size)
-    if short * long > max_pixels:
+    if short * long > rules.max_pixels:
         return "too-large"
     if image.mode not in MODES:
         return {"F": "float-image", "I": "integer-image"}.get(image.mode, "odd-colours")
-    if short < min_side:
+    if short < rules.min_side:
         return "too-small"
     return "too-thin" if long > MAX_ASPECT * short else None
 

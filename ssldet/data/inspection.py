@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ssldet.data.files import tally
-from ssldet.data.images import open_images
+from ssldet.data.images import ImageRules, open_images
 from ssldet.errors import DataError
 from ssldet.types import Skipped
 
@@ -55,16 +55,15 @@ class Inspection:
         return {"sound": self.sound, **asdict(self)}
 
 
-def inspect_images(spec: str, *, min_side: int, max_pixels: int) -> Inspection:
+def inspect_images(spec: str, rules: ImageRules) -> Inspection:
     """Look at images without labels: which of them can be used.
 
     Args:
         spec: See `files.list_files`.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
     """
     try:
-        source = open_images([spec], min_side=min_side, max_pixels=max_pixels)
+        source = open_images([spec], rules)
     except DataError as error:
         problem = {"where": spec, "what": str(error), "remedy": ""}
         return Inspection(spec=spec, problems=(problem,), problem_count=1)

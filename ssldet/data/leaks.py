@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8, UInt64
 
 from ssldet.data.files import find_images, shown
-from ssldet.data.images import thumbnails
+from ssldet.data.images import ImageRules, thumbnails
 from ssldet.errors import ConfigError
 from ssldet.types import Source
 
@@ -82,7 +82,7 @@ class _Prints:
     unread: int
 
 
-def find_leaks(first: Source, second: Source, *, min_side: int, max_pixels: int) -> Leaks:
+def find_leaks(first: Source, second: Source, rules: ImageRules) -> Leaks:
     """Find the images of one source that another one holds too.
 
     Pictures are compared by difference hashes of 64 bits (whether each pixel of a 9 × 8 thumbnail is darker than its
@@ -91,14 +91,12 @@ def find_leaks(first: Source, second: Source, *, min_side: int, max_pixels: int)
     Args:
         first: What is or was trained on.
         second: What is tested on.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
 
     Raises:
         ConfigError: A source does not say where its images lie.
     """
-    limits = {"min_side": min_side, "max_pixels": max_pixels}
-    ours, theirs = (_prints(_paths(source), **limits) for source in (first, second))
+    ours, theirs = (_prints(_paths(source), rules) for source in (first, second))
     found = {place: Leak(first=shown(path), second=shown(theirs.paths[place]), same="file")
              for place, path in _same_files(ours.paths, theirs.paths)}  # fmt: skip
     for place, other in _same_pictures(ours, theirs):
@@ -151,10 +149,10 @@ def _same_files(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[i
                 break
 
 
-def _prints(paths: list[str], *, min_side: int, max_pixels: int) -> _Prints:
+def _prints(paths: list[str], rules: ImageRules) -> _Prints:
     small: UInt8[np.ndarray, "N 8 9"] = np.zeros((len(paths), 8, 9), dtype=np.uint8)
     unread = 0
-    for row, thumbnail in zip(small, thumbnails(paths, (8, 9), min_side=min_side, max_pixels=max_pixels), strict=True):
+    for row, thumbnail in zip(small, thumbnails(paths, (8, 9), rules), strict=True):
         if isinstance(thumbnail, np.ndarray):
             row[:] = thumbnail
         else:

@@ -6,14 +6,13 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from glob import has_magic
-from inspect import signature
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 
 from ssldet import chance, registry
-from ssldet.data.images import open_images
+from ssldet.data.images import ImageRules, open_images
 from ssldet.errors import DataError, suggest
 from ssldet.types import Sample, Skipped, Source, Targets
 
@@ -22,9 +21,8 @@ log = logging.getLogger(__name__)
 
 def open_source(
     specs: Sequence[str],
+    rules: ImageRules,
     *,
-    min_side: int,
-    max_pixels: int,
     masks: bool = False,
     classes: Sequence[str] = (),
     fraction: float = 1.0,
@@ -35,8 +33,7 @@ def open_source(
     Args:
         specs: `format:rest` where `format` is registered under `ssldet.sources`; anything else names images, see
             `files.list_files`. All images together make one source, and several sources are joined in order.
-        min_side: Shortest usable image side in pixels.
-        max_pixels: Largest usable image in pixels.
+        rules: Which images are usable.
         masks: Give every target its mask.
         classes: Count the classes in this order; the source must have the same ones.
         fraction: Share of the images to take, see `take_fraction`.
@@ -53,12 +50,9 @@ def open_source(
             images.append(rest)
         else:
             opened = registry.find("ssldet.sources", name)
-            if masks and "masks" not in signature(opened).parameters:
-                raise DataError(f"{spec}: {name} carries no masks; give coco:… or yolo:… with polygons")
-            asked = {"masks": True} if masks else {}
-            sources.append(opened(rest, min_side=min_side, max_pixels=max_pixels, **asked))
+            sources.append(opened(rest, rules, masks=masks))
     if images or not sources:
-        sources.append(open_images(images, min_side=min_side, max_pixels=max_pixels))
+        sources.append(open_images(images, rules))
     order = classes or next((source.classes for source in sources if source.classes), ())
     sources = [_in_order(source, order) for source in sources]
     whole = sources[0] if len(sources) == 1 else ConcatSource(sources)

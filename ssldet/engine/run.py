@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from ssldet.data.images import ImageRules
 from ssldet.detectors.base import DetectorConfig
 from ssldet.recipe import Within
 from ssldet.task import Task
@@ -31,8 +32,13 @@ class DataConfig:
     batch_size: Annotated[int, Within(1)] = 32
     workers: Annotated[int, Within(0, 256)] = 2
     max_bad_fraction: Annotated[float, Within(0, 1)] = 0.001
-    min_side: Annotated[int, Within(1)] = 17
-    max_pixels: Annotated[int, Within(1)] = 64_000_000
+    min_side: Annotated[int, Within(1)] = ImageRules.min_side
+    max_pixels: Annotated[int, Within(1)] = ImageRules.max_pixels
+
+    @property
+    def rules(self) -> ImageRules:
+        """Which images are usable."""
+        return ImageRules(min_side=self.min_side, max_pixels=self.max_pixels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ def training_source(run: Run) -> Source:
     data = run.data
     source = open_source(
         data.train,
-        min_side=data.min_side,
-        max_pixels=data.max_pixels,
+        data.rules,
         masks=run.task.reads_masks,
         fraction=data.fraction,
         fraction_seed=data.fraction_seed,
@@ -36,8 +35,7 @@ def evaluation_source(run: Run, source: Source) -> Source:
     data = run.data
     val = open_source(
         data.val,
-        min_side=data.min_side,
-        max_pixels=data.max_pixels,
+        data.rules,
         masks=run.task.reads_masks,
         classes=source.classes,
     )

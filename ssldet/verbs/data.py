@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection, inspect_images
 from ssldet.data.leaks import Leaks, find_leaks
 from ssldet.data.sources import open_source, split_spec
-from ssldet.engine.run import DataConfig
 from ssldet.errors import ConfigError, DataError
 from ssldet.registry import find, names
 from ssldet.types import Source
 from ssldet.verbs.choosing import Specs, texts
 
-MIN_SIDE, MAX_PIXELS = DataConfig.min_side, DataConfig.max_pixels
+RULES = ImageRules()
 """What counts as an image, as in a run that does not say otherwise."""
 
 
@@ -37,9 +37,9 @@ def check_data(spec: str) -> Inspection:
     """
     form, rest = split_spec(spec)
     if form is None:
-        return inspect_images(rest, min_side=MIN_SIDE, max_pixels=MAX_PIXELS)
+        return inspect_images(rest, RULES)
     if form in names("ssldet.checkers"):
-        inspection: Inspection = find("ssldet.checkers", form)(spec, min_side=MIN_SIDE, max_pixels=MAX_PIXELS)
+        inspection: Inspection = find("ssldet.checkers", form)(spec, RULES)
         return inspection
     try:
         source = _open([spec])
@@ -79,8 +79,8 @@ def compare_data(first: Specs, second: Specs) -> Leaks:
     Raises:
         ConfigError: A set does not say where its images lie.
     """
-    return find_leaks(_open(texts(first)), _open(texts(second)), min_side=MIN_SIDE, max_pixels=MAX_PIXELS)
+    return find_leaks(_open(texts(first)), _open(texts(second)), RULES)
 
 
 def _open(specs: Sequence[str]) -> Source:
-    return open_source(specs, min_side=MIN_SIDE, max_pixels=MAX_PIXELS)
+    return open_source(specs, RULES)

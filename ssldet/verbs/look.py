@@ -76,7 +76,7 @@ def preview(
     if not isinstance(run.task, PretextTask):
         raise ConfigError(f"{recipe}: its task reads labels; preview shows the problems of pretext tasks")
     check(run)
-    source = open_source(run.data.train, min_side=run.data.min_side, max_pixels=run.data.max_pixels)
+    source = open_source(run.data.train, run.data.rules)
     size = max(1, min(run.data.batch_size, len(source)))
     loader = training_batches(
         source, run.task.views(), seed=run.seed, batch_size=size, total_steps=PROBE_BATCHES, strip_labels=True

@@ -14,10 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ssldet.classes import match_classes
+from ssldet.data.images import ImageRules
 from ssldet.data.loader import evaluation_batches
 from ssldet.data.sources import open_source
 from ssldet.engine.evaluate import unpadded
-from ssldet.engine.run import DataConfig
 from ssldet.errors import ConfigError, DataError, UnreadableError
 from ssldet.recipe import override
 from ssldet.registry import find, names
@@ -28,6 +28,9 @@ from ssldet.verbs.opening import Opened, open_model, pick_device
 from ssldet.verbs.results import PanopticResults, file_name, results_file, rows_of
 
 log = logging.getLogger(__name__)
+
+RULES = ImageRules()
+"""Which images are usable, as in a run that does not say otherwise."""
 
 
 @runtime_checkable
@@ -120,7 +123,7 @@ def predict(
     """
     opened = open_model(start)
     source = _open((images,) if isinstance(images, str) else images)
-    queries = _open((query,) if isinstance(query, str) else query, min_side=1) if query else None
+    queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
     finds_patches = isinstance(opened.objective, Localiser)
     if queries is None and finds_patches:
         raise ConfigError(
@@ -170,8 +173,8 @@ def export(start: str | Path, *, to: str, out: str | Path) -> Exported:
     return report
 
 
-def _open(specs: Sequence[str], min_side: int = DataConfig.min_side, *, masks: bool = False) -> Source:
-    return open_source(specs, min_side=min_side, max_pixels=DataConfig.max_pixels, masks=masks)
+def _open(specs: Sequence[str], rules: ImageRules = RULES, *, masks: bool = False) -> Source:
+    return open_source(specs, rules, masks=masks)
 
 
 def _readable(source: Source) -> Iterator[Sample]:

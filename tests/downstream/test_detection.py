@@ -15,6 +15,7 @@ from downstream.detection import Detection, SetPrediction
 from downstream.recipes import detection as recipes
 from downstream.recipes.detection import r50
 from ssldet.data.collate import collate
+from ssldet.data.images import ImageRules
 from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETRConfig
 from ssldet.engine.evaluate import unpadded
@@ -41,7 +42,7 @@ DETECTOR = DETRConfig(
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
     path = write_shapes(tmp_path_factory.mktemp("shapes"), images=6, objects=(0, 3), object_scale=(0.3, 0.5))
-    return open_coco(str(path), min_side=17, max_pixels=10**6)
+    return open_coco(str(path), ImageRules(min_side=17, max_pixels=10**6))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from downstream.recipes import one_shot as recipes
 from pretext.random_query_patch import RandomQueryPatch
 from ssldet.boxes import pairwise_iou, to_absolute
 from ssldet.data.collate import collate
-from ssldet.data.images import open_images
+from ssldet.data.images import ImageRules, open_images
 from ssldet.detectors.detr import DETRConfig
 from ssldet.engine.checkpoint import inherit
 from ssldet.errors import CheckpointError, ConfigError, DataError
@@ -76,7 +76,7 @@ def taught(pretrained: ssldet.Trained, labelled: str, place: Path) -> ssldet.Tra
 
 
 def batch_of(place: Path) -> Batch:
-    source = open_coco(str(place / "made" / "instances.json"), min_side=17, max_pixels=10**6)
+    source = open_coco(str(place / "made" / "instances.json"), ImageRules(min_side=17, max_pixels=10**6))
     pairs, views = TASK.prepare(source), TASK.views(training=False)
     return collate([views(pairs[number], torch.Generator()) for number in range(3)])
 
@@ -112,7 +112,7 @@ def test_one_batch_can_be_learned(place: Path) -> None:
 
 def test_one_image_has_another_answer_for_another_query(place: Path) -> None:
     """What is learned depends on the query: the same image, asked twice, ends in two different boxes."""
-    source = open_coco(str(place / "made" / "instances.json"), min_side=17, max_pixels=10**6)
+    source = open_coco(str(place / "made" / "instances.json"), ImageRules(min_side=17, max_pixels=10**6))
     pairs, views = TASK.prepare(source, training=False), TASK.views(training=False)
     assert isinstance(pairs, EvaluationPairs)
     two = next(n for n in range(len(pairs)) if pairs.pairs[n][0] == pairs.pairs[n + 1][0])
@@ -232,14 +232,14 @@ def collate_one(batch: Batch, number: int) -> Batch:
 
 
 def test_plain_images_are_refused(place: Path) -> None:
-    source = open_images([str(place / "made" / "images")], min_side=17, max_pixels=10**6)
+    source = open_images([str(place / "made" / "images")], ImageRules(min_side=17, max_pixels=10**6))
     for training in (True, False):
         with pytest.raises(DataError, match="no labelled boxes"):
             TASK.prepare(source, training=training)
 
 
 def test_evaluation_pairs_follow_the_task(place: Path) -> None:
-    source = open_coco(str(place / "made" / "instances.json"), min_side=17, max_pixels=10**6)
+    source = open_coco(str(place / "made" / "instances.json"), ImageRules(min_side=17, max_pixels=10**6))
     every = replace(TASK, absent=True).prepare(source, training=False)
     some = TASK.prepare(source, training=False)
     assert isinstance(every, EvaluationPairs)

@@ -20,6 +20,7 @@ from downstream.metrics.segmentation import SegmentationFigures
 from downstream.panoptic import MaskPrediction, Panoptic
 from downstream.recipes.panoptic import r50, r50_boxes, tiny, tiny_boxes
 from ssldet.data.collate import collate
+from ssldet.data.images import ImageRules
 from ssldet.data.sources import ConcatSource, take_fraction
 from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import ConfigError, DataError
@@ -52,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(place: Path) -> PanopticImages:
-    return open_panoptic(f"{place}/set/panoptic.json", min_side=17, max_pixels=10**6, masks=True)
+    return open_panoptic(f"{place}/set/panoptic.json", ImageRules(min_side=17, max_pixels=10**6), masks=True)
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_the_training_set_says_what_is_stuff(source: PanopticImages, place: Path
     assert TASK.taught_on(source).stuff == (3, 4)
     for other in (take_fraction(source, 0.5, 0), ConcatSource([source, source])):
         assert TASK.taught_on(other).stuff == (3, 4)
-    things = open_coco(f"{place}/set/instances.json", min_side=17, max_pixels=10**6, masks=True)
+    things = open_coco(f"{place}/set/instances.json", ImageRules(min_side=17, max_pixels=10**6), masks=True)
     assert TASK.taught_on(things).stuff == ()
 
 
@@ -107,7 +108,7 @@ def test_a_detector_without_masks_is_given_a_head_or_refused() -> None:
 
 
 def test_shapes_have_masks_that_fill_their_boxes(source: PanopticImages, place: Path) -> None:
-    things = open_coco(f"{place}/set/instances.json", min_side=17, max_pixels=10**6, masks=True)
+    things = open_coco(f"{place}/set/instances.json", ImageRules(min_side=17, max_pixels=10**6), masks=True)
     for number in range(len(source)):
         truth = source.truth(source.keys[number])
         assert truth.segments.min() >= 1, "every pixel is told"

@@ -16,8 +16,8 @@ from downstream.annotations.segments import tight_boxes
 from downstream.metrics.masks import encode
 from downstream.one_shot import OneShot
 from ssldet.boxes import to_absolute
+from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source, split_spec
-from ssldet.engine.run import DataConfig
 from ssldet.errors import DataError
 from ssldet.task import Task
 from ssldet.types import Source
@@ -82,7 +82,7 @@ def opened(spec: str, *, masks: bool = False) -> LabelledImages:
         spec: Labelled images.
         masks: Give every target its mask.
     """
-    source = open_source([spec], min_side=DataConfig.min_side, max_pixels=DataConfig.max_pixels, masks=masks)
+    source = open_source([spec], ImageRules(), masks=masks)
     if not isinstance(source, LabelledImages):
         raise DataError(f"{spec}: carries no labels")
     return source

@@ -19,6 +19,7 @@ from PIL import Image
 from downstream.annotations.coco import open_coco, read_coco
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.labels import ground_truth
+from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
 from ssldet.errors import AnnotationError
 
@@ -48,7 +49,7 @@ def write(folder: Path, document: object) -> str:
 
 
 def opened(folder: Path, document: object) -> LabelledImages:
-    return open_coco(write(folder, document), min_side=17, max_pixels=10**6)
+    return open_coco(write(folder, document), ImageRules(min_side=17, max_pixels=10**6))
 
 
 def mutated(change: Callable[[Document], object]) -> Document:
@@ -251,7 +252,7 @@ REFUSED = [
 def test_a_fault_is_refused(tmp_path: Path, change: Callable[[Document], object], place: str, advice: str) -> None:
     path = write(tmp_path, mutated(change))
     with pytest.raises(AnnotationError) as caught:
-        open_coco(f"{path}:{tmp_path / 'images'}", min_side=17, max_pixels=10**6)
+        open_coco(f"{path}:{tmp_path / 'images'}", ImageRules(min_side=17, max_pixels=10**6))
     message = str(caught.value)
     assert place in message
     assert advice in message
@@ -389,17 +390,17 @@ def test_sizes_are_those_of_the_upright_image(tmp_path: Path, ending: str) -> No
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 60)).save(tmp_path / "images" / f"turned.{ending}", exif=exif)
-    source = open_coco(f"{path}:{tmp_path / 'images'}", min_side=17, max_pixels=10**6)
+    source = open_coco(f"{path}:{tmp_path / 'images'}", ImageRules(min_side=17, max_pixels=10**6))
     assert source[0].original_size == (40, 60)
     Image.new("RGB", (60, 40)).save(tmp_path / "images" / f"turned.{ending}", exif=exif)
     with pytest.raises(AnnotationError, match="EXIF"):
-        open_coco(f"{path}:{tmp_path / 'images'}", min_side=17, max_pixels=10**6)
+        open_coco(f"{path}:{tmp_path / 'images'}", ImageRules(min_side=17, max_pixels=10**6))
 
 
 def test_a_damaged_image_is_skipped_with_its_labels(tmp_path: Path) -> None:
     path = write(tmp_path, CLEAN)
     (tmp_path / "images" / "a.png").write_text("<html>not found</html>")
-    source = open_coco(path, min_side=17, max_pixels=10**6)
+    source = open_coco(path, ImageRules(min_side=17, max_pixels=10**6))
     assert source.image_ids == (3,)
     assert [Path(entry.path).name for entry in source.skipped] == ["a.png"]
     assert [row["image_id"] for row in source.ground_truth()["annotations"]] == [3]
@@ -444,7 +445,7 @@ def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="No such file"):
-        open_coco(str(tmp_path / "no.json"), min_side=17, max_pixels=10**6)
+        open_coco(str(tmp_path / "no.json"), ImageRules(min_side=17, max_pixels=10**6))
 
 
 def test_an_absent_folder_lists_what_was_tried(tmp_path: Path) -> None:
@@ -452,7 +453,7 @@ def test_an_absent_folder_lists_what_was_tried(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text(json.dumps(CLEAN))
     with pytest.raises(AnnotationError, match=r"tried .*; add :IMAGES"):
-        open_coco(str(path), min_side=17, max_pixels=10**6)
+        open_coco(str(path), ImageRules(min_side=17, max_pixels=10**6))
 
 
 def test_no_file_outside_the_folder_is_opened(tmp_path: Path) -> None:
@@ -469,7 +470,7 @@ def test_no_file_outside_the_folder_is_opened(tmp_path: Path) -> None:
     sys.addaudithook(watch)  # stays for the life of the process, so it is emptied below
     try:
         with pytest.raises(AnnotationError):
-            open_coco(f"{path}:{tmp_path / 'images'}", min_side=17, max_pixels=10**6)
+            open_coco(f"{path}:{tmp_path / 'images'}", ImageRules(min_side=17, max_pixels=10**6))
     finally:
         watching.clear()
     assert path in touched
@@ -484,15 +485,15 @@ def test_the_fingerprint_follows_the_boxes(tmp_path: Path) -> None:
 
 def test_classes_can_be_counted_in_another_order(tmp_path: Path) -> None:
     spec = f"coco:{write(tmp_path, CLEAN)}"
-    source = open_source([spec], min_side=17, max_pixels=10**6)
-    turned = open_source([spec], min_side=17, max_pixels=10**6, classes=("cat", "cup"))
+    source = open_source([spec], ImageRules(min_side=17, max_pixels=10**6))
+    turned = open_source([spec], ImageRules(min_side=17, max_pixels=10**6), classes=("cat", "cup"))
     assert isinstance(source, LabelledImages)
     assert isinstance(turned, LabelledImages)
     assert (turned.classes, turned.category_ids) == (("cat", "cup"), (1, 90))
     assert turned.ground_truth()["annotations"] == source.ground_truth()["annotations"]
     assert [1 - source[number].targets.labels for number in (0, 1)] == [turned[n].targets.labels for n in (0, 1)]
     assert turned.fingerprint != source.fingerprint
-    other = open_source([spec], min_side=17, max_pixels=10**6, classes=("cat", "dog"))
+    other = open_source([spec], ImageRules(min_side=17, max_pixels=10**6), classes=("cat", "dog"))
     assert other.classes == source.classes, "other names are not translated"
 
 
@@ -502,7 +503,7 @@ def test_sets_that_name_their_classes_in_another_order_are_joined(tmp_path: Path
         folder.mkdir()
         write(folder, mutated(change))
     specs = [f"coco:{folder / 'ann.json'}:{folder / 'images'}" for folder in (first, second)]
-    both = open_source(specs, min_side=17, max_pixels=10**6)
+    both = open_source(specs, ImageRules(min_side=17, max_pixels=10**6))
     assert both.classes == ("cup", "cat")
     assert both[2].targets.labels.tolist() == both[0].targets.labels.tolist() == [1]
 
@@ -511,9 +512,9 @@ def test_the_folder_is_found_although_its_first_image_is_missing(tmp_path: Path)
     path = write(tmp_path, CLEAN)
     (tmp_path / "images" / "a.png").unlink()
     with pytest.raises(AnnotationError, match=r"\$\.images\[0\]: .*a\.png is missing"):
-        open_coco(path, min_side=17, max_pixels=10**6)
+        open_coco(path, ImageRules(min_side=17, max_pixels=10**6))
     with pytest.raises(AnnotationError, match="no such folder of images"):
-        open_coco(f"{path}:{tmp_path / 'imgs'}", min_side=17, max_pixels=10**6)
+        open_coco(f"{path}:{tmp_path / 'imgs'}", ImageRules(min_side=17, max_pixels=10**6))
 
 
 def test_the_official_layout_is_found(tmp_path: Path) -> None:
@@ -523,7 +524,7 @@ def test_the_official_layout_is_found(tmp_path: Path) -> None:
     document = CLEAN | {"images": CLEAN["images"][:1], "annotations": CLEAN["annotations"][1:]}
     path = tmp_path / "annotations" / "instances_val2017.json"
     path.write_text(json.dumps(document))
-    assert len(open_coco(str(path), min_side=17, max_pixels=10**6)) == 1
+    assert len(open_coco(str(path), ImageRules(min_side=17, max_pixels=10**6))) == 1
 
 
 boxes = st.tuples(*[st.floats(0, 29, width=32)] * 2, *[st.floats(0.5, 30, width=32)] * 2)
@@ -551,7 +552,7 @@ def test_what_is_read_is_what_was_written(tmp_path_factory: pytest.TempPathFacto
 def test_a_real_set_opens_with_the_counts_of_its_readme(real_data: Path) -> None:
     for split, images, boxes_, used in (("train", 53, 519, 71), ("val", 50, 539, 66)):
         path = real_data / "coco_tiny" / "annotations" / f"instances_{split}.json"
-        source = open_coco(str(path), min_side=17, max_pixels=10**8)
+        source = open_coco(str(path), ImageRules(min_side=17, max_pixels=10**8))
         assert (len(source), len(source.labels.boxes), int(source.labels.crowd.sum())) == (images, boxes_, 6)
         assert len(source.classes) == 80
         assert max(source.category_ids) == 90

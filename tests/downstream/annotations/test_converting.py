@@ -11,11 +11,12 @@ from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.voc import open_voc
 from downstream.annotations.yolo import open_yolo
 from downstream.metrics.average_precision import box_ap
+from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
 from ssldet.errors import AnnotationError, ConfigError, DataError
 from ssldet.verbs import convert_data
 
-LIMITS = {"min_side": 17, "max_pixels": 10**6}
+RULES = ImageRules(min_side=17, max_pixels=10**6)
 OBJECT = (
     "<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin><ymin>5</ymin><xmax>30</xmax>"
     "<ymax>34</ymax></bndbox></object>"
@@ -47,9 +48,9 @@ def same(first: LabelledImages, second: LabelledImages) -> None:
 
 
 def test_voc_becomes_coco_with_equal_targets_and_equal_scores(voc: Path, tmp_path: Path) -> None:
-    source = open_voc(str(voc), **LIMITS)
+    source = open_voc(str(voc), RULES)
     written = write_coco(source, tmp_path / "new" / "ann.json")
-    again = open_source([written.spec], **LIMITS)
+    again = open_source([written.spec], RULES)
     assert isinstance(again, LabelledImages)
     same(source, again)
     scores = []
@@ -72,9 +73,9 @@ def test_yolo_becomes_coco_with_its_masks(tmp_path: Path) -> None:
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("1 0.1 0.1 0.4 0.1 0.4 0.5\n")
     (tmp_path / "data.yaml").write_text("train: a.png\nnames: [cup, cat]")
-    source = open_yolo(str(tmp_path), masks=True, **LIMITS)
+    source = open_yolo(str(tmp_path), RULES, masks=True)
     written = write_coco(source, tmp_path / "ann.json")
-    again = open_source([written.spec], masks=True, **LIMITS)
+    again = open_source([written.spec], RULES, masks=True)
     assert isinstance(again, LabelledImages)
     same(source, again)
     masks = (source[0].targets.masks, again[0].targets.masks)
@@ -104,8 +105,8 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(voc: Path, tmp_pa
 def test_a_real_set_is_converted(real_data: Path, tmp_path: Path) -> None:
     spec = f"voc:{real_data / 'cards_voc'}:val"
     written = convert_data(spec, to="coco", out=tmp_path / "ann.json")
-    again = open_source([written.to_json()["spec"]], **LIMITS)
-    source = open_source([spec], **LIMITS)
+    again = open_source([written.to_json()["spec"]], RULES)
+    source = open_source([spec], RULES)
     assert isinstance(again, LabelledImages)
     assert isinstance(source, LabelledImages)
     same(source, again)

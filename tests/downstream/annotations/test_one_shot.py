@@ -21,6 +21,7 @@ from downstream.annotations.one_shot import (
 from downstream.annotations.shapes import write_shapes
 from downstream.annotations.voc import CLASSES
 from ssldet.data.geometry import FixedSize
+from ssldet.data.images import ImageRules
 from ssldet.data.loader import evaluation_batches, training_batches
 from ssldet.data.sources import ConcatSource, PartSource
 from ssldet.errors import DataError
@@ -35,7 +36,7 @@ RECORDED = [47, 17, 56, 13, 11, 54]
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
     path = write_shapes(tmp_path_factory.mktemp("shapes"), images=24, objects=(1, 4), classes=NAMES, seed=5)
-    return open_coco(str(path), min_side=17, max_pixels=10**6)
+    return open_coco(str(path), ImageRules(min_side=17, max_pixels=10**6))
 
 
 def training(images: LabelledImages | PartSource) -> TrainingPairs:

@@ -13,10 +13,11 @@ from pycocotools import mask as coco_mask
 
 from downstream.annotations.coco import open_coco
 from downstream.annotations.outlines import MISSING, Outline, mask_of, outline_of
+from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
 from ssldet.errors import AnnotationError, DataError
 
-LIMITS = {"min_side": 17, "max_pixels": 10**6}
+RULES = ImageRules(min_side=17, max_pixels=10**6)
 
 
 def drawn(segmentation: object, size: tuple[int, int]) -> np.ndarray:
@@ -82,7 +83,7 @@ def test_absent_and_partly_empty_segmentations() -> None:
 
 def test_masks_are_had_only_when_asked_for_and_lie_within_their_boxes(real_data: Path) -> None:
     spec = str(real_data / "coco_tiny" / "annotations" / "instances_val.json")
-    plain, source = open_coco(spec, **LIMITS), open_coco(spec, masks=True, **LIMITS)
+    plain, source = open_coco(spec, RULES), open_coco(spec, RULES, masks=True)
     assert plain.fingerprint == source.fingerprint
     assert plain[0].targets.masks is None
     document = json.loads(Path(spec).read_text())
@@ -130,12 +131,12 @@ def test_a_row_without_a_sound_mask_stops_only_who_asks_for_masks(
     tmp_path: Path, segmentation: Any, place: str
 ) -> None:
     spec = _write(tmp_path, segmentation)
-    assert len(open_source([spec], **LIMITS)[0].targets) == 1
+    assert len(open_source([spec], RULES)[0].targets) == 1
     with pytest.raises(AnnotationError) as caught:
-        open_source([spec], masks=True, **LIMITS)
+        open_source([spec], RULES, masks=True)
     assert place in str(caught.value)
 
 
 def test_a_format_without_masks_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="voc carries no masks"):
-        open_source([f"voc:{tmp_path / 'x'}"], masks=True, **LIMITS)
+        open_source([f"voc:{tmp_path / 'x'}"], RULES, masks=True)

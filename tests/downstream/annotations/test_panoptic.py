@@ -11,6 +11,7 @@ from PIL import Image
 
 from downstream.annotations.panoptic import PanopticImages, open_panoptic
 from ssldet.boxes import to_absolute
+from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError, UnreadableError
 from ssldet.verbs import check_data
 
@@ -58,7 +59,7 @@ def made(tmp_path: Path) -> Path:
 
 
 def opened(path: Path, *, masks: bool = True) -> PanopticImages:
-    return open_panoptic(str(path), min_side=17, max_pixels=10**7, masks=masks)
+    return open_panoptic(str(path), ImageRules(min_side=17, max_pixels=10**7), masks=masks)
 
 
 def test_segments_are_targets_with_tight_boxes_and_masks(made: Path) -> None:
@@ -171,10 +172,12 @@ def test_folders_may_be_named(made: Path) -> None:
         (made.parent / old).rename(made.parent / new)
     with pytest.raises(AnnotationError, match="no folder"):
         opened(made)
-    source = open_panoptic(f"{made}:{made.parent / 'pngs'}:{made.parent / 'photos'}", min_side=17, max_pixels=10**7)
+    source = open_panoptic(
+        f"{made}:{made.parent / 'pngs'}:{made.parent / 'photos'}", ImageRules(min_side=17, max_pixels=10**7)
+    )
     assert len(source[0].targets) == 3
     with pytest.raises(AnnotationError, match=r"holds a\.jpg; tried"):
-        open_panoptic(f"{made}:{made.parent / 'pngs'}", min_side=17, max_pixels=10**7)
+        open_panoptic(f"{made}:{made.parent / 'pngs'}", ImageRules(min_side=17, max_pixels=10**7))
 
 
 def test_real_annotations(real_data: Path) -> None:
@@ -196,7 +199,7 @@ def test_real_annotations(real_data: Path) -> None:
 
 def test_classes_can_be_counted_in_another_order(real_data: Path) -> None:
     spec = str(real_data / "coco_panoptic" / "annotations" / "panoptic_val.json")
-    source = open_panoptic(spec, min_side=17, max_pixels=10**8)
+    source = open_panoptic(spec, ImageRules(min_side=17, max_pixels=10**8))
     turned = source.with_classes(source.classes[::-1])
     last = len(source.classes) - 1
     assert turned.is_thing == source.is_thing[::-1]

@@ -8,6 +8,7 @@ from PIL import Image
 
 from downstream.annotations.coco import open_coco
 from downstream.annotations.shapes import OUTLINES, TEXTURES, draw_scene, write_shapes
+from ssldet.data.images import ImageRules
 from ssldet.errors import ConfigError
 
 
@@ -74,7 +75,7 @@ def test_objects_tell_apart_by_texture_and_not_by_class() -> None:
 
 def test_a_written_set_opens_as_coco(tmp_path: Path) -> None:
     path = write_shapes(tmp_path / "deep" / "set", images=9, size=48, classes=("star", "ring"), objects=(0, 2), seed=5)
-    source = open_coco(str(path), min_side=17, max_pixels=10**6)
+    source = open_coco(str(path), ImageRules(min_side=17, max_pixels=10**6))
     assert source.classes == ("star", "ring")
     assert len(source) == 9
     assert source.labels.notes == {}

@@ -8,6 +8,7 @@ from PIL import Image
 
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.voc import CLASSES, open_voc, read_voc
+from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError
 
 OBJECT = """<object>
@@ -46,7 +47,7 @@ def write(folder: Path, **texts: str) -> Path:
 
 
 def opened(rest: object) -> LabelledImages:
-    return open_voc(str(rest), min_side=17, max_pixels=10**6)
+    return open_voc(str(rest), ImageRules(min_side=17, max_pixels=10**6))
 
 
 def test_a_clean_folder_opens(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.yolo import label_file, open_yolo
+from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError
 
 YAML = "path: .\ntrain: images/train\nval: images/val\nnames:\n  0: cup\n  1: cat\n"
@@ -28,7 +29,7 @@ def write(folder: Path, rows: str | bytes = ROWS, description: str | bytes = YAM
 
 
 def opened(rest: object, *, masks: bool = False) -> LabelledImages:
-    return open_yolo(str(rest), min_side=17, max_pixels=10**6, masks=masks)
+    return open_yolo(str(rest), ImageRules(min_side=17, max_pixels=10**6), masks=masks)
 
 
 def test_a_clean_folder_opens(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from downstream.metrics.average_precision import NAMES, BoxAP, MaskAP, box_ap
 from downstream.metrics.voc import voc_ap
 from ssldet.boxes import to_absolute
 from ssldet.data.collate import collate
-from ssldet.data.images import open_images
+from ssldet.data.images import ImageRules, open_images
 from ssldet.errors import AnnotationError, DataError, DivergedError, SetupError
 from ssldet.types import Batch, Detections
 
@@ -151,7 +151,7 @@ def truth_of(batch: Batch, noise: float = 0.0) -> list[Detections]:
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
     path = write_shapes(tmp_path_factory.mktemp("shapes"), images=7, objects=(0, 3), object_scale=(0.3, 0.45))
-    return open_coco(str(path), min_side=17, max_pixels=10**6)
+    return open_coco(str(path), ImageRules(min_side=17, max_pixels=10**6))
 
 
 def test_perfect_answers_score_one_and_worse_ones_less(shapes: LabelledImages) -> None:
@@ -197,7 +197,7 @@ def test_a_class_that_the_data_lacks_is_refused(shapes: LabelledImages) -> None:
 
 
 def test_images_without_labels_are_refused(tmp_path: Path, shapes: LabelledImages) -> None:
-    plain = open_images([shapes.folder], min_side=17, max_pixels=10**6)
+    plain = open_images([shapes.folder], ImageRules(min_side=17, max_pixels=10**6))
     with pytest.raises(DataError, match="no labels to measure against"):
         BoxAP(plain)
 
@@ -205,10 +205,10 @@ def test_images_without_labels_are_refused(tmp_path: Path, shapes: LabelledImage
 @pytest.mark.parametrize("name", ["coco_tiny", "cards_voc"])
 def test_perfect_answers_on_real_images_score_one(real_data: Path, name: str) -> None:
     if name == "cards_voc":
-        source = open_voc(f"{real_data / name}:val", min_side=17, max_pixels=10**8)
+        source = open_voc(f"{real_data / name}:val", ImageRules(min_side=17, max_pixels=10**8))
     else:
         path = real_data / name / "annotations" / "instances_val.json"
-        source = open_coco(str(path), min_side=17, max_pixels=10**8)
+        source = open_coco(str(path), ImageRules(min_side=17, max_pixels=10**8))
     metric = BoxAP(source)
     for number in range(len(source)):
         batch = batch_of(source, number, number + 1)
@@ -234,7 +234,7 @@ def test_results_carry_original_ids(shapes: LabelledImages, tmp_path: Path) -> N
 
 def test_masks_of_a_model_are_measured_with_their_boxes(real_data: Path) -> None:
     path = real_data / "coco_tiny" / "annotations" / "instances_val.json"
-    source = open_coco(str(path), min_side=17, max_pixels=10**8, masks=True)
+    source = open_coco(str(path), ImageRules(min_side=17, max_pixels=10**8), masks=True)
     metric, forgetful = MaskAP(source), MaskAP(source)
     for number in reversed(range(len(source))):
         sample = source[number]

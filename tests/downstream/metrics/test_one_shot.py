@@ -12,6 +12,7 @@ from downstream.annotations.shapes import write_shapes
 from downstream.metrics.one_shot import OneShotAP
 from ssldet.boxes import to_absolute
 from ssldet.data.collate import collate
+from ssldet.data.images import ImageRules
 from ssldet.errors import DataError, DivergedError
 from ssldet.types import Batch, Detections
 
@@ -19,7 +20,7 @@ from ssldet.types import Batch, Detections
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
     path = write_shapes(tmp_path_factory.mktemp("shapes"), images=9, objects=(1, 2), seed=2)
-    return open_coco(str(path), min_side=17, max_pixels=10**6)
+    return open_coco(str(path), ImageRules(min_side=17, max_pixels=10**6))
 
 
 def truth_of(pairs: EvaluationPairs, number: int, score: float) -> tuple[Detections, Batch]:

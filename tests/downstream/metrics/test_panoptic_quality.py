@@ -17,6 +17,7 @@ from downstream.metrics.panoptic_predictions import score_panoptic
 from downstream.metrics.panoptic_quality import PanopticQuality, count
 from ssldet import verbs
 from ssldet.data.collate import collate
+from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
 from ssldet.errors import AnnotationError, ConfigError, DataError
 from ssldet.types import Batch, Detections, Segmentation
@@ -150,7 +151,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> PanopticImages:
     (folder / "images").mkdir()
     for image in json.loads(truth.read_bytes())["images"]:
         Image.new("RGB", (image["width"], image["height"])).save(folder / "images" / image["file_name"])
-    opened = open_source([f"panoptic:{truth}"], min_side=17, max_pixels=10**6)
+    opened = open_source([f"panoptic:{truth}"], ImageRules(min_side=17, max_pixels=10**6))
     assert isinstance(opened, PanopticImages)
     return opened
 
@@ -199,7 +200,7 @@ def test_answers_that_do_not_fit_are_refused(source: PanopticImages) -> None:
 def test_data_without_labelled_pixels_is_refused(tmp_path: Path) -> None:
     path = write_shapes(tmp_path, images=2)
     with pytest.raises(DataError, match="no labelled pixels"):
-        PanopticQuality(open_source([f"coco:{path}"], min_side=17, max_pixels=10**6))
+        PanopticQuality(open_source([f"coco:{path}"], ImageRules(min_side=17, max_pixels=10**6)))
 
 
 def edit(path: Path, number: int, change: Document) -> None:

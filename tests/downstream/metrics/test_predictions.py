@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from downstream.annotations.coco import open_coco
 from downstream.metrics.average_precision import NAMES
 from downstream.metrics.predictions import score_predictions
+from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError, ConfigError
 
 TRUTH: dict[str, Any] = {
@@ -125,7 +126,7 @@ def test_voc_takes_names_and_numbers_from_one(tmp_path: Path) -> None:
 
 def test_what_a_source_writes_can_be_scored(tmp_path: Path, spec: str) -> None:
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
-    source = open_coco(spec.removeprefix("coco:"), min_side=17, max_pixels=10**6)
+    source = open_coco(spec.removeprefix("coco:"), ImageRules(min_side=17, max_pixels=10**6))
     truth = source.ground_truth()["annotations"]
     rows = [{name: row[name] for name in ("image_id", "category_id", "bbox")} | {"score": 1.0} for row in truth]
     assert score_predictions(results(tmp_path, rows), spec)["AP"] == pytest.approx(1.0)

@@ -7,6 +7,7 @@ import struct
 import time
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ import torch
 from PIL import Image, ImageFile
 
 from ssldet.data import images
-from ssldet.data.images import BACKDROP, image_sizes, open_images, read_image
+from ssldet.data.images import BACKDROP, ImageRules, image_sizes, open_images, read_image
 from ssldet.errors import DataError, SetupError, UnreadableError
 from ssldet.types import Skipped, Source
 
-LIMITS = {"min_side": 17, "max_pixels": 1_000_000}
+RULES = ImageRules(min_side=17, max_pixels=1_000_000)
 
 
 @pytest.fixture
@@ -43,14 +44,14 @@ def png(width, height, rows, *, depth=8, colour=2):
 
 def reason_of(path, **limits):
     with pytest.raises(UnreadableError) as caught:
-        read_image(path, **{**LIMITS, **limits})
+        read_image(path, replace(RULES, **limits))
     assert caught.value.path == str(path)
     return caught.value.reason
 
 
 def test_reads_the_very_pixels(photo, tmp_path):
     photo.save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png", **LIMITS)
+    image = read_image(tmp_path / "a.png", RULES)
     assert image.dtype == torch.uint8
     assert image.shape == (3, 48, 64)
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(photo))
@@ -59,7 +60,7 @@ def test_reads_the_very_pixels(photo, tmp_path):
 @pytest.mark.parametrize("ending", ["jpg", "webp", "bmp", "gif", "tif", "png"])
 def test_every_format_of_the_list_is_read(photo, tmp_path, ending):
     photo.save(tmp_path / f"a.{ending}")
-    image = read_image(tmp_path / f"a.{ending}", **LIMITS)
+    image = read_image(tmp_path / f"a.{ending}", RULES)
     assert image.shape == (3, 48, 64)
     difference = image.permute(1, 2, 0).numpy().astype(int) - np.asarray(photo)
     assert np.abs(difference).mean() < 25  # lossy formats and 256 colours
@@ -81,7 +82,7 @@ def test_a_png_without_its_last_chunk_is_whole(photo, tmp_path):
     photo.save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[:-12])
-    image = read_image(tmp_path / "a.png", **LIMITS)
+    image = read_image(tmp_path / "a.png", RULES)
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(photo))
 
 
@@ -140,7 +141,7 @@ def test_flipped_bits_in_a_png_never_get_through_or_kill(tmp_path):
 
 def test_cmyk_is_read(photo, tmp_path):
     photo.convert("CMYK").save(tmp_path / "a.jpg", quality=95)
-    image = read_image(tmp_path / "a.jpg", **LIMITS).permute(1, 2, 0).numpy().astype(int)
+    image = read_image(tmp_path / "a.jpg", RULES).permute(1, 2, 0).numpy().astype(int)
     assert np.abs(image - np.asarray(photo)).mean() < 12
 
 
@@ -150,14 +151,14 @@ def test_grey_of_16_bits_is_scaled_and_not_cut_off(tmp_path):
     Image.fromarray(values).save(tmp_path / "a.tif")
     expected = np.round(values / 257).astype(np.uint8)
     for name in ("a.png", "a.tif"):
-        image = read_image(tmp_path / name, **LIMITS).numpy()
+        image = read_image(tmp_path / name, RULES).numpy()
         assert np.array_equal(image, np.stack([expected] * 3))
 
 
 def test_colour_of_16_bits_is_scaled(tmp_path):
     row = b"".join(struct.pack(">HHH", 0x1234, 0x8000, 0xFF00) for _ in range(20))
     (tmp_path / "a.png").write_bytes(png(20, 20, [row] * 20, depth=16))
-    image = read_image(tmp_path / "a.png", **LIMITS)
+    image = read_image(tmp_path / "a.png", RULES)
     assert [channel.unique().tolist() for channel in image] == [[0x12], [0x80], [0xFF]]
 
 
@@ -173,7 +174,7 @@ def test_palette_with_transparency_warns_nobody(photo, tmp_path):
     palette.save(tmp_path / "a.png")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        image = read_image(tmp_path / "a.png", **LIMITS)
+        image = read_image(tmp_path / "a.png", RULES)
     assert not caught
     clear = torch.from_numpy(np.array(palette)) == 0
     assert image[:, clear].unique(dim=1).flatten().tolist() == list(BACKDROP)
@@ -183,7 +184,7 @@ def test_transparent_pixels_hide_their_colour(photo, tmp_path):
     rgba = photo.convert("RGBA")
     rgba.putalpha(Image.fromarray(np.tile(np.array([[0, 255]], dtype=np.uint8), (48, 32))))
     rgba.save(tmp_path / "a.png")
-    image = read_image(tmp_path / "a.png", **LIMITS)
+    image = read_image(tmp_path / "a.png", RULES)
     assert image[:, :, 0::2].unique(dim=1).unique(dim=2).flatten().tolist() == list(BACKDROP)
     assert np.array_equal(image[:, :, 1::2].permute(1, 2, 0).numpy(), np.asarray(photo)[:, 1::2])
 
@@ -192,7 +193,7 @@ def test_transparent_pixels_hide_their_colour(photo, tmp_path):
 def test_of_an_animation_the_first_frame_is_read(tmp_path, ending):
     frames = [Image.new("RGB", (20, 30), colour) for colour in [(250, 0, 0), (0, 250, 0), (0, 0, 250)]]
     frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], lossless=True)
-    assert read_image(tmp_path / f"a.{ending}", **LIMITS)[:, 5, 5].tolist() == [250, 0, 0]
+    assert read_image(tmp_path / f"a.{ending}", RULES)[:, 5, 5].tolist() == [250, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_images_are_turned_upright(photo, tmp_path, orientation, turn):
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo.save(tmp_path / "a.png", exif=exif)
-    source = open_images([tmp_path], **LIMITS)
+    source = open_images([tmp_path], RULES)
     expected = turn(np.asarray(photo))
     assert np.array_equal(source[0].image.permute(1, 2, 0).numpy(), expected)
     assert source[0].original_size == expected.shape[:2]
@@ -220,7 +221,7 @@ def test_images_are_turned_upright(photo, tmp_path, orientation, turn):
 
 def test_damaged_exif_costs_only_the_turn(photo, tmp_path):
     photo.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\xff\xff\xff")
-    assert read_image(tmp_path / "a.jpg", **LIMITS).shape == (3, 48, 64)
+    assert read_image(tmp_path / "a.jpg", RULES).shape == (3, 48, 64)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_sizes_are_judged(tmp_path, size, reason):
 def test_sizes_at_the_limit_pass(tmp_path):
     for size in [(17, 17), (20, 400), (1000, 1000)]:
         Image.new("RGB", size).save(tmp_path / "a.png")
-        assert read_image(tmp_path / "a.png", **LIMITS).shape == (3, *size[::-1])
+        assert read_image(tmp_path / "a.png", RULES).shape == (3, *size[::-1])
 
 
 @pytest.fixture
@@ -277,7 +278,7 @@ def test_closed_files_and_folders_are_counted(photo, tmp_path):
     photo.save(tmp_path / "closed.png")
     (tmp_path / "closed.png").chmod(0)
     (tmp_path / "folder").mkdir(mode=0)
-    skipped = {entry.reason for entry in open_images([tmp_path], **LIMITS).skipped}
+    skipped = {entry.reason for entry in open_images([tmp_path], RULES).skipped}
     assert skipped == {"forbidden", "closed-folder"}
 
 
@@ -296,7 +297,7 @@ def test_a_stumbling_file_system_is_asked_again(photo, tmp_path, monkeypatch, fa
     monkeypatch.setattr(images, "_without_waiting", stumble)
     monkeypatch.setattr(images, "PAUSES", (0.0, 0.0, 0.0))
     if fails == 2:
-        assert read_image(tmp_path / "a.png", **LIMITS).shape == (3, 48, 64)
+        assert read_image(tmp_path / "a.png", RULES).shape == (3, 48, 64)
     else:
         assert reason_of(tmp_path / "a.png") == "unreachable"
     assert len(calls) == min(fails, 3) + 1
@@ -316,7 +317,7 @@ def test_too_many_open_files_are_no_fault_of_the_image(photo, tmp_path, monkeypa
 
     monkeypatch.setattr(images, "_without_waiting", refuse)
     with pytest.raises(SetupError, match=r"too many open files.*ulimit"):
-        open_images([tmp_path], **LIMITS)
+        open_images([tmp_path], RULES)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -329,7 +330,7 @@ def test_sizes_come_from_headers_alone(photo, tmp_path, orientation):
     content = (tmp_path / "b.jpg").read_bytes()
     (tmp_path / "b.jpg").write_bytes(content[:-300])  # the header is whole, the pixels are not
     size = (48, 64) if orientation == 1 else (64, 48)
-    *sizes, missing = image_sizes(tmp_path, ["a.png", "b.jpg", "c.webp", "gone.jpg"], **LIMITS)
+    *sizes, missing = image_sizes(tmp_path, ["a.png", "b.jpg", "c.webp", "gone.jpg"], RULES)
     assert sizes == [size] * 3
     assert missing.reason == "missing"
 
@@ -355,7 +356,7 @@ def test_a_source_reads_every_usable_image_and_names_the_others(photo, tmp_path)
     os.mkfifo(tmp_path / "pipe.jpg")
     for name in (".DS_Store", "._b.png", "Thumbs.db", "readme.txt"):
         (tmp_path / name).write_text("x")
-    source = open_images([tmp_path], **LIMITS)
+    source = open_images([tmp_path], RULES)
     assert isinstance(source, Source)
     assert source.classes == ()
     assert [source[i].key for i in range(len(source))] == ["b.PNG", "deep/er/a.jpg"]
@@ -378,14 +379,14 @@ def test_the_scan_leaves_the_warning_filters_alone(photo, tmp_path):
     for number in range(1, 600):
         shutil.copy(tmp_path / "0.png", tmp_path / f"{number}.png")
     before = warnings.filters[:]
-    assert len(open_images([tmp_path], **LIMITS)) == 600
+    assert len(open_images([tmp_path], RULES)) == 600
     assert warnings.filters == before
 
 
 def test_a_source_travels_light(photo, tmp_path):
     for number in range(30):
         photo.save(tmp_path / f"a_rather_long_name_{number:05}.png")
-    source = open_images([tmp_path], **LIMITS)
+    source = open_images([tmp_path], RULES)
     parcel = pickle.dumps(source)
     assert len(parcel) < 30 * 60
     copy = pickle.loads(parcel)
@@ -398,18 +399,18 @@ def test_the_fingerprint_knows_names_and_sizes_but_not_the_place(photo, tmp_path
     photo.save(tmp_path / "one" / "a.png")
     photo.save(tmp_path / "one" / "b.png")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    first = open_images([tmp_path / "one"], **LIMITS).fingerprint
-    assert open_images([tmp_path / "two"], **LIMITS).fingerprint == first
+    first = open_images([tmp_path / "one"], RULES).fingerprint
+    assert open_images([tmp_path / "two"], RULES).fingerprint == first
     (tmp_path / "two" / "a.png").rename(tmp_path / "two" / "c.png")
-    second = open_images([tmp_path / "two"], **LIMITS).fingerprint
+    second = open_images([tmp_path / "two"], RULES).fingerprint
     Image.new("RGB", (30, 30)).save(tmp_path / "two" / "c.png")
-    third = open_images([tmp_path / "two"], **LIMITS).fingerprint
+    third = open_images([tmp_path / "two"], RULES).fingerprint
     assert len({first, second, third}) == 3
 
 
 def test_a_file_deleted_after_the_scan_is_unreadable(photo, tmp_path):
     photo.save(tmp_path / "a.png")
-    source = open_images([tmp_path], **LIMITS)
+    source = open_images([tmp_path], RULES)
     (tmp_path / "a.png").unlink()
     with pytest.raises(UnreadableError, match="missing"):
         source[0]
@@ -422,13 +423,13 @@ def test_nothing_usable_is_told_with_reasons(tmp_path):
     with pytest.raises(
         DataError, match=r"^0 of 4 images usable in .*\(too-small 3, empty 1\); for one, .*z\.jpg is empty$"
     ):
-        open_images([tmp_path], **LIMITS)
+        open_images([tmp_path], RULES)
 
 
 def test_a_file_that_is_no_image_is_told(tmp_path):
     (tmp_path / "notes.md").write_text("hello")
     with pytest.raises(DataError, match=r"0 of 1 images usable in .*notes\.md is not-an-image"):
-        open_images([tmp_path / "notes.md"], **LIMITS)
+        open_images([tmp_path / "notes.md"], RULES)
 
 
 def test_names_that_are_not_utf8_work_and_can_be_written(photo, tmp_path):
@@ -439,7 +440,7 @@ def test_names_that_are_not_utf8_work_and_can_be_written(photo, tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     (tmp_path / "\u65b0\n<b>.png").write_bytes(b"")
-    source = open_images([tmp_path], **LIMITS)
+    source = open_images([tmp_path], RULES)
     sample = pickle.loads(pickle.dumps(source))[0]
     assert sample.key == "caf\\xe9.png"
     sample.key.encode()

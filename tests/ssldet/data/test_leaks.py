@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssldet.data.images import ImageRules
 from ssldet.data.leaks import find_leaks, seen_before
 from ssldet.data.sources import open_source
 from ssldet.errors import ConfigError
 from ssldet.types import Source
 from ssldet.verbs import compare_data
 
-LIMITS = {"min_side": 17, "max_pixels": 10**6}
+RULES = ImageRules(min_side=17, max_pixels=10**6)
 
 
 def picture(seed: int) -> Image.Image:
@@ -34,7 +35,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def opened(folder: Path) -> Source:
-    return open_source([str(folder)], **LIMITS)
+    return open_source([str(folder)], RULES)
 
 
 def test_copies_are_found_and_nothing_else(folders: tuple[Path, Path]) -> None:
@@ -45,7 +46,7 @@ def test_copies_are_found_and_nothing_else(folders: tuple[Path, Path]) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     picture(9).transpose(Image.Transpose.ROTATE_90).save(second / "d.jpg", exif=turned)
-    leaks = find_leaks(opened(first), opened(second), **LIMITS)
+    leaks = find_leaks(opened(first), opened(second), RULES)
     found = {Path(leak.second).name: (Path(leak.first).name, leak.same) for leak in leaks.pairs}
     assert found == {
         "a.png": ("3.png", "file"),
@@ -70,7 +71,7 @@ def test_what_can_not_be_decoded_is_counted(folders: tuple[Path, Path]) -> None:
     first, second = folders
     whole = (first / "0.png").read_bytes()
     (second / "cut.png").write_bytes(whole[: len(whole) // 2])
-    leaks = find_leaks(opened(first), opened(second), **LIMITS)
+    leaks = find_leaks(opened(first), opened(second), RULES)
     assert (leaks.unread, leaks.pairs) == (1, ())
     assert "1 images can't be read" in str(leaks)
 
@@ -88,7 +89,7 @@ def test_a_source_that_hides_its_files_is_refused(folders: tuple[Path, Path]) ->
             raise IndexError(index)
 
     with pytest.raises(ConfigError, match="where its images lie"):
-        find_leaks(Hidden(), opened(folders[0]), **LIMITS)  # type: ignore[arg-type]
+        find_leaks(Hidden(), opened(folders[0]), RULES)  # type: ignore[arg-type]
 
 
 def test_what_lies_where_was_looked_before_is_told_without_a_search(folders: tuple[Path, Path]) -> None:

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from ssldet import registry
-from ssldet.data.images import ImageSource
+from ssldet.data.images import ImageRules, ImageSource
 from ssldet.data.sources import ConcatSource, open_source
 from ssldet.errors import DataError
 from ssldet.types import Sample, Skipped, Source, Targets
 
-LIMITS = {"min_side": 17, "max_pixels": 1_000_000}
+RULES = ImageRules(min_side=17, max_pixels=1_000_000)
 
 
 class Labelled:
@@ -32,8 +32,8 @@ class Labelled:
         )
 
 
-def open_toy(rest, *, min_side, max_pixels):
-    assert (min_side, max_pixels) == (17, 1_000_000)
+def open_toy(rest, rules, *, masks=False):
+    assert (rules, masks) == (RULES, False)
     return Labelled(tuple(rest.split(",")), 3, rest)
 
 
@@ -52,19 +52,19 @@ def folder(tmp_path):
 
 
 def test_a_folder_and_several(folder):
-    assert isinstance(open_source([str(folder / "a")], **LIMITS), ImageSource)
-    both = open_source([str(folder / "a"), str(folder / "b")], **LIMITS)
+    assert isinstance(open_source([str(folder / "a")], RULES), ImageSource)
+    both = open_source([str(folder / "a"), str(folder / "b")], RULES)
     assert isinstance(both, ImageSource)
     assert [both[i].key for i in range(len(both))] == ["a/1.png", "b/1.png"]
 
 
 def test_a_format_by_name():
-    source = open_source(["toys:cat,dog"], **LIMITS)
+    source = open_source(["toys:cat,dog"], RULES)
     assert source.classes == ("cat", "dog")
 
 
 def test_formats_and_folders_together_are_unlabelled(folder):
-    source = open_source([str(folder / "a"), "toys:cat,dog"], **LIMITS)
+    source = open_source([str(folder / "a"), "toys:cat,dog"], RULES)
     assert isinstance(source, Source)
     assert source.classes == ()
     assert [source[i].key for i in range(len(source))] == ["0:0", "0:1", "0:2", "1:1.png"]
@@ -75,7 +75,7 @@ def test_formats_and_folders_together_are_unlabelled(folder):
 
 
 def test_equal_classes_join_and_others_do_not():
-    source = open_source(["toys:cat,dog", "toys:cat,dog"], **LIMITS)
+    source = open_source(["toys:cat,dog", "toys:cat,dog"], RULES)
     assert source.classes == ("cat", "dog")
     assert len(source) == 6
     assert [int(source[i].image[0, 0, 0]) for i in range(6)] == [0, 1, 2, 0, 1, 2]
@@ -84,9 +84,9 @@ def test_equal_classes_join_and_others_do_not():
         with pytest.raises(IndexError):
             source[index]
     with pytest.raises(DataError, match=r"2 and 3 classes, 'dog' against 'cow'"):
-        open_source(["toys:cat,dog", "toys:cat,cow,dog"], **LIMITS)
+        open_source(["toys:cat,dog", "toys:cat,cow,dog"], RULES)
     with pytest.raises(DataError, match=r"2 and 1 classes\)"):
-        open_source(["toys:cat,dog", "toys:cat"], **LIMITS)
+        open_source(["toys:cat,dog", "toys:cat"], RULES)
 
 
 def test_the_fingerprint_knows_the_order():
@@ -97,22 +97,22 @@ def test_the_fingerprint_knows_the_order():
 
 def test_a_near_miss_gets_a_suggestion():
     with pytest.raises(DataError, match=r"no data format 'toy' \(did you mean 'toys'\?\); formats: toys, voc$"):
-        open_source(["toy:x"], **LIMITS)
+        open_source(["toy:x"], RULES)
     with pytest.raises(DataError, match=r"no data format 'imagenet'; formats"):
-        open_source(["imagenet:x"], **LIMITS)
+        open_source(["imagenet:x"], RULES)
 
 
 def test_paths_with_colons_are_paths(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "toys:b").symlink_to("b")
-    assert isinstance(open_source(["toys:b"], **LIMITS), ImageSource)
+    assert isinstance(open_source(["toys:b"], RULES), ImageSource)
     with pytest.raises(DataError, match=r"no such file or folder: .*C:\\photos"):
-        open_source(["C:\\photos"], **LIMITS)
+        open_source(["C:\\photos"], RULES)
 
 
 def test_no_specification(folder):
     with pytest.raises(DataError, match="no images given"):
-        open_source([], **LIMITS)
+        open_source([], RULES)
 
 
 def test_fractions_are_nested_and_a_function_of_their_seed(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_fractions_are_nested_and_a_function_of_their_seed(tmp_path: Path) -> No
         Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
 
     def keys(fraction: float, seed: int = 0) -> list[str]:
-        part = open_source([str(tmp_path)], **LIMITS, fraction=fraction, fraction_seed=seed)
+        part = open_source([str(tmp_path)], RULES, fraction=fraction, fraction_seed=seed)
         return [part[index].key for index in range(len(part))]
 
     chosen = [keys(fraction) for fraction in (0.01, 0.05, 0.1, 0.5, 1.0)]
@@ -136,9 +136,9 @@ def test_a_fraction_has_its_own_fingerprint_and_keeps_what_the_whole_is(tmp_path
     for number in range(8):
         Image.new("RGB", (20, 20)).save(tmp_path / f"{number}.png")
     (tmp_path / "bad.png").write_bytes(b"")
-    whole = open_source([str(tmp_path)], **LIMITS)
-    part = open_source([str(tmp_path)], **LIMITS, fraction=0.5)
-    other = open_source([str(tmp_path)], **LIMITS, fraction=0.5, fraction_seed=3)
+    whole = open_source([str(tmp_path)], RULES)
+    part = open_source([str(tmp_path)], RULES, fraction=0.5)
+    other = open_source([str(tmp_path)], RULES, fraction=0.5, fraction_seed=3)
     assert len({whole.fingerprint, part.fingerprint, other.fingerprint}) == 3
     assert (part.classes, part.skipped) == (whole.classes, whole.skipped)
     assert part.path_of(0) == tmp_path / part[0].key  # type: ignore[attr-defined]

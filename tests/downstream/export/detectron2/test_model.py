@@ -27,6 +27,7 @@ from downstream.export.detectron2.mapper import Mapper
 from downstream.export.detectron2.model import SSLDet, batch_of
 from downstream.panoptic import Panoptic
 from ssldet.boxes import to_absolute
+from ssldet.data.images import ImageRules
 from ssldet.detectors.detr import DETRConfig
 from ssldet.nn.backbones import BackboneConfig
 
@@ -169,7 +170,7 @@ def test_segments_are_numbered_as_detectron2_numbers_them_and_get_our_quality(sc
     theirs = COCOPanopticEvaluator(spec, str(tmp_path / "out"))
     theirs.reset()
     theirs.process(given, answers)
-    ours = task.evaluator(open_panoptic(spec.partition(":")[2], min_side=1, max_pixels=10**6, masks=True))
+    ours = task.evaluator(open_panoptic(spec.partition(":")[2], ImageRules(min_side=1, max_pixels=10**6), masks=True))
     ours.update(found, batch)
     assert theirs.evaluate()["panoptic_seg"]["PQ"] == pytest.approx(100 * max(0.0, ours.results()["PQ"]), abs=1e-6)
 
@@ -179,7 +180,7 @@ def test_training_data_are_those_of_our_own_loader(scenes, monkeypatch, tmp_path
     spec = f"panoptic:{scenes}/panoptic.json:{scenes}/pngs:{scenes}/images"
     task = Panoptic(**SIZES, stuff=(1,), flip=0.0)
     entry = entries(spec, task, training=True)[0]
-    source = open_panoptic(spec.partition(":")[2], min_side=1, max_pixels=10**6, masks=True)
+    source = open_panoptic(spec.partition(":")[2], ImageRules(min_side=1, max_pixels=10**6), masks=True)
     sample = task.views(training=True)(source[0], torch.Generator())
     assert torch.equal(entry["image"], sample.image)
     batch = batch_of([entry])
