@@ -18,6 +18,7 @@ was never released; what the paper leaves open is chosen here, each with the fie
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -112,6 +113,8 @@ class QueryDetection(Objective):
         detector: Who is asked.
         patch_queries: Patch feature -> queries; the same part, by the same name, as in pretraining.
     """
+
+    detr_names = MappingProxyType({"patch_queries.projection.": "patch2query."})
 
     def __init__(self, task: OneShot, detector: Detector) -> None:
         """Join detector, projection, matcher and loss terms.

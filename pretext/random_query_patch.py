@@ -24,6 +24,7 @@ Field defaults are the released code's, because its weights were trained so; our
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -234,6 +235,8 @@ class PatchDetection(Objective):
         patch_queries: Patch features -> queries; thrown away after pretraining.
         reconstruction: Decoder states -> patch features, where the task wants them; likewise.
     """
+
+    detr_names = MappingProxyType({"patch_queries.projection.": "patch2query.", "reconstruction.": "feature_align."})
 
     def __init__(self, task: RandomQueryPatch, detector: Detector) -> None:
         """Join detector, heads, matcher and loss terms.

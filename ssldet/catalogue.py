@@ -15,6 +15,7 @@ GROUP_OF = {
     "tasks": "ssldet.tasks",
     "recipes": "ssldet.recipes",
     "exporters": "ssldet.exporters",
+    "importers": "ssldet.importers",
     "sources": "ssldet.sources",
 }
 MOST_MEASURED = 12
@@ -62,7 +63,8 @@ def list_names(what: str, pattern: str | None = None) -> "list[str] | BackboneTa
     """List names that recipes and command lines accept.
 
     Args:
-        what: `tasks`, `recipes`, `exporters`, `sources` (listed without importing anything), `backbones`, or `weights`.
+        what: `tasks`, `recipes`, `exporters`, `importers`, `sources` (listed without importing anything),
+            `backbones`, or `weights`.
         pattern: A shell pattern that the names shall fit; none lists all names, and of backbones one of each family.
     """
     if what == "backbones":

@@ -204,12 +204,12 @@ def export(start: Start, *, to: str, out: Path, json_: Json = False) -> None:
 
 @app.command(name="list")
 def list_(
-    what: Literal["tasks", "recipes", "backbones", "weights", "exporters", "sources"],
+    what: Literal["tasks", "recipes", "backbones", "weights", "exporters", "importers", "sources"],
     pattern: str | None = None,
     *,
     json_: Json = False,
 ) -> None:
-    """List what can be named: tasks, recipes, backbones, published weights, exporters, sources.
+    """List what can be named: tasks, recipes, backbones, published weights, exporters, importers, sources.
 
     Args:
         pattern: Names to list, such as 'timm/convnext*'; without one, backbones are one of each family.

@@ -17,6 +17,7 @@ GROUPS = {
     "ssldet.datasets": "generated data set",
     "ssldet.scorers": "scorer",
     "ssldet.exporters": "exporter",
+    "ssldet.importers": "importer",
     "ssldet.verbs": "verb",
 }
 """Entry-point group -> the word for one of its members."""

@@ -23,9 +23,12 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         detector: The detector that is taught.
+        detr_names: How names of the task's own heads begin here -> in files with DETR's names, such as those that
+            UP-DETR's authors publish. What is not named stays out of such files.
     """
 
     detector: Detector
+    detr_names: ClassVar[Mapping[str, str]] = {}
 
     def begin(self, step: int, total_steps: int) -> None:
         """Make ready for a step, once on every rank, before its first batch; nothing, unless a task has a use for it.

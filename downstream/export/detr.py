@@ -26,8 +26,6 @@ from ssldet.task import Objective
 from ssldet.weights.detr import STATEMENT, detector_from_file, recognise, to_detr
 from ssldet.weights.resnets import name_resnet
 
-HEADS = ("patch_queries.", "reconstruction.")
-"""What UP-DETR's files have a place for beside the detector."""
 FINER_CHANNELS = 1024, 512, 256
 """Channels of the finer levels that DETR's mask head is made for, coarsest first."""
 
@@ -45,7 +43,7 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     """Write a detector in DETR's format, and prove it by loading it back.
 
     Args:
-        objective: The detector inside its task. UP-DETR's heads go with it; those of other tasks are left out.
+        objective: The detector inside its task. Heads that its `detr_names` list go with it; others are left out.
         info: What is known of it. Task and classes stand among the options, where DETR's own code doesn't look.
         out: File to create.
 
@@ -62,9 +60,9 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     kept = {
         name: value.detach().to("cpu", copy=True).contiguous()
         for name, value in objective.state_dict().items()
-        if name.startswith(("detector.", *HEADS))
+        if name.startswith(("detector.", *objective.detr_names))
     }
-    state = to_detr(kept)
+    state = to_detr(kept, objective.detr_names)
     stated = statement(info, whole=len(kept) == len(objective.state_dict()))
     document = {"model": state, "args": _options(detector, state) | {STATEMENT: stated}}
 
@@ -74,7 +72,7 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         write_whole(path, content.getbuffer(), Disk())
 
     def read_back(path: Path) -> Comparison:
-        return same_detector(detector, detector_from_file(path).detector)
+        return same_detector(detector, detector_from_file(path, objective.detr_names).detector)
 
     return write_proven(out, write, read_back, model_card(objective, info, USE.format(name=out.name)))
 

@@ -7,7 +7,8 @@ from ssldet.classes import match_classes
 from ssldet.detectors.base import Detector
 from ssldet.engine.checkpoint import TransferReport
 from ssldet.engine.checkpoint import transfer as hand_sections
-from ssldet.verbs.opening import Opened, open_model
+from ssldet.importing.base import Opened
+from ssldet.verbs.opening import open_model
 
 
 def transfer(

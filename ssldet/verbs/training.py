@@ -19,6 +19,7 @@ from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
 from ssldet.engine.sources import evaluation_source, training_source
 from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
+from ssldet.importing.base import Opened
 from ssldet.nn.backbones import adopt
 from ssldet.ranks import rank
 from ssldet.recipe import check, from_document, override
@@ -27,7 +28,7 @@ from ssldet.types import Source
 from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
-from ssldet.verbs.opening import Opened, load, open_model
+from ssldet.verbs.opening import load, open_model
 from ssldet.verbs.using import Exported, evaluate, export, predict
 from ssldet.weights.words import choose_backbone
 

@@ -19,12 +19,13 @@ from ssldet.data.loader import evaluation_batches
 from ssldet.data.sources import open_source
 from ssldet.engine.evaluate import unpadded
 from ssldet.errors import ConfigError, DataError, UnreadableError
+from ssldet.importing.base import Opened
 from ssldet.recipe import override
 from ssldet.registry import find, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.task import Localiser, PretextTask
 from ssldet.types import Batch, Detections, Sample, Segmentation, Source
-from ssldet.verbs.opening import Opened, open_model, pick_device
+from ssldet.verbs.opening import open_model, pick_device
 from ssldet.verbs.results import PanopticResults, file_name, results_file, rows_of
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ssldet.errors import CheckpointError
@@ -193,21 +192,6 @@ def configuration_beside(path: Path) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     return {}
-
-
-def for_detectron2(path: Path) -> bool:
-    """Say whether a safetensors file is one for detectron2, which has no header of ours.
-
-    Args:
-        path: The file; one that can't be read is none.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            own = "ssldet" in (file.metadata() or {})
-            names = list(file.keys())
-    except (SafetensorError, OSError):
-        return False
-    return not own and (has_our_names(names) or is_wrapper(names))
 
 
 def has_our_names(names: Collection[str]) -> bool:

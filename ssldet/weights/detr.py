@@ -1,18 +1,20 @@
-"""DETR and UP-DETR files <-> our detector: the same tensors under other names, and what the names say of the model.
+"""DETR's files <-> our detector: the same tensors under other names, and what the names say of the model.
 
 `from_detr` and `to_detr` only rename, both ways and without loss. `recognise` reads width, depth, classes and the like
 off the tensors, so that nobody has to retype the flags a file was trained with. Mask models put `detr.` before all
-names but those of their mask heads.
+names but those of their mask heads. A pretraining such as UP-DETR's keeps its heads in the same file: their names are
+given by whoever knows them, see `Objective.detr_names`.
 """
 
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.errors import CheckpointError
@@ -34,13 +36,12 @@ NAMES = {
     "class_embed.": "detector.class_head.",
     "bbox_attention.": "detector.mask_attention.",
     "mask_head.": "detector.mask_head.",
-    "patch2query.": "patch_queries.projection.",
-    "feature_align.": "reconstruction.",
 }
 """How a name begins in their files -> how it begins in the state of an objective of ours."""
 OURS = {ours: theirs for theirs, ours in NAMES.items()}
 SEGMENTATION = "detr."
 """What precedes all names of the detector in the files of DETR's mask models."""
+NO_HEADS: Mapping[str, str] = MappingProxyType({})
 MASK_HEADS = ("bbox_attention.", "mask_head.")
 DEFAULT_HEADS = 8
 """Attention heads leave no trace in a file; all released ones have this many."""
@@ -56,23 +57,37 @@ class Recognised:
 
     Attributes:
         config: Choices that build the same detector.
-        pretraining: Whether it holds the heads that UP-DETR throws away after pretraining.
-        tensors: Number of tensors.
+        tensors: Number of tensors of the detector.
+        beside: Number of other tensors, such as those of heads that a pretraining throws away.
     """
 
     config: DETRConfig
-    pretraining: bool
     tensors: int
+    beside: int = 0
 
     def __str__(self) -> str:
         """Say it in one line."""
         config = self.config
         return (
-            f"{'UP-DETR pretraining' if self.pretraining else 'DETR'}{' with masks' if config.masks else ''}, "
-            f"{config.backbone.name}, "
+            f"DETR{' with masks' if config.masks else ''}, {config.backbone.name}, "
             f"{'pre' if config.pre_norm else 'post'}-norm, {config.encoder_layers}+{config.decoder_layers} layers, "
             f"width {config.width}, {config.num_queries} queries, {config.num_classes} classes, {self.tensors} tensors"
+            f"{f' and {self.beside} beside it' if self.beside else ''}"
         )
+
+
+class DetrFile(NamedTuple):
+    """What a file with DETR's names holds, before anything is built.
+
+    Attributes:
+        config: Choices that build its detector.
+        state: Its tensors in DETR's naming.
+        stated: Task, classes and category ids, where we wrote the file; else empty.
+    """
+
+    config: DETRConfig
+    state: dict[str, Tensor]
+    stated: dict[str, Any]
 
 
 class Loaded(NamedTuple):
@@ -80,39 +95,57 @@ class Loaded(NamedTuple):
 
     Attributes:
         detector: Filled with every tensor that belongs to it.
-        heads: State of UP-DETR's pretraining heads, named as in the random-query-patch objective; else empty.
+        heads: State of the heads beside it, by the names of our objective; empty where there are none.
         config: The detector's configuration as plain values.
-        stated: Task, classes and category ids, where the file is of ours; else empty.
     """
 
     detector: DETR
     heads: dict[str, Tensor]
     config: dict[str, Any]
-    stated: dict[str, Any]
 
 
-def from_detr(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a DETR or UP-DETR state to that of an objective of ours: `detector.…` and the pretraining heads.
+def has_detr_names(names: Iterable[str]) -> bool:
+    """Say whether names are those of a DETR, or of something made from its code.
+
+    Args:
+        names: Of all tensors of a file.
+    """
+    return not {"query_embed.weight", "class_embed.weight"}.isdisjoint(bare_names(names))
+
+
+def bare_names(names: Iterable[str]) -> set[str]:
+    """Return names without what models around a DETR put before them.
+
+    Args:
+        names: Of all tensors of a file.
+    """
+    return {name.removeprefix(SEGMENTATION).removeprefix(SEGMENTATION) for name in names}
+
+
+def from_detr(state: Mapping[str, Tensor], heads: Mapping[str, str] = NO_HEADS) -> dict[str, Tensor]:
+    """Rename a state in DETR's naming to that of an objective of ours: `detector.…`, and heads beside it.
 
     Args:
         state: Tensors in their naming.
+        heads: How names of heads begin in the objective -> in their naming.
 
     Raises:
-        CheckpointError: A name that neither project has.
+        CheckpointError: A name that is neither DETR's nor one of the heads'.
     """
-    return _rename(_bare(state), NAMES, "DETR or UP-DETR")
+    return _rename(_bare(state), NAMES | {theirs: ours for ours, theirs in heads.items()}, "DETR")
 
 
-def to_detr(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the state of an objective of ours to DETR's and UP-DETR's naming.
+def to_detr(state: Mapping[str, Tensor], heads: Mapping[str, str] = NO_HEADS) -> dict[str, Tensor]:
+    """Rename the state of an objective of ours to DETR's naming.
 
     Args:
-        state: Tensors named `detector.…`, and those of the random-query-patch heads.
+        state: Tensors named `detector.…`, and those of heads.
+        heads: How names of heads begin in the objective -> in their naming.
 
     Raises:
         CheckpointError: A name that their files have no place for.
     """
-    renamed = _rename(state, OURS, "our DETR")
+    renamed = _rename(state, OURS | dict(heads), "our DETR")
     if not any(name.startswith(MASK_HEADS) for name in renamed):
         return renamed
     return {name if name.startswith(MASK_HEADS) else SEGMENTATION + name: value for name, value in renamed.items()}
@@ -144,7 +177,7 @@ def recognise(
     backbone = backbone or name_resnet(body)
     if backbone is None or "class_embed.weight" not in state or "query_embed.weight" not in state:
         raise CheckpointError(
-            "not a DETR or UP-DETR model with a ResNet (it lacks backbone.0.body.…, class_embed or query_embed); "
+            "not a DETR with a ResNet (it lacks backbone.0.body.…, class_embed or query_embed); "
             "load backbones by detector.backbone.weights, and our own files by their run folder"
         )
     num_queries, width = state["query_embed.weight"].shape
@@ -165,20 +198,23 @@ def recognise(
     )
     if problems := config.problems():
         raise CheckpointError(f"recognised as DETR, but {'; '.join(problems)}; name the right number of heads")
-    return Recognised(config=config, pretraining="patch2query.weight" in state, tensors=len(state))
+    own = sum(name.startswith(tuple(NAMES)) for name in state)
+    return Recognised(config=config, tensors=own, beside=len(state) - own)
 
 
 def detector_from_file(
     path: Path,
+    beside: Mapping[str, str] = NO_HEADS,
     *,
     heads: int | None = None,
     output_stride: Literal[16, 32] | None = None,
     mask_attention: Softmax | None = None,
 ) -> Loaded:
-    """Build and fill the detector that a DETR or UP-DETR file holds.
+    """Build and fill the detector that a file with DETR's names holds.
 
     Args:
         path: The file.
+        beside: How names of heads beside the detector begin in our objective -> in the file.
         heads: Attention heads; none takes what the file's options say, else 8.
         output_stride: Stride of the last level; none takes what the file's options say, else 16 where the file's name
             holds `dc5` as those of the released models do, else 32.
@@ -188,20 +224,27 @@ def detector_from_file(
     Raises:
         CheckpointError: The file can't be read, is none of theirs, or holds more or less than such a detector.
     """
-    return detector_from_state(
-        *read_state(path), heads=heads, output_stride=output_stride, mask_attention=mask_attention
-    )
+    file = look_into(*read_state(path), heads=heads, output_stride=output_stride, mask_attention=mask_attention)
+    detector = file.config.build()
+    try:
+        ours = from_detr(file.state, beside)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    own = {name.removeprefix("detector."): value for name, value in ours.items() if name.startswith("detector.")}
+    fill(detector, own, path)
+    heads_beside = {name: value for name, value in ours.items() if not name.startswith("detector.")}
+    return Loaded(detector, heads_beside, to_document(file.config))
 
 
-def detector_from_state(
+def look_into(
     state: Mapping[str, Tensor],
     origin: Origin,
     *,
     heads: int | None = None,
     output_stride: Literal[16, 32] | None = None,
     mask_attention: Softmax | None = None,
-) -> Loaded:
-    """Build and fill the detector that a state in DETR's naming holds, or in that of its authors' detectron2 model.
+) -> DetrFile:
+    """Say what a state in DETR's naming holds, or one in that of its authors' model for detectron2.
 
     Args:
         state: Tensors by name.
@@ -211,7 +254,7 @@ def detector_from_state(
         mask_attention: See `detector_from_file`.
 
     Raises:
-        CheckpointError: It holds something else, or more or less than such a detector.
+        CheckpointError: It holds something else.
     """
     path, options = origin.path, origin.options
     dilated = options.get("dilation", "dc5" in path.name.casefold())
@@ -227,31 +270,26 @@ def detector_from_state(
             output_stride=output_stride or (16 if dilated else 32),
             mask_attention=mask_attention or _stated_softmax(options),
         )
-        ours = from_detr(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    detector = known.config.build()
-    own = {name.removeprefix("detector."): value for name, value in ours.items() if name.startswith("detector.")}
-    fill(detector, own, path)
     taken = f"; mask_attention={known.config.mask_attention}" if known.config.masks else ""
     log.info("%s: %s%s", path, known, taken)
-    beside = {name: value for name, value in ours.items() if not name.startswith("detector.")}
     stated = options.get(STATEMENT)
-    return Loaded(detector, beside, to_document(known.config), stated if isinstance(stated, dict) else {})
+    return DetrFile(known.config, dict(state), stated if isinstance(stated, dict) else {})
 
 
-def fill(detector: DETR, state: Mapping[str, Tensor], path: Path) -> None:
+def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load all of it or nothing: every tensor has a place, every place a tensor, and every number is one.
 
     Args:
-        detector: Receives.
+        module: A detector, or the objective around it; receives.
         state: Tensors by its names.
         path: Where they come from, for messages.
 
     Raises:
         CheckpointError: A tensor is missing, too many, of another shape or not finite.
     """
-    wanted = detector.state_dict()
+    wanted = module.state_dict()
     lines = [f"{name} is missing" for name in wanted if name not in state]
     lines += [f"{name} has no place" for name in state if name not in wanted]
     lines += [
@@ -263,7 +301,7 @@ def fill(detector: DETR, state: Mapping[str, Tensor], path: Path) -> None:
     if lines:
         more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
         raise CheckpointError(f"{path}: does not fit the detector it looks like: {lines[0]}{more}; is the file whole?")
-    detector.load_state_dict(dict(state), strict=True)
+    module.load_state_dict(dict(state), strict=True)
 
 
 def _rename(state: Mapping[str, Tensor], names: Mapping[str, str], kind: str) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 ZIP_MAGIC = b"PK\x03\x04"
 LONGEST_HEADER = 100_000_000
 """Bytes of a table of contents beyond which the safetensors format itself draws the line."""
+Content = TypeVar("Content")
 HARMLESS: list[Any] = [
     argparse.Namespace,
     *((PurePosixPath, f"pathlib{local}.{kind}") for local in ("", "._local") for kind in
@@ -97,6 +98,23 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
         options=_options(document, metadata),
         metadata=metadata,
     )
+
+
+def read_header(path: Path) -> tuple[frozenset[str], dict[str, str]]:
+    """Return names of tensors and text beside them from a safetensors file, without reading a tensor.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Both empty where it is no whole safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, _ = _strip(dict.fromkeys(file.keys()), path)
+            return frozenset(names), file.metadata() or {}
+    except (SafetensorError, CheckpointError, OSError):
+        return frozenset(), {}
 
 
 def _sniff(path: Path) -> Literal["safetensors", "torch"]:
@@ -205,7 +223,7 @@ def _options(document: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
     )
 
 
-def _strip(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], str]:
+def _strip(state: dict[str, Content], path: Path) -> tuple[dict[str, Content], str]:
     """Take off what data parallelism and compilation put around a model's names."""
     prefix, found = "", {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     if len(found) != len(state):

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
-from pretext.random_query_patch import RandomQueryPatch, draw_boxes
+from pretext.random_query_patch import PatchDetection, RandomQueryPatch, draw_boxes
 from ssldet.detectors.base import DetectorConfig
 from ssldet.losses.criterion import Criterion
 from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm
@@ -26,6 +26,7 @@ from tests.oracles.named import CASES, boxes, canvas, kept, labels, patches, wei
 TOLERANCE = {"rtol": 1e-5, "atol": 5e-5}
 """Two ways to add up the same numbers in 32 bits differ by 2e-5 in logits of about 8."""
 TERMS = {"class": "loss_ce", "box_l1": "loss_bbox", "box_giou": "loss_giou", "reconstruction": "loss_feature"}
+HEADS = PatchDetection.detr_names
 UPDETR = [name for name, case in CASES.items() if case.project == "updetr"]
 MODES = [(name, "eval") for name in CASES] + [(name, "masked") for name in UPDETR]
 
@@ -48,7 +49,7 @@ def name(request):
 @cache
 def model(name):
     """Return the objective (UP-DETR) or detector in an objective's clothes (DETR), with the reference's weights."""
-    case, state = CASES[name], from_detr(reference_state(name))
+    case, state = CASES[name], from_detr(reference_state(name), HEADS)
     known = recognise(reference_state(name), heads=case.heads, output_stride=16 if case.dilation else 32)
     detector = replace(known.config, dropout=0.0).build()
     task = RandomQueryPatch(num_patches=case.patches, patch_size=case.patch_size, freeze_backbone=False)
@@ -97,7 +98,7 @@ def test_files_of_the_reference_load_by_themselves(name, tmp_path):
     case, path = CASES[name], tmp_path / "checkpoint.pth"
     options = Namespace(nheads=case.heads, dilation=case.dilation)
     torch.save({"model": reference_state(name), "args": options, "epoch": 3}, path)
-    detector, heads, document, _ = detector_from_file(path)
+    detector, heads, document = detector_from_file(path, HEADS)
     config = from_document(DetectorConfig, document)
     assert (config.width, config.num_queries, config.num_classes) == (case.width, case.queries, case.classes)
     assert (config.encoder_layers, config.decoder_layers) == (case.encoder_layers, case.decoder_layers)
@@ -155,7 +156,7 @@ def test_gradients_of_everything_but_the_backbone(name, mode):
     prefix = "" if CASES[name].project == "updetr" else "detector."
     holder = objective if not prefix else objective.detector
     grads = {prefix + key: value.grad for key, value in holder.named_parameters() if value.grad is not None}
-    norms = {key: grad.double().norm().item() for key, grad in to_detr(grads).items()}
+    norms = {key: grad.double().norm().item() for key, grad in to_detr(grads, HEADS).items()}
     oracle = recorded(name)[mode]["gradients"]
     assert oracle.keys() <= norms.keys()
     for key, theirs in oracle.items():
@@ -210,7 +211,7 @@ def test_the_names_map_back_onto_the_reference(name):
     case, objective = CASES[name], model(name)
     prefix = "" if case.project == "updetr" else "detector."
     holder = objective.detector if prefix else objective
-    back = to_detr({prefix + key: value for key, value in holder.state_dict().items()})
+    back = to_detr({prefix + key: value for key, value in holder.state_dict().items()}, HEADS)
     reference = reference_state(name)
     assert back.keys() == reference.keys()
     assert all(torch.equal(back[key], reference[key]) for key in reference)

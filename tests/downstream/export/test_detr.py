@@ -45,7 +45,7 @@ def test_a_training_objective_stays_in_training(tmp_path, objective):
 def test_a_pretrained_model_takes_its_heads_along(tmp_path):
     objective = RandomQueryPatch(num_patches=3).objective(SMALL_DETR.build())
     export(objective, {}, tmp_path / "model.pth")
-    loaded = detector_from_file(tmp_path / "model.pth")
+    loaded = detector_from_file(tmp_path / "model.pth", objective.detr_names)
     assert len(torch.load(tmp_path / "model.pth", weights_only=True)["model"]) == 169
     assert torch.equal(loaded.heads["patch_queries.projection.weight"], objective.patch_queries.projection.weight)
 
@@ -151,8 +151,8 @@ def test_nothing_is_overwritten(tmp_path, objective):
 
 
 def test_a_copy_that_answers_otherwise_is_not_written(tmp_path, objective, monkeypatch):
-    def read(path):
-        loaded = detector_from_file(path)
+    def read(path, heads):
+        loaded = detector_from_file(path, heads)
         loaded.detector.class_head.bias.data[0] += 1e-3
         return loaded
 

@@ -4,13 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretext.random_query_patch import RandomQueryPatch
+from pretext.random_query_patch import PatchDetection, RandomQueryPatch
 from ssldet.detectors.base import DetectorConfig
 from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import CheckpointError
 from ssldet.recipe import from_document
 from ssldet.weights.detr import detector_from_file, from_detr, recognise, to_detr
 from tests.models import SMALL_DETR
+
+HEADS = PatchDetection.detr_names
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def objective():
 @pytest.fixture(scope="module")
 def pretrained(objective):
     """State of a pretraining model in UP-DETR's naming."""
-    return to_detr(objective.state_dict())
+    return to_detr(objective.state_dict(), HEADS)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_the_models_of_the_papers_have_as_many_tensors_as_theirs():
     assert len(to_detr({f"detector.{name}": v for name, v in detector.state_dict().items()})) == 460
     with torch.device("meta"):
         objective = RandomQueryPatch().objective(detector)
-    state = to_detr(objective.state_dict())
+    state = to_detr(objective.state_dict(), HEADS)
     assert len(state) == 466
     assert state["patch2query.weight"].shape == (256, 2048)
     assert state["feature_align.layers.1.weight"].shape == (2048, 256)
@@ -75,13 +77,13 @@ def test_the_models_of_the_papers_have_as_many_tensors_as_theirs():
 def test_names(theirs, ours):
     ours = ours or theirs.replace("transformer.", "detector.")
     value = torch.ones(1)
-    assert from_detr({theirs: value}) == {ours: value}
-    assert to_detr({ours: value}) == {theirs: value}
+    assert from_detr({theirs: value}, HEADS) == {ours: value}
+    assert to_detr({ours: value}, HEADS) == {theirs: value}
 
 
 def test_renaming_loses_nothing_either_way(objective, pretrained):
-    assert from_detr(pretrained).keys() == objective.state_dict().keys()
-    assert to_detr(from_detr(pretrained)).keys() == pretrained.keys()
+    assert from_detr(pretrained, HEADS).keys() == objective.state_dict().keys()
+    assert to_detr(from_detr(pretrained, HEADS), HEADS).keys() == pretrained.keys()
     assert len(pretrained) == len(objective.state_dict())
 
 
@@ -93,16 +95,15 @@ def test_foreign_names_are_refused(rename):
 
 def test_recognises_everything_that_leaves_a_trace(pretrained, plain):
     known = recognise(pretrained, heads=4)
-    assert known.pretraining
     assert known.config == SMALL_DETR
-    assert not recognise(plain, heads=4).pretraining
-    text = "UP-DETR pretraining, resnet18, pre-norm, 1+2 layers, width 24, 12 queries, 5 classes, 169 tensors"
+    assert recognise(plain, heads=4).beside == 0
+    text = "DETR, resnet18, pre-norm, 1+2 layers, width 24, 12 queries, 5 classes, 163 tensors and 6 beside it"
     assert str(known) == text
 
 
 def test_a_pretraining_file_fills_detector_and_heads(tmp_path, objective, pretrained):
     path = write(tmp_path / "a.pth", pretrained, args=Namespace(nheads=4), epoch=59)
-    detector, heads, document, _ = detector_from_file(path)
+    detector, heads, document = detector_from_file(path, HEADS)
     assert from_document(DetectorConfig, document) == SMALL_DETR
     state = {f"detector.{name}": value for name, value in detector.state_dict().items()} | heads
     assert state.keys() == objective.state_dict().keys()
@@ -194,8 +195,8 @@ def without(state, name):
         (lambda s: s | {"input_proj.bias": torch.ones(23)}, r"projection.bias is \[23\] instead of \[24\]"),
         (lambda s: s | {"input_proj.bias": torch.full((24,), torch.nan)}, "projection.bias is not finite"),
         (lambda s: s | {"extra.weight": torch.ones(1)}, "such as 'extra.weight'"),
-        (lambda s: without(s, "class_embed.weight"), "not a DETR or UP-DETR model"),
-        (lambda s: {name.replace("0.body.", ""): v for name, v in s.items()}, "not a DETR or UP-DETR model"),
+        (lambda s: without(s, "class_embed.weight"), "not a DETR with a ResNet"),
+        (lambda s: {name.replace("0.body.", ""): v for name, v in s.items()}, "not a DETR with a ResNet"),
     ],
 )
 def test_a_file_with_more_or_less_than_a_detector_is_refused(tmp_path, plain, damage, words):

@@ -244,7 +244,7 @@ def no_size(folder):
     [
         (cut, "model.safetensors: is cut off or damaged"),
         (no_weights, "has config.json but no model.safetensors or pytorch_model.bin"),
-        (no_configuration, "neither a run folder .* nor one of transformers"),
+        (no_configuration, "neither a run folder .* nor known .* folders of Hugging Face transformers"),
         (broken_configuration, "config.json: can't be read"),
         (a_list, "config.json: is no JSON object"),
         (matrix_missing, re.escape("multihead_attn.in_proj_weight can't be joined from ['k', 'v']_proj")),

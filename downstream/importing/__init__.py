@@ -1,0 +1,1 @@
+"""somebody's detector -> Opened as a task with labels."""

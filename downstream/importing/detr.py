@@ -1,0 +1,49 @@
+"""DETR's files -> Opened: detection, or panoptic segmentation where the detector draws masks."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from downstream.detection import Detection
+from downstream.panoptic import Panoptic
+from ssldet.importing.base import Candidate, Importer, Opened
+from ssldet.importing.detr import Assumed, is_detr, open_detr
+from ssldet.weights.coco import STUFF, coco_numbering
+from ssldet.weights.detr import DetrFile
+
+
+def published_task(*, masks: bool, category_ids: Sequence[int]) -> Callable[..., Detection]:
+    """Return what makes the task of a published detector, given choices such as sizes of images.
+
+    Args:
+        masks: Whether the detector draws masks.
+        category_ids: COCO's number of each class, which says what is stuff; empty where it is unknown.
+    """
+    if not masks:
+        return Detection
+    return partial(Panoptic, stuff=tuple(label for label, key in enumerate(category_ids) if key in STUFF))
+
+
+def open_file(candidate: Candidate) -> Opened:
+    """Build the detector that a file of DETR's authors holds.
+
+    Args:
+        candidate: A file with DETR's names.
+
+    Raises:
+        CheckpointError: It holds something else, or more or less than such a detector.
+    """
+    return open_detr(candidate, _assume)
+
+
+def _assume(file: DetrFile) -> Assumed:
+    classes, category_ids = coco_numbering(file.config.num_classes)
+    task = published_task(masks=file.config.masks, category_ids=category_ids)()
+    return Assumed(task=task, classes=classes, category_ids=category_ids)
+
+
+IMPORTER = Importer(
+    reads="DETR's files, and those of its authors' model for detectron2",
+    recognises=is_detr,
+    open=open_file,
+    general=True,
+)

@@ -1,0 +1,1 @@
+"""somebody's pretrained model -> Opened as the pretext task that taught it."""

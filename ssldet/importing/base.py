@@ -1,0 +1,120 @@
+"""The interface of importers: who recognises a file or folder, opens it as a model inside its task.
+
+An importer is registered under `ssldet.importers`. They are asked in the order of their names, general ones last, and
+the first that recognises what it is shown opens it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ssldet.errors import CheckpointError, ConfigError
+from ssldet.registry import find, names
+from ssldet.task import Objective, Task
+from ssldet.weights.files import Origin, read_header, read_state
+
+log = logging.getLogger(__name__)
+
+GROUP = "ssldet.importers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model with what its file says of it.
+
+    Attributes:
+        objective: The detector inside the task that taught it, in evaluation mode.
+        task: That task.
+        classes: Class names in the order of the labels; empty where the model was never shown any.
+        info: Everything else that the file states: at least `task`, `detector`, `classes` and `category_ids`, as plain
+            values.
+    """
+
+    objective: Objective
+    task: Task
+    classes: tuple[str, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file or folder that importers are asked about; what one of them has read, the next need not read again.
+
+    Attributes:
+        path: Where it is; it exists.
+    """
+
+    path: Path
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """Text beside the tensors of a safetensors file; empty for everything else."""
+        return self._header[1]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of all tensors; empty for a folder, and for a file that can't be read as weights.
+
+        A safetensors file lists them at its beginning; a torch file has to be read for them.
+        """
+        if self._header[0] or self.path.is_dir():
+            return self._header[0]
+        try:
+            return frozenset(self.read()[0])
+        except CheckpointError:
+            return frozenset()
+
+    def read(self) -> tuple[dict[str, Tensor], Origin]:
+        """Return the tensors of a file and what else it says, as `ssldet.weights.files.read_state` does.
+
+        Raises:
+            CheckpointError: It can't be read as weights.
+        """
+        return self._content
+
+    @cached_property
+    def _header(self) -> tuple[frozenset[str], dict[str, str]]:
+        return (frozenset(), {}) if self.path.is_dir() else read_header(self.path)
+
+    @cached_property
+    def _content(self) -> tuple[dict[str, Tensor], Origin]:
+        return read_state(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importer:
+    """Opens one kind of file or folder.
+
+    Attributes:
+        reads: What it reads, in words that fit into "importers read …".
+        recognises: Says whether something is of its kind, from names and not from numbers. What is of its kind and
+            damaged is recognised too, because `open` can say what is wrong.
+        open: Builds the model; raises `CheckpointError` where the file is not whole.
+        general: Whether it also takes what another importer may know better; it is asked after all that are not.
+    """
+
+    reads: str
+    recognises: Callable[[Candidate], bool]
+    open: Callable[[Candidate], Opened]
+    general: bool = False
+
+
+def importers() -> Iterator[Importer]:
+    """Yield every registered importer in the order of asking; one that can't be imported is left out with a warning."""
+    general = []
+    for name in names(GROUP):
+        try:
+            importer: Importer = find(GROUP, name)
+        except ConfigError as error:
+            log.warning("%s; its files can't be opened", error)
+            continue
+        if importer.general:
+            general.append(importer)
+        else:
+            yield importer
+    yield from general
