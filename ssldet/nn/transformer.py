@@ -45,6 +45,27 @@ class Grouping:
         contiguous = bool((order[1:] > order[:-1]).all())
         return Grouping(count=len(sizes), order=None if contiguous else order)
 
+    def to(self, device: torch.device) -> "Grouping":
+        """Return the same layout on another device."""
+        order, hidden = (None if part is None else part.to(device) for part in (self.order, self.hidden))
+        return Grouping(count=self.count, order=order, hidden=hidden)
+
+    def arrange(self, queries: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q D"]:
+        """Bring queries into the order in which groups are contiguous.
+
+        Args:
+            queries: Anything that each query has.
+        """
+        return queries if self.order is None else queries[:, self.order]
+
+    def restore(self, answers: Float[Tensor, "*N Q D"]) -> Float[Tensor, "*N Q D"]:
+        """Bring answers back into the order of the queries.
+
+        Args:
+            answers: Anything that was made of arranged queries.
+        """
+        return answers if self.order is None else answers[..., self.order.argsort(), :]
+
 
 class Attention(nn.Module):
     """Multi-head attention with the parameters of `torch.nn.MultiheadAttention`."""
@@ -99,10 +120,18 @@ class Attention(nn.Module):
         return projected.view(batch * groups, count // groups, self.heads, width // self.heads).transpose(1, 2)
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """What encoder and decoder layers share: residual branches and the feed-forward network."""
 
     def __init__(self, width: int, feedforward: int, dropout: float, *, pre_norm: bool) -> None:
+        """Create the weights of the feed-forward network.
+
+        Args:
+            width: Width of the states.
+            feedforward: Width inside the feed-forward network.
+            dropout: Share of branches and hidden units that are dropped in training.
+            pre_norm: Normalise the input of each branch rather than the sum after it.
+        """
         super().__init__()
         self.pre_norm = pre_norm
         self.linear1 = nn.Linear(width, feedforward)
@@ -120,7 +149,7 @@ class _Layer(nn.Module):
         return _call(self.linear2, self.dropout(self.linear1(states).relu_()))
 
 
-class EncoderLayer(_Layer):
+class EncoderLayer(Layer):
     """Self-attention among the cells of an image, then a feed-forward network."""
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float, *, pre_norm: bool) -> None:
@@ -157,7 +186,7 @@ class EncoderLayer(_Layer):
         return self._after(self.norm2, cells, self._feed(self._before(self.norm2, cells)))
 
 
-class DecoderLayer(_Layer):
+class DecoderLayer(Layer):
     """Self-attention among the queries, cross-attention to the cells, then a feed-forward network."""
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float, *, pre_norm: bool) -> None:
@@ -228,7 +257,7 @@ class Encoder(nn.Module):
             EncoderLayer(width, heads, feedforward, dropout, pre_norm=pre_norm) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
-        _xavier(self)
+        draw_matrices(self)
 
     def forward(
         self,
@@ -270,7 +299,7 @@ class Decoder(nn.Module):
             DecoderLayer(width, heads, feedforward, dropout, pre_norm=pre_norm) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
-        _xavier(self)
+        draw_matrices(self)
 
     def forward(
         self,
@@ -292,20 +321,15 @@ class Decoder(nn.Module):
             groups: Group of each query; groups do not see one another. None means one group.
         """
         hidden = None if padding is None else padding.unsqueeze(1)
-        grouping = Grouping.of(groups)
         # Nothing else in the decoder depends on the order of queries, so they are sorted once and put back once.
-        if grouping.order is not None:
-            order = grouping.order.to(content.device)
-            content, position = content[:, order], position[:, order]
-        if grouping.hidden is not None:
-            grouping = Grouping(hidden=grouping.hidden.to(content.device))
+        grouping = Grouping.of(groups).to(content.device)
+        content, position = grouping.arrange(content), grouping.arrange(position)
         keys = cells + cell_position
         states = []
         for layer in self.layers:
             content = layer(content, position, keys, cells, hidden, grouping)
             states.append(content)
-        result = _call(self.norm, torch.stack(states))
-        return result if grouping.order is None else result[:, :, order.argsort()]
+        return grouping.restore(_call(self.norm, torch.stack(states)))
 
 
 def _call(module: nn.Module, states: Tensor) -> Tensor:
@@ -313,8 +337,12 @@ def _call(module: nn.Module, states: Tensor) -> Tensor:
     return result
 
 
-def _xavier(module: nn.Module) -> None:
-    """Start every matrix as DETR does; vectors keep their own start."""
+def draw_matrices(module: nn.Module) -> None:
+    """Start every matrix as DETR does; vectors keep their own start.
+
+    Args:
+        module: What has the matrices.
+    """
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
