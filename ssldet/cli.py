@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from ssldet import registry
+from ssldet import defaults, registry
 from ssldet.errors import ConfigError, DataError, SsldetError, StoppedError
 
 app = App(
@@ -77,7 +77,7 @@ def _assignments(pairs: Sequence[str] | None) -> dict[str, str]:
 @app.command
 def pretrain(
     *images: str,
-    recipe: str = "random_query_patch/r50",
+    recipe: str = defaults.PRETRAIN,
     backbone: str | None = None,
     val: Data | None = None,
     out: Out = None,
@@ -109,7 +109,7 @@ def finetune(
     *,
     data: Data | None = None,
     val: Data | None = None,
-    recipe: str = "detection/r50",
+    recipe: str = defaults.FINETUNE,
     out: Out = None,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -222,7 +222,7 @@ def list_(
 @app.command
 def preview(
     *images: str,
-    task: str = "random_query_patch",
+    task: str = defaults.PREVIEW,
     recipe: str | None = None,
     out: Path | None = None,
     count: int = 8,

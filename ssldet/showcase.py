@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ssldet import defaults
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
 from ssldet.recipe import override
@@ -131,11 +132,12 @@ def demo(out: str | Path | None = None, *, seed: int = 0) -> Outcome:
     seconds: dict[str, float] = {}
     with _timed(seconds, "generate"):
         data = _draw(folder / "data", seed)
+    pretraining, finetuning = defaults.SHOWN
     with _timed(seconds, "pretrain"):
-        first = override(resolve("random_query_patch/tiny"), {"seed": seed, "budget.steps": STEPS["pretrain"]})
+        first = override(resolve(pretraining), {"seed": seed, "budget.steps": STEPS["pretrain"]})
         found = pretrain(data["unlabelled"], recipe=first, val=data["held-out"], out=folder / "pretrain")
     every = STEPS["finetune"] // 2
-    second = override(resolve("detection/tiny"), {"budget.steps": STEPS["finetune"], "evaluate_every": every})
+    second = override(resolve(finetuning), {"budget.steps": STEPS["finetune"], "evaluate_every": every})
     # The same architecture for both arms; from a run it is taken anyway.
     second = replace(second, detector=found.run.detector)
     arms: dict[str, Arm] = {}

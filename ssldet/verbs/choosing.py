@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ssldet.engine.run import Run
 from ssldet.recipe import load as load_record
-from ssldet.registry import find
+from ssldet.registry import find, names
 
 Specs = str | Path | Sequence[str | Path]
 """One data specification or several: folders, globs, file lists, `coco:…`, `voc:…`."""
@@ -26,6 +26,16 @@ def resolve(recipe: str | Path | Run) -> Run:
         return load_record(Run, Path(recipe))
     run: Run = find("ssldet.recipes", str(recipe))()
     return run
+
+
+def recipe_of(task: str) -> str | None:
+    """Return the name of a task's recipe `NAME/r50`, or else of its first one; `None` where it has none.
+
+    Args:
+        task: A registered name.
+    """
+    own = [name for name in names("ssldet.recipes") if name.startswith(f"{task}/")]
+    return f"{task}/r50" if f"{task}/r50" in own else next(iter(own), None)
 
 
 def changes_of(

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from ssldet import defaults
 from ssldet.boxes import to_absolute
 from ssldet.citations import cited
 from ssldet.data.loader import training_batches
@@ -54,7 +55,7 @@ class Preview:
 def preview(
     images: Specs,
     *,
-    task: str = "random_query_patch",
+    task: str = defaults.PREVIEW,
     recipe: str | None = None,
     out: str | Path | None = None,
     count: int = 8,

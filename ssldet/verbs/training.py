@@ -10,22 +10,24 @@ from typing import Any
 
 from torch import nn
 
+from ssldet import defaults
 from ssldet.data.leaks import seen_before
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import inherit, load_weights, stages
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
-from ssldet.engine.run import Run
+from ssldet.engine.run import Budget, Run
 from ssldet.engine.sources import evaluation_source, training_source
 from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
 from ssldet.importing.base import Opened
 from ssldet.nn.backbones import adopt
 from ssldet.ranks import rank
 from ssldet.recipe import check, from_document, override
+from ssldet.registry import name_of
 from ssldet.task import PretextTask, Task
 from ssldet.types import Source
-from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
+from ssldet.verbs.choosing import Specs, changes_of, recipe_of, resolve, texts
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import load, open_model
@@ -102,21 +104,36 @@ def compose(
     """Put a pretext task, a backbone and a detector together into a run that `pretrain` takes as its recipe.
 
     Args:
-        pretext: A task, its name (then its recipe `NAME/r50`), or the name of a recipe.
+        pretext: A task or its name, for the task's recipe `NAME/r50` or else its first one; or the name of a recipe. A
+            task without recipes gets a run of defaults, whose length is chosen in `pretrain`.
         backbone: A backbone's name; or the path of its weights where they tell the network; or a network of your own
             with its weights (see `ssldet.register_backbone`), which is registered by the name of its class and learns
             from its first stage on; none keeps the detector's.
         detector: The detector; none keeps the recipe's.
+
+    Raises:
+        ConfigError: There is no such task or recipe, or a task without recipes came without a detector.
     """
     if isinstance(pretext, Task):
-        run = replace(resolve("random_query_patch/r50"), task=pretext)
+        run = _run_around(pretext, detector)
     else:
-        run = resolve(pretext if "/" in pretext else f"{pretext}/r50")
+        run = resolve(pretext if "/" in pretext else recipe_of(pretext) or f"{pretext}/r50")
     if detector is not None:
         run = replace(run, detector=detector)
     if isinstance(backbone, nn.Module):
         return override(run, {f"detector.backbone.{field}": value for field, value in _own(backbone).items()})
     return override(run, _backbone_changes(backbone)) if backbone else run
+
+
+def _run_around(task: Task, detector: DetectorConfig | None) -> Run:
+    """Put a task into the run of its own recipe, or into one of defaults where it has none."""
+    name = name_of("ssldet.tasks", type(task))
+    recipe = recipe_of(name)
+    if recipe is not None:
+        return replace(resolve(recipe), task=task)
+    if detector is None:
+        raise ConfigError(f"task {name!r} has no recipe to take a detector from; give compose a detector as well")
+    return Run(task=task, detector=detector, budget=Budget())
 
 
 def _own(network: nn.Module) -> dict[str, object]:
@@ -126,7 +143,7 @@ def _own(network: nn.Module) -> dict[str, object]:
 def pretrain(
     images: Specs = (),
     *,
-    recipe: str | Path | Run = "random_query_patch/r50",
+    recipe: str | Path | Run = defaults.PRETRAIN,
     backbone: str | None = None,
     val: Specs = (),
     out: str | Path | None = None,
@@ -172,7 +189,7 @@ def finetune(
     data: Specs = (),
     *,
     val: Specs = (),
-    recipe: str | Path | Run = "detection/r50",
+    recipe: str | Path | Run = defaults.FINETUNE,
     out: str | Path | None = None,
     steps: int | None = None,
     epochs: float | None = None,

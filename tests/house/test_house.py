@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ssldet.registry import names
+
 ROOT = Path(__file__).parents[2]
 HOUSES = ("ssldet", "pretext", "downstream", "benchmarks")
 FILES = sorted(path for house in HOUSES for path in (ROOT / house).rglob("*.py"))
@@ -34,6 +36,24 @@ def test_a_file_is_short_and_says_what_it_does(path: Path) -> None:
     assert path.stem not in NO_ROOM
 
 
+MAY_NAME_TASKS = {
+    "defaults.py": "what users get who name nothing",
+    "weights/zoo.py": "published weights are called after the methods that made them",
+}
+
+
+def test_the_core_names_no_plug_in() -> None:
+    tasks = names("ssldet.tasks")
+    starts = tuple(f"{task}/" for task in tasks)
+    named = {}
+    for path in (ROOT / "ssldet").rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        if found := sorted(text for text in texts if text in tasks or text.startswith(starts)):
+            named[str(path.relative_to(ROOT / "ssldet"))] = found
+    assert named.keys() == MAY_NAME_TASKS.keys(), named
+
+
 def test_importing_ssldet_is_cheap() -> None:
     heavy = {"torch", "torchvision", "timm", "lightly", "pytorch_lightning", "pycocotools", "matplotlib"}
     assert _python(f"import ssldet, sys; print({heavy!r} & set(sys.modules))").strip() == "set()"
@@ -55,6 +75,6 @@ def test_the_wheel_holds_the_three_houses_and_nothing_else(tmp_path: Path) -> No
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"ssldet", "pretext", "downstream"}
-    assert {f"{house}/py.typed" for house in ("ssldet", "pretext", "downstream")} <= set(names)
+    held = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in held} == {"ssldet", "pretext", "downstream"}
+    assert {f"{house}/py.typed" for house in ("ssldet", "pretext", "downstream")} <= set(held)

@@ -1,7 +1,7 @@
 """The whole road in miniature: what one verb leaves behind is what the next one takes."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +10,14 @@ from PIL import Image
 
 import ssldet
 from downstream.annotations.shapes import write_shapes
+from pretext.random_query_patch import RandomQueryPatch
+from ssldet.engine.run import OptimConfig
 from ssldet.errors import CheckpointError, ConfigError, DataError
 from ssldet.recipe import override
 from ssldet.types import Detections, Segmentation
 from ssldet.verbs.choosing import resolve
 from ssldet.verbs.using import _translation
+from tests.models import SMALL_DETR
 
 SMALL = {"data.batch_size": 4, "data.workers": 0}
 
@@ -218,7 +221,29 @@ def test_compose_joins_by_name() -> None:
     assert run.detector.backbone.name == "resnet18"
     assert ssldet.compose(pretext="random_query_patch").detector.num_queries == 100
     task = override(resolve("random_query_patch/tiny"), {"task.num_patches": 5}).task
-    assert ssldet.compose(pretext=task).task.num_patches == 5
+    assert ssldet.compose(pretext=task) == replace(resolve("random_query_patch/r50"), task=task)
+
+
+def test_a_task_gets_the_run_of_its_own_recipes() -> None:
+    task = override(resolve("moco_v2/tiny"), {"task.temperature": 0.3}).task
+    assert ssldet.compose(pretext=task) == replace(resolve("moco_v2/r50"), task=task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unrecorded(RandomQueryPatch):
+    """A task that no package registers."""
+
+
+def test_a_task_without_recipes_gets_defaults_and_says_what_is_missing(place: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"Unrecorded' has no recipe to take a detector from; give compose a detector"
+    ):
+        ssldet.compose(pretext=Unrecorded())
+    run = ssldet.compose(pretext=Unrecorded(), detector=SMALL_DETR, backbone="tiny")
+    assert run.optim == OptimConfig()
+    assert (run.detector.width, run.detector.backbone.name) == (24, "tiny")
+    with pytest.raises(ConfigError, match=r"set budget\.epochs or budget\.steps"):
+        ssldet.pretrain(place / "made" / "images", recipe=run, out=place / "unrecorded")
 
 
 def test_an_occupied_folder_and_an_unfinished_run_are_told_apart(pretrained: ssldet.Trained, place: Path) -> None:

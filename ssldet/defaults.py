@@ -1,0 +1,10 @@
+"""What users get who name nothing: the only names of registered tasks and recipes that the core knows."""
+
+PRETRAIN = "random_query_patch/r50"
+"""Recipe of `ssldet pretrain`."""
+FINETUNE = "detection/r50"
+"""Recipe of `ssldet finetune`."""
+PREVIEW = "random_query_patch"
+"""Task of `ssldet preview`."""
+SHOWN = "random_query_patch/tiny", "detection/tiny"
+"""Recipes of both stages of `ssldet demo`."""
