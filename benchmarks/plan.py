@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks.address import address_of, data_version
 from benchmarks.suite import Data, Downstream, Method, Suite
-from ssldet.detectors.base import DetectorConfig
+from ssldet.detectors.base import DetectorConfig, backbone_of
 from ssldet.engine.run import Run
-from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import override
 from ssldet.registry import name_of
 
@@ -154,10 +153,12 @@ def plan_suite(suite: Suite, known: Known = lambda address, metric: None) -> Pla
 
 
 def model_name(model: DetectorConfig) -> str:
-    """Return backbone and detector in two words."""
-    backbone: BackboneConfig = model.backbone  # type: ignore[attr-defined]  # every detector of a suite has one
+    """Return backbone, if there is one, and detector in two words."""
+    detector, backbone = name_of(DetectorConfig.group, type(model)), backbone_of(model)
+    if backbone is None:
+        return detector
     weights = f".{backbone.weights}" if backbone.weights else ""
-    return f"{backbone.name.replace('/', '-')}{weights}-{name_of(DetectorConfig.group, type(model))}"
+    return f"{backbone.name.replace('/', '-')}{weights}-{detector}"
 
 
 def _arms(
@@ -220,7 +221,7 @@ def _chain(
 
 
 def _hands_detector(stage: Run) -> bool:
-    return set(stage.task.transfers) != {"backbone"}
+    return not stage.task.stays_behind("decoder")
 
 
 def _pretraining(stage: Run, model: DetectorConfig, backbone: str | None) -> Run:
@@ -229,10 +230,13 @@ def _pretraining(stage: Run, model: DetectorConfig, backbone: str | None) -> Run
     A task that only teaches the backbone keeps what its recipe says of norms and of what is frozen, because it can't
     learn otherwise; the network is the same.
     """
-    network: BackboneConfig = model.backbone  # type: ignore[attr-defined]  # every detector of a suite has one
+    network = backbone_of(model)
+    classes: dict[str, object] = {"num_classes": stage.detector.num_classes}
+    if network is None:
+        return replace(stage, detector=override(model, classes) if _hands_detector(stage) else stage.detector)
     weights = {"backbone.weights": None if backbone else network.weights}
     if _hands_detector(stage):
-        detector = override(model, weights | {"num_classes": stage.detector.num_classes})
+        detector = override(model, weights | classes)
     else:
         same = {f"backbone.{name}": getattr(network, name) for name in ("name", "output_stride", "tiny_channels")}
         detector = override(stage.detector, weights | same)

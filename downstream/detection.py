@@ -19,13 +19,11 @@ from downstream.metrics.average_precision import BoxAP
 from downstream.metrics.predictions import figures_of
 from ssldet.data.geometry import DETRAugmentation, ShortSide
 from ssldet.detectors.base import Detector
-from ssldet.losses.criterion import Criterion
-from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm, Term
-from ssldet.matching import BoxGIoUCost, BoxL1Cost, ClassCost, Matcher
+from ssldet.losses.set_prediction import set_prediction
 from ssldet.postprocess import detections
 from ssldet.recipe import Within
 from ssldet.task import Evaluator, Objective, Task, Views
-from ssldet.types import Batch, Detections, Losses, Source
+from ssldet.types import Batch, Detections, Losses, Predictions, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +65,13 @@ class Detection(Task):
     metric: Literal["coco", "voc"] = "coco"
     accelerate: bool = False
 
-    @property
-    def trains(self) -> tuple[str, ...]:
-        """All of the detector that finds boxes, or all of that but the backbone."""
-        resting = {"backbone", "mask_head"} if self.freeze_backbone else {"mask_head"}
-        return tuple(name for name in Detector.section_names if name not in resting)
+    def rests(self, section: str) -> bool:
+        """Return whether a section does not find boxes, or is the backbone where that is frozen."""
+        return section == "mask_head" or (section == "backbone" and self.freeze_backbone)
 
-    @property
-    def transfers(self) -> tuple[str, ...]:
-        """All of the detector that finds boxes."""
-        return tuple(name for name in Detector.section_names if name != "mask_head")
+    def stays_behind(self, section: str) -> bool:
+        """Return whether a section is a mask head, which is not taught here."""
+        return section == "mask_head"
 
     def views(self, *, training: bool = True) -> Views:
         """Return DETR's augmentation, or the plain resize of evaluation."""
@@ -116,7 +111,7 @@ class SetPrediction(Objective):
     """Asks the detector's own queries for all objects of a batch, and matches the answers with the truth.
 
     Attributes:
-        detector: Who is asked.
+        detector: The detector that is taught.
     """
 
     def __init__(self, task: Detection, detector: Detector) -> None:
@@ -124,40 +119,23 @@ class SetPrediction(Objective):
 
         Args:
             task: The choices.
-            detector: Who is taught.
+            detector: The detector that is taught.
         """
         super().__init__()
         self.detector = detector
-        self.criterion = Criterion(matcher_of(task), terms_of(task))
+        self.criterion = set_prediction(task, no_object_weight=task.no_object_weight)
 
     def forward(self, batch: Batch) -> Losses:
         """Ask and compare."""
-        images = self.detector.normalise(batch.images, batch.padding)
-        predictions = self.detector(images, batch.padding, self.detector.default_queries(len(batch)))
-        return self.criterion(predictions, batch.targets)
+        return self.criterion(self.ask(batch), batch.targets)
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> list[Detections]:
+    def answer(self, batch: Batch) -> list[Detections]:
         """Return every query's answer, in pixels of the images on disk: DETR needs no suppression and no threshold."""
+        return detections(self.ask(batch), batch.original_sizes)
+
+    def ask(self, batch: Batch) -> Predictions:
+        """Detect with the detector's own queries, in training and in answering alike."""
         images = self.detector.normalise(batch.images, batch.padding)
-        return detections(self.detector(images, batch.padding), batch.original_sizes)
-
-
-def matcher_of(task: Detection) -> Matcher:
-    """Return what decides which query answers which object."""
-    return Matcher(
-        (
-            ClassCost(weight=task.class_weight),
-            BoxL1Cost(weight=task.box_l1_weight),
-            BoxGIoUCost(weight=task.box_giou_weight),
-        )
-    )
-
-
-def terms_of(task: Detection) -> tuple[Term, ...]:
-    """Return the loss terms of classes and boxes."""
-    return (
-        ClassTerm(weight=task.class_weight, no_object_weight=task.no_object_weight),
-        BoxL1Term(weight=task.box_l1_weight),
-        BoxGIoUTerm(weight=task.box_giou_weight),
-    )
+        predictions: Predictions = self.detector(images, batch.padding)
+        return predictions

@@ -7,7 +7,7 @@ was never released; what the paper leaves open is chosen here, each with the fie
 
     topic                  published                            here
     head                   "matching", no detail                two logits: the class shown, or no object
-    patch projection       not said whether it is handed over   handed over where the start has one (`inherits`)
+    patch projection       not said whether it is handed over   handed over where the start has one (`stage`)
     class head             not stated                           fresh, unless the start is a one-shot model
     masking of queries     not stated                           none: there is one patch, and no other to hide behind
     image augmentation     not stated                           DETR's (`scales`, `crop`, `flip`), as in fine-tuning
@@ -16,13 +16,12 @@ was never released; what the paper leaves open is chosen here, each with the fie
     backbone               CoAE: trained without the classes    any; a self-supervised one has seen unlabelled cats
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from downstream.annotations.one_shot import (
@@ -33,16 +32,16 @@ from downstream.annotations.one_shot import (
     TrainingPairs,
     square,
 )
-from downstream.detection import Detection, matcher_of, terms_of
+from downstream.detection import Detection
 from downstream.metrics.one_shot import OneShotAP
 from ssldet.detectors.base import Detector
 from ssldet.errors import DataError
-from ssldet.losses.criterion import Criterion
-from ssldet.postprocess import detections
+from ssldet.losses.set_prediction import set_prediction
+from ssldet.patches import PatchObjective, patches_of
 from ssldet.queries import PatchQueries
 from ssldet.recipe import Within
-from ssldet.task import Evaluator, Objective
-from ssldet.types import Batch, Detections, Losses, Predictions, Source
+from ssldet.task import Evaluator, Stage
+from ssldet.types import Batch, Detections, Losses, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class OneShot(Detection):
 
     cite: ClassVar[str] = "hsieh2019coae"
     headline: ClassVar[str] = "AP50_unseen"
-    inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {"patch_queries": ("normalise_patches",)}
+    stage: ClassVar[Stage] = Stage(parts={"patch_queries": ("normalise_patches",)})
 
     unseen: tuple[str, ...] = VOC_UNSEEN
     patch_size: Annotated[int, Within(8)] = 128
@@ -106,11 +105,11 @@ class OneShot(Detection):
         return OneShotAP(source, self.metric, accelerate=self.accelerate)
 
 
-class QueryDetection(Objective):
+class QueryDetection(PatchObjective):
     """Asks the detector for all objects of the class that one patch shows, and teaches it to answer.
 
     Attributes:
-        detector: Who is asked.
+        detector: The detector that is taught.
         patch_queries: Patch feature -> queries; the same part, by the same name, as in pretraining.
     """
 
@@ -121,66 +120,25 @@ class QueryDetection(Objective):
 
         Args:
             task: The choices.
-            detector: Who is taught.
+            detector: The detector that is taught.
         """
         super().__init__()
         self.task, self.detector = task, detector
         self.patch_queries = PatchQueries(
             detector.feature_channels, detector.width, num_patches=1, mask_ratio=0.0, normalise=task.normalise_patches
         )
-        self.criterion = Criterion(matcher_of(task), terms_of(task))
+        self.criterion = set_prediction(task, no_object_weight=task.no_object_weight)
 
     def forward(self, batch: Batch) -> Losses:
         """Ask and compare."""
-        return self.criterion(self._ask(batch, _patches(batch)), batch.targets)
+        predictions = self.ask(batch, self.describe(patches_of(batch).pixels))
+        return self.criterion(predictions, batch.targets)
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> list[Detections]:
+    def answer(self, batch: Batch) -> list[Detections]:
         """Return every query's answer to the patch that each image came with; the label is always 0."""
-        return self._answers(batch, _patches(batch))
+        return self.answers(batch, self.describe(patches_of(batch).pixels))
 
-    @torch.no_grad()
-    def localise(self, batch: Batch, patches: Sequence[UInt8[Tensor, "3 _ _"]]) -> list[Detections]:
-        """Look for what each of some patches shows, in every image of a batch.
-
-        Args:
-            batch: Where to look; its own patches are not used.
-            patches: What to look for, of any size and number.
-
-        Returns:
-            The answers of all queries, for each image; labels are the numbers of the patches.
-        """
-        rounds = []
-        for number, patch in enumerate(patches):
-            query = square(patch, self.task.patch_size).to(batch.images.device)
-            answers = self._answers(batch, query.expand(len(batch), 1, -1, -1, -1))
-            rounds.append([replace(one, labels=torch.full_like(one.labels, number)) for one in answers])
-        return [_join(answers) for answers in zip(*rounds, strict=True)]
-
-    def _ask(self, batch: Batch, patches: UInt8[Tensor, "B 1 3 h w"]) -> Predictions:
-        """Add the patch's feature to all of the learned queries."""
-        queries = self.patch_queries(self._describe(patches), self.detector.default_queries(1).position[0])
-        predictions: Predictions = self.detector(
-            self.detector.normalise(batch.images, batch.padding), batch.padding, queries
-        )
-        return predictions
-
-    def _describe(self, patches: UInt8[Tensor, "B 1 3 h w"]) -> Float[Tensor, "B 1 E"]:
-        """Return the backbone's features of the patches, averaged over their cells."""
-        return self.detector.features(self.detector.normalise(patches.flatten(0, 1))).mean(dim=(2, 3)).unsqueeze(1)
-
-    def _answers(self, batch: Batch, patches: UInt8[Tensor, "B 1 3 h w"]) -> list[Detections]:
-        return detections(self._ask(batch, patches), batch.original_sizes)
-
-
-def _patches(batch: Batch) -> UInt8[Tensor, "B 1 3 h w"]:
-    assert batch.patches is not None, "pairs come with a patch; was the source prepared by the task?"
-    return batch.patches
-
-
-def _join(parts: Sequence[Detections]) -> Detections:
-    return Detections(
-        boxes=torch.cat([part.boxes for part in parts]),
-        scores=torch.cat([part.scores for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-    )
+    def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
+        """Put a patch into a black square."""
+        return square(patch, self.task.patch_size)

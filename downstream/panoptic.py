@@ -17,16 +17,28 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from downstream.detection import Detection, SetPrediction, matcher_of, terms_of
+from downstream.detection import Detection, SetPrediction
 from downstream.metrics.segmentation import SegmentationFigures
 from downstream.segmentation import masks_of, segmentation_of, without_padding
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.errors import ConfigError
-from ssldet.losses.criterion import Criterion
 from ssldet.losses.masks import MaskDiceTerm, MaskFocalTerm
+from ssldet.losses.set_prediction import set_prediction
 from ssldet.postprocess import detections
 from ssldet.recipe import Within, override
+from ssldet.task import Needs, Stage
 from ssldet.types import Batch, Detections, Predictions, Source
+
+
+def _with_stuff_of(task: "Panoptic", source: Source) -> "Panoptic":
+    """Return a task with the classes that the training set calls stuff; where it says nothing, none is."""
+    is_thing = getattr(source, "is_thing", ())
+    return replace(task, stuff=tuple(label for label, thing in enumerate(is_thing) if not thing))
+
+
+def _with_masks(detector: DetectorConfig) -> DetectorConfig:
+    """Return a detector with a mask head, if its kind can have one."""
+    return override(detector, {"masks": True}) if hasattr(detector, "masks") else detector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +56,8 @@ class Panoptic(Detection):
     """
 
     headline: ClassVar[str] = "PQ"
-    reads_masks: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(masks=True)
+    stage: ClassVar[Stage] = Stage(learns_from=_with_stuff_of, receives=_with_masks)
 
     freeze_detector: bool = True
     mask_focal_weight: Annotated[float, Within(0)] = 1.0
@@ -54,15 +67,13 @@ class Panoptic(Detection):
     largest_dropped: Annotated[int, Within(0)] = 4
     stuff: tuple[int, ...] = ()
 
-    @property
-    def trains(self) -> tuple[str, ...]:
-        """The mask head, and what `detection` trains unless that is frozen."""
-        return ("mask_head",) if self.freeze_detector else (*super().trains, "mask_head")
+    def rests(self, section: str) -> bool:
+        """Return whether a section is not the mask head, and is frozen or rests in `detection` too."""
+        return section != "mask_head" and (self.freeze_detector or super().rests(section))
 
-    @property
-    def transfers(self) -> tuple[str, ...]:
-        """All of the detector."""
-        return Detector.section_names
+    def stays_behind(self, section: str) -> bool:
+        """Return False: all of the detector is handed over."""
+        return False
 
     def objective(self, detector: Detector) -> "MaskPrediction":
         """Return the module that asks the detector for all segments."""
@@ -73,15 +84,6 @@ class Panoptic(Detection):
         if self.metric != "coco":
             raise ConfigError("metric: masks are measured by COCO's figures only; leave metric=voc out")
         return SegmentationFigures(source, accelerate=self.accelerate)
-
-    def taught_on(self, source: Source) -> "Panoptic":
-        """Return this task with the classes that the training set calls stuff; where it says nothing, none is."""
-        is_thing = getattr(source, "is_thing", ())
-        return replace(self, stuff=tuple(label for label, thing in enumerate(is_thing) if not thing))
-
-    def adapt(self, detector: DetectorConfig) -> DetectorConfig:
-        """Return the detector with a mask head."""
-        return override(detector, {"masks": True}) if hasattr(detector, "masks") else detector
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Say that the detector draws no masks."""
@@ -107,17 +109,15 @@ class MaskPrediction(SetPrediction):
         super().__init__(task, detector)
         self.task = task
         terms = (
-            *terms_of(task),
             MaskFocalTerm(weight=task.mask_focal_weight, padding=task.padding_in_losses),
             MaskDiceTerm(weight=task.mask_dice_weight, padding=task.padding_in_losses),
         )
-        self.criterion = Criterion(matcher_of(task), terms, draw=detector.masks)
+        self.criterion = set_prediction(task, no_object_weight=task.no_object_weight, extra=terms, draw=detector.masks)
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> list[Detections]:
+    def answer(self, batch: Batch) -> list[Detections]:
         """Return every query's answer with its mask, and the segmentation, on the images on disk."""
-        images = self.detector.normalise(batch.images, batch.padding)
-        predictions = self.detector(images, batch.padding)
+        predictions = self.ask(batch)
         found = detections(predictions, batch.original_sizes)
         return [self._with_masks(found[number], predictions, batch, number) for number in range(len(batch))]
 
@@ -128,8 +128,8 @@ class MaskPrediction(SetPrediction):
         height, width = batch.sizes[number].tolist()
         logits = without_padding(logits, (height, width), (batch.images.shape[2], batch.images.shape[3]))
         size = (int(batch.original_sizes[number, 0]), int(batch.original_sizes[number, 1]))
-        sure = predictions.logits[-1, number].float().softmax(-1).max(-1)
-        kept = (sure.indices < self.detector.num_classes) & (sure.values > self.task.least_score)
+        kept = predictions.scores.says_object(predictions.logits[-1, number].float())
+        kept &= found.scores > self.task.least_score
         segmentation = segmentation_of(
             logits[kept], found.labels[kept], size, stuff=self.task.stuff, largest_dropped=self.task.largest_dropped
         )

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -16,20 +17,43 @@ from lightly.models.modules.memory_bank import MemoryBankModule
 from PIL import Image
 from torch import Tensor
 
-from pretext.nearest_neighbours import NearestNeighbours
+from pretext.nearest_neighbours import Category, NearestNeighbours
 from ssldet.chance import lent
 from ssldet.data.geometry import resize
-from ssldet.detectors.base import Detector, DetectorConfig
-from ssldet.nn.backbones import BackboneConfig
+from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.recipe import Within
-from ssldet.task import Evaluator, Objective, PretextTask, Views
-from ssldet.types import Batch, Detections, Sample, Source, Targets
+from ssldet.task import Evaluator, Objective, PretextTask, Stage, Views
+from ssldet.types import Batch, Embedding, Gather, Problem, Sample, Source, Targets
 
 MARGIN = 8 / 7
 """Short side of an image over the side of the square that is cut from its middle to measure it: 256 over 224."""
 
 Transform = Callable[[Image.Image], list[Tensor]]
 """One of lightly's: an image -> its crops, `3 h w` in 0..1, crops of one size side by side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops(Problem):
+    """Crops of a whole image, to be compared with one another.
+
+    Attributes:
+        pixels: One entry per size, largest first, each with as many crops for every image.
+    """
+
+    pixels: Annotated[tuple[UInt8[Tensor, "*B _ 3 _ _"], ...], Gather.PIXELS]
+
+
+def crops_of(batch: Batch) -> tuple[UInt8[Tensor, "B _ 3 _ _"], ...]:
+    """Return the crops that come with a batch, one entry per size."""
+    assert isinstance(batch.problem, Crops), "these samples carry no crops; were they made by another task's views?"
+    return batch.problem.pixels
+
+
+def _with_fixed_norms(detector: DetectorConfig) -> DetectorConfig:
+    """Fix the norms of the backbone: detectors train on too few images at a time for statistics of their own."""
+    backbone = backbone_of(detector)
+    assert backbone is not None, "a task that trains a backbone was checked against its detector"
+    return replace(detector, backbone=replace(backbone, frozen_norm=True))  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +66,18 @@ class BackboneTask(PretextTask):
     """
 
     headline: ClassVar[str] = "knn_top1"
+    stage: ClassVar[Stage] = Stage(hands_over=_with_fixed_norms)
 
     eval_side: Annotated[int, Within(8)] = 224
     neighbours: Annotated[int, Within(1)] = 20
 
-    @property
-    def trains(self) -> tuple[str, ...]:
-        """The backbone."""
-        return ("backbone",)
+    def rests(self, section: str) -> bool:
+        """Return whether a section is another one than the backbone."""
+        return section != "backbone"
 
-    @property
-    def transfers(self) -> tuple[str, ...]:
-        """The backbone."""
-        return ("backbone",)
+    def stays_behind(self, section: str) -> bool:
+        """Return whether a section is another one than the backbone."""
+        return section != "backbone"
 
     @abstractmethod
     def transform(self) -> Transform:
@@ -68,15 +91,10 @@ class BackboneTask(PretextTask):
         """Return the nearest-neighbour probe on folder names."""
         return NearestNeighbours(self.neighbours)
 
-    def hands_over(self, detector: DetectorConfig) -> DetectorConfig:
-        """Fix the norms of the backbone: detectors train on too few images at a time for statistics of their own."""
-        fixed = replace(detector.backbone, frozen_norm=True)  # type: ignore[attr-defined]  # see `problems_with`
-        return replace(detector, backbone=fixed)  # type: ignore[call-arg]
-
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Say why the backbone could not learn, or not all of it."""
-        backbone = getattr(detector, "backbone", None)
-        if not isinstance(backbone, BackboneConfig):
+        backbone = backbone_of(detector)
+        if backbone is None:
             return [f"trains a backbone, and {type(detector).__name__} has none; use a detector with one: 'detr'"]
         wrong = []
         if backbone.frozen_norm:
@@ -108,14 +126,15 @@ class CropViews:
         """
         blank = replace(sample, targets=Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)))
         if self.transform is None:
-            return replace(blank, image=self._middle(blank))
+            category = Category(folder=PurePath(sample.key).parent.name)
+            return replace(blank, image=self._middle(blank), problem=category)
         photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
         with lent(generator):
             made = self.transform(photo)
         groups = [list(crops) for _, crops in groupby(made, key=lambda crop: crop.shape)]
         # Whole numbers of 255, as they come from an image of bytes: nothing is lost.
         crops = tuple(torch.stack(group).mul(255).round().to(torch.uint8) for group in groups)
-        return replace(blank, image=crops[0][0], crops=crops)
+        return replace(blank, image=crops[0][0], problem=Crops(pixels=crops))
 
     def _middle(self, sample: Sample) -> UInt8[Tensor, "3 h w"]:
         # Cut first: a very long image would grow beyond all bounds.
@@ -142,14 +161,9 @@ class BackboneObjective(Objective):
         return self.detector.features(self.detector.normalise(pixels)).mean(dim=(2, 3))
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> list[Detections]:
-        """Return no boxes, which were never taught, but the vector of each image."""
-        vectors = self.describe(batch.images).float()
-        nothing = vectors.new_zeros(0)
-        return [
-            Detections(boxes=vectors.new_zeros(0, 4), scores=nothing, labels=nothing.long(), embedding=vector)
-            for vector in vectors
-        ]
+    def answer(self, batch: Batch) -> list[Embedding]:
+        """Return the vector of each image; boxes were never taught."""
+        return [Embedding(vector=vector) for vector in self.describe(batch.images).float()]
 
 
 def memory(size: int, width: int, **choices: Any) -> MemoryBankModule:

@@ -27,7 +27,7 @@ from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requ
 from lightly.transforms.moco_transform import MoCoV2Transform
 from torch import Tensor
 
-from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, saved
+from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, crops_of, saved
 from pretext.nearest_neighbours import spread
 from ssldet import ranks
 from ssldet.detectors.base import Detector
@@ -122,7 +122,7 @@ class MomentumContrast(BackboneObjective):
 
     def forward(self, batch: Batch) -> Losses:
         """Ask with one crop, answer with the other, in the order of the paper's algorithm 1."""
-        asking, answering = batch.crops[0].unbind(1)
+        asking, answering = crops_of(batch)[0].unbind(1)
         features = self.describe(asking).float()
         keys = self._keys(answering)
         bank = self.loss.memory_bank.bank.clone()

@@ -3,7 +3,8 @@
 import logging
 import math
 from collections import Counter
-from pathlib import PurePath
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssldet.errors import DataError, DivergedError
-from ssldet.types import Batch, Detections
+from ssldet.types import Batch, Embedding, Gather, Problem
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +22,23 @@ CHUNK = 1024
 """Images whose neighbours are sought at a time."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Category(Problem):
+    """What an image shows as a whole, for measuring; nothing learns from it.
+
+    Attributes:
+        folder: Name of the folder that the image lies in; in a batch, one per image.
+    """
+
+    folder: Annotated[str | list[str], Gather.LIST]
+
+
 class NearestNeighbours:
     """Vote of each image's nearest neighbours among all others, with the name of an image's folder for its class.
 
     Votes are weighted by similarity, as has become usual since Wu et al. (2018). No image votes on itself, and there is
     no other set to keep, so all of a small set is used. What to compare with is `knn_chance`, the share of the most
-    frequent folder. Folder names are read here only, for measuring; nothing learns from them.
+    frequent folder. Folder names are for measuring only; nothing learns from them.
     """
 
     def __init__(self, neighbours: int) -> None:
@@ -39,22 +51,22 @@ class NearestNeighbours:
         self._vectors: list[Float[Tensor, " E"]] = []
         self._folders: list[str] = []
 
-    def update(self, detections: list[Detections], batch: Batch) -> None:
+    def update(self, answers: list[Embedding], batch: Batch) -> None:
         """Take in one batch.
 
         Args:
-            detections: Each with its `embedding`.
-            batch: The images' keys are paths, where there are folders.
+            answers: The vector of each image.
+            batch: Its problem names the folder of each image, see `Category`.
 
         Raises:
             DivergedError: A vector is not finite.
         """
-        for found, key in zip(detections, batch.keys, strict=True):
-            assert found.embedding is not None, "this probe is for objectives that describe whole images"
-            if not bool(found.embedding.isfinite().all()):
+        assert isinstance(batch.problem, Category), "this probe is for images with the names of their folders"
+        for answer, folder in zip(answers, batch.problem.folder, strict=True):
+            if not bool(answer.vector.isfinite().all()):
                 raise DivergedError("an image's vector is not finite: the model has diverged; lower optim.lr")
-            self._vectors.append(found.embedding.float().cpu())
-            self._folders.append(PurePath(key).parent.name)
+            self._vectors.append(answer.vector.float().cpu())
+            self._folders.append(folder)
 
     def results(self) -> dict[str, float | int | None]:
         """Return `knn_top1` and `knn_chance`, none in one folder; `folders`; and `feature_std`, see `spread`.

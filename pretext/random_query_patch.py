@@ -35,16 +35,15 @@ from torch import Tensor, nn
 from pretext.patch_iou import PatchIoU, template_matching
 from ssldet.boxes import to_normalised
 from ssldet.data.geometry import resize_short_side
-from ssldet.data.photometric import Jitter, apply_jitter, draw_jitter
+from ssldet.data.photometric import Jitter, draw_jitter
 from ssldet.detectors.base import Detector, DetectorConfig
-from ssldet.losses.criterion import Criterion
-from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm, Term, sum_by_layer
-from ssldet.matching import BoxGIoUCost, BoxL1Cost, ClassCost, Matcher
+from ssldet.losses.set_prediction import set_prediction
+from ssldet.losses.terms import Term, sum_by_layer
 from ssldet.nn.heads import MLP
-from ssldet.postprocess import detections
+from ssldet.patches import Patches, PatchObjective, patches_of
 from ssldet.queries import PatchQueries, unequal_shares
 from ssldet.recipe import Within
-from ssldet.task import Evaluator, Objective, PretextTask, Views
+from ssldet.task import Evaluator, PretextTask, Views
 from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Sample, Source, Targets
 
 RELEASED_SIDES = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
@@ -112,16 +111,13 @@ class RandomQueryPatch(PretextTask):
     box_giou_weight: Annotated[float, Within(0)] = 2.0
     reconstruction_weight: Annotated[float, Within(0)] = 1.0
 
-    @property
-    def trains(self) -> tuple[str, ...]:
-        """All of the detector that finds boxes, or all of that but the backbone."""
-        resting = {"backbone", "mask_head"} if self.freeze_backbone else {"mask_head"}
-        return tuple(name for name in Detector.section_names if name not in resting)
+    def rests(self, section: str) -> bool:
+        """Return whether a section does not find boxes, or is the backbone where that is frozen."""
+        return section == "mask_head" or (section == "backbone" and self.freeze_backbone)
 
-    @property
-    def transfers(self) -> tuple[str, ...]:
-        """All that learns, and the backbone, but not the class head, which means something else to every task."""
-        return tuple(name for name in Detector.section_names if name not in {"class_head", "mask_head"})
+    def stays_behind(self, section: str) -> bool:
+        """Return whether a section is a mask head, or the class head, which means something else to every task."""
+        return section in {"class_head", "mask_head"}
 
     def views(self, *, training: bool = True) -> Views:
         """Return the function that cuts the patches."""
@@ -134,16 +130,6 @@ class RandomQueryPatch(PretextTask):
     def evaluator(self, source: Source) -> Evaluator:
         """Return the overlap of answers with the truth, beside that of the best constant box."""
         return PatchIoU()
-
-    def probe(self, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
-        """Find the patches by nearest feature, without any transformer: what backbone and jitter leave to be learned.
-
-        Returns:
-            `template_iou`, and `constant_iou` of the best constant box. Where the first does not exceed the second,
-            the features do not tell patches apart and the task can't be learned from content.
-        """
-        assert isinstance(objective, PatchDetection)
-        return template_matching((batch, *objective.describe_all(batch)) for batch in batches)
 
     def problems(self) -> list[str]:
         """Say what no single field can know."""
@@ -186,8 +172,8 @@ class PatchViews:
             side = task.image_sides[int(torch.randint(len(task.image_sides), (), generator=generator))]
             if max(task.jitter.probability, task.jitter.grey, task.jitter.blur) > 0:
                 jitter = draw_jitter(task.num_patches, task.jitter, generator)
-        asked = replace(sample, targets=targets, patches=cut(sample.image, boxes_xyxy, task.patch_size), jitter=jitter)
-        return resize_short_side(asked, side, task.longest_side)
+        patches = Patches(pixels=cut(sample.image, boxes_xyxy, task.patch_size), jitter=jitter)
+        return resize_short_side(replace(sample, targets=targets, problem=patches), side, task.longest_side)
 
 
 def draw_boxes(task: RandomQueryPatch, height: int, width: int, generator: torch.Generator) -> Int[Tensor, "P 4"]:
@@ -227,13 +213,13 @@ def squeeze(patch: UInt8[Tensor, "3 _ _"], size: int) -> UInt8[Tensor, "3 h w"]:
     return F.interpolate(patch[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
-class PatchDetection(Objective):
+class PatchDetection(PatchObjective):
     """Asks the detector for the patches of a batch, and teaches it to answer.
 
     Attributes:
-        detector: Who is asked.
+        detector: The detector that is taught.
         patch_queries: Patch features -> queries; thrown away after pretraining.
-        reconstruction: Decoder states -> patch features, where the task wants them; likewise.
+        reconstruction: Decoder states -> patch features, where the task wants them; thrown away likewise.
     """
 
     detr_names = MappingProxyType({"patch_queries.projection.": "patch2query.", "reconstruction.": "feature_align."})
@@ -243,7 +229,7 @@ class PatchDetection(Objective):
 
         Args:
             task: The choices.
-            detector: Who is taught.
+            detector: The detector that is taught.
         """
         super().__init__()
         self.task, self.detector = task, detector
@@ -257,91 +243,50 @@ class PatchDetection(Objective):
             grouped_attention=task.grouped_attention,
             normalise=task.normalise_patches,
         )
-        share = task.num_patches / detector.num_queries if task.no_match == "M/N" else task.no_match_weight
-        terms: list[Term] = [
-            ClassTerm(weight=task.class_weight, no_object_weight=share),
-            BoxL1Term(weight=task.box_l1_weight),
-            BoxGIoUTerm(weight=task.box_giou_weight),
-        ]
         self.reconstruction: MLP | None = None
+        extra: list[Term] = []
         if task.reconstruction:
             self.reconstruction = MLP(detector.width, detector.width, detector.feature_channels, depth=2)
-            terms.append(FeatureReconstruction(head=self.reconstruction, weight=task.reconstruction_weight))
-        costs = (
-            ClassCost(weight=task.class_weight),
-            BoxL1Cost(weight=task.box_l1_weight),
-            BoxGIoUCost(weight=task.box_giou_weight),
-        )
-        self.criterion = Criterion(Matcher(costs, scope=task.matching), terms)
+            extra = [FeatureReconstruction(head=self.reconstruction, weight=task.reconstruction_weight)]
+        share = task.num_patches / detector.num_queries if task.no_match == "M/N" else task.no_match_weight
+        self.criterion = set_prediction(task, no_object_weight=share, scope=task.matching, extra=extra)
 
     def forward(self, batch: Batch) -> Losses:
         """Ask and compare, in the order of the paper's figure 2."""
-        features = self.describe(_patches(batch), batch.jitter)
-        queries = self.patch_queries(features, self._embedding())
-        images = self.detector.normalise(batch.images, batch.padding)
-        predictions = self.detector(images, batch.padding, queries)
+        patches = patches_of(batch)
+        features = self.describe(patches.pixels, patches.jitter)
+        predictions = self.ask(batch, features)
         wanted = features.detach() if self.task.detach_target else features
         return self.criterion(predictions, self._targets(batch.targets, wanted))
 
-    def describe(
-        self, patches: UInt8[Tensor, "B P 3 h w"], jitter: Float[Tensor, "B P J"] | None = None
-    ) -> Float[Tensor, "B P E"]:
-        """Return the backbone's features of the patches, averaged over their cells.
+    def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
+        """Squeeze a patch to the square that the task cuts."""
+        return squeeze(patch, self.task.patch_size)
 
-        Args:
-            patches: Pixels.
-            jitter: Drawn photometric changes; none for the patches as they are.
+    @torch.no_grad()
+    def answer(self, batch: Batch) -> list[Detections]:
+        """Return one detection per patch, in order: the most confident of the patch's own queries.
+
+        Labels are the numbers of the patches.
         """
-        pixels = patches.flatten(0, 1)
-        if jitter is not None:
-            pixels = apply_jitter(pixels.float() / 255, jitter.flatten(0, 1))
-        cells = self.detector.features(self.detector.normalise(pixels))
-        return cells.mean(dim=(2, 3)).view(*patches.shape[:2], -1)
+        pixels = patches_of(batch).pixels
+        return [_most_confident(found, pixels.shape[1]) for found in self.answers(batch, self.describe(pixels))]
+
+    def probe(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Find the patches by nearest feature, without any transformer: what backbone and jitter leave to be learned.
+
+        Returns:
+            `template_iou`, and `constant_iou` of the best constant box. Where the first does not exceed the second,
+            the features do not tell patches apart and the task can't be learned from content.
+        """
+        return template_matching((batch, *self.describe_all(batch)) for batch in batches)
 
     @torch.no_grad()
     def describe_all(self, batch: Batch) -> tuple[Float[Tensor, "B E h w"], Float[Tensor, "B P E"]]:
         """Return the backbone's features of the images and of their jittered patches."""
+        patches = patches_of(batch)
         images = self.detector.features(self.detector.normalise(batch.images, batch.padding))
-        return images, self.describe(_patches(batch), batch.jitter)
-
-    @torch.no_grad()
-    def detect(self, batch: Batch) -> list[Detections]:
-        """Return one detection a patch, in order: the most confident of the patch's own queries.
-
-        Labels are the numbers of the patches.
-        """
-        patches = _patches(batch)
-        found = self._answers(batch, self.describe(patches))
-        return [_most_confident(answers, patches.shape[1]) for answers in found]
-
-    @torch.no_grad()
-    def localise(self, batch: Batch, patches: Sequence[UInt8[Tensor, "3 _ _"]]) -> list[Detections]:
-        """Look for any patches in every image of a batch (the paper's figure 5).
-
-        Args:
-            batch: Where to look; its own patches are not used.
-            patches: What to look for, of any size and number.
-
-        Returns:
-            The answers of all queries, for each image; labels are the numbers of the patches.
-        """
-        rounds = []
-        for start in range(0, len(patches), self.task.num_patches):
-            chosen = [squeeze(patch, self.task.patch_size) for patch in patches[start : start + self.task.num_patches]]
-            features = self.describe(torch.stack(chosen)[None].to(batch.images.device))
-            answers = self._answers(batch, features.expand(len(batch), -1, -1))
-            rounds.append([replace(one, labels=one.labels + start) for one in answers])
-        return [_join(answers) for answers in zip(*rounds, strict=True)]
-
-    def _answers(self, batch: Batch, features: Float[Tensor, "B P E"]) -> list[Detections]:
-        """Return every query's answer, labelled with the number of its patch."""
-        queries = self.patch_queries(features, self._embedding())
-        images = self.detector.normalise(batch.images, batch.padding)
-        found = detections(self.detector(images, batch.padding, queries), batch.original_sizes)
-        return [replace(one, labels=queries.groups.to(one.labels)) for one in found]
-
-    def _embedding(self) -> Float[Tensor, "Q D"]:
-        return self.detector.default_queries(1).position[0]
+        return images, self.describe(patches.pixels, patches.jitter)
 
     def _targets(self, targets: Sequence[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
         """Give every patch the detector's last class, which stands for "matched", and its feature."""
@@ -381,20 +326,7 @@ class FeatureReconstruction:
         return sum_by_layer(distance, matches, len(predictions.states)) / num_boxes
 
 
-def _patches(batch: Batch) -> UInt8[Tensor, "B P 3 h w"]:
-    assert batch.patches is not None, "the views of this task cut patches; was the batch made by others?"
-    return batch.patches
-
-
 def _most_confident(answers: Detections, patches: int) -> Detections:
     each = len(answers) // patches
     best = answers.scores.view(patches, each).argmax(1) + each * torch.arange(patches, device=answers.scores.device)
     return Detections(boxes=answers.boxes[best], scores=answers.scores[best], labels=answers.labels[best])
-
-
-def _join(parts: Sequence[Detections]) -> Detections:
-    return Detections(
-        boxes=torch.cat([part.boxes for part in parts]),
-        scores=torch.cat([part.scores for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-    )

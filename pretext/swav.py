@@ -24,7 +24,7 @@ from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
 from lightly.transforms.swav_transform import SwaVTransform
 from torch import Tensor, nn
 
-from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, memory
+from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, crops_of, memory
 from pretext.nearest_neighbours import spread
 from ssldet import ranks
 from ssldet.detectors.base import Detector
@@ -147,7 +147,7 @@ class SwappedPrediction(BackboneObjective):
 
     def forward(self, batch: Batch) -> Losses:
         """Project all crops, assign the large ones, predict from all, in the order of the paper's figure 1."""
-        features = [self.describe(crops.flatten(0, 1)).float() for crops in batch.crops]
+        features = [self.describe(crops.flatten(0, 1)).float() for crops in crops_of(batch)]
         with torch.autocast(batch.images.device.type, enabled=False):
             # All crops at once, because the head's norm shall see them all.
             projections = F.normalize(self.head(torch.cat(features)), dim=1)

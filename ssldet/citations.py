@@ -1,7 +1,7 @@
 """stages of a model -> BibTeX entries: what to cite, from the one list of references."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -10,23 +10,25 @@ from typing import Any
 from ssldet.errors import ConfigError
 from ssldet.registry import find
 
-DETECTOR = "carion2020detr"
-"""Whatever is trained here is a DETR."""
-
 
 def cited(stages: Iterable[Mapping[str, Any]]) -> str:
-    """Return the entries that a model owes: the detector's paper, and that of every stage's task.
+    """Return the entries that a model owes: the paper of its detector, and that of every stage's task.
 
     Args:
-        stages: What is known of each, such as its task as plain values; unknown tasks are passed over.
+        stages: What is known of each, such as its task and its detector as plain values; unknown ones are passed over.
     """
-    keys = [DETECTOR]
+    known = list(stages)
+    keys = [*_cites(known, "detector", "ssldet.detectors"), *_cites(known, "task", "ssldet.tasks")]
+    return "\n\n".join(dict.fromkeys(filter(None, map(citation, keys))))
+
+
+def _cites(stages: Iterable[Mapping[str, Any]], part: str, group: str) -> Iterator[str]:
+    """Yield the key that one part of each stage cites."""
     for stage in stages:
         try:
-            keys.append(find("ssldet.tasks", str(stage["task"]["name"])).cite)
+            yield find(group, str(stage[part]["name"])).cite
         except (ConfigError, AttributeError, KeyError, TypeError):
             continue
-    return "\n\n".join(dict.fromkeys(filter(None, map(citation, keys))))
 
 
 def citation(key: str) -> str:

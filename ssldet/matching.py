@@ -48,7 +48,7 @@ class CostTerm(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCost:
-    """Minus the probability of the target's class.
+    """What a wrong class costs, as the detector's class scores define it; for DETR minus the target's probability.
 
     Attributes:
         weight: Factor in the total cost.
@@ -58,11 +58,7 @@ class ClassCost:
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Float[Tensor, "L B Q T"]:
         """Return the cost; NaN for a label that the detector does not have, which the matcher then explains."""
-        probability = predictions.logits.float().softmax(-1)
-        last = probability.shape[-1] - 2
-        index = targets.labels.clamp(0, last)[None, :, None].expand(*probability.shape[:3], -1)
-        unknown = (targets.labels < 0) | (targets.labels > last)
-        return -probability.gather(-1, index).masked_fill(unknown[None, :, None], torch.nan)
+        return predictions.scores.cost(predictions.logits.float(), targets.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +137,7 @@ class Matcher:
             parts = [term.weight * term(predictions, padded) for term in self.costs]
             cost = torch.stack(parts).sum(0).cpu().numpy()  # the only wait for the device
         if not np.isfinite(cost).all():
-            _refuse(cost, targets, predictions.logits.shape[-1] - 1)
+            _refuse(cost, targets, predictions.scores.num_classes(predictions.logits.shape[-1]))
         if self.scope == "global":
             found = _gather(_solve_images(cost, counts))
         else:

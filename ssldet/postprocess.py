@@ -23,7 +23,7 @@ def detections(predictions: Predictions, original_sizes: Int[Tensor, "B 2"]) -> 
     Raises:
         DivergedError: A box or score is not finite.
     """
-    scores, labels = predictions.logits[-1].float().softmax(-1)[..., :-1].max(-1)
+    scores, labels = predictions.scores.probabilities(predictions.logits[-1].float()).max(-1)
     height, width = original_sizes.to(scores.device).unbind(-1)
     scale = torch.stack([width, height, width, height], dim=-1).unsqueeze(1)
     boxes = cxcywh_to_xyxy(predictions.boxes[-1].float()) * scale

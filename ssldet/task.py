@@ -6,15 +6,14 @@ is pickled into CPU workers and the other lives on the accelerator.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import nn
 
 from ssldet.detectors.base import Detector, DetectorConfig
-from ssldet.types import Batch, Detections, Losses, Source
+from ssldet.types import Answer, Batch, Losses, Source
 from ssldet.types import Views as Views
 
 
@@ -30,62 +29,102 @@ class Objective(nn.Module, ABC):
     detector: Detector
     detr_names: ClassVar[Mapping[str, str]] = {}
 
-    def begin(self, step: int, total_steps: int) -> None:
-        """Make ready for a step, once on every rank, before its first batch; nothing, unless a task has a use for it.
+    @abstractmethod
+    def forward(self, batch: Batch) -> Losses:
+        """Return the finite, named, weighted loss terms of a batch."""
 
-        What happens at a step and not in a batch belongs here: what depends on how far the run has come, or moves with
-        the weights, such as a momentum encoder. The step is told, so that a resumed run knows it too.
+    @abstractmethod
+    def answer(self, batch: Batch) -> Sequence[Answer]:
+        """Return what the model says of each image of a batch.
+
+        Returns:
+            One entry per image, of the kind that the task's evaluator takes: `Detections` (in pixels of the images on
+            disk), an `Embedding`, or a kind of the task's own.
+        """
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Make ready for a step, once on every rank, before its first batch; does nothing unless a task needs it.
+
+        What happens once per step and not once per batch belongs here: what depends on how far the run has come, or
+        follows the weights, such as a momentum encoder. The step is given, so that a resumed run knows it too.
 
         Args:
             step: Optimiser steps done.
             total_steps: Length of the run.
         """
 
-    @abstractmethod
-    def forward(self, batch: Batch) -> Losses:
-        """Return the finite, named, weighted loss terms of a batch."""
-
-    @abstractmethod
-    def detect(self, batch: Batch) -> list[Detections]:
-        """Return what the detector finds in each image of a batch, in pixels of the images on disk."""
-
-
-@runtime_checkable
-class Localiser(Protocol):
-    """An objective that can look for patches which it has never seen."""
-
-    def localise(self, batch: Batch, patches: Sequence[UInt8[Tensor, "3 _ _"]]) -> list[Detections]:
-        """Look for any patches in every image of a batch.
+    def probe(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Measure, before any training, whether the task can be learned with this backbone and these images.
 
         Args:
-            batch: Where to look.
-            patches: What to look for, of any size and number.
+            batches: A few training batches, on the device of the objective.
 
         Returns:
-            The answers, for each image, in pixels of the images on disk; labels are the numbers of the patches.
+            Named numbers to print; empty where a task has no such check.
         """
-        ...
+        return {}
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Collects detections and ends in named numbers."""
+    """Collects answers and ends in named numbers."""
 
-    def update(self, detections: list[Detections], batch: Batch) -> None:
+    def update(self, answers: list[Any], batch: Batch, /) -> None:
         """Take in one batch.
 
         Args:
-            detections: One entry an image, absolute xyxy in pixels of the image on disk.
-            batch: Where they were found; `keys`, `targets` and `original_sizes` say what is true.
+            answers: What the objective answered, one entry per image, on the CPU.
+            batch: What was asked; `keys`, `targets`, `original_sizes` and `problem` say what is true, pixels are left
+                out.
 
         Raises:
-            DivergedError: A box or score is not finite: a diverged model must not be scored.
+            DivergedError: A number is not finite: a diverged model must not be scored.
         """
         ...
 
     def results(self) -> dict[str, Any]:
-        """Return the numbers by name; a nested entry holds a group of numbers, such as one a class, in the same way."""
+        """Return the numbers by name; a nested entry holds a group of numbers, such as one per class."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a task needs of its images.
+
+    Attributes:
+        labels: Whether it reads boxes and classes; where it does not, the engine removes them before the task's views.
+        masks: Whether each object must come with its mask.
+    """
+
+    labels: bool = True
+    masks: bool = False
+
+
+def _same_task(task: Any, source: Source) -> Any:
+    return task
+
+
+def _same_detector(detector: DetectorConfig) -> DetectorConfig:
+    return detector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """How a task joins the stages before and after it.
+
+    Attributes:
+        parts: Parts of the objective that start as they are in the model which a run starts from, where that has a part
+            of the same name -> the fields of the task that shape the part and are taken over with it.
+        learns_from: Task, training set -> the task with what it must know of the set, which travels with the weights.
+        receives: Detector that another task taught -> the detector for this task, such as one with a further section.
+        hands_over: Detector that this task taught -> the one that the next stage should build, such as one with fixed
+            norms.
+    """
+
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    learns_from: Callable[[Any, Source], Any] = _same_task
+    receives: Callable[[DetectorConfig], DetectorConfig] = _same_detector
+    hands_over: Callable[[DetectorConfig], DetectorConfig] = _same_detector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,26 +134,31 @@ class Task(ABC):
     Attributes:
         cite: Key of the source in `references.bib`.
         headline: The metric that a progress line and a table show for this task.
-        reads_masks: Whether the labels of each object must come with its mask.
-        inherits: Parts of the objective that start as they are in the model which a run starts from, where that has a
-            part of the same name -> the fields of the task that shape the part and come along with it.
+        needs: What the task needs of its images.
+        stage: How the task joins the stages before and after it.
     """
 
     group: ClassVar[str] = "ssldet.tasks"
     cite: ClassVar[str]
     headline: ClassVar[str]
-    reads_masks: ClassVar[bool] = False
-    inherits: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    needs: ClassVar[Needs] = Needs()
+    stage: ClassVar[Stage] = Stage()
 
-    @property
-    @abstractmethod
-    def trains(self) -> tuple[str, ...]:
-        """Sections of the detector that learn; the others run without autograd."""
+    def rests(self, section: str) -> bool:
+        """Return whether a section of the detector does not learn; it then runs without autograd.
 
-    @property
-    @abstractmethod
-    def transfers(self) -> tuple[str, ...]:
-        """Sections of the detector that are handed over to the next stage."""
+        Args:
+            section: One of `Detector.sections`, possibly one that this task has never heard of.
+        """
+        return False
+
+    def stays_behind(self, section: str) -> bool:
+        """Return whether a section of the detector is not handed over to the next stage.
+
+        Args:
+            section: One of `Detector.sections`, possibly one that this task has never heard of.
+        """
+        return False
 
     @abstractmethod
     def views(self, *, training: bool = True) -> Views:
@@ -149,39 +193,6 @@ class Task(ABC):
         """
         return source
 
-    def probe(self, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
-        """Measure, before any training, whether the task can be learned with this backbone and these images.
-
-        Args:
-            objective: The objective with its fresh detector, on the device of the batches.
-            batches: A few training batches.
-
-        Returns:
-            Named numbers to print; empty where a task has no such check.
-        """
-        return {}
-
-    def taught_on(self, source: Source) -> "Task":
-        """Return this task with what it must know of its training set, which travels with the weights.
-
-        Args:
-            source: The training set.
-        """
-        return self
-
-    def adapt(self, detector: DetectorConfig) -> DetectorConfig:
-        """Return what this task makes of a detector that another one taught, such as one with a further section."""
-        return detector
-
-    def hands_over(self, detector: DetectorConfig) -> DetectorConfig:
-        """Return the detector that the next stage should build for what this task hands over.
-
-        Args:
-            detector: The one that was taught; a stage that fixes the norms of what this one taught is an example of a
-                difference.
-        """
-        return detector
-
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Say what keeps this task and a detector from working together; empty if nothing does."""
         return []
@@ -190,3 +201,15 @@ class Task(ABC):
 @dataclass(frozen=True, kw_only=True)
 class PretextTask(Task):
     """A task that promises to read no box label: the engine hands its views samples stripped of their targets."""
+
+    needs: ClassVar[Needs] = Needs(labels=False)
+
+
+def learning_sections(task: Task, detector: Detector) -> tuple[str, ...]:
+    """Return the sections of a detector that learn while a task is taught."""
+    return tuple(section for section in detector.sections if not task.rests(section))
+
+
+def transferred_sections(task: Task, detector: Detector) -> tuple[str, ...]:
+    """Return the sections of a detector that are handed over after a task was taught."""
+    return tuple(section for section in detector.sections if not task.stays_behind(section))

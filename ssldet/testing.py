@@ -6,9 +6,8 @@ A law is a function of a task and a detector's configuration that raises `Assert
 
 import pickle
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import zip_longest
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -17,12 +16,13 @@ from torch import Tensor
 
 from ssldet.boxes import cxcywh_to_xyxy
 from ssldet.data.collate import collate
+from ssldet.data.problems import same, without_pixels
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.checkpoint import SCHEMA, restore_objective, save_weights
 from ssldet.recipe import to_document
 from ssldet.registry import find, names
-from ssldet.task import Objective, PretextTask
-from ssldet.types import Batch, Sample, Targets
+from ssldet.task import Objective, PretextTask, learning_sections, transferred_sections
+from ssldet.types import Batch, Detections, Sample, Targets
 
 SIZES = ((70, 90), (64, 51), (48, 96))
 """Height and width of the images that laws look at: unequal, so that no axis can be taken for another."""
@@ -58,13 +58,15 @@ def tiny_detector(task: PretextTask) -> DetectorConfig:
 
 
 def it_says_where_it_comes_from(task: PretextTask, detector: DetectorConfig) -> None:
-    """A task names its source, its headline metric and sections that exist, and suits the detector."""
-    sections = detector.detector_class.section_names
+    """A task names its source and its headline metric, teaches and hands over something, and suits the detector."""
     _require(bool(getattr(task, "cite", "")), "`cite` is empty; name a key of references.bib")
     _require(bool(getattr(task, "headline", "")), "`headline` is empty; name the metric to show")
-    for word, said in (("trains", task.trains), ("transfers", task.transfers)):
-        unknown = sorted(set(said) - set(sections))
-        _require(bool(said) and not unknown, f"`{word}` names {said}; the detector has {sections}")
+    built = detector.build()
+    _require(
+        bool(learning_sections(task, built)), f"`rests` lets no section learn; the detector has {list(built.sections)}"
+    )
+    handed = transferred_sections(task, built)
+    _require(bool(handed), f"`stays_behind` hands no section over; the detector has {list(built.sections)}")
     problems = task.problems_with(detector)
     _require(not problems, f"the task and the detector don't suit each other: {problems}")
 
@@ -76,9 +78,9 @@ def views_are_a_function_of_the_generator(task: PretextTask, detector: DetectorC
         first = views(_photo(0), _seeded(1))
         torch.manual_seed(123)
         torch.rand(7)
-        _require(_same(first, views(_photo(0), _seeded(1))), "views use chance that is not the generator's")
+        _require(same(first, views(_photo(0), _seeded(1))), "views use chance that is not the generator's")
     other = task.views()(_photo(0), _seeded(2))
-    _require(not _same(task.views()(_photo(0), _seeded(1)), other), "views of a training image never change")
+    _require(not same(task.views()(_photo(0), _seeded(1)), other), "views of a training image never change")
 
 
 def views_leave_the_source_alone(task: PretextTask, detector: DetectorConfig) -> None:
@@ -98,7 +100,7 @@ def labels_are_not_read(task: PretextTask, detector: DetectorConfig) -> None:
         torch.manual_seed(0)
         with torch.no_grad():
             losses.append(objective(collate([samples[-1]])).total)
-    _require(all(_same(samples[0], sample) for sample in samples), "views depend on the labels of the image")
+    _require(all(same(samples[0], sample) for sample in samples), "views depend on the labels of the image")
     _require(all(bool(torch.equal(losses[0], loss)) for loss in losses), "the loss depends on the labels of the image")
 
 
@@ -106,7 +108,7 @@ def views_pickle(task: PretextTask, detector: DetectorConfig) -> None:
     """Views travel into loader workers and do there what they do here."""
     views = task.views()
     again = pickle.loads(pickle.dumps(views))  # noqa: S301  # our own bytes
-    _require(_same(views(_photo(0), _seeded(1)), again(_photo(0), _seeded(1))), "pickled views make other samples")
+    _require(same(views(_photo(0), _seeded(1)), again(_photo(0), _seeded(1))), "pickled views make other samples")
 
 
 def boxes_lie_in_the_image(task: PretextTask, detector: DetectorConfig) -> None:
@@ -137,9 +139,9 @@ def gradient_reaches_what_trains(task: PretextTask, detector: DetectorConfig) ->
         inner = name.removeprefix("detector.")
         owners = [s for s, parts in sections.items() if any(inner.startswith(f"{part}.") for part in parts)]
         own_head = inner == name
-        learns = own_head or bool(set(owners) & set(task.trains))
+        learns = own_head or not all(map(task.rests, owners))
         if not learns:
-            _require(parameter.grad is None, f"{name} gets a gradient, but `trains` does not name {owners}")
+            _require(parameter.grad is None, f"{name} gets a gradient, but {owners} rests")
         elif parameter.requires_grad:
             _require(parameter.grad is not None, f"{name} gets no gradient, but it should learn")
 
@@ -162,13 +164,15 @@ def one_batch_can_be_learned(task: PretextTask, detector: DetectorConfig) -> Non
 
 
 def answers_are_measured(task: PretextTask, detector: DetectorConfig) -> None:
-    """Detections are finite, in pixels of the images on disk, and the evaluator ends in the headline metric."""
+    """There is one answer per image, boxes in it are finite, and the evaluator ends in the headline metric."""
     objective, batch = _objective(task, detector).eval(), _batch(task, training=False)
-    found = objective.detect(batch)
+    found = objective.answer(batch)
     _require(len(found) == len(batch), f"{len(found)} answers for {len(batch)} images")
-    _require(all(bool(one.boxes.isfinite().all()) for one in found), "a found box is not finite")
+    for one in found:
+        if isinstance(one, Detections):
+            _require(bool(one.boxes.isfinite().all()), "a found box is not finite")
     evaluator = task.evaluator(Photos())
-    evaluator.update(found, batch)
+    evaluator.update(list(found), without_pixels(batch))
     results = evaluator.results()
     _require(task.headline in results, f"the evaluator gives {sorted(results)}, without headline {task.headline!r}")
 
@@ -182,9 +186,13 @@ def weights_come_back(task: PretextTask, detector: DetectorConfig) -> None:
         save_weights(path, objective, info)
         again, _ = restore_objective(path)
     _require(again.state_dict().keys() == objective.state_dict().keys(), "the rebuilt objective has other tensors")
-    for here, there in zip(objective.detect(batch), again.eval().detect(batch), strict=True):
-        same = torch.equal(here.boxes, there.boxes) and _equal(here.embedding, there.embedding)
-        _require(same, "the rebuilt objective answers differently")
+    for here, there in zip(objective.answer(batch), again.eval().answer(batch), strict=True):
+        same_answer = all(
+            torch.equal(value, getattr(there, field.name))
+            for field in fields(here)  # type: ignore[arg-type]  # every answer is a dataclass
+            if isinstance(value := getattr(here, field.name), Tensor)
+        )
+        _require(same_answer, "the rebuilt objective answers differently")
 
 
 PRETEXT_LAWS: tuple[Law, ...] = (
@@ -247,7 +255,7 @@ def _objective(task: PretextTask, config: DetectorConfig) -> Objective:
     torch.manual_seed(0)
     detector: Detector = config.build()
     objective = task.objective(detector)
-    detector.train_only(task.trains)
+    detector.train_only(learning_sections(task, detector))
     return objective.train()
 
 
@@ -257,22 +265,6 @@ def _step(objective: Objective, batch: Batch, optimizer: torch.optim.Optimizer) 
     total.backward()
     optimizer.step()
     return float(total.detach())
-
-
-def _same(one: Sample, other: Sample) -> bool:
-    pairs: Sequence[tuple[Tensor | None, Tensor | None]] = (
-        (one.image, other.image),
-        (one.patches, other.patches),
-        (one.jitter, other.jitter),
-        (one.targets.boxes, other.targets.boxes),
-        (one.targets.labels, other.targets.labels),
-        *zip_longest(one.crops, other.crops),
-    )
-    return all(_equal(here, there) for here, there in pairs)
-
-
-def _equal(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other is None or (one is not None and other is not None and bool(torch.equal(one, other)))
 
 
 def _require(kept: bool, broken: str) -> None:

@@ -3,7 +3,7 @@
 Axis letters mean the same everywhere in the project:
 
     B batch     L decoder layer   Q query   P patch   T targets of one image   S feature level
-    H W pixels  h w cells         K all cells of one image     D width   C classes ("no object" included)
+    H W pixels  h w cells         K all cells of one image     D width   C rows of the class head (see `ClassScores`)
     N M         anything, in pure functions
 
 Boxes are **normalised cxcywh inside** (fractions of the valid image, padding excluded) **and absolute xyxy at every
@@ -12,11 +12,14 @@ edge** (pixels of the image as it lies on disk). Shapes are checked when the tes
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+from ssldet.class_scores import ClassScores, SoftmaxScores
 
 Movable = TypeVar("Movable", bound="OnDevice")
 
@@ -43,9 +46,32 @@ def _each(thing: Movable, change: Callable[[Any], Any]) -> Movable:
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, Tensor | OnDevice):
         return change(value)
-    if isinstance(value, list):
-        return [_changed(item, change) for item in value]
+    if isinstance(value, list | tuple):
+        return type(value)(_changed(item, change) for item in value)
     return value
+
+
+class Gather(Enum):
+    """How one field of a `Problem` becomes the field of a batch; it stands in the annotation of the field."""
+
+    PIXELS = "pixels"
+    """Images of bytes, or a tuple of them: stacked over the batch, shown in previews, and not needed for scoring."""
+    STACK = "stack"
+    """Tensors of one shape: stacked over the batch."""
+    LIST = "list"
+    """Any other values: a list with one entry per image."""
+    SAMPLE = "sample"
+    """Another `Sample` per image: gathered into a `Batch` with a canvas of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem(OnDevice):
+    """What a task adds to an image: the base of one frozen dataclass per kind of task.
+
+    Each field says in its annotation how it gathers, such as `Annotated[Float[Tensor, "*B N"], Gather.STACK]`. The same
+    class describes one image (in `Sample`) and several (in `Batch`); gathering, slicing, moving, comparing and drawing
+    follow from the annotations, see `ssldet.data.problems`.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,17 +115,14 @@ class Sample:
     """One image, and what a task made of it.
 
     A source gives it whole (every box in `targets`, absolute sizes in `original_size`); a task's views return it
-    resized, cropped and with patches.
+    resized and cropped, and may add a problem.
 
     Attributes:
         image: Pixels, RGB.
         targets: Boxes relative to `image`.
         key: Identity of the image in its source: path or image id, unique within the source.
         original_size: Height and width on disk, after EXIF rotation.
-        patches: Query patches cut from the image, all of one size.
-        jitter: Drawn photometric parameters of every patch; applied later, batched, on the device.
-        crops: Other looks at the whole image, for tasks that compare them: one entry a size, largest first, each with
-            as many crops in every sample.
+        problem: What a task added, such as patches to look for; `None` where there is only the image.
         skipped: Files that were tried before this one and could not be used.
     """
 
@@ -107,9 +130,7 @@ class Sample:
     targets: Targets
     key: str
     original_size: tuple[int, int]
-    patches: UInt8[Tensor, "P 3 h w"] | None = None
-    jitter: Float[Tensor, "P J"] | None = None
-    crops: tuple[UInt8[Tensor, "_ 3 _ _"], ...] = ()
+    problem: Problem | None = None
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -125,12 +146,10 @@ class Batch(OnDevice):
         images: Pixels, padded at the bottom and the right.
         padding: True where the canvas holds no image.
         sizes: Valid height and width of each image on the canvas.
-        targets: One entry an image.
+        targets: One entry per image.
         keys: Identity of each image.
         original_sizes: Height and width of each image on disk.
-        patches: Query patches; the same number for every image.
-        jitter: Photometric parameters of every patch.
-        crops: Other looks at the whole images, one entry a size; the same number for every image.
+        problem: What a task added to the images, gathered; `None` where it added nothing.
         skipped: Files that could not be used while this batch was gathered.
     """
 
@@ -140,9 +159,7 @@ class Batch(OnDevice):
     targets: list[Targets]
     keys: list[str]
     original_sizes: Int[Tensor, "B 2"]
-    patches: UInt8[Tensor, "B P 3 h w"] | None = None
-    jitter: Float[Tensor, "B P J"] | None = None
-    crops: list[UInt8[Tensor, "B _ 3 _ _"]] = field(default_factory=list)
+    problem: Problem | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
@@ -191,13 +208,15 @@ class Predictions(OnDevice):
     """What the detector answers, for all decoder layers; the last layer is the answer that counts.
 
     Attributes:
-        logits: Class scores before softmax; the last class is "no object".
+        logits: Outputs of the class head; `scores` says how to read them.
         boxes: Normalised cxcywh.
         states: Decoder outputs after the shared norm, for heads that a task owns.
         groups: Group of each query slot, carried over from the queries.
         scene: What the images looked like, where the detector can draw masks; see `Detector.masks`.
         masks: Logits of the masks of those answers of the last layer that were matched, in the order of the matches,
             on the whole canvas with its padding; the criterion has them drawn.
+        scores: How class logits are read.
+        proposals: What the encoder of a two-stage detector proposed: one layer, with a number of queries of its own.
     """
 
     logits: Float[Tensor, "L B Q C"]
@@ -206,6 +225,8 @@ class Predictions(OnDevice):
     groups: Int[Tensor, " Q"] | None = None
     scene: Scene | None = None
     masks: Float[Tensor, "N _ _"] | None = None
+    scores: ClassScores = field(default_factory=SoftmaxScores)
+    proposals: "Predictions | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,8 +282,25 @@ class Segmentation(OnDevice):
     crowd: Bool[Tensor, " N"] | None = None
 
 
+class Answer(OnDevice):
+    """What an objective says of one image: boxes are one kind, the vector of a whole image another."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Detections(OnDevice):
+class Embedding(Answer):
+    """A vector that describes one whole image.
+
+    Attributes:
+        vector: The vector.
+    """
+
+    vector: Float[Tensor, " E"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detections(Answer):
     """What was found in one image.
 
     Attributes:
@@ -271,7 +309,6 @@ class Detections(OnDevice):
         labels: Class index of each box, contiguous from 0; for a patch query, the number of the patch.
         masks: The pixels of each one, on the image on disk; they may overlap.
         segmentation: The whole image told apart, where a task does that.
-        embedding: A vector that describes the whole image, where a task gives one.
     """
 
     boxes: Float[Tensor, "N 4"]
@@ -279,7 +316,6 @@ class Detections(OnDevice):
     labels: Int[Tensor, " N"]
     masks: Bool[Tensor, "N H W"] | None = None
     segmentation: Segmentation | None = None
-    embedding: Float[Tensor, " E"] | None = None
 
     def __len__(self) -> int:
         """Number of detections."""

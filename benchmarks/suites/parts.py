@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from benchmarks.suite import Data, Downstream, Generated, Given, Method, Scale, Setting
-from ssldet.detectors.base import DetectorConfig
+from ssldet.detectors.base import DetectorConfig, backbone_of
 from ssldet.engine.run import Run
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import override
@@ -41,8 +41,8 @@ def detectors(scale: Scale) -> tuple[DetectorConfig, ...]:
 def backbones(scale: Scale) -> tuple[BackboneConfig, ...]:
     """Return the backbone of a scale, with fresh weights: methods bring their own."""
     detector = detectors(scale)[0]
-    backbone: BackboneConfig = detector.backbone  # type: ignore[attr-defined]  # DETR has one
-    return (replace(backbone, weights=None),)
+    backbone = backbone_of(detector)
+    return () if backbone is None else (replace(backbone, weights=None),)
 
 
 def none() -> Method:

@@ -21,6 +21,7 @@ from downstream.metrics.average_precision import GroundTruth, Labelled
 from ssldet import chance
 from ssldet.boxes import to_absolute
 from ssldet.errors import DataError, suggest
+from ssldet.patches import Patches
 from ssldet.types import Batch, Detections, Sample, Skipped, Source, Targets
 from ssldet.weights.coco import coco_things
 
@@ -109,13 +110,14 @@ class Pairs:
         """Return the numbers of all objects of a class."""
         return np.flatnonzero(self._labels == label)
 
-    def _pair(self, image: int, label: int, query: int) -> Sample:
+    def _pair(self, image: int, label: int, query: int, *, mirrored: bool = False) -> Sample:
         """Read an image with the boxes of one class, and cut the query out of the image that it is in.
 
         Args:
             image: Number of the image.
             label: The class to be found.
             query: Number of the object that shows it.
+            mirrored: Whether the query is mirrored.
         """
         sample = self.images[image]
         owner = int(np.searchsorted(self._first, query, side="right")) - 1
@@ -123,7 +125,9 @@ class Pairs:
         corners = to_absolute(torch.from_numpy(self._boxes[query]), shown.original_size)
         boxes = sample.targets.boxes[sample.targets.labels == label]
         targets = Targets(boxes=boxes, labels=torch.zeros(len(boxes), dtype=torch.int64))
-        return replace(sample, targets=targets, patches=cut_query(shown.image, corners, self.patch_size)[None])
+        patch = cut_query(shown.image, corners, self.patch_size)
+        patch = patch.flip(-1) if mirrored else patch
+        return replace(sample, targets=targets, problem=Patches(pixels=patch[None]))
 
     def _path_of(self, image: int) -> str | Path:
         path_of = getattr(self.images, "path_of", None)
@@ -194,9 +198,7 @@ class TrainingPairs(Pairs):
         pool = self._pools[label]
         query = int(pool[int(torch.randint(len(pool), (), generator=generator))])
         mirrored = float(torch.rand((), generator=generator)) < self._query_flip
-        sample = self._pair(image, label, query)
-        assert sample.patches is not None
-        return replace(sample, patches=sample.patches.flip(-1)) if mirrored else sample
+        return self._pair(image, label, query, mirrored=mirrored)
 
     def path_of(self, index: int) -> str | Path:
         """Return where an image lies."""

@@ -63,7 +63,7 @@ class _Graph(nn.Module):
     @property
     def outputs(self) -> list[str]:
         """Names of what is returned."""
-        return ["logits", "boxes", *(["masks"] if self.detector.sections["mask_head"] else [])]
+        return ["logits", "boxes", *(["masks"] if "mask_head" in self.detector.sections else [])]
 
 
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:

@@ -8,7 +8,9 @@ from typing import ClassVar
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from ssldet.class_scores import ClassScores
 from ssldet.errors import ConfigError, suggest
+from ssldet.nn.backbones import BackboneConfig
 from ssldet.types import Predictions, Queries
 
 
@@ -16,27 +18,19 @@ class Detector(nn.Module, ABC):
     """A detection transformer whose parts are visible by name.
 
     Attributes:
-        section_names: The parts that tasks may name. A detector may do without one, as most do without `mask_head`.
-        sections: Name of each part -> the prefixes of its parameters and buffers in `state_dict()`, none for a part
-            that this detector has not. Together the sections cover the whole state; transfer and freezing speak of
-            sections, never of parameter names.
+        sections: Name of each part -> the prefixes of its parameters and buffers in `state_dict()`. Together the
+            sections cover the whole state. Freezing and transfer speak of sections, never of parameter names. Common
+            names are `backbone`, `projection`, `encoder`, `decoder`, `queries`, `box_head`, `class_head` and
+            `mask_head`; a detector may have others, which then learn and are handed over like the rest.
+        scores: How the outputs of the class head are read.
         num_classes: Number of classes, "no object" not counted.
         num_queries: Number of object queries.
         width: Width of the transformer (D).
-        feature_channels: Channels of the backbone's last level.
+        feature_channels: Channels of what `features` returns (E).
     """
 
-    section_names: ClassVar[tuple[str, ...]] = (
-        "backbone",
-        "projection",
-        "encoder",
-        "decoder",
-        "queries",
-        "box_head",
-        "class_head",
-        "mask_head",
-    )
     sections: Mapping[str, tuple[str, ...]]
+    scores: ClassScores
     num_classes: int
     num_queries: int
     width: int
@@ -47,21 +41,19 @@ class Detector(nn.Module, ABC):
         """Let these sections learn; the others lose their gradients and stay in evaluation mode.
 
         Args:
-            sections: Some of `section_names`.
+            sections: Names of sections.
 
         Raises:
             ConfigError: There is no such section.
         """
         learning = set(sections)
-        if unknown := sorted(learning - set(self.section_names)):
-            known = ", ".join(self.section_names)
-            raise ConfigError(f"no section {unknown[0]!r}{suggest(unknown[0], self.section_names)}; there are {known}")
-        for name in self.section_names:
-            for part in self.sections.get(name, ()):
+        if unknown := sorted(learning - set(self.sections)):
+            known = ", ".join(self.sections)
+            raise ConfigError(f"no section {unknown[0]!r}{suggest(unknown[0], self.sections)}; there are {known}")
+        for name, parts in self.sections.items():
+            for part in parts:
                 self.get_submodule(part).requires_grad_(name in learning)
-        self._resting = tuple(
-            part for name in self.section_names if name not in learning for part in self.sections.get(name, ())
-        )
+        self._resting = tuple(part for name, parts in self.sections.items() if name not in learning for part in parts)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Detector":
@@ -75,11 +67,11 @@ class Detector(nn.Module, ABC):
     def normalise(
         self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
     ) -> Float[Tensor, "B 3 H W"]:
-        """Scale pixels (0..255, or 0..1 where floating) by the backbone's own mean and deviation; padding becomes 0."""
+        """Scale pixels (0..255, or 0..1 where floating) by the mean and deviation the network expects; padding is 0."""
 
     @abstractmethod
     def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
-        """Return the backbone's last level for normalised images; patches go the same way."""
+        """Return the map that describes normalised images, for a backbone its last level; patches go the same way."""
 
     @abstractmethod
     def default_queries(self, batch_size: int) -> Queries:
@@ -96,8 +88,8 @@ class Detector(nn.Module, ABC):
 
         Args:
             images: Normalised images.
-            padding: True where the canvas holds no image; none means that all of it does.
-            queries: What to ask; none means the learned queries.
+            padding: True where the canvas holds no image; `None` means that all of it does.
+            queries: What to ask; `None` means the detector's own queries.
         """
 
     def masks(
@@ -124,13 +116,31 @@ class Detector(nn.Module, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig(ABC):
-    """The choices that define a detector; `build` is its composition root."""
+    """The choices that define a detector.
+
+    A configuration with a field `backbone` builds a detector with the submodule `backbone`, which the engine then gives
+    its first weights; other detectors have no such field.
+
+    Attributes:
+        num_classes: Number of classes, "no object" not counted.
+        num_queries: Number of object queries: the most objects that can be found in one image.
+    """
 
     group: ClassVar[str] = "ssldet.detectors"
-    detector_class: ClassVar[type[Detector]]
+    cite: ClassVar[str] = ""
     num_classes: int
     num_queries: int
 
     @abstractmethod
     def build(self) -> Detector:
         """Return the detector with fresh weights (the backbone's as configured)."""
+
+
+def backbone_of(config: DetectorConfig) -> BackboneConfig | None:
+    """Return the configuration of a detector's backbone; `None` for a detector without one.
+
+    Args:
+        config: Any detector's; one with a backbone has it in the field `backbone`.
+    """
+    backbone = getattr(config, "backbone", None)
+    return backbone if isinstance(backbone, BackboneConfig) else None

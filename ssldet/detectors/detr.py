@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from ssldet.class_scores import SoftmaxScores
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
@@ -19,6 +20,9 @@ from ssldet.nn.transformer import Decoder, Encoder
 from ssldet.queries import LearnedQueries
 from ssldet.recipe import Within
 from ssldet.types import Predictions, Queries, Scene
+
+SECTIONS = ("backbone", "projection", "encoder", "decoder", "queries", "box_head", "class_head")
+"""Sections of every DETR, each an attribute of that name."""
 
 
 class DETR(Detector):
@@ -83,9 +87,11 @@ class DETR(Detector):
         self.position_at_input = position_at_input
         self.mask_attention = mask_attention
         self.mask_head = mask_head
-        drawing = ("mask_attention", "mask_head") if mask_head is not None else ()
-        self.sections = {name: drawing if name == "mask_head" else (name,) for name in self.section_names}
-        self.num_classes = class_head.out_features - 1
+        self.sections = {name: (name,) for name in SECTIONS}
+        if mask_head is not None:
+            self.sections["mask_head"] = ("mask_attention", "mask_head")
+        self.scores = SoftmaxScores()
+        self.num_classes = self.scores.num_classes(class_head.out_features)
         self.num_queries, self.width = queries.embedding.shape
         self.feature_channels = backbone.channels
 
@@ -154,6 +160,7 @@ class DETR(Detector):
                 states=states,
                 groups=queries.groups,
                 scene=scene,
+                scores=self.scores,
             )
 
 
@@ -183,7 +190,7 @@ class DETRConfig(DetectorConfig):
             authors released, all maps of a query together.
     """
 
-    detector_class: ClassVar[type[Detector]] = DETR
+    cite: ClassVar[str] = "carion2020detr"
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     num_classes: Annotated[int, Within(1)] = 91
@@ -243,7 +250,7 @@ class DETRConfig(DetectorConfig):
             ),
             queries=LearnedQueries(self.num_queries, self.width, self.query_scale),
             box_head=BoxHead(self.width),
-            class_head=nn.Linear(self.width, self.num_classes + 1),
+            class_head=nn.Linear(self.width, self.num_classes + SoftmaxScores.extra_rows),
             normalise_features=self.normalise_features,
             position_at_input=self.position_at_input,
             # Last, so that everything else starts the same with and without masks.

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ssldet.chance import generator, seed_of
 from ssldet.data.collate import collate
-from ssldet.detectors.base import Detector
+from ssldet.detectors.base import Detector, backbone_of
 from ssldet.engine.run import Run
 from ssldet.errors import UnreadableError
-from ssldet.nn.backbones import Backbone, BackboneConfig, calibrate
+from ssldet.nn.backbones import Backbone, calibrate
 from ssldet.task import Objective
 from ssldet.types import Sample, Source
 from ssldet.weights.backbone import load_backbone
@@ -38,9 +38,9 @@ def assemble(run: Run, source: Source, documents: dict[str, Mapping[str, Any]] |
     """
     torch.manual_seed(seed_of(run.seed, "init"))
     detector = run.detector.build()
-    backbone = getattr(detector, "backbone", None)
-    if isinstance(backbone, Backbone):
-        config: BackboneConfig = run.detector.backbone  # type: ignore[attr-defined]  # where there is a backbone
+    if (config := backbone_of(run.detector)) is not None:
+        backbone = detector.get_submodule("backbone")
+        assert isinstance(backbone, Backbone)
         if config.weights is not None:
             report = load_backbone(backbone, config.weights, architecture=config.name, coverage=config.coverage)
             log.info("%s", report)

@@ -244,8 +244,8 @@ def transfer(
         detector: Receives, in place.
         sections: What is handed over; each must arrive complete.
         expects_fresh: Sections of those that start anew all the same, such as the class head for other classes.
-        class_rows: Hand the class head over row by row, by the names of the classes; "no object", the last row of
-            both heads, goes along. None hands it over as it is, like any section.
+        class_rows: Hand the class head over row by row, by the names of the classes; a row for "no object" goes along.
+            `None` hands it over as it is, like any section.
 
     Raises:
         CheckpointError: A tensor of a handed-over section is missing, too many, of another shape or not finite, or the
@@ -312,18 +312,23 @@ def _moved(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], detector: Detector, rows: ClassRows
 ) -> dict[str, Tensor]:
     """Return the tensors of the class head with each known class's row, and that of "no object", in its new place."""
-    ours = [*(place for place, row in enumerate(rows.rows) if row is not None), len(rows.ours)]
-    theirs = [*(row for row in rows.rows if row is not None), len(rows.theirs)]
+    extra = detector.scores.extra_rows
+    ours = [
+        *(place for place, row in enumerate(rows.rows) if row is not None),
+        *range(len(rows.ours), len(rows.ours) + extra),
+    ]
+    theirs = [*(row for row in rows.rows if row is not None), *range(len(rows.theirs), len(rows.theirs) + extra)]
     moved: dict[str, Tensor] = {}
     for name, value in own.items():
         given = state.get(name)
         if section_of(detector, name) != "class_head" or given is None or given.shape[1:] != value.shape[1:]:
             continue
         for side, tensor, count in (("here", value, len(rows.ours)), ("there", given, len(rows.theirs))):
-            if len(tensor) != count + 1:
+            if len(tensor) != count + extra:
+                no_object = " and 'no object'" if extra else ""
                 raise CheckpointError(
-                    f"{name} has {len(tensor)} rows {side}, which are not {count} classes and 'no object'; name as "
-                    "many classes as the head has"
+                    f"{name} has {len(tensor)} rows {side}, which are not {count} classes{no_object}; name as many "
+                    "classes as the head has"
                 )
         moved[name] = value.clone()
         moved[name][ours] = given[theirs].to(value)

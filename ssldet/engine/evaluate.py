@@ -1,18 +1,20 @@
 """Objective, source -> named numbers: every rank detects on its share, rank 0 scores."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from ssldet.data.collate import of_one_size
 from ssldet.data.loader import evaluation_batches
+from ssldet.data.problems import without_pixels
 from ssldet.engine.run import Run
 from ssldet.ranks import gather_objects, rank, world
 from ssldet.task import Objective, PretextTask
-from ssldet.types import Batch, Detections, Source
+from ssldet.types import Answer, Batch, Source
+
+Answered = TypeVar("Answered", bound=Answer)
 
 
 def autocast(device: torch.device, precision: Literal["32", "bf16"]) -> torch.autocast:
@@ -83,29 +85,26 @@ def evaluate(
     return gather_objects(evaluator.results() if rank() == 0 else {})[0]
 
 
-def unpadded(detect: Callable[[Batch], list[Detections]], batch: Batch) -> list[Detections]:
-    """Detect in images of one size at a time: padding would have its say, and results would depend on the batch.
+def unpadded(answer: Callable[[Batch], Sequence[Answered]], batch: Batch) -> list[Answered]:
+    """Answer images of one size at a time: padding would have its say, and results would depend on the batch.
 
     Args:
-        detect: What answers a batch.
+        answer: What answers a batch.
         batch: Images of any sizes.
 
     Returns:
-        One entry an image, in the order of the batch.
+        One entry per image, in the order of the batch.
     """
-    found: dict[int, Detections] = {}
+    found: dict[int, Answered] = {}
     for places, part in of_one_size(batch):
-        found |= zip(places, detect(part), strict=True)
+        found |= zip(places, answer(part), strict=True)
     return [found[place] for place in range(len(batch))]
 
 
-def _answer(
-    objective: Objective, batch: Batch | None, device: torch.device
-) -> tuple[()] | tuple[list[Detections], Batch]:
-    """Detect in a batch; the empty tuple says that this rank has no batch left."""
+def _answer(objective: Objective, batch: Batch | None, device: torch.device) -> tuple[()] | tuple[list[Answer], Batch]:
+    """Answer a batch; the empty tuple says that this rank has no batch left."""
     if batch is None:
         return ()
-    found = [one.to("cpu") for one in unpadded(objective.detect, batch.to(device, non_blocking=True))]
-    # Scoring needs to know what is true, not how it looks: pixels would only travel between ranks for nothing.
-    seen = replace(batch, images=batch.images[:, :, :0, :0], padding=batch.padding[:, :0, :0], patches=None, crops=[])
-    return found, replace(seen, targets=[replace(targets, masks=None) for targets in batch.targets])
+    found = [one.to("cpu") for one in unpadded(objective.answer, batch.to(device, non_blocking=True))]
+    # Pixels would only travel between ranks for nothing.
+    return found, without_pixels(batch)

@@ -33,7 +33,7 @@ from ssldet.engine.steps import Checkpoints, Restored
 from ssldet.engine.stop import StopFlag
 from ssldet.errors import CheckpointError, ConfigError, DivergedError, SetupError, StoppedError
 from ssldet.recipe import check, fingerprint
-from ssldet.task import Objective, PretextTask
+from ssldet.task import Objective, PretextTask, learning_sections
 from ssldet.types import Batch, Source
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def fit(
         elif objective is None:
             documents = dict(documents or {})
             objective = assemble(run, source, documents)
-        objective.detector.train_only(run.task.trains)
+        objective.detector.train_only(learning_sections(run.task, objective.detector))
         if not resume and folder.status().get("status") != "created":
             folder = RunFolder.create(folder.path, run)
         for name, document in (documents or {}).items():

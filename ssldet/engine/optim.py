@@ -29,7 +29,7 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
     Raises:
         ConfigError: Nothing learns.
     """
-    prefixes = tuple(f"detector.{part}." for part in objective.detector.sections["backbone"])
+    prefixes = tuple(f"detector.{part}." for part in objective.detector.sections.get("backbone", ()))
     backbone: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in objective.named_parameters():

@@ -157,9 +157,6 @@ class Run:
     def problems(self) -> list[str]:
         """Say what no single field can know."""
         wrong = [f"task.{line}" for line in self.task.problems_with(self.detector)]
-        unknown = set(self.task.trains + self.task.transfers) - set(self.detector.detector_class.section_names)
-        if unknown:
-            wrong.append(f"task: names sections {sorted(unknown)} that the detector does not have")
         if self.data.batch_size % self.optim.accumulate:
             wrong.append(
                 f"optim.accumulate: a batch of {self.data.batch_size} can't be split into {self.optim.accumulate} "

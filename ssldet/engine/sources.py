@@ -15,7 +15,7 @@ def training_source(run: Run) -> Source:
     source = open_source(
         data.train,
         data.rules,
-        masks=run.task.reads_masks,
+        masks=run.task.needs.masks,
         fraction=data.fraction,
         fraction_seed=data.fraction_seed,
     )
@@ -36,7 +36,7 @@ def evaluation_source(run: Run, source: Source) -> Source:
     val = open_source(
         data.val,
         data.rules,
-        masks=run.task.reads_masks,
+        masks=run.task.needs.masks,
         classes=source.classes,
     )
     return run.task.prepare(val, training=False)

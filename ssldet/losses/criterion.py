@@ -24,18 +24,27 @@ class Criterion:
     Attributes:
         matcher: Predictions, Targets -> Matches.
         terms: Parts of the loss; a task may add its own.
-        draw: Draws the masks of matched queries, for terms that compare masks; none where no term does.
+        draw: Draws the masks of matched queries, for terms that compare masks; `None` where no term does.
+        proposals: Compares what the encoder of a two-stage detector proposed with the same targets.
     """
 
-    def __init__(self, matcher: Matcher, terms: Sequence[Term], draw: Draw | None = None) -> None:
+    def __init__(
+        self,
+        matcher: Matcher,
+        terms: Sequence[Term],
+        *,
+        draw: Draw | None = None,
+        proposals: "Criterion | None" = None,
+    ) -> None:
         """Join the parts.
 
         Args:
-            matcher: See the attributes.
-            terms: See the attributes; names must differ.
-            draw: See the attributes.
+            matcher: Decides which prediction answers which target.
+            terms: Parts of the loss; their names must differ.
+            draw: Draws the masks of matched queries.
+            proposals: Criterion of an encoder's proposals; `None` leaves proposals without a loss.
         """
-        self.matcher, self.terms, self.draw = matcher, tuple(terms), draw
+        self.matcher, self.terms, self.draw, self.proposals = matcher, tuple(terms), draw, proposals
         names = [term.name for term in self.terms]
         if len(set(names)) != len(names):
             raise ValueError(f"two loss terms share a name: {names}")
@@ -45,10 +54,25 @@ class Criterion:
 
         Args:
             predictions: What the detector answered.
-            targets: What there was to find, one entry an image.
+            targets: What there was to find, one entry per image.
+
+        Returns:
+            Every term of the answers and, with the prefix `proposal_`, of the encoder's proposals where there are any.
         """
         # Before anything that can fail on one rank: the others would wait for its count.
         num_boxes = mean_boxes(sum(map(len, targets)), predictions.boxes.device)
+        losses = self._compare(predictions, targets, num_boxes)
+        if predictions.proposals is None or self.proposals is None:
+            return losses
+        objects = [_as_one_class(entry) for entry in targets]
+        proposed = self.proposals._compare(predictions.proposals, objects, num_boxes)
+        return Losses(
+            terms=losses.terms | {f"proposal_{name}": term for name, term in proposed.terms.items()},
+            weights=losses.weights | {f"proposal_{name}": weight for name, weight in proposed.weights.items()},
+            metrics=losses.metrics,
+        )
+
+    def _compare(self, predictions: Predictions, targets: list[Targets], num_boxes: float) -> Losses:
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             matches = self.matcher(predictions, targets)
         if self.draw is not None:
@@ -64,6 +88,11 @@ class Criterion:
                 weights={term.name: term.weight for term in self.terms},
                 metrics=watch(predictions, targets, matches),
             )
+
+
+def _as_one_class(targets: Targets) -> Targets:
+    """Return targets for proposals, which only tell objects from background: all are of class 0."""
+    return Targets(boxes=targets.boxes, labels=torch.zeros_like(targets.labels))
 
 
 def _on_pixels(predictions: Predictions, targets: Targets) -> Predictions:
@@ -104,10 +133,10 @@ def watch(predictions: Predictions, targets: list[Targets], matches: Matches) ->
     # Weights instead of a selection: the number of matches of one layer is not known without waiting for the device.
     last = (matches.layer == len(predictions.logits) - 1).float()
     count = last.sum().clamp(min=1)
-    said = logits[matches.image, matches.query].argmax(-1)
+    said = predictions.scores.most_likely(logits[matches.image, matches.query])
     found = cxcywh_to_xyxy(boxes[matches.image, matches.query])
     overlap = elementwise_iou(found, cxcywh_to_xyxy(everything.boxes[matches.target]))
-    objects = (logits.argmax(-1) != logits.shape[-1] - 1).sum(1)
+    objects = predictions.scores.says_object(logits).sum(1)
     true = torch.tensor([len(entry) for entry in targets], device=logits.device)
     return {
         "class_error": (last * (said != everything.labels[matches.target])).sum() / count,

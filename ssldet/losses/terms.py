@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -45,11 +44,11 @@ class Term(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTerm:
-    """Cross entropy of every query; unmatched queries should say "no object" (DETR, equation 2).
+    """Classification loss of every query, as the detector's class scores define it; unmatched ones find "no object".
 
     Attributes:
         weight: Factor in the total.
-        no_object_weight: Weight of queries without a target, which are many; each layer is divided by the total weight.
+        no_object_weight: Weight of queries without a target, which are many, in losses that weigh them.
     """
 
     name: ClassVar[str] = "class"
@@ -59,16 +58,11 @@ class ClassTerm:
     def __call__(
         self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
     ) -> Float[Tensor, " L"]:
-        """Return the weighted mean over all queries of the batch; `num_boxes` has no part in it."""
-        logits = predictions.logits.float()
-        no_object = logits.shape[-1] - 1
-        wanted = logits.new_full(logits.shape[:-1], no_object, dtype=torch.long)
-        wanted[matches.layer, matches.image, matches.query] = targets.labels[matches.target]
-        weights = logits.new_ones(no_object + 1)
-        weights[no_object] = self.no_object_weight
-        loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight=weights, reduction="none")
-        total = weights[wanted].flatten(1).sum(1)
-        return loss.view(len(logits), -1).sum(1) / total.clamp(min=1e-12)
+        """Return the loss of every layer."""
+        logits, scores = predictions.logits.float(), predictions.scores
+        labels = logits.new_full(logits.shape[:-1], scores.num_classes(logits.shape[-1]), dtype=torch.long)
+        labels[matches.layer, matches.image, matches.query] = targets.labels[matches.target]
+        return scores.loss(logits, labels, no_object_weight=self.no_object_weight, num_boxes=num_boxes)
 
 
 @dataclass(frozen=True, kw_only=True)

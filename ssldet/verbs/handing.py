@@ -8,6 +8,7 @@ from ssldet.detectors.base import Detector
 from ssldet.engine.checkpoint import TransferReport
 from ssldet.engine.checkpoint import transfer as hand_sections
 from ssldet.importing.base import Opened
+from ssldet.task import transferred_sections
 from ssldet.verbs.opening import open_model
 
 
@@ -35,7 +36,7 @@ def transfer(
         CheckpointError: Something is missing, too many, of another shape or not finite; nothing has been changed then.
     """
     opened = start if isinstance(start, Opened) else open_model(start)
-    handed = tuple(opened.task.transfers if sections is None else sections)
+    handed = transferred_sections(opened.task, opened.objective.detector) if sections is None else tuple(sections)
     fresh, rows = set(expects_fresh), None
     if "class_head" in set(handed) - fresh and tuple(classes) != opened.classes:
         matched = match_classes(opened.classes, classes)

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from ssldet import defaults
 from ssldet.boxes import to_absolute
 from ssldet.citations import cited
 from ssldet.data.loader import training_batches
+from ssldet.data.problems import pictures
 from ssldet.data.sources import open_source
 from ssldet.engine.assemble import assemble
 from ssldet.engine.folder import RunFolder
@@ -29,6 +27,8 @@ from ssldet.verbs.choosing import Specs, changes_of, resolve
 
 PROBE_BATCHES = 4
 """Batches that the test for hopeless tasks looks at."""
+NOTHING = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
+"""What is drawn of an answer that has no boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def preview(
         source, run.task.views(), seed=run.seed, batch_size=size, total_steps=PROBE_BATCHES, strip_labels=True
     )
     batches = list(islice(loader, PROBE_BATCHES))
-    probe = run.task.probe(assemble(run, source).eval(), batches)
+    probe = assemble(run, source).eval().probe(batches)
     if not draw:
         return Preview(out=None, probe=probe)
     path = Path(out or "preview.png")
@@ -92,24 +92,14 @@ def preview(
 
 
 def problems_of(batches: Sequence[Batch], count: int) -> list[Image.Image]:
-    """Draw the first problems of some batches: image, patches and where each was cut; or crops."""
-    pictures: list[Image.Image] = []
+    """Draw the first problems of some batches: image, boxes, and beside it what the task adds."""
+    drawn: list[Image.Image] = []
     for batch in batches:
-        for number in range(min(len(batch), count - len(pictures))):
+        for number in range(min(len(batch), count - len(drawn))):
             image, size = _image(batch, number)
             boxes = to_absolute(batch.targets[number].boxes, size)
-            pictures.append(draw_problem(image, _asked(batch, number), boxes))
-    return pictures
-
-
-def _asked(batch: Batch, number: int) -> UInt8[Tensor, "P 3 h w"]:
-    """Return what a task shows beside an image: its patches, or its crops, the smaller ones enlarged."""
-    if batch.patches is not None:
-        return batch.patches[number]
-    if not batch.crops:
-        raise ConfigError("this task cuts neither patches nor crops; there is nothing to preview")
-    size = batch.crops[0].shape[-2:]
-    return torch.cat([F.interpolate(crops[number], size, mode="bilinear") for crops in batch.crops])
+            drawn.append(draw_problem(image, pictures(batch, number), boxes))
+    return drawn
 
 
 def draw_batch(objective: Objective, batch: Batch, classes: Sequence[str] = (), count: int = 6) -> Image.Image:
@@ -121,21 +111,21 @@ def draw_batch(objective: Objective, batch: Batch, classes: Sequence[str] = (), 
         classes: Names in the order of the labels.
         count: Images to show.
     """
-    found = objective.detect(batch)
-    pictures = []
-    for number in range(min(count, len(batch))):
+    drawn = []
+    for number, answer in enumerate(objective.answer(batch)[:count]):
         image, size = _image(batch, number)
-        segmentation = found[number].segmentation
-        if segmentation is not None:
-            pictures.append(draw_segmentation(image, segmentation.to("cpu"), classes=classes))
+        found = answer.to("cpu") if isinstance(answer, Detections) else NOTHING
+        if found.segmentation is not None:
+            drawn.append(draw_segmentation(image, found.segmentation, classes=classes))
             continue
-        detections = _on_canvas(found[number].to("cpu"), batch, number, size)
+        boxes = _on_canvas(found, batch, number, size)
         truth = to_absolute(batch.targets[number].boxes.cpu(), size)
-        if batch.patches is not None:
-            pictures.append(draw_answers(image, batch.patches[number].cpu(), truth, detections))
+        asked = pictures(batch, number).cpu()
+        if len(asked):
+            drawn.append(draw_answers(image, asked, truth, boxes))
         else:
-            pictures.append(draw_detections(image, detections, classes=classes, truth_boxes_xyxy=truth))
-    return contact_sheet(pictures)
+            drawn.append(draw_detections(image, boxes, classes=classes, truth_boxes_xyxy=truth))
+    return contact_sheet(drawn)
 
 
 def report(run: str | Path) -> Path:

@@ -22,7 +22,7 @@ def results_file(path: Path, task: Task, source: Source) -> "RowResults | Panopt
         task: What the model was taught.
         source: The labelled source that it is shown, whose ids the file uses.
     """
-    panoptic = task.reads_masks and bool(getattr(source, "is_thing", None))
+    panoptic = task.needs.masks and bool(getattr(source, "is_thing", None))
     return PanopticResults(path, source) if panoptic else RowResults(path, source)
 
 

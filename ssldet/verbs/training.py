@@ -12,7 +12,7 @@ from torch import nn
 
 from ssldet import defaults
 from ssldet.data.leaks import seen_before
-from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import inherit, load_weights, stages
 from ssldet.engine.fit import fit
@@ -222,13 +222,15 @@ def finetune(
     opened = None if start == "scratch" else open_model(str(start))
     run = override(resolve(recipe) if opened is None else _with_detector_of(opened, resolve(recipe)), changes)
     source = _labelled(run, start)
-    run = override(replace(run, task=run.task.taught_on(source)), {"detector.num_classes": len(source.classes)})
+    run = override(
+        replace(run, task=run.task.stage.learns_from(run.task, source)), {"detector.num_classes": len(source.classes)}
+    )
     check(run)
     documents: dict[str, Mapping[str, Any]] = {}
     objective = assemble(run, source, documents)
     if opened is not None:
         handed = transfer(opened, objective.detector, classes=source.classes)
-        handed = replace(handed, rows=handed.rows + inherit(opened.objective, objective, run.task.inherits))
+        handed = replace(handed, rows=handed.rows + inherit(opened.objective, objective, run.task.stage.parts))
         log.info("handed over by %s:\n%s", start, handed)
         documents = {"transfer.json": handed.to_json(), "lineage.json": {"stages": stages(opened.info)}}
     folder = RunFolder(_out(out, "finetune"))
@@ -245,7 +247,8 @@ def _backbone_changes(word: str) -> dict[str, object]:
 
 def _origin(run: Run) -> dict[str, Mapping[str, Any]]:
     """Return the record of the stages behind the backbone's weights, where they are a file of ours."""
-    weights = Path(getattr(getattr(run.detector, "backbone", None), "weights", None) or "").expanduser()
+    backbone = backbone_of(run.detector)
+    weights = Path("" if backbone is None else backbone.weights or "").expanduser()
     try:
         info, _ = load_weights(weights)
     except CheckpointError:
@@ -259,14 +262,15 @@ def _with_detector_of(opened: Opened, run: Run) -> Run:
     What the file holds replaces whatever weights its own backbone once started from.
     """
     taught: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
-    config = opened.task.hands_over(taught)
+    config = run.task.stage.receives(opened.task.stage.hands_over(taught))
     shaping = {
         f"task.{field}": getattr(opened.task, field)
-        for part, names in run.task.inherits.items()
+        for part, names in run.task.stage.parts.items()
         for field in names
         if hasattr(opened.objective, part) and hasattr(opened.task, field)
     }
-    return override(replace(run, detector=run.task.adapt(config)), {"detector.backbone.weights": "none", **shaping})
+    own_weights = {} if backbone_of(config) is None else {"detector.backbone.weights": "none"}
+    return override(replace(run, detector=config), own_weights | shaping)
 
 
 def _labelled(run: Run, start: str | Path | None) -> Source:

@@ -20,11 +20,12 @@ from ssldet.data.sources import open_source
 from ssldet.engine.evaluate import unpadded
 from ssldet.errors import ConfigError, DataError, UnreadableError
 from ssldet.importing.base import Opened
+from ssldet.patches import PatchObjective
 from ssldet.recipe import override
 from ssldet.registry import find, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
-from ssldet.task import Localiser, PretextTask
-from ssldet.types import Batch, Detections, Sample, Segmentation, Source
+from ssldet.task import PretextTask
+from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Source
 from ssldet.verbs.opening import open_model, pick_device
 from ssldet.verbs.results import PanopticResults, file_name, results_file, rows_of
 
@@ -86,7 +87,7 @@ def evaluate(
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
     opened = open_model(start)
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, accelerate=accelerate or None)
-    source = opened.task.prepare(_open(specs, masks=opened.task.reads_masks), training=False)
+    source = opened.task.prepare(_open(specs, masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
     translate = _translation(opened.classes, source.classes)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
@@ -125,7 +126,7 @@ def predict(
     opened = open_model(start)
     source = _open((images,) if isinstance(images, str) else images)
     queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
-    finds_patches = isinstance(opened.objective, Localiser)
+    finds_patches = isinstance(opened.objective, PatchObjective)
     if queries is None and finds_patches:
         raise ConfigError(
             "the model was taught to find patches and knows no classes; add --query PATCH.png, or fine-tune it"
@@ -255,16 +256,16 @@ def _renumber(found: Segmentation, places: Int[Tensor, " C"]) -> Segmentation:
 
 def _detect(
     opened: Opened, source: Source, batch_size: int, workers: int, queries: Source | None = None
-) -> Iterator[tuple[Batch, list[Detections]]]:
-    """Yield every batch with what was found in it, both on the CPU."""
+) -> Iterator[tuple[Batch, list[Any]]]:
+    """Yield every batch with the answer to each of its images, both on the CPU."""
     device = pick_device()
     objective = opened.objective.to(device).eval()
-    answer: Callable[[Batch], list[Detections]] = objective.detect
-    if queries is not None and isinstance(objective, Localiser):
+    answer: Callable[[Batch], Sequence[Answer]] = objective.answer
+    if queries is not None and isinstance(objective, PatchObjective):
         answer = partial(objective.localise, patches=[queries[number].image for number in range(len(queries))])
     views = opened.task.views(training=False)
     strip = isinstance(opened.task, PretextTask)
     for batch in evaluation_batches(source, views, batch_size=batch_size, workers=workers, strip_labels=strip):
         with torch.inference_mode():
             found = unpadded(answer, batch.to(device))
-        yield batch, [detections.to("cpu") for detections in found]
+        yield batch, [one.to("cpu") for one in found]

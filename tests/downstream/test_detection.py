@@ -16,7 +16,6 @@ from downstream.recipes import detection as recipes
 from downstream.recipes.detection import r50
 from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
-from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETRConfig
 from ssldet.engine.evaluate import unpadded
 from ssldet.errors import ConfigError
@@ -54,11 +53,12 @@ def batch(source: LabelledImages) -> Batch:
 
 
 def test_all_sections_learn_or_all_but_the_backbone() -> None:
-    assert TASK.trains == TASK.transfers
-    assert set(Detector.section_names) - set(TASK.trains) == {"mask_head"}
+    sections = [*DETECTOR.build().sections, "mask_head", "never heard of"]
+    assert [section for section in sections if TASK.rests(section)] == ["mask_head"]
     frozen = replace(TASK, freeze_backbone=True)
-    assert set(TASK.trains) - set(frozen.trains) == {"backbone"}
-    assert frozen.transfers == TASK.transfers
+    assert [section for section in sections if frozen.rests(section)] == ["backbone", "mask_head"]
+    for task in (TASK, frozen):
+        assert [section for section in sections if task.stays_behind(section)] == ["mask_head"]
 
 
 def test_training_views_vary_with_the_generator_alone(source: LabelledImages) -> None:
@@ -96,9 +96,9 @@ def test_one_batch_can_be_learned(batch: Batch) -> None:
 
 def test_answers_are_in_pixels_of_the_images_on_disk(batch: Batch, source: LabelledImages) -> None:
     objective = TASK.objective(DETECTOR.build()).eval()
-    found = objective.detect(batch)
+    found = objective.answer(batch)
     assert [len(one) for one in found] == [12] * 4
-    enlarged = objective.detect(replace(batch, original_sizes=batch.original_sizes * 10))
+    enlarged = objective.answer(replace(batch, original_sizes=batch.original_sizes * 10))
     assert torch.allclose(enlarged[1].boxes, 10 * found[1].boxes)
     metric = TASK.evaluator(source)
     metric.update(found, batch)
@@ -123,9 +123,9 @@ def test_the_batch_has_no_influence_on_the_answers() -> None:
         for number, size in enumerate(sizes)
     ]
     with torch.no_grad():
-        together = unpadded(objective.detect, collate(samples))
-        alone = [objective.detect(collate([sample]))[0] for sample in samples]
-        padded = objective.detect(collate(samples))
+        together = unpadded(objective.answer, collate(samples))
+        alone = [objective.answer(collate([sample]))[0] for sample in samples]
+        padded = objective.answer(collate(samples))
     for one, other in zip(together, alone, strict=True):
         assert torch.allclose(one.boxes, other.boxes, atol=1e-4)
         assert torch.allclose(one.scores, other.scores, atol=1e-6)

@@ -24,8 +24,8 @@ from ssldet.detectors.detr import DETRConfig
 from ssldet.engine.checkpoint import inherit
 from ssldet.errors import CheckpointError, ConfigError, DataError
 from ssldet.nn.backbones import BackboneConfig
+from ssldet.patches import PatchObjective
 from ssldet.recipe import check, dumps, load, override
-from ssldet.task import Localiser
 from ssldet.types import Batch
 
 TASK = OneShot(
@@ -87,7 +87,7 @@ def test_the_feature_is_added_to_every_query(place: Path) -> None:
     asked = []
     objective.detector.decoder.register_forward_pre_hook(lambda _, inputs: asked.append(inputs))
     batch = batch_of(place)
-    objective.detect(batch)
+    objective.answer(batch)
     content, position = asked[0][:2]
     added = position - objective.detector.queries.embedding
     assert not content.any()
@@ -127,7 +127,7 @@ def test_one_image_has_another_answer_for_another_query(place: Path) -> None:
         loss.backward()
         optimiser.step()
     truth = [to_absolute(one.boxes, (64, 64)) for one in batch.targets]
-    for number, found in enumerate(objective.eval().detect(batch)):
+    for number, found in enumerate(objective.eval().answer(batch)):
         best = found.boxes[found.scores.argmax()][None]
         assert pairwise_iou(best, truth[number]).max() > 0.6
         assert pairwise_iou(best, truth[1 - number]).max() < 0.4
@@ -154,11 +154,11 @@ def test_the_projection_and_what_shapes_it_come_from_pretraining(
 def test_a_start_without_a_projection_leaves_it_fresh_and_a_strange_one_is_refused() -> None:
     ours = TASK.objective(DETECTOR.build())
     before = ours.get_parameter("patch_queries.projection.weight").clone()
-    (row,) = inherit(Detection().objective(DETECTOR.build()), ours, TASK.inherits)
+    (row,) = inherit(Detection().objective(DETECTOR.build()), ours, TASK.stage.parts)
     assert (row.section, row.outcome, row.tensors) == ("patch_queries", "fresh", 2)
     wider = RandomQueryPatch(num_patches=4).objective(replace(DETECTOR, width=32).build())
     with pytest.raises(CheckpointError, match=r"patch_queries.projection.weight has shape \[32, \d+\] instead of \[16"):
-        inherit(wider, ours, TASK.inherits)
+        inherit(wider, ours, TASK.stage.parts)
     assert torch.equal(ours.get_parameter("patch_queries.projection.weight"), before)
 
 
@@ -209,10 +209,10 @@ def test_a_patch_of_anything_is_looked_for(taught: ssldet.Trained, place: Path) 
 
 def test_looking_for_a_query_is_detecting_with_it(place: Path) -> None:
     objective, batch = TASK.objective(DETECTOR.build()).eval(), batch_of(place)
-    assert isinstance(objective, Localiser)
-    assert batch.patches is not None
-    for number, found in enumerate(objective.detect(batch)):
-        (again,) = objective.localise(collate_one(batch, number), [batch.patches[number, 0]])
+    assert isinstance(objective, PatchObjective)
+    assert batch.problem.pixels is not None
+    for number, found in enumerate(objective.answer(batch)):
+        (again,) = objective.localise(collate_one(batch, number), [batch.problem.pixels[number, 0]])
         assert torch.allclose(again.boxes, found.boxes, atol=1e-3)
         assert torch.allclose(again.scores, found.scores, atol=1e-5)
 
@@ -227,7 +227,6 @@ def collate_one(batch: Batch, number: int) -> Batch:
         targets=batch.targets[part],
         keys=batch.keys[part],
         original_sizes=batch.original_sizes[part],
-        patches=None,
     )
 
 

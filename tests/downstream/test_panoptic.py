@@ -26,6 +26,7 @@ from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import ConfigError, DataError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import check, dumps, load, override
+from ssldet.task import learning_sections, transferred_sections
 from ssldet.types import Batch, Detections, Segmentation
 
 TASK = Panoptic(scales=(48, 56), max_size=80, eval_scale=48, crop_scales=(60,), crop_range=(40, 60))
@@ -85,23 +86,26 @@ def perfect(source: PanopticImages) -> tuple[list[Detections], Batch]:
 
 
 def test_the_mask_head_learns_alone_or_with_all() -> None:
-    assert TASK.trains == ("mask_head",)
-    assert set(replace(TASK, freeze_detector=False).trains) == set(TASK.transfers)
-    assert "backbone" not in replace(TASK, freeze_detector=False, freeze_backbone=True).trains
+    detector = DETECTOR.build()
+    assert learning_sections(TASK, detector) == ("mask_head",)
+    assert transferred_sections(TASK, detector) == tuple(detector.sections)
+    together = replace(TASK, freeze_detector=False)
+    assert learning_sections(together, detector) == tuple(detector.sections)
+    assert "backbone" not in learning_sections(replace(together, freeze_backbone=True), detector)
 
 
 def test_the_training_set_says_what_is_stuff(source: PanopticImages, place: Path) -> None:
     assert source.classes == CLASSES
-    assert TASK.taught_on(source).stuff == (3, 4)
+    assert TASK.stage.learns_from(TASK, source).stuff == (3, 4)
     for other in (take_fraction(source, 0.5, 0), ConcatSource([source, source])):
-        assert TASK.taught_on(other).stuff == (3, 4)
+        assert TASK.stage.learns_from(TASK, other).stuff == (3, 4)
     things = open_coco(f"{place}/set/instances.json", ImageRules(min_side=17, max_pixels=10**6), masks=True)
-    assert TASK.taught_on(things).stuff == ()
+    assert TASK.stage.learns_from(TASK, things).stuff == ()
 
 
 def test_a_detector_without_masks_is_given_a_head_or_refused() -> None:
     bare = replace(DETECTOR, masks=False)
-    assert TASK.adapt(bare) == DETECTOR
+    assert TASK.stage.receives(bare) == DETECTOR
     (problem,) = TASK.problems_with(bare)
     assert "detector.masks=true" in problem
     assert TASK.problems_with(DETECTOR) == []
@@ -130,7 +134,7 @@ def test_stuff_does_not_move_the_objects(place: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("frozen", [True, False])
 def test_one_batch_can_be_learned(batch: Batch, frozen: bool) -> None:
     objective = replace(TASK, freeze_detector=frozen).objective(DETECTOR.build())
-    objective.detector.train_only(objective.task.trains)  # type: ignore[attr-defined]
+    objective.detector.train_only(learning_sections(objective.task, objective.detector))  # type: ignore[attr-defined]
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     optimiser = torch.optim.AdamW([value for value in objective.parameters() if value.requires_grad], lr=1e-2)
     totals = []
@@ -150,7 +154,7 @@ def test_one_batch_can_be_learned(batch: Batch, frozen: bool) -> None:
 def test_a_frozen_detector_is_at_rest(batch: Batch) -> None:
     """Its dropout is off, as documented: the same batch gives the same losses in training."""
     objective = TASK.objective(DETECTOR.build())
-    objective.detector.train_only(TASK.trains)
+    objective.detector.train_only(learning_sections(TASK, objective.detector))
     objective.train()
     assert objective(batch).total == objective(batch).total
 
@@ -158,7 +162,7 @@ def test_a_frozen_detector_is_at_rest(batch: Batch) -> None:
 def test_a_batch_without_any_target_can_be_learned_from(batch: Batch) -> None:
     nothing = [replace(t, boxes=t.boxes[:0], labels=t.labels[:0], masks=t.masks[:0]) for t in batch.targets]  # type: ignore[index]
     objective = TASK.objective(DETECTOR.build())
-    objective.detector.train_only(TASK.trains)
+    objective.detector.train_only(learning_sections(TASK, objective.detector))
     losses = objective(replace(batch, targets=nothing))
     losses.total.backward()
     assert losses.terms["mask_dice"].tolist() == [0, 0]
@@ -188,7 +192,7 @@ def test_an_average_of_an_objective_draws_its_own_masks(batch: Batch) -> None:
 def test_answers_are_on_the_images_on_disk(batch: Batch) -> None:
     objective = replace(TASK, stuff=(3, 4), least_score=0.0).objective(DETECTOR.build()).eval()
     larger = replace(batch, original_sizes=torch.tensor([[70, 90]] * 4))
-    for found in objective.detect(larger):
+    for found in objective.answer(larger):
         assert found.masks is not None
         assert found.masks.shape == (7, 70, 90)
         assert found.segmentation is not None
@@ -216,7 +220,7 @@ def test_the_batch_has_no_influence_on_what_is_drawn(batch: Batch) -> None:
         seen = replace(
             batch, images=images, padding=torch.nn.functional.pad(batch.padding, (0, extra, 0, extra), value=True)
         )
-        answers.append(objective.detect(seen))
+        answers.append(objective.answer(seen))
     for alone, padded in zip(*answers, strict=True):
         assert alone.segmentation is not None
         assert padded.segmentation is not None

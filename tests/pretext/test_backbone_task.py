@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import ssldet
 from downstream.annotations.shapes import write_shapes
-from pretext.backbone_task import BackboneTask
+from pretext.backbone_task import BackboneTask, Crops
+from pretext.nearest_neighbours import Category
 from ssldet.chance import generator, lent
 from ssldet.data.collate import collate
 from ssldet.engine.fit import fit
@@ -104,9 +105,9 @@ def test_lent_chance_leaves_every_global_stream_as_it_was() -> None:
 )
 def test_crops_come_by_size_and_differ(name: str, shapes: list[tuple[int, ...]]) -> None:
     made = task_of(name).views()(photo(70, 90), generator("one"))
-    assert [tuple(crops.shape) for crops in made.crops] == shapes
-    assert not torch.equal(made.crops[0][0], made.crops[0][1])
-    assert torch.equal(made.image, made.crops[0][0])
+    assert [tuple(crops.shape) for crops in made.problem.pixels] == shapes
+    assert not torch.equal(made.problem.pixels[0][0], made.problem.pixels[0][1])
+    assert torch.equal(made.image, made.problem.pixels[0][0])
 
 
 def test_pixels_come_through_unchanged_where_nothing_changes_them() -> None:
@@ -119,7 +120,7 @@ def test_pixels_come_through_unchanged_where_nothing_changes_them() -> None:
         key="1",
         original_size=(48, 48),
     )
-    crops = torch.cat([views(square, generator("draw", number)).crops[0] for number in range(20)])
+    crops = torch.cat([views(square, generator("draw", number)).problem.pixels[0] for number in range(20)])
     assert sum(bool(torch.equal(crop, square.image)) for crop in crops) > 5
 
 
@@ -129,7 +130,7 @@ def test_the_middle_is_what_evaluation_sees(height: int, width: int) -> None:
     seen = task_of("swav").views(training=False)(sample, generator("one"))
     assert tuple(seen.image.shape) == (3, 48, 48)
     assert seen.original_size == (height, width)
-    assert not seen.crops
+    assert seen.problem == Category(folder="")
 
 
 def test_a_backbone_that_can_t_learn_is_refused_with_both_reasons() -> None:
@@ -244,7 +245,16 @@ def test_a_resumed_run_is_the_quiet_one(name: str, folders: Path, tmp_path: Path
 
 def test_crops_of_unequal_number_are_refused() -> None:
     made = task_of("swav").views()(photo(70, 90), generator("one"))
-    assert [tuple(crops.shape) for crops in collate([made, made]).crops] == [(2, 2, 3, 48, 48), (2, 2, 3, 24, 24)]
-    fewer = Sample(image=made.image, targets=made.targets, key="2", original_size=(70, 90), crops=made.crops[:1])
-    with pytest.raises(ValueError, match="crops of one batch"):
+    assert [tuple(crops.shape) for crops in collate([made, made]).problem.pixels] == [
+        (2, 2, 3, 48, 48),
+        (2, 2, 3, 24, 24),
+    ]
+    fewer = Sample(
+        image=made.image,
+        targets=made.targets,
+        key="2",
+        original_size=(70, 90),
+        problem=Crops(pixels=made.problem.pixels[:1]),
+    )
+    with pytest.raises(ValueError, match=r"Crops\.pixels of one batch"):
         collate([made, fewer])

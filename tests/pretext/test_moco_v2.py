@@ -9,6 +9,7 @@ from pretext.moco_v2 import MoCoV2, MomentumContrast
 from pretext.recipes.moco_v2 import tiny
 from ssldet.chance import generator
 from ssldet.data.collate import collate
+from ssldet.task import learning_sections
 from ssldet.testing import _photo
 from ssldet.types import Batch
 
@@ -18,7 +19,7 @@ TASK = MoCoV2(crop_size=32, hidden_width=20, width=12, queue_length=7, momentum=
 def objective_of(task: MoCoV2) -> MomentumContrast:
     torch.manual_seed(0)
     detector = tiny().detector.build()
-    detector.train_only(task.trains)
+    detector.train_only(learning_sections(task, detector))
     return task.objective(detector).train()
 
 
@@ -30,9 +31,9 @@ def batch_of(task: MoCoV2) -> Batch:
 def test_the_loss_finds_the_other_crop_among_the_queue() -> None:
     objective, batch = objective_of(TASK), batch_of(TASK)
     queue = objective.loss.memory_bank.bank.clone()
-    queries = F.normalize(objective.head(objective.describe(batch.crops[0][:, 0])), dim=1)
+    queries = F.normalize(objective.head(objective.describe(batch.problem.pixels[0][:, 0])), dim=1)
     torch.manual_seed(1)
-    keys = F.normalize(objective._keys(batch.crops[0][:, 1]), dim=1)
+    keys = F.normalize(objective._keys(batch.problem.pixels[0][:, 1]), dim=1)
     right = (queries * keys).sum(1, keepdim=True)
     every = torch.cat([right, queries @ queue.T], dim=1) / TASK.temperature
     expected = (every.logsumexp(1) - right[:, 0] / TASK.temperature).mean()
@@ -65,7 +66,7 @@ def test_the_key_encoder_follows_at_a_step_and_learns_nothing_itself() -> None:
 
 def test_keys_come_back_in_order_whatever_their_group() -> None:
     objective, batch = objective_of(TASK).eval(), batch_of(TASK)
-    pixels = batch.crops[0][:, 1]
+    pixels = batch.problem.pixels[0][:, 1]
     with torch.no_grad():
         plain = objective.key_head(objective.describe(pixels))
     for groups in (1, 2, 8):
@@ -75,7 +76,7 @@ def test_keys_come_back_in_order_whatever_their_group() -> None:
 
 def test_keys_of_another_group_are_normalised_by_other_statistics() -> None:
     objective, batch = objective_of(TASK), batch_of(TASK)
-    pixels = batch.crops[0][:, 1]
+    pixels = batch.problem.pixels[0][:, 1]
     keys = []
     for groups in (1, 2):
         objective.task = replace(TASK, key_groups=groups)

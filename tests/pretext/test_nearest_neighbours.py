@@ -1,25 +1,34 @@
 """The probe of whole-image features: votes of neighbours, and how far vectors spread."""
 
-from dataclasses import replace
+from pathlib import PurePath
 
 import pytest
 import torch
 
-from pretext.nearest_neighbours import NearestNeighbours, spread, vote
+from pretext.nearest_neighbours import Category, NearestNeighbours, spread, vote
 from ssldet.data.collate import collate
 from ssldet.errors import DataError, DivergedError
-from ssldet.types import Batch, Detections, Sample, Targets
+from ssldet.types import Batch, Embedding, Sample, Targets
 
 
-def found(vector: torch.Tensor) -> Detections:
-    nothing = torch.zeros(0)
-    return Detections(boxes=torch.zeros(0, 4), scores=nothing, labels=nothing.long(), embedding=vector)
+def found(vector: torch.Tensor) -> Embedding:
+    return Embedding(vector=vector)
 
 
 def batch_of(*keys: str) -> Batch:
     targets = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     image = torch.zeros(3, 4, 5, dtype=torch.uint8)
-    return collate([Sample(image=image, targets=targets, key=key, original_size=(4, 5)) for key in keys])
+    samples = [
+        Sample(
+            image=image,
+            targets=targets,
+            key=key,
+            original_size=(4, 5),
+            problem=Category(folder=PurePath(key).parent.name),
+        )
+        for key in keys
+    ]
+    return collate(samples)
 
 
 def test_no_image_votes_on_itself_and_near_ones_count_more() -> None:
@@ -73,10 +82,3 @@ def test_vectors_of_one_direction_have_collapsed() -> None:
     assert float(spread(torch.cat([one, 2 * one, 5 * one]))) == pytest.approx(0, abs=1e-6)
     torch.manual_seed(0)
     assert float(spread(torch.randn(2000, 16))) == pytest.approx(1, abs=0.02)
-
-
-def test_only_some_detections_are_kept_and_the_vector_stays() -> None:
-    one = replace(
-        found(torch.ones(3)), boxes=torch.zeros(2, 4), scores=torch.tensor([0.1, 0.9]), labels=torch.ones(2).long()
-    )
-    assert torch.equal(one.above(0.5).embedding, torch.ones(3))  # type: ignore[arg-type]

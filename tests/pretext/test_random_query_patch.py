@@ -15,6 +15,7 @@ from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import check, from_document, to_document
+from ssldet.task import learning_sections
 from ssldet.types import Matches, Predictions, Sample, Targets, concatenate
 
 TASK = RandomQueryPatch(num_patches=3, patch_size=16, image_sides=(32, 40), longest_side=64, eval_side=48)
@@ -83,48 +84,48 @@ def test_views_cut_from_the_original_pixels_and_keep_the_place():
     sample = photo()
     made = TASK.views()(sample, torch.Generator().manual_seed(0))
     boxes = to_absolute(made.targets.boxes, (50, 70)).round().long()
-    assert torch.equal(made.patches, cut(sample.image, boxes.to(torch.int64), 16))
+    assert torch.equal(made.problem.pixels, cut(sample.image, boxes.to(torch.int64), 16))
     x0, y0, x1, y1 = boxes[1].tolist()
-    assert torch.equal(made.patches[1], squeeze(sample.image[:, y0:y1, x0:x1], 16))
+    assert torch.equal(made.problem.pixels[1], squeeze(sample.image[:, y0:y1, x0:x1], 16))
     assert min(made.image.shape[1:]) in {32, 40}
     assert made.targets.groups.tolist() == [0, 1, 2]
 
 
 def test_evaluation_sees_no_jitter_and_one_size():
     made = TASK.views(training=False)(photo(), torch.Generator().manual_seed(0))
-    assert made.jitter is None
+    assert made.problem.jitter is None
     assert made.image.shape == (3, 46, 64)
-    assert TASK.views()(photo(), torch.Generator().manual_seed(0)).jitter is not None
+    assert TASK.views()(photo(), torch.Generator().manual_seed(0)).problem.jitter is not None
     quiet = replace(TASK, jitter=Jitter(probability=0.0, grey=0.0, blur=0.0))
-    assert quiet.views()(photo(), torch.Generator().manual_seed(0)).jitter is None
+    assert quiet.views()(photo(), torch.Generator().manual_seed(0)).problem.jitter is None
 
 
 def test_jitter_changes_the_patches_and_nothing_else():
     model, made = objective().eval(), batch()
-    plain, changed = model.describe(made.patches), model.describe(made.patches, made.jitter)
+    plain, changed = model.describe(made.problem.pixels), model.describe(made.problem.pixels, made.problem.jitter)
     assert plain.shape == (2, 3, 18)
     assert not torch.allclose(plain, changed)
-    one = model.describe(made.patches[:1], made.jitter[:1])
+    one = model.describe(made.problem.pixels[:1], made.problem.jitter[:1])
     assert torch.allclose(one, changed[:1], atol=1e-5)
 
 
 def test_a_patch_is_described_by_the_mean_over_its_cells():
     model, made = objective().eval(), batch()
-    cells = model.detector.features(model.detector.normalise(made.patches[1]))
-    assert torch.allclose(model.describe(made.patches)[1], cells.mean((2, 3)), atol=1e-6)
+    cells = model.detector.features(model.detector.normalise(made.problem.pixels[1]))
+    assert torch.allclose(model.describe(made.problem.pixels)[1], cells.mean((2, 3)), atol=1e-6)
 
 
 def test_what_trains_and_what_is_handed_over():
-    assert "backbone" not in TASK.trains
-    assert "backbone" in replace(TASK, freeze_backbone=False).trains
-    assert "backbone" in TASK.transfers
-    assert "class_head" in TASK.trains
-    assert "class_head" not in TASK.transfers
+    assert TASK.rests("backbone")
+    assert not replace(TASK, freeze_backbone=False).rests("backbone")
+    assert not TASK.stays_behind("backbone")
+    assert not TASK.rests("class_head")
+    assert TASK.stays_behind("class_head")
 
 
 def test_every_patch_asks_for_the_last_class_with_its_own_feature_and_group():
     model, made = objective(), batch()
-    features = model.describe(made.patches)
+    features = model.describe(made.problem.pixels)
     wanted = model._targets(made.targets, features)
     assert [entry.labels.tolist() for entry in wanted] == [[1, 1, 1], [1, 1, 1]]
     assert torch.equal(wanted[1].embeddings, features[1])
@@ -143,7 +144,7 @@ def test_matching_keeps_to_the_group_only_where_asked(scope):
     )
     # Query 11, of the last patch, lies exactly where the first patch was cut.
     predictions.boxes[0, :, 11] = torch.stack([entry.boxes[0] for entry in made.targets])
-    matches = model.criterion.matcher(predictions, model._targets(made.targets, model.describe(made.patches)))
+    matches = model.criterion.matcher(predictions, model._targets(made.targets, model.describe(made.problem.pixels)))
     asker = matches.query[matches.target % 3 == 0] // 4
     assert asker.tolist() == ([0, 0] if scope == "own_group" else [2, 2])
 
@@ -191,7 +192,7 @@ def test_reconstruction_is_the_papers_equation():
 @pytest.mark.parametrize("detach", [True, False])
 def test_the_target_is_detached_where_asked(detach, monkeypatch):
     model = objective(replace(TASK, detach_target=detach, freeze_backbone=False))
-    model.detector.train_only(model.task.trains)
+    model.detector.train_only(learning_sections(model.task, model.detector))
     seen = []
     whole = model.criterion
     monkeypatch.setattr(model, "criterion", lambda said, wanted: seen.append(wanted) or whole(said, wanted))
@@ -201,8 +202,8 @@ def test_the_target_is_detached_where_asked(detach, monkeypatch):
 
 def test_the_answer_to_a_patch_is_the_most_confident_of_its_own_queries():
     model, made = objective().eval(), batch(training=False)
-    every = model._answers(made, model.describe(made.patches))
-    for found, answers in zip(model.detect(made), every, strict=True):
+    every = model.answers(made, model.describe(made.problem.pixels))
+    for found, answers in zip(model.answer(made), every, strict=True):
         assert found.labels.tolist() == [0, 1, 2]
         for number in range(3):
             own = answers.labels == number
@@ -211,10 +212,10 @@ def test_the_answer_to_a_patch_is_the_most_confident_of_its_own_queries():
             assert found.boxes[number].tolist() in answers.boxes[own].tolist()
 
 
-def test_localise_finds_the_same_as_detect_and_takes_any_number_of_patches():
+def test_localise_finds_the_same_as_answers_and_takes_any_number_of_patches():
     model, made = objective().eval(), batch(training=False)
-    known = [made.patches[0, number] for number in range(3)]
-    direct = model._answers(made, model.describe(made.patches))[0]
+    known = [made.problem.pixels[0, number] for number in range(3)]
+    direct = model.answers(made, model.describe(made.problem.pixels))[0]
     found = model.localise(made, known)[0]
     assert torch.allclose(found.boxes, direct.boxes, atol=1e-4)
     rough = [photo(9 + number, 30, seed=number).image for number in range(5)]
@@ -227,7 +228,7 @@ def test_localise_finds_the_same_as_detect_and_takes_any_number_of_patches():
 def test_the_probe_measures_without_training_anything():
     model = objective().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = TASK.probe(model, [batch(), batch()])
+    found = model.probe([batch(), batch()])
     assert found.keys() == {"template_iou", "constant_iou"}
     assert all(0 < value < 1 for value in found.values())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -237,7 +238,7 @@ def test_a_single_query_patch_has_all_queries():
     task = replace(TASK, num_patches=1, matching="own_group")
     model = objective(task)
     assert torch.isfinite(model(batch(task)).total)
-    assert len(model.eval().detect(batch(task, training=False))[0]) == 1
+    assert len(model.eval().answer(batch(task, training=False))[0]) == 1
 
 
 def test_what_does_not_fit_is_said_with_the_nearest_that_does():
@@ -252,8 +253,8 @@ def test_what_does_not_fit_is_said_with_the_nearest_that_does():
 
 
 def test_a_batch_without_patches_is_ours_to_mend():
-    with pytest.raises(AssertionError, match="views of this task"):
-        objective()(replace(batch(), patches=None))
+    with pytest.raises(AssertionError, match="carry no patches"):
+        objective()(replace(batch(), problem=None))
 
 
 @cache
@@ -287,5 +288,5 @@ def test_our_own_recipes_match_within_own_groups(name):
 
 def test_targets_of_a_batch_can_be_joined():
     model, made = objective(), batch()
-    joined = concatenate(model._targets(made.targets, model.describe(made.patches)))
+    joined = concatenate(model._targets(made.targets, model.describe(made.problem.pixels)))
     assert joined.embeddings.shape == (6, 18)

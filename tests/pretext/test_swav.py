@@ -9,6 +9,7 @@ from pretext.recipes.swav import tiny
 from pretext.swav import SwappedPrediction, SwAV
 from ssldet.chance import generator
 from ssldet.data.collate import collate
+from ssldet.task import learning_sections
 from ssldet.testing import _photo
 from ssldet.types import Batch
 
@@ -20,7 +21,7 @@ TASK = SwAV(
 def objective_of(task: SwAV) -> SwappedPrediction:
     torch.manual_seed(0)
     detector = tiny().detector.build()
-    detector.train_only(task.trains)
+    detector.train_only(learning_sections(task, detector))
     return task.objective(detector).train()
 
 
@@ -43,7 +44,7 @@ def expected(objective: SwappedPrediction, batch: Batch, queued: list[torch.Tens
     """The loss term by term: every large crop's assignment, predicted by each other crop."""
     task = objective.task
     # Norms see all crops of a size at once, and the head's all crops, as in the authors' code.
-    features = [objective.describe(crops.transpose(0, 1).flatten(0, 1)) for crops in batch.crops]
+    features = [objective.describe(crops.transpose(0, 1).flatten(0, 1)) for crops in batch.problem.pixels]
     crops = F.normalize(objective.head(torch.cat(features)), dim=1).split(len(batch))
     weight = objective.prototypes.heads[0].weight
     total = torch.zeros(())

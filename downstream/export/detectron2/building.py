@@ -65,11 +65,11 @@ def blueprint(
     detector = from_document(DetectorConfig, stated["DETECTOR"]) if stated else run.detector  # type: ignore[type-abstract]
     num_classes = 1 if isinstance(run.task, OneShot) else len(classes)
     detector = override(detector, {"num_classes": num_classes, "backbone.weights": None})
-    fields = {name for names in run.task.inherits.values() for name in names}
+    fields = {name for names in run.task.stage.parts.values() for name in names}
     known = {f"task.{name}": value for name, value in stated.get("TASK", {}).items() if name in fields}
     run = override(replace(run, detector=detector), known | dict(overrides or {}))
-    task = run.task.taught_on(_Named(tuple(classes), frozenset(stuff)))
-    return Blueprint(task=task, detector=task.adapt(run.detector))
+    task = run.task.stage.learns_from(run.task, _Named(tuple(classes), frozenset(stuff)))
+    return Blueprint(task=task, detector=task.stage.receives(run.detector))
 
 
 def read_sidecar(weights: str) -> dict[str, Any]:

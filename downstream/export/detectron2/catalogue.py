@@ -97,7 +97,7 @@ def prepared(spec: str, task: Task, *, training: bool) -> Source:
         task: The task.
         training: What it is for.
     """
-    return task.prepare(opened(spec, masks=task.reads_masks), training=training)
+    return task.prepare(opened(spec, masks=task.needs.masks), training=training)
 
 
 def classes_of(metadata: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:

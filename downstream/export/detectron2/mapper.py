@@ -15,6 +15,7 @@ from downstream.one_shot import OneShot
 from ssldet import chance
 from ssldet.boxes import to_absolute, to_normalised
 from ssldet.errors import DataError
+from ssldet.patches import Patches
 from ssldet.task import Task
 from ssldet.types import Sample, Targets
 
@@ -52,8 +53,8 @@ class Mapper:
             "width": sample.original_size[1],
             "image": sample.image,
         }
-        if sample.patches is not None:
-            result["query_patch"] = sample.patches
+        if isinstance(sample.problem, Patches):
+            result["query_patch"] = sample.problem.pixels
         if self.training:
             result["instances"] = _instances(sample)
         return result
@@ -86,7 +87,7 @@ class Mapper:
         whole = (boxes[:, 2:] > boxes[:, :2]).all(-1)
         labels = torch.tensor([one["category_id"] for one in kept], dtype=torch.int64)
         masks = None
-        if self.task.reads_masks:
+        if self.task.needs.masks:
             masks = torch.zeros(len(kept), *size, dtype=torch.bool)
             if kept:
                 masks = utils.annotations_to_instances(kept, size, mask_format="bitmask").gt_masks.tensor
@@ -109,7 +110,7 @@ class Mapper:
         targets = Targets(
             boxes=to_normalised(tight_boxes(masks), size), labels=torch.tensor(labels, dtype=torch.int64), masks=masks
         )
-        return targets if self.task.reads_masks else replace(targets, masks=None)
+        return targets if self.task.needs.masks else replace(targets, masks=None)
 
 
 def _instances(sample: Sample) -> Instances:

@@ -22,9 +22,10 @@ from ssldet.data.collate import collate
 from ssldet.detectors.base import Detector
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import ConfigError
+from ssldet.patches import Patches
 from ssldet.recipe import to_document
-from ssldet.task import Objective
-from ssldet.types import Batch, Detections, Losses, Sample, Targets
+from ssldet.task import Objective, learning_sections
+from ssldet.types import Answer, Batch, Detections, Losses, Sample, Targets
 
 FINAL = "model_final.yaml"
 PIXEL_TOLERANCE = 0.1
@@ -63,7 +64,7 @@ class SSLDet(nn.Module):
         for name, part in objective.named_children():
             self.add_module(name, part)
         self._conducts = (objective,)
-        objective.detector.train_only(blueprint.task.trains)
+        objective.detector.train_only(learning_sections(blueprint.task, objective.detector))
         self.contiguous = contiguous(len(classes), stuff)
         mean, std = (torch.tensor(values).view(-1, 1, 1) * 255 for values in _pixels(objective.detector))
         self.register_buffer("pixel_mean", mean, persistent=False)
@@ -109,12 +110,13 @@ class SSLDet(nn.Module):
         batch = batch_of(batched_inputs).to(self.device)
         if self.training:
             return _weighted(self.objective(batch))
-        found = self.objective.detect(batch)
+        found = self.objective.answer(batch)
         sizes = [_size_of(entry) for entry in batched_inputs]
         return [self._answer(one, size) for one, size in zip(found, sizes, strict=True)]
 
-    def _answer(self, found: Detections, size: tuple[int, int]) -> dict[str, Any]:
+    def _answer(self, found: Answer, size: tuple[int, int]) -> dict[str, Any]:
         """Return things as Instances; where pixels are told apart, the segments too, numbered as detectron2 does."""
+        assert isinstance(found, Detections), "only tasks that detect are wrapped"
         numbers = [self.contiguous.get(int(label), (True, int(label))) for label in found.labels]
         chosen = torch.tensor([n for n, (thing, _) in enumerate(numbers) if thing], dtype=torch.int64).to(self.device)
         labels = torch.tensor([number for thing, number in numbers if thing], dtype=torch.int64).to(self.device)
@@ -188,8 +190,13 @@ def _sample_of(number: int, entry: Mapping[str, Any]) -> Sample:
             masks=instances.gt_masks.tensor.cpu() if instances.has("gt_masks") else None,
         )
     key = str(entry.get("ssldet_key", entry.get("image_id", number)))
+    patch = entry.get("query_patch")
     return Sample(
-        image=image.cpu(), targets=targets, key=key, original_size=_size_of(entry), patches=entry.get("query_patch")
+        image=image.cpu(),
+        targets=targets,
+        key=key,
+        original_size=_size_of(entry),
+        problem=None if patch is None else Patches(pixels=patch),
     )
 
 

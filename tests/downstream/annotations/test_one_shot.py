@@ -91,7 +91,7 @@ def test_a_share_of_pairs_asks_for_a_seen_class_that_is_not_there(images: Labell
     assert all(len(sample.targets) for sample in map(training(images).__getitem__, range(len(training(images)))))
     always = TrainingPairs(images, UNSEEN, patch_size=16, query_flip=0.0, absent_share=1.0)
     alone = next(i for i in range(len(always)) if 0 not in images[images.keys.index(always[i].key)].targets.labels)
-    shown = {always.draw(alone, seeded(number)).patches.numpy().tobytes() for number in range(60)}  # type: ignore[union-attr]
+    shown = {always.draw(alone, seeded(number)).problem.pixels.numpy().tobytes() for number in range(60)}  # type: ignore[union-attr]
     circles = sum(int((one.targets.labels == 0).sum()) for one in images)
     assert 1 < len(shown) <= circles
 
@@ -136,9 +136,9 @@ def test_queries_come_from_the_whole_set_and_half_are_mirrored(images: LabelledI
     for seed in range(200):
         pair = pairs.draw(0, seeded(seed))
         if torch.equal(pair.targets.boxes, boxes_of(images, int(pairs._kept[0]), label)):
-            assert pair.patches is not None
-            assert pair.patches.shape == (1, 3, 16, 16)
-            drawn.append(pool[pair.patches[0].contiguous().numpy().tobytes()])
+            assert pair.problem.pixels is not None
+            assert pair.problem.pixels.shape == (1, 3, 16, 16)
+            drawn.append(pool[pair.problem.pixels[0].contiguous().numpy().tobytes()])
     assert len({image for image, _ in drawn}) > 5
     assert 0.35 < sum(mirrored for _, mirrored in drawn) / len(drawn) < 0.65
 
@@ -164,8 +164,8 @@ def test_the_stream_depends_on_the_seed_alone(images: LabelledImages, workers: i
             pairs, views, seed=seed, batch_size=batch_size, total_steps=steps, workers=workers, strip_labels=False
         )
         batches = list(loader)
-        assert all(batch.patches is not None for batch in batches)
-        return torch.cat([batch.patches for batch in batches]), [key for batch in batches for key in batch.keys]
+        assert all(batch.problem.pixels is not None for batch in batches)
+        return torch.cat([batch.problem.pixels for batch in batches]), [key for batch in batches for key in batch.keys]
 
     patches, keys = stream(3, 6, 4)
     again, same = stream(3, 4, 6, workers)
@@ -203,7 +203,7 @@ def test_queries_of_a_test_depend_on_neither_order_nor_batches(images: LabelledI
     seen = {}
     for size, workers in ((1, 0), (5, 2)):
         for batch in evaluation_batches(pairs, FixedSize(32, 32), batch_size=size, workers=workers):
-            for key, patch in zip(batch.keys, batch.patches, strict=True):
+            for key, patch in zip(batch.keys, batch.problem.pixels, strict=True):
                 assert torch.equal(seen.setdefault(key, patch), patch)
     assert len(seen) == len(pairs)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ssldet.data.collate import collate, of_one_size
+from ssldet.patches import Patches
 from ssldet.types import Sample, Skipped, Targets
 
 
@@ -14,7 +15,7 @@ def sample(height, width, boxes=0, patches=3, **more):
         targets=Targets(boxes=torch.rand(boxes, 4), labels=torch.zeros(boxes, dtype=torch.int64)),
         key=f"{height}x{width}",
         original_size=(height * 2, width * 2),
-        patches=torch.zeros(patches, 3, 8, 9, dtype=torch.uint8),
+        problem=Patches(pixels=torch.zeros(patches, 3, 8, 9, dtype=torch.uint8)),
         **more,
     )
 
@@ -31,8 +32,8 @@ def test_pads_at_the_bottom_and_the_right():
     assert batch.images[batch.padding[:, None].expand_as(batch.images)].sum() == 0
     assert [len(targets) for targets in batch.targets] == [2, 0]
     assert batch.keys == ["5x7", "6x4"]
-    assert batch.patches.shape == (2, 3, 3, 8, 9)
-    assert batch.jitter is None
+    assert batch.problem.pixels.shape == (2, 3, 3, 8, 9)
+    assert batch.problem.jitter is None
     assert pickle.loads(pickle.dumps(collate)) is collate
 
 
@@ -43,7 +44,7 @@ def test_joins_what_was_skipped():
 
 
 def test_unequal_patches_are_named():
-    with pytest.raises(ValueError, match=r"patches of one batch must have one shape.*'5x5'.*'6x6'"):
+    with pytest.raises(ValueError, match=r"Patches\.pixels of one batch must have one shape.*'5x5'.*'6x6'"):
         collate([sample(5, 5), sample(6, 6, patches=2)])
 
 
@@ -72,5 +73,5 @@ def test_parts_of_one_size_are_free_of_padding():
             assert torch.equal(part.targets[row].boxes, samples[place].targets.boxes)
         assert part.keys == [samples[place].key for place in places]
         assert part.original_sizes.tolist() == [list(samples[place].original_size) for place in places]
-        assert part.patches.shape == (len(places), 3, 3, 8, 9)
+        assert part.problem.pixels.shape == (len(places), 3, 3, 8, 9)
     assert torch.equal(parts[0][1].targets[0].masks, masks)

@@ -2,15 +2,16 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.util import get_temp_dir
+from typing import Annotated
 
 import pytest
 import torch
 
 from ssldet.data.loader import ATTEMPTS, Stream, evaluation_batches, order, training_batches
 from ssldet.errors import AnnotationError, ConfigError, DataError, UnreadableError
-from ssldet.types import Sample, Targets
+from ssldet.types import Gather, Problem, Sample, Targets
 
 
 class Numbers:
@@ -40,9 +41,14 @@ class Numbers:
         return f"{index}.jpg"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Problem):
+    numbers: Annotated[torch.Tensor, Gather.STACK]
+
+
 def noise(sample, generator):
     """Views that show which generator they were given."""
-    return replace(sample, jitter=torch.rand(2, 3, generator=generator))
+    return replace(sample, problem=Drawn(numbers=torch.rand(2, 3, generator=generator)))
 
 
 def stream(source=None, views=noise, **options):
@@ -55,7 +61,7 @@ def seen(batches):
     return [
         (key, tuple(jitter.flatten().tolist()), len(targets))
         for batch in batches
-        for key, jitter, targets in zip(batch.keys, batch.jitter, batch.targets, strict=True)
+        for key, jitter, targets in zip(batch.keys, batch.problem.numbers, batch.targets, strict=True)
     ]
 
 
@@ -305,9 +311,9 @@ def test_workers_use_the_temporary_folder_of_this_process_which_outlives_them_an
 
 def test_workers_use_one_thread():
     def count(sample, generator):
-        return replace(sample, jitter=torch.full((1, 1), float(torch.get_num_threads())))
+        return replace(sample, problem=Drawn(numbers=torch.full((1, 1), float(torch.get_num_threads()))))
 
-    assert {batch.jitter.max().item() for batch in stream(views=count, workers=1)} == {1.0}
+    assert {batch.problem.numbers.max().item() for batch in stream(views=count, workers=1)} == {1.0}
 
 
 def test_waiting_is_measured():

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.engine.checkpoint import transfer
 from ssldet.errors import CheckpointError, ConfigError
@@ -98,7 +97,7 @@ def test_a_detector_without_masks_says_so() -> None:
     detector = build(masks=False)
     with pytest.raises(ConfigError, match=r"this DETR draws no masks.*detector\.masks=true"):
         detector.masks(detector(*pictures()), *every())
-    assert "mask_head" in Detector.section_names
+    assert "mask_head" not in detector.sections
 
 
 def test_the_head_of_the_papers_has_their_size() -> None:
@@ -131,13 +130,13 @@ def test_only_the_head_learns_where_nothing_else_should() -> None:
 
 def test_hand_over_of_a_detector_to_one_with_masks_and_back() -> None:
     plain, drawing = build(masks=False), build()
-    boxes = tuple(name for name in Detector.section_names if name != "mask_head")
+    boxes = tuple(plain.sections)
     report = transfer(plain.state_dict(), drawing, boxes)
     masks = sum(name.startswith("mask_") for name in drawing.state_dict())
     assert report.count("fresh")[0] == masks
-    assert transfer(drawing.state_dict(), plain, Detector.section_names).count("ignored")[0] == masks
+    assert transfer(drawing.state_dict(), plain, tuple(drawing.sections)).count("ignored")[0] == masks
     with pytest.raises(CheckpointError, match=r"mask_attention\.q_linear\.weight is missing"):
-        transfer(plain.state_dict(), drawing, Detector.section_names)
+        transfer(plain.state_dict(), drawing, tuple(drawing.sections))
 
 
 def test_predictions_travel_with_what_masks_need() -> None:

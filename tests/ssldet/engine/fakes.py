@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ssldet.class_scores import SoftmaxScores
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
 from ssldet.errors import DivergedError, UnreadableError
@@ -45,13 +46,17 @@ class FakeSource:
         return Sample(image=image, targets=targets, key=f"image-{index}", original_size=(8, 8))
 
 
+SECTIONS = ("backbone", "projection", "encoder", "decoder", "queries", "box_head", "class_head")
+
+
 class FakeDetector(Detector):
     """All sections but the mask head, one small layer each."""
 
     def __init__(self, num_classes: int, num_queries: int) -> None:
         super().__init__()
         self.num_classes, self.num_queries, self.width, self.feature_channels = num_classes, num_queries, 6, 4
-        self.sections = {name: (name,) for name in self.section_names} | {"mask_head": ()}
+        self.sections = {name: (name,) for name in SECTIONS}
+        self.scores = SoftmaxScores()
         self.backbone = nn.Conv2d(3, 4, 3, stride=4)
         self.projection = nn.Linear(4, 6)
         self.encoder = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.2))
@@ -81,7 +86,6 @@ class FakeDetector(Detector):
 class FakeDetectorConfig(DetectorConfig):
     """Builds a `FakeDetector`."""
 
-    detector_class: ClassVar[type[Detector]] = FakeDetector
     num_classes: int = 2
     num_queries: int = 3
 
@@ -119,7 +123,7 @@ class FakeObjective(Objective):
             os.close(descriptor)
         return losses
 
-    def detect(self, batch: Batch) -> list[Detections]:
+    def answer(self, batch: Batch) -> list[Detections]:
         boxes = self.detector(self.detector.normalise(batch.images)).boxes[-1].float()
         label = torch.zeros(boxes.shape[1], dtype=torch.int64)
         return [Detections(boxes=found * 8, scores=found[:, 0], labels=label) for found in boxes]
@@ -174,13 +178,11 @@ class FakeTask(PretextTask):
     poison: str = ""
     refuse: str = ""
 
-    @property
-    def trains(self) -> tuple[str, ...]:
-        return self.learn
+    def rests(self, section: str) -> bool:
+        return section not in self.learn
 
-    @property
-    def transfers(self) -> tuple[str, ...]:
-        return self.learn
+    def stays_behind(self, section: str) -> bool:
+        return section not in self.learn
 
     def views(self, *, training: bool = True) -> Views:
         return noisy if training else clean

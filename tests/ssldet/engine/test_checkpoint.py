@@ -114,7 +114,7 @@ def test_a_hand_over_accounts_for_every_tensor(fakes: ModuleType) -> None:
     giver, taker = fakes.FakeDetector(91, 3), fakes.FakeDetector(20, 3)
     state = dict(giver.state_dict())
     state["reconstruction.weight"] = torch.zeros(6, 2)
-    report = transfer(state, taker, giver.section_names, expects_fresh=("class_head",))
+    report = transfer(state, taker, tuple(giver.sections), expects_fresh=("class_head",))
     assert counts(report) == {"loaded": (11, 272), "fresh": (0, 0), "reshaped": (2, 147), "ignored": (1, 12)}
     for name, tensor in taker.state_dict().items():
         assert torch.equal(tensor, state[name]) == (section_of(taker, name) != "class_head")
@@ -155,7 +155,7 @@ def test_a_class_head_is_handed_over_row_by_row(fakes: ModuleType, theirs: int, 
     random.Random(0).shuffle(names)
     rows = match_classes(names[:theirs], sorted(names[-ours:]))
     before = taker.class_head.weight.detach().clone()
-    report = transfer(giver.state_dict(), taker, giver.section_names, class_rows=rows)
+    report = transfer(giver.state_dict(), taker, tuple(giver.sections), class_rows=rows)
     for place, row in enumerate([*rows.rows, theirs]):
         expected = before[place] if row is None else giver.class_head.weight[row]
         assert torch.equal(taker.class_head.weight[place], expected)
@@ -204,7 +204,7 @@ def test_a_surprise_stops_the_hand_over_before_it_begins(fakes: ModuleType, spoi
     spoil(state)
     before = {name: tensor.clone() for name, tensor in taker.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
-        transfer(state, taker, giver.section_names)
+        transfer(state, taker, tuple(giver.sections))
     assert all(torch.equal(tensor, before[name]) for name, tensor in taker.state_dict().items())
 
 
@@ -212,4 +212,4 @@ def test_a_prefix_in_the_way_loads_nothing_and_says_so(fakes: ModuleType) -> Non
     giver, taker = fakes.FakeDetector(2, 3), fakes.FakeDetector(2, 3)
     state = {f"module.{name}": tensor for name, tensor in giver.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"backbone.weight is missing; .*and 8 more"):
-        transfer(state, taker, giver.section_names)
+        transfer(state, taker, tuple(giver.sections))

@@ -72,7 +72,7 @@ def test_only_the_sections_of_the_task_learn(tmp_path: Path, fakes: ModuleType, 
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     train(tmp_path / "a", run, objective=objective)
     moved = {name for name, tensor in objective.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert {name.split(".")[1] for name in moved if name.startswith("detector.")} == set(run.task.trains)
+    assert {name.split(".")[1] for name in moved if name.startswith("detector.")} == set(run.task.learn)
     assert "scale.weight" in moved
 
 

@@ -131,7 +131,12 @@ def test_ranks_divide_by_their_mean_number_of_boxes(monkeypatch: pytest.MonkeyPa
 
 def test_boxes_are_counted_before_a_rank_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    monkeypatch.setattr("ssldet.losses.criterion.mean_boxes", lambda count, device: counted.append(count))
+
+    def count(boxes: int, device: torch.device) -> float:
+        counted.append(boxes)
+        return float(boxes)
+
+    monkeypatch.setattr("ssldet.losses.criterion.mean_boxes", count)
     predictions, targets = problem((3, 5))
     with pytest.raises(DivergedError, match="matching cost"):
         detrs()(replace(predictions, boxes=predictions.boxes * torch.nan), targets)

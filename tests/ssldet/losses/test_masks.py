@@ -64,7 +64,7 @@ def compared(drawn: Tensor, found: Predictions, targets: list[Targets], *, paddi
         return drawn
 
     terms = (ClassTerm(), MaskFocalTerm(padding=padding), MaskDiceTerm(padding=padding))
-    losses = Criterion(Fixed(), terms, draw)(found, targets)
+    losses = Criterion(Fixed(), terms, draw=draw)(found, targets)
     assert asked == [([0, 0, 1], [3, 0, 2])], "masks are drawn once, for the matches of the last layer"
     return losses
 

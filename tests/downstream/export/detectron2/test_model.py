@@ -99,7 +99,7 @@ def test_boxes_are_those_of_our_own_program(scenes):
     model = made(task, replace(DETECTOR, num_classes=2), ("owl", "bat")).eval()
     given = entries(f"coco:{scenes}/coco.json:{scenes}/images", task)
     answers = model(given)
-    for found, answer in zip(model.objective.detect(batch_of(given)), answers, strict=True):
+    for found, answer in zip(model.objective.answer(batch_of(given)), answers, strict=True):
         theirs = answer["instances"]
         height, width = theirs.image_size
         boxes = found.boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2))
@@ -129,7 +129,7 @@ def test_the_same_predictions_get_the_same_figures_from_both_evaluators(scenes, 
     given = entries(spec, task)
     source = opened(spec)
     evaluator, batch, moved = task.evaluator(source), batch_of(given), []
-    for number, one in enumerate(model.objective.detect(batch)):
+    for number, one in enumerate(model.objective.answer(batch)):
         # Some answers near the truth, so that the figures are no zeros.
         truth, boxes = source[number].targets, one.boxes.clone()
         boxes[: len(truth)] = to_absolute(truth.boxes, (60, 80)) + torch.tensor([number, -1.0, 2.0, 1.0])
@@ -159,7 +159,7 @@ def test_segments_are_numbered_as_detectron2_numbers_them_and_get_our_quality(sc
     assert {one["category_id"] for one in rows[0]["annotations"]} == {0, 1}
     given = entries(spec, task)
     batch = batch_of(given)
-    answers, found = model(given), model.objective.detect(batch)
+    answers, found = model(given), model.objective.answer(batch)
     for answer, own in zip(answers, found, strict=True):
         segments, info = answer["panoptic_seg"]
         assert torch.equal(segments, own.segmentation.segments.to(torch.int32))

@@ -1,0 +1,117 @@
+"""patches, images -> answers: what tasks have in common that show a detector patches and ask where such things are.
+
+Random query patch detection asks for patches of the image itself, one-shot detection for objects of another image; both
+describe a patch by the detector's own features and add it to the object queries.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ssldet.data.photometric import apply_jitter
+from ssldet.postprocess import detections
+from ssldet.queries import PatchQueries
+from ssldet.task import Objective
+from ssldet.types import Batch, Detections, Gather, Predictions, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches(Problem):
+    """Patches to look for in an image.
+
+    Attributes:
+        pixels: All of one size, the same number for every image.
+        jitter: Drawn photometric parameters of every patch, which the device applies; `None` leaves the patches as they
+            are.
+    """
+
+    pixels: Annotated[UInt8[Tensor, "*B P 3 h w"], Gather.PIXELS]
+    jitter: Annotated[Float[Tensor, "*B P J"] | None, Gather.STACK] = None
+
+
+def patches_of(batch: Batch) -> Patches:
+    """Return the patches that come with a batch."""
+    assert isinstance(batch.problem, Patches), "these samples carry no patches; were they made by another task's views?"
+    return batch.problem
+
+
+class PatchObjective(Objective):
+    """Asks a detector for patches.
+
+    Attributes:
+        detector: The detector that is asked.
+        patch_queries: Patch features -> queries.
+    """
+
+    patch_queries: PatchQueries
+
+    @abstractmethod
+    def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
+        """Bring a patch of any size to the size that the task shows to the detector."""
+
+    def describe(
+        self, patches: UInt8[Tensor, "B P 3 h w"], jitter: Float[Tensor, "B P J"] | None = None
+    ) -> Float[Tensor, "B P E"]:
+        """Return the detector's features of the patches, averaged over their cells.
+
+        Args:
+            patches: Pixels.
+            jitter: Drawn photometric changes; `None` for the patches as they are.
+        """
+        pixels = patches.flatten(0, 1)
+        if jitter is not None:
+            pixels = apply_jitter(pixels.float() / 255, jitter.flatten(0, 1))
+        cells = self.detector.features(self.detector.normalise(pixels))
+        return cells.mean(dim=(2, 3)).view(*patches.shape[:2], -1)
+
+    def ask(self, batch: Batch, features: Float[Tensor, "B P E"]) -> Predictions:
+        """Add the features of the patches to the learned queries, and detect.
+
+        Args:
+            batch: Where to look.
+            features: Of the patches that each image is searched for.
+        """
+        queries = self.patch_queries(features, self.detector.default_queries(1).position[0])
+        images = self.detector.normalise(batch.images, batch.padding)
+        predictions: Predictions = self.detector(images, batch.padding, queries)
+        return predictions
+
+    def answers(self, batch: Batch, features: Float[Tensor, "B P E"]) -> list[Detections]:
+        """Return the answers of all queries; labels are the numbers of the patches, boxes are in pixels on disk."""
+        predictions = self.ask(batch, features)
+        found = detections(predictions, batch.original_sizes)
+        assert predictions.groups is not None
+        return [replace(one, labels=predictions.groups.to(one.labels)) for one in found]
+
+    @torch.no_grad()
+    def localise(self, batch: Batch, patches: Sequence[UInt8[Tensor, "3 _ _"]]) -> list[Detections]:
+        """Look for any patches in every image of a batch (UP-DETR, figure 5).
+
+        Args:
+            batch: Where to look; its own patches are not used.
+            patches: What to look for, of any size and number.
+
+        Returns:
+            The answers of all queries, for each image; labels are the numbers of the patches.
+        """
+        rounds = []
+        at_once = self.patch_queries.num_patches
+        for start in range(0, len(patches), at_once):
+            chosen = torch.stack([self.fit_patch(patch) for patch in patches[start : start + at_once]])
+            features = self.describe(chosen[None].to(batch.images.device)).expand(len(batch), -1, -1)
+            answers = self.answers(batch, features)
+            rounds.append([replace(one, labels=one.labels + start) for one in answers])
+        return [_join(answers) for answers in zip(*rounds, strict=True)]
+
+
+def _join(parts: Sequence[Detections]) -> Detections:
+    return Detections(
+        boxes=torch.cat([part.boxes for part in parts]),
+        scores=torch.cat([part.scores for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+    )
