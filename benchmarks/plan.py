@@ -6,6 +6,7 @@ planned when its trials have been measured. Planning again costs nothing, becaus
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from benchmarks.address import address_of, data_version
 from benchmarks.suite import Data, Downstream, Method, Suite
@@ -19,12 +20,45 @@ Known = Callable[[str, str], float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Purpose:
+    """What a run is for.
+
+    Attributes:
+        verb: What is done.
+        method: Name of the method that it was first planned for; others may share it.
+        stage: Number of the stage among those of its verb, from 1.
+        on: Name of the images that it pretrains on, or of the task that it fine-tunes for.
+        fraction: Share of the labels; of fine-tuning.
+        seed: Seed of fine-tuning.
+    """
+
+    verb: Literal["pretrain", "finetune"]
+    method: str
+    stage: int
+    on: str
+    fraction: float | None = None
+    seed: int | None = None
+
+    @property
+    def recipe(self) -> str:
+        """Say it without the seed: all that the runs of one recipe have in common."""
+        if self.verb == "pretrain":
+            return f"pretrain {self.method}, stage {self.stage}, on {self.on}"
+        stage = f", stage {self.stage}" if self.stage > 1 else ""
+        return f"finetune {self.method} for {self.on}, {self.fraction:g} of the labels{stage}"
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        return self.recipe if self.seed is None else f"{self.recipe}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One run to make.
 
     Attributes:
         address: See `benchmarks.address`.
-        title: What it is, for people.
+        purpose: What it is for.
         run: The configuration, without data and without weights of earlier stages.
         train: What it trains on.
         val: What it is measured on; none measures nothing.
@@ -34,13 +68,18 @@ class Job:
     """
 
     address: str
-    title: str
+    purpose: Purpose
     run: Run
     train: Data
     val: Data | None
     start: str | None = None
     backbone: str | None = None
     threads: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        return str(self.purpose)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -102,11 +141,11 @@ class Plan:
     jobs: dict[str, Job] = field(default_factory=dict)
     arms: list[Arm] = field(default_factory=list)
 
-    def add(self, title: str, run: Run, train: Data, val: Data | None, **origin: str | None) -> str:
+    def add(self, purpose: Purpose, run: Run, train: Data, val: Data | None, **origin: str | None) -> str:
         """Add a run unless it is there, and return its address.
 
         Args:
-            title: What it is.
+            purpose: What it is for.
             run: The configuration.
             train: Training images.
             val: Images to measure on.
@@ -117,7 +156,7 @@ class Plan:
         address = address_of(run, threads=threads, train=data_version(train)[0], val=measured, **origin)
         if address not in self.jobs:
             self.jobs[address] = Job(
-                address=address, title=title, run=run, train=train, val=val, threads=threads, **origin
+                address=address, purpose=purpose, run=run, train=train, val=val, threads=threads, **origin
             )
         return address
 
@@ -201,21 +240,22 @@ def _chain(
     chain: list[str] = []
     backbone = detector = None
     for number, stage in enumerate(method.stages, start=1):
-        title = f"pretrain {method.name}, stage {number}, on {downstream.unlabelled.name}"
+        purpose = Purpose(verb="pretrain", method=method.name, stage=number, on=downstream.unlabelled.name)
         run = replace(_pretraining(stage, model, backbone), seed=seed % plan.suite.pretrainings)
         whole = _hands_detector(stage)
         # Tasks that teach a backbone alone are measured on labelled images, if at all.
         val = downstream.unlabelled_val if whole else None
-        chain.append(plan.add(title, run, downstream.unlabelled, val, backbone=backbone))
+        chain.append(plan.add(purpose, run, downstream.unlabelled, val, backbone=backbone))
         backbone, detector = chain[-1], (chain[-1] if whole else None)
     for number, stage in enumerate(downstream.stages, start=1):
         kept = backbone if detector is None else None
         changes: dict[str, object] = {"seed": seed, "data.fraction": fraction, "data.fraction_seed": seed}
         changes |= {} if rate is None else {"optim.lr": rate}
         run = override(replace(stage, detector=_with_heads(model, stage, kept)), changes)
-        title = f"finetune {method.name} for {downstream.name}, {fraction:g} of the labels, seed {seed}"
-        title += f", stage {number}" if len(downstream.stages) > 1 else ""
-        chain.append(plan.add(title, run, downstream.train, downstream.val, start=detector, backbone=kept))
+        purpose = Purpose(
+            verb="finetune", method=method.name, stage=number, on=downstream.name, fraction=fraction, seed=seed
+        )
+        chain.append(plan.add(purpose, run, downstream.train, downstream.val, start=detector, backbone=kept))
         detector = chain[-1]
     return tuple(chain)
 

@@ -17,7 +17,7 @@ from ssldet.errors import ConfigError
 from ssldet.jsonlines import finite
 from ssldet.recipe import dumps
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the document."""
 
 
@@ -52,7 +52,7 @@ class Results:
         hardware: What it ran on.
         rows: One an arm.
         runs: Address -> record of a run, see `Workplace.record`.
-        recipes: Title -> configuration as text, one of each kind of run.
+        recipes: Purpose, seeds left out -> configuration as text.
     """
 
     suite: Mapping[str, Any]
@@ -111,6 +111,8 @@ def read_results(path: Path) -> Results:
     path = path / "results.json" if path.is_dir() else path
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        if (schema := document["schema"]) != SCHEMA:
+            raise ConfigError(f"{path}: has schema {schema}, not {SCHEMA}; compare into the same folder again")
         rows = [
             Row(**(row | {"arm": Arm(**(row["arm"] | {"jobs": tuple(row["arm"]["jobs"])}))}))
             for row in document["rows"]
@@ -133,7 +135,7 @@ def collect(plan: Plan, out: Path) -> Results:
     runs = {address: Workplace(out, job).record() for address, job in plan.jobs.items()}
     recipes: dict[str, str] = {}
     for job in plan.jobs.values():
-        recipes.setdefault(job.title.split(", seed")[0], dumps(job.run))
+        recipes.setdefault(job.purpose.recipe, dumps(job.run))
     return Results(
         suite=_told(plan.suite),
         code=code_version(),

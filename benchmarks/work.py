@@ -112,6 +112,7 @@ class Workplace:
         standing = self.standing()
         return {
             "title": self.job.title,
+            "purpose": vars(self.job.purpose),
             "task": type(self.job.run.task).__name__,
             "cite": self.job.run.task.cite,
             "kind": kind_of(self.job),

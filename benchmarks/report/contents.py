@@ -164,7 +164,7 @@ def _costs(results: Results) -> Part:
 def _pretraining(results: Results) -> Part:
     told: dict[str, dict[str, Any]] = {}
     for record in results.runs.values():
-        if record["title"].startswith("pretrain") and record["status"] == "finished":
+        if record["purpose"]["verb"] == "pretrain" and record["status"] == "finished":
             numbers = {name: value for name, value in record["results"].items() if isinstance(value, int | float)}
             losses = [value for _, value in record["losses"][-5:] if value is not None]
             told[record["title"]] = {**numbers, "last loss": fmean(losses) if losses else None}

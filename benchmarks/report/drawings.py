@@ -58,9 +58,10 @@ def drawings_of_pretraining(results: Results) -> dict[str, str]:
     """Draw the loss of every pretraining."""
     groups: Runs = defaultdict(list)
     for record in results.runs.values():
-        if record["title"].startswith("pretrain") and record["losses"]:
-            label = record["title"].removeprefix("pretrain ").split(", on ")[0]
-            groups[label].append([(x, y) for x, y in record["losses"] if y is not None])
+        purpose = record["purpose"]
+        if purpose["verb"] == "pretrain" and record["losses"]:
+            points = [(x, y) for x, y in record["losses"] if y is not None]
+            groups[f"{purpose['method']}, stage {purpose['stage']}"].append(points)
     return {"Loss of pretraining": seed_curves(groups, "pretraining", "loss")} if groups else {}
 
 

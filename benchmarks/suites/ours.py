@@ -22,8 +22,7 @@ def matching(setting: Setting) -> Suite:
                     scale,
                     f"{kind}/{name}",
                     f"matched within {words}, jitter {name}",
-                    task__matching=kind,
-                    **_jitter(JITTER[name]),
+                    {"task.matching": kind} | _jitter(JITTER[name]),
                 )
             )
     if scale == "full":
@@ -85,10 +84,10 @@ def own_data(setting: Setting) -> Suite:
 def _jitter(strength: float) -> dict[str, object]:
     """Return UP-DETR's jitter of patches times a strength."""
     usual = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.2, "blur": 0.5}
-    chances: dict[str, object] = {"task__jitter__probability": 0.8 if strength else 0.0}
+    chances: dict[str, object] = {"task.jitter.probability": 0.8 if strength else 0.0}
     if not strength:
         usual = {"grey": 0.0, "blur": 0.0}
-    return chances | {f"task__jitter__{name}": strength * value for name, value in usual.items()}
+    return chances | {f"task.jitter.{name}": strength * value for name, value in usual.items()}
 
 
 def _suite(

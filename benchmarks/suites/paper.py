@@ -142,10 +142,8 @@ def table5(setting: Setting) -> Suite:
             scale,
             f"({case})",
             words,
-            task__freeze_backbone=frozen,
-            task__reconstruction=rebuilt,
-            task__detach_target=frozen,
-            **_ablation(setting),
+            {"task.freeze_backbone": frozen, "task.reconstruction": rebuilt, "task.detach_target": frozen}
+            | _ablation(setting),
         )
         methods.append(method)
     rows = {"backbone": "DETR scratch"} | {f"({case})": f"({case})" for case in cases}
@@ -168,8 +166,8 @@ def table5(setting: Setting) -> Suite:
 def table6(setting: Setting) -> Suite:
     """One patch or ten. Full: `imagenet`, `voc_train`, `voc_test`."""
     scale = setting.scale
-    single = parts.updetr(scale, "M=1", "one patch an image", task__num_patches=1, **_ablation(setting))
-    multi = parts.updetr(scale, "M=10", "ten patches an image", **_ablation(setting))
+    single = parts.updetr(scale, "M=1", "one patch an image", {"task.num_patches": 1} | _ablation(setting))
+    multi = parts.updetr(scale, "M=10", "ten patches an image", _ablation(setting))
     methods = [parts.none(), parts.backbone_only(scale), single, multi]
     downstreams = _short(setting, {"backbone": "DETR", "M=1": "1", "M=10": "10"})
     claims = [
@@ -182,8 +180,10 @@ def table6(setting: Setting) -> Suite:
 def fig6(setting: Setting) -> Suite:
     """Attention between queries of different patches, masked or not: pretext loss. Full: as table 6."""
     scale = setting.scale
-    masked = parts.updetr(scale, "masked", "queries of other patches are not attended to", **_ablation(setting))
-    free = parts.updetr(scale, "free", "all queries attend to all", task__grouped_attention=False, **_ablation(setting))
+    masked = parts.updetr(scale, "masked", "queries of other patches are not attended to", _ablation(setting))
+    free = parts.updetr(
+        scale, "free", "all queries attend to all", {"task.grouped_attention": False} | _ablation(setting)
+    )
     methods = [parts.none(), parts.backbone_only(scale), masked, free]
     claim = Claim(words="no difference downstream", higher="masked", lower="free", kind="no gain")
     question = "What does the attention mask change?"
@@ -193,9 +193,9 @@ def fig6(setting: Setting) -> Suite:
 def fig7(setting: Setting) -> Suite:
     """Query shuffle. Full: as table 6."""
     scale = setting.scale
-    plain = parts.updetr(scale, "plain", "queries keep their patches", task__shuffle=False, **_ablation(setting))
+    plain = parts.updetr(scale, "plain", "queries keep their patches", {"task.shuffle": False} | _ablation(setting))
     mixed = parts.updetr(
-        scale, "shuffled", "queries in a new order each step", task__shuffle=True, **_ablation(setting)
+        scale, "shuffled", "queries in a new order each step", {"task.shuffle": True} | _ablation(setting)
     )
     methods = [parts.none(), parts.backbone_only(scale), plain, mixed]
     claim = Claim(words="shuffling brings no gain", higher="shuffled", lower="plain", kind="no gain")
@@ -211,7 +211,7 @@ def fig7(setting: Setting) -> Suite:
 
 def _ablation(setting: Setting) -> dict[str, object]:
     """Return how the paper's ablations were pretrained: 15 epochs with a drop at 10."""
-    return {"budget__epochs": 15.0, "optim__drops": (2 / 3,)} if setting.scale == "full" else {}
+    return {"budget.epochs": 15.0, "optim.drops": (2 / 3,)} if setting.scale == "full" else {}
 
 
 def _voc(setting: Setting, name: str, epochs: float, row: dict[str, str], metric: str = "AP") -> Downstream:

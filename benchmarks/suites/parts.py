@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from benchmarks.suite import Data, Downstream, Generated, Given, Method, Scale, Setting
 from ssldet.detectors.base import DetectorConfig, backbone_of
@@ -68,19 +69,19 @@ def backbone_stage() -> tuple[tuple[Run, ...], str]:
     return (), f"no pretext task for backbones is installed (looked for: {', '.join(BACKBONE_TASKS)})"
 
 
-def updetr(scale: Scale, name: str = "updetr", title: str = "UP-DETR", **changes: object) -> Method:
+def updetr(
+    scale: Scale, name: str = "updetr", title: str = "UP-DETR", changes: Mapping[str, object] = MappingProxyType({})
+) -> Method:
     """Return random query patch detection: on SwAV's backbone at full scale, on a fresh one at tiny scale.
 
     Args:
         scale: How large.
         name: Of the method.
         title: What it is.
-        changes: Fields of the recipe with `__` for dots.
+        changes: Dotted fields of the recipe and their values.
     """
-    assignments = {field.replace("__", "."): value for field, value in changes.items()}
-    if scale == "tiny":
-        assignments = {**TINY_PRETRAINING, **assignments}
-    run = override(recipe(RECIPES[scale]), assignments)
+    tiny = TINY_PRETRAINING if scale == "tiny" else {}
+    run = override(recipe(RECIPES[scale]), {**tiny, **changes})
     return Method(name=name, title=title, stages=(run,), weights="swav" if scale == "full" else None)
 
 

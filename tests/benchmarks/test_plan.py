@@ -90,7 +90,7 @@ def test_an_address_knows_contents_and_not_places(suite: Suite, tmp_path: Path) 
 
 
 def pretrainings(suite: Suite) -> list[str]:
-    return [address for address, job in plan_suite(suite).jobs.items() if job.title.startswith("pretrain")]
+    return [address for address, job in plan_suite(suite).jobs.items() if job.purpose.verb == "pretrain"]
 
 
 def test_rates_are_chosen_by_the_same_trials_for_every_method(suite: Suite) -> None:
