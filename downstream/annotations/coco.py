@@ -1,15 +1,15 @@
 """coco:ANN.json:IMAGES -> LabelledImages: COCO's instance annotations, read once into arrays."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from posixpath import normpath
 from typing import Any
 
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
+from downstream.annotations.numbers import finite_number
 from downstream.annotations.outlines import MISSING, Outline, outline_of
-from downstream.annotations.problems import Problems, json_of, shown
+from downstream.annotations.problems import Problems, json_of, records, shown
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError
 
@@ -105,7 +105,7 @@ def _with_packed_masks(record: dict[str, Any]) -> dict[str, Any]:
 def _categories(document: dict[str, Any], problems: Problems) -> dict[int, str]:
     """Return id -> name in the file's order, which becomes the order of the labels."""
     names: dict[int, str] = {}
-    for where, record in _records(document, "categories", problems):
+    for where, record in records(document, "categories", problems):
         key, name = _id(record, "id", where, problems), record.get("name")
         if not isinstance(name, str) or not name:
             problems.add(f"{where}.name", shown(name), "expects the name of the class")
@@ -127,7 +127,7 @@ class _Images:
         self.sizes: list[tuple[int, int]] = []
         self.places: list[str] = []
         owners: dict[str, str] = {}
-        for where, record in _records(document, "images", problems):
+        for where, record in records(document, "images", problems):
             key, name = _id(record, "id", where, problems), record.get("file_name")
             if not isinstance(name, str) or not name:
                 problems.add(f"{where}.file_name", shown(name), "expects a file name relative to the image folder")
@@ -155,7 +155,7 @@ def _size(record: dict[str, Any], where: str, problems: Problems) -> tuple[int, 
     sides = []
     for side in ("height", "width"):
         value = record.get(side)
-        number = _number(value)
+        number = finite_number(value)
         if number is None or number < 1 or number != int(number):
             problems.add(f"{where}.{side}", shown(value), "expects the number of pixels, or leave both sides out")
         else:
@@ -166,7 +166,7 @@ def _size(record: dict[str, Any], where: str, problems: Problems) -> tuple[int, 
 def _rows(document: dict[str, Any], labels: dict[int, int], images: _Images, problems: Problems, masks: bool) -> Rows:
     rows = Rows()
     seen: dict[int, str] = {}
-    for where, record in _records(document, "annotations", problems):
+    for where, record in records(document, "annotations", problems, may_be_empty=True):
         before = len(problems)
         key = _id(record, "id", where, problems)
         if key in seen:
@@ -187,7 +187,7 @@ def _rows(document: dict[str, Any], labels: dict[int, int], images: _Images, pro
                 rows.count("crowd regions, not trained on")
             if difficult:
                 rows.count("difficult objects, trained on and ignored by metrics")
-            area = _number(record.get("area"))
+            area = finite_number(record.get("area"))
             rows.add(image, label, box, area=area, crowd=crowd, difficult=difficult, outline=outline)
     return rows
 
@@ -209,21 +209,6 @@ def _outline(record: dict[str, Any], size: tuple[int, int], where: str, problems
         remedy = f"must have the size of its image, {list(size)}"
         problems.add(f"{where}.segmentation.size", shown(list(found.size)), remedy)
     return found.text
-
-
-def _records(document: dict[str, Any], name: str, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Walk a list of objects with the JSON pointer of each."""
-    records = document.get(name)
-    if not isinstance(records, list):
-        problems.add(f"$.{name}", "missing" if name not in document else shown(records), "expects a list of objects")
-        return
-    if not records and name != "annotations":
-        problems.add(f"$.{name}", "empty", "expects at least one entry")
-    for number, record in enumerate(records):
-        if isinstance(record, dict):
-            yield f"$.{name}[{number}]", record
-        else:
-            problems.add(f"$.{name}[{number}]", shown(record), "expects an object")
 
 
 def _id(record: dict[str, Any], name: str, where: str, problems: Problems) -> int | None:
@@ -256,23 +241,13 @@ def _box(record: dict[str, Any], where: str, problems: Problems) -> Sequence[flo
         return (0.0, 0.0, 0.0, 0.0)
     box = []
     for place, item in enumerate(value):
-        number = _number(item)
+        number = finite_number(item)
         if number is None:
             problems.add(f"{where}.bbox[{place}]", shown(item), "expects a finite number of pixels")
         elif place > 1 and number < 0:
             problems.add(f"{where}.bbox[{place}]", shown(item), "width and height can't be negative; bbox is xywh")
         box.append(number or 0.0)
     return box
-
-
-def _number(value: object) -> float | None:
-    """Return a finite number, or None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
 
 
 def _guess_folder(annotations: Path, examples: Sequence[str]) -> Path:

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from downstream.annotations.labels import Labels, ground_truth, looks_like_corners
+from downstream.annotations.labels import GroundTruth, Labels, ground_truth, looks_like_corners
+from downstream.annotations.masks import RunLengths, encode
 from downstream.annotations.outlines import mask_of
 from downstream.annotations.problems import Problems
-from downstream.metrics.masks import RunLengths, encode
 from ssldet.boxes import to_normalised
 from ssldet.data.images import ImageRules, image_sizes, read_image
 from ssldet.errors import AnnotationError, UnreadableError
@@ -160,7 +160,7 @@ class LabelledImages:
             raise IndexError(index)
         return self.folder / self.labels.files[index]
 
-    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+    def ground_truth(self) -> GroundTruth:
         """Return the annotations in COCO's form, with original ids."""
         return ground_truth(self.labels)
 

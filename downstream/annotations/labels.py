@@ -4,15 +4,46 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from posixpath import normpath
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from downstream.annotations.outlines import Outlines, gathered
 
+GroundTruth = dict[str, list[dict[str, Any]]]
+"""COCO's form of annotations, with original ids: `images`, `categories` and `annotations`."""
 OUTSIDE_SHARE = 0.05
 """Share of boxes beyond the border above which a file is suspected to hold [x1, y1, x2, y2]."""
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """What a metric must know of a labelled source."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+        ...
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Original id of each class."""
+        ...
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """`Sample.key` of each image."""
+        ...
+
+    @property
+    def image_ids(self) -> tuple[int, ...] | tuple[str, ...]:
+        """Original id of each image."""
+        ...
+
+    def ground_truth(self) -> GroundTruth:
+        """Return the annotations in COCO's form, with original ids."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +242,7 @@ def stays_inside(name: str) -> bool:
     return not (clean.startswith(("/", "../")) or clean in {".", ".."} or "\0" in name or clean[1:2] == ":")
 
 
-def ground_truth(labels: Labels) -> dict[str, list[dict[str, Any]]]:
+def ground_truth(labels: Labels) -> GroundTruth:
     """Return the annotations in COCO's form for a metric: original ids, boxes in absolute xywh as the file states them.
 
     Args:

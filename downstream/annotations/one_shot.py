@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from downstream.metrics.average_precision import GroundTruth, Labelled
+from downstream.annotations.labels import GroundTruth, Labelled
 from ssldet import chance
 from ssldet.boxes import to_absolute
 from ssldet.errors import DataError, suggest

@@ -1,7 +1,6 @@
 """segmentations -> masks: polygons and run lengths of COCO, kept as text and drawn when an image is read."""
 
 import json
-import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from pycocotools import mask as coco_mask
 
+from downstream.annotations.numbers import finite_number
 from downstream.annotations.problems import shown
 from ssldet.errors import AnnotationError
 
@@ -79,7 +79,7 @@ def outline_of(segmentation: object) -> Outline | str:
         return MISSING
     if isinstance(segmentation, list):
         sound = all(isinstance(part, list) and len(part) % 2 == 0 for part in segmentation)
-        if not sound or not all(_finite(number) for part in segmentation for number in part):
+        if not sound or any(finite_number(number) is None for part in segmentation for number in part):
             return shown(segmentation)
         # Two points enclose nothing; the other parts of such an object still count.
         parts = [part for part in segmentation if len(part) >= 6]
@@ -152,12 +152,3 @@ def _unpacked(text: str) -> list[int] | None:
             runs.append(value + runs[-2] if len(runs) > 2 else value)
             value = shift = 0
     return None if shift else runs
-
-
-def _finite(number: object) -> bool:
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        return False
-    try:
-        return math.isfinite(number)
-    except OverflowError:
-        return False

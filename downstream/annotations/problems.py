@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,3 +151,28 @@ def json_of(
     if not isinstance(document, form):
         raise AnnotationError(f"{path}: $: {shown(document)}; expects {expects}")
     return document
+
+
+def records(
+    owner: Mapping[str, Any], name: str, problems: Problems, where: str = "$", *, may_be_empty: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Walk a list of objects with the JSON pointer of each; what is no list or no object goes to the problems.
+
+    Args:
+        owner: What holds the list.
+        name: Under which name.
+        problems: Where faults are noted.
+        where: JSON pointer of the owner.
+        may_be_empty: Whether a list without entries is fine.
+    """
+    found = owner.get(name)
+    if not isinstance(found, list):
+        problems.add(f"{where}.{name}", shown(found) if name in owner else "missing", "expects a list of objects")
+        return
+    if not found and not may_be_empty:
+        problems.add(f"{where}.{name}", "empty", "expects at least one entry")
+    for number, record in enumerate(found):
+        if isinstance(record, dict):
+            yield f"{where}.{name}[{number}]", record
+        else:
+            problems.add(f"{where}.{name}[{number}]", shown(record), "expects an object")

@@ -6,7 +6,7 @@ segment is. No two segments overlap.
 
 import math
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from downstream.annotations.labels import Labels, stays_inside
-from downstream.annotations.problems import Problems, json_of, shown
+from downstream.annotations.problems import Problems, json_of, records, shown
 from ssldet.data.images import ANY_SIZE, read_image
 from ssldet.errors import AnnotationError
 from ssldet.types import Segmentation
@@ -168,7 +168,7 @@ class _Segments:
             return
         self._seen.add(key)
         seen: set[int] = set()
-        for place, segment in records(record, "segments_info", problems, where):
+        for place, segment in records(record, "segments_info", problems, where, may_be_empty=True):
             segment_id = sound_segment(segment, self._labels, seen, place, problems)
             if segment.get("iscrowd", 0) not in (0, 1):
                 problems.add(f"{place}.iscrowd", shown(segment["iscrowd"]), "expects 0 or 1")
@@ -253,30 +253,6 @@ def _images(document: dict[str, Any], problems: Problems) -> dict[int, dict[str,
         else:
             found[key] = record
     return found
-
-
-def records(
-    owner: Mapping[str, Any], name: str, problems: Problems, where: str = "$"
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Walk a list of objects with the JSON pointer of each; what is no list or no object goes to the problems.
-
-    Args:
-        owner: What holds the list.
-        name: Under which name.
-        problems: Where faults are noted.
-        where: JSON pointer of the owner.
-    """
-    found = owner.get(name)
-    if not isinstance(found, list):
-        problems.add(f"{where}.{name}", shown(found) if name in owner else "missing", "expects a list of objects")
-        return
-    if not found and where == "$":
-        problems.add(f"{where}.{name}", "empty", "expects at least one entry")
-    for number, record in enumerate(found):
-        if isinstance(record, dict):
-            yield f"{where}.{name}[{number}]", record
-        else:
-            problems.add(f"{where}.{name}[{number}]", shown(record), "expects an object")
 
 
 def sound_segment(

@@ -1,6 +1,5 @@
 """voc:ROOT:SPLIT -> LabelledImages: Pascal VOC's folder of XML files."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from defusedxml.ElementTree import XMLParser
 
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
+from downstream.annotations.numbers import number_in
 from downstream.annotations.problems import Problems, shown, text_of
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError, DataError, suggest
@@ -197,7 +197,7 @@ def _read(path: Path, problems: Problems) -> _File:
         problems.add(f"{name}:{root.line}", f"<{root.tag}>", "expects <annotation>")
     size = root.child("size")
     if size is not None:
-        height, width = (_number(size.word(side) or "0") for side in ("height", "width"))
+        height, width = (number_in(size.word(side) or "0") for side in ("height", "width"))
         if height is None or width is None or min(height, width) < 0 or height % 1 or width % 1:
             problems.add(f"{name}:{size.line}", "<size>", "expects width and height in pixels, or leave it out")
         else:
@@ -223,7 +223,7 @@ def _object(node: _Node, file: str, problems: Problems) -> _Object | None:
     numbers = []
     for side in ("xmin", "ymin", "xmax", "ymax"):
         word = corners.word(side)
-        number = None if word is None else _number(word)
+        number = None if word is None else number_in(word)
         if number is None:
             found = f"<{side}> {shown(word)}" if word is not None else f"<bndbox> without <{side}>"
             problems.add(f"{file}:{corners.line}", found, "expects a finite number of pixels")
@@ -240,14 +240,6 @@ def _object(node: _Node, file: str, problems: Problems) -> _Object | None:
     return _Object(
         name, f"{file}:{node.line}", (left - 1, top - 1, right - left + 1, bottom - top + 1), difficult == "1"
     )
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _stems(root: Path, split: str, problems: Problems) -> list[str]:

@@ -1,7 +1,6 @@
 """yolo:ROOT:SPLIT -> LabelledImages: a data.yaml, folders of images, and one text file of normalised rows an image."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from jaxtyping import Float
 
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Rows
+from downstream.annotations.numbers import number_in
 from downstream.annotations.problems import Problems, shown, text_of
 from ssldet.data.files import list_files
 from ssldet.data.images import ImageRules, image_sizes
@@ -119,7 +119,7 @@ class _Reader:
                 remedy += "; is the last number a confidence? these are labels, not predictions"
             problems.add(place, f"{len(words)} words ({shown(' '.join(words))})", remedy)
             return
-        label, numbers = _number(words[0]), [_number(word) for word in words[1:]]
+        label, numbers = number_in(words[0]), [number_in(word) for word in words[1:]]
         if label is None or label % 1 or not 0 <= label < len(self.classes):
             remedy = f"expects a class from 0 to {len(self.classes) - 1}, as data.yaml names them"
             problems.add(place, f"class {shown(words[0])}", remedy)
@@ -251,14 +251,6 @@ def _short(path: Path, home: Path) -> str:
     """Return a path as seen from a folder, to name in messages."""
     absolute, home = path.absolute(), home.absolute()
     return str(absolute.relative_to(home) if absolute.is_relative_to(home) else absolute)
-
-
-def _number(word: str) -> float | None:
-    try:
-        number = float(word)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _is_fraction(value: float | None) -> bool:

@@ -9,7 +9,7 @@ faster-coco-eval, which must give the same figures.
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -17,47 +17,18 @@ from jaxtyping import Float
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from downstream.metrics.masks import RunLengths, encode, read_mask
+from downstream.annotations.labels import GroundTruth, Labelled
+from downstream.annotations.masks import RunLengths, encode, read_mask
 from ssldet.errors import AnnotationError, DataError, DivergedError, SetupError
 from ssldet.types import Batch, Detections, Source
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 """Names of the figures in the order in which COCO summarises them."""
 
-GroundTruth = dict[str, list[dict[str, Any]]]
 Figures = Callable[[GroundTruth, Sequence[Mapping[str, Any]]], dict[str, Any]]
 """Computes named numbers from annotations and results, both with original ids."""
 Rows = Float[np.ndarray, "N 6"]
 """One detection a row: absolute xywh, score, label."""
-
-
-@runtime_checkable
-class Labelled(Protocol):
-    """What a metric must know of a labelled source."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the labels."""
-        ...
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """Original id of each class."""
-        ...
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """`Sample.key` of each image."""
-        ...
-
-    @property
-    def image_ids(self) -> tuple[int, ...] | tuple[str, ...]:
-        """Original id of each image."""
-        ...
-
-    def ground_truth(self) -> GroundTruth:
-        """Return the annotations in COCO's form, with original ids."""
-        ...
 
 
 class BoxAP:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from downstream.annotations.labels import GroundTruth
 from downstream.annotations.one_shot import EvaluationPairs
-from downstream.metrics.average_precision import GroundTruth
 from downstream.metrics.predictions import figures_of
 from ssldet.errors import DataError, DivergedError
 from ssldet.types import Batch, Detections, Source

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from downstream.annotations.labels import stays_inside
-from downstream.annotations.problems import Problems, json_of, shown
+from downstream.annotations.problems import Problems, json_of, records, shown
 from downstream.annotations.segments import (
     Panoptic,
     number_segments,
     read_ids,
     read_panoptic,
-    records,
     sound_segment,
 )
 from downstream.metrics.panoptic_quality import count, panoptic_quality
@@ -109,7 +108,7 @@ def _answer(
     ids: list[int] = []
     labels: list[int] = []
     seen: set[int] = set()
-    for place, segment in records(record, "segments_info", problems, where):
+    for place, segment in records(record, "segments_info", problems, where, may_be_empty=True):
         number = sound_segment(segment, label_of, seen, place, problems)
         if number is not None:
             ids.append(number)

@@ -1,7 +1,6 @@
 """results file, coco:…, voc:… or yolo:… -> AP: score detections that any program wrote, without a model."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from downstream.annotations.coco import read_coco
-from downstream.annotations.labels import Labels, ground_truth
+from downstream.annotations.labels import GroundTruth, Labels, ground_truth
+from downstream.annotations.masks import read_mask
+from downstream.annotations.numbers import finite_number
 from downstream.annotations.problems import SHOWN, Problems, json_of, shown
 from downstream.annotations.voc import read_voc
 from downstream.annotations.yolo import open_yolo
-from downstream.metrics.average_precision import Figures, GroundTruth, box_ap, mask_ap
-from downstream.metrics.masks import read_mask
+from downstream.metrics.average_precision import Figures, box_ap, mask_ap
 from downstream.metrics.voc import voc_ap
 from ssldet.data.images import ANY_SIZE
 from ssldet.errors import ConfigError, suggest
@@ -106,7 +106,7 @@ def _as_stated(path: Path) -> GroundTruth:
     for row in document["annotations"]:
         *_, width, height = row["bbox"]
         area = row.get("area")
-        row |= {"iscrowd": int(row.get("iscrowd", 0)), "area": area if _finite(area) else width * height}
+        row |= {"iscrowd": int(row.get("iscrowd", 0)), "area": width * height if finite_number(area) is None else area}
     return {name: document[name] for name in ("images", "annotations", "categories")}
 
 
@@ -202,7 +202,7 @@ def _box(record: Mapping[str, Any], where: str, problems: Problems) -> Any:
     if not isinstance(box, list) or len(box) != 4:
         found = shown(box) if "bbox" in record else "missing"
         problems.add(f"{where}.bbox", found, "expects four numbers [x, y, width, height] in pixels")
-    elif not all(map(_finite, box)):
+    elif any(finite_number(side) is None for side in box):
         problems.add(f"{where}.bbox", shown(box), "expects finite numbers; a diverged model is not scored")
     elif box[2] < 0 or box[3] < 0:
         problems.add(f"{where}.bbox", shown(box), "width and height can't be negative; bbox is xywh, not xyxy")
@@ -212,7 +212,7 @@ def _box(record: Mapping[str, Any], where: str, problems: Problems) -> Any:
 def _score(record: Mapping[str, Any], where: str, problems: Problems) -> Any:
     """Return the score, checked."""
     score = record.get("score")
-    if not _finite(score):
+    if finite_number(score) is None:
         found = shown(score) if "score" in record else "missing"
         problems.add(f"{where}.score", found, "expects a finite number; a diverged model is not scored")
     return score
@@ -228,12 +228,3 @@ def _mask(record: Mapping[str, Any], size: list[int] | None, where: str, problem
         except ValueError as error:
             problems.add(f"{where}.segmentation", shown(record["segmentation"]), str(error))
     return None
-
-
-def _finite(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from downstream.metrics.average_precision import GroundTruth, Labelled, MaskAP
-from downstream.metrics.masks import encode
+from downstream.annotations.labels import GroundTruth, Labelled
+from downstream.annotations.masks import encode
+from downstream.metrics.average_precision import MaskAP
 from downstream.metrics.panoptic_quality import EveryPixelLabelled, PanopticQuality
 from ssldet.errors import DataError
 from ssldet.types import Batch, Detections, Source

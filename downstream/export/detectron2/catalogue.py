@@ -10,10 +10,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.masks import encode
 from downstream.annotations.panoptic import PanopticImages
 from downstream.annotations.segments import split_spec as split_panoptic
 from downstream.annotations.segments import tight_boxes
-from downstream.metrics.masks import encode
 from downstream.one_shot import OneShot
 from ssldet.boxes import to_absolute
 from ssldet.data.images import ImageRules

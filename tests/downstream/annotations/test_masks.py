@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downstream.metrics.masks import encode, read_mask
+from downstream.annotations.masks import encode, read_mask
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,30 @@
+"""values of a foreign file -> finite numbers, or `None`."""
+
+import math
+
+
+def finite_number(value: object) -> float | None:
+    """Return a number that a JSON file holds; `None` for truth values, text, and what no finite float can hold.
+
+    Args:
+        value: Anything that a file may hold.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def number_in(text: str) -> float | None:
+    """Return the number that a text stands for; `None` for other text, infinities and NaN.
+
+    Args:
+        text: A word of a text file.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
