@@ -24,6 +24,12 @@ def xyxy_to_cxcywh(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
     return centred
 
 
+def xyxy_to_xywh(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
+    """Turn corners into the upper left corner and size, as COCO writes boxes."""
+    sized: Tensor = box_convert(boxes, "xyxy", "xywh")
+    return sized
+
+
 def to_absolute(boxes: Float[Tensor, "*N 4"], size: tuple[int, int]) -> Float[Tensor, "*N 4"]:
     """Turn normalised cxcywh into absolute xyxy.
 

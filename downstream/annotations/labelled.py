@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from downstream.annotations.labels import GroundTruth, Labels, ground_truth, looks_like_corners
+from downstream.annotations.labels import GroundTruth, Labels, ground_truth, looks_like_corners, results_of
 from downstream.annotations.masks import RunLengths, encode
 from downstream.annotations.outlines import mask_of
 from downstream.annotations.problems import Problems
@@ -174,11 +174,9 @@ class LabelledImages:
         rows = []
         for found, key in zip(detections, batch.keys, strict=True):
             masks = [{}] * len(found) if found.masks is None else [_as_text(mask) for mask in encode(found.masks)]
-            for (left, top, right, bottom), score, label, mask in zip(
-                found.boxes.double().tolist(), found.scores.tolist(), found.labels.tolist(), masks, strict=True
-            ):
-                row = {"image_id": self._id_of[key], "category_id": self.category_ids[label]}
-                rows.append({**row, "bbox": [left, top, right - left, bottom - top], "score": score, **mask})
+            categories = (self.category_ids[label] for label in found.labels.tolist())
+            boxes = results_of(found, self._id_of[key], categories)
+            rows += [row | mask for row, mask in zip(boxes, masks, strict=True)]
         return rows
 
     def _draw_masks(

@@ -1,7 +1,7 @@
 """rows of boxes -> Labels: the annotations of a whole set as a few arrays, checked and counted, without images."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from posixpath import normpath
 from typing import Any, Protocol, runtime_checkable
@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from downstream.annotations.outlines import Outlines, gathered
+from ssldet.boxes import xyxy_to_xywh
+from ssldet.types import Detections
 
 GroundTruth = dict[str, list[dict[str, Any]]]
 """COCO's form of annotations, with original ids: `images`, `categories` and `annotations`."""
@@ -240,6 +242,21 @@ def stays_inside(name: str) -> bool:
     """
     clean = normpath(name.replace("\\", "/"))
     return not (clean.startswith(("/", "../")) or clean in {".", ".."} or "\0" in name or clean[1:2] == ":")
+
+
+def results_of(found: Detections, image_id: object, category_ids: Iterable[object]) -> list[dict[str, Any]]:
+    """Return the detections of one image as COCO results; boxes are absolute xywh.
+
+    Args:
+        found: Absolute xyxy in pixels of the image on disk.
+        image_id: Original id of the image.
+        category_ids: Original id of the class of each detection.
+    """
+    boxes = xyxy_to_xywh(found.boxes.double()).tolist()
+    return [
+        {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+        for category, box, score in zip(category_ids, boxes, found.scores.tolist(), strict=True)
+    ]
 
 
 def ground_truth(labels: Labels) -> GroundTruth:

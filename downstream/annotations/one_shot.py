@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from downstream.annotations.labels import GroundTruth, Labelled
+from downstream.annotations.labels import GroundTruth, Labelled, results_of
 from ssldet import chance
 from ssldet.boxes import to_absolute
 from ssldet.errors import DataError, suggest
@@ -296,14 +296,11 @@ class EvaluationPairs(Pairs):
             detections: One entry a pair, absolute xyxy in pixels of the image on disk.
             batch: Where they were found.
         """
-        rows = []
+        rows: list[dict[str, Any]] = []
         for found, key in zip(detections, batch.keys, strict=True):
             image, label = self.pairs[self._numbers[key]]
-            ids = {"image_id": self.images.image_ids[image], "category_id": self.images.category_ids[label]}
-            for (left, top, right, bottom), score in zip(
-                found.boxes.double().tolist(), found.scores.tolist(), strict=True
-            ):
-                rows.append({**ids, "bbox": [left, top, right - left, bottom - top], "score": score})
+            category = self.images.category_ids[label]
+            rows += results_of(found, self.images.image_ids[image], [category] * len(found))
         return rows
 
 

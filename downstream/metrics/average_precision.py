@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pycocotools.mask as coco_mask
+import torch
 from jaxtyping import Float
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from downstream.annotations.labels import GroundTruth, Labelled
 from downstream.annotations.masks import RunLengths, encode, read_mask
+from ssldet.boxes import xyxy_to_xywh
 from ssldet.errors import AnnotationError, DataError, DivergedError, SetupError
 from ssldet.types import Batch, Detections, Source
 
@@ -69,19 +71,13 @@ class BoxAP:
             DataError: A label that the source has no class for.
         """
         for found, key in zip(detections, batch.keys, strict=True):
-            if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
-                raise DivergedError(
-                    f"image {key}: a detected box or score is not finite; a diverged model is not scored, "
-                    "go back to an earlier checkpoint"
-                )
+            rows = finite_rows(found, f"image {key}")
             if len(found) and int(found.labels.max()) >= len(self.source.classes):
                 raise DataError(
                     f"image {key}: detected class number {int(found.labels.max())}, but the data has "
                     f"{len(self.source.classes)} classes; evaluate on data with the classes of the training set"
                 )
-            left, top, right, bottom = found.boxes.double().cpu().unbind(-1)
-            columns = (left, top, right - left, bottom - top, found.scores.cpu(), found.labels.cpu())
-            self._found[key] = np.stack([column.numpy().astype(np.float64) for column in columns], axis=-1)
+            self._found[key] = rows
 
     def rows(self) -> list[dict[str, Any]]:
         """Return everything found as COCO results with original ids, in the order of the source."""
@@ -94,6 +90,26 @@ class BoxAP:
     def results(self) -> dict[str, Any]:
         """Return the figures by name, and `per_class`; -1 where the data has no object to measure on."""
         return self._figures(self.source.ground_truth(), self.rows())
+
+
+def finite_rows(found: Detections, where: str) -> Rows:
+    """Return what was found in one image in the form in which a metric keeps it.
+
+    Args:
+        found: Absolute xyxy in pixels of the image on disk.
+        where: Names the image in the message.
+
+    Raises:
+        DivergedError: A box or score is not finite.
+    """
+    if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
+        raise DivergedError(
+            f"{where}: a detected box or score is not finite; a diverged model is not scored, "
+            "go back to an earlier checkpoint"
+        )
+    columns = (xyxy_to_xywh(found.boxes.double()), found.scores[:, None].double(), found.labels[:, None].double())
+    rows: Rows = torch.cat(columns, dim=1).cpu().numpy()
+    return rows
 
 
 class MaskAP:

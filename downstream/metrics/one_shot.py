@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from downstream.annotations.labels import GroundTruth
 from downstream.annotations.one_shot import EvaluationPairs
+from downstream.metrics.average_precision import Rows, finite_rows
 from downstream.metrics.predictions import figures_of
-from ssldet.errors import DataError, DivergedError
+from ssldet.errors import DataError
 from ssldet.types import Batch, Detections, Source
 
 AT_HALF = {"coco": "AP50", "voc": "voc07_ap"}
@@ -47,7 +47,7 @@ class OneShotAP:
             raise DataError("one-shot detection is measured on pairs; make them by the task's `prepare`")
         self.source = source
         self._figures, self._name = figures_of(metric, accelerate=accelerate), AT_HALF[metric]
-        self._found: dict[int, Float[np.ndarray, "N 5"]] = {}
+        self._found: dict[int, Rows] = {}
 
     def update(self, detections: list[Detections], batch: Batch) -> None:
         """Take in one batch.
@@ -60,14 +60,7 @@ class OneShotAP:
             DivergedError: A box or score is not finite.
         """
         for found, key in zip(detections, batch.keys, strict=True):
-            if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
-                raise DivergedError(
-                    f"pair {key}: a detected box or score is not finite; a diverged model is not scored, "
-                    "go back to an earlier checkpoint"
-                )
-            left, top, right, bottom = found.boxes.double().cpu().unbind(-1)
-            columns = (left, top, right - left, bottom - top, found.scores.cpu())
-            self._found[self.source.number_of(key)] = np.stack([column.numpy() for column in columns], axis=-1)
+            self._found[self.source.number_of(key)] = finite_rows(found, f"pair {key}")
 
     def results(self) -> dict[str, Any]:
         """Return `AP50_unseen` and `AP50_seen`, and `per_class`; -1 where the data has no object to measure on."""
@@ -93,7 +86,7 @@ class OneShotAP:
         rows = []
         for number in numbers:
             image, label = self.source.pairs[number]
-            for *box, score in self._found[number].tolist() if number in self._found else ():
+            for *box, score, _ in self._found[number].tolist() if number in self._found else ():
                 ids = {"image_id": images.image_ids[image], "category_id": images.category_ids[label]}
                 rows.append({**ids, "bbox": box, "score": score})
         return rows

@@ -110,22 +110,6 @@ def _as_stated(path: Path) -> GroundTruth:
     return {name: document[name] for name in ("images", "annotations", "categories")}
 
 
-def read_predictions(path: Path, labels: Labels) -> list[dict[str, Any]]:
-    """Read and check a COCO results file.
-
-    Args:
-        path: See `score_predictions`.
-        labels: What it will be scored against.
-
-    Returns:
-        The results with original ids, every number finite, every mask as compressed run lengths.
-
-    Raises:
-        AnnotationError: With a JSON pointer for each problem.
-    """
-    return _checked(json_of(path, list, "a list of results, one object a box"), labels, Problems(path))
-
-
 def _checked(records: Sequence[object], labels: Labels, problems: Problems) -> list[dict[str, Any]]:
     """Return the results with original ids; what is wrong with any of them stops here."""
     images, categories = _image_names(labels), _category_names(labels)

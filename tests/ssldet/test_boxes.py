@@ -14,6 +14,7 @@ from ssldet.boxes import (
     to_absolute,
     to_normalised,
     xyxy_to_cxcywh,
+    xyxy_to_xywh,
 )
 
 fractions = st.floats(0, 1, width=32)
@@ -77,3 +78,7 @@ def test_overlap_does_not_depend_on_the_unit(size: tuple[int, int]) -> None:
     in_pixels = elementwise_giou(to_absolute(centred_a, size), to_absolute(centred_b, size))
     in_fractions = elementwise_giou(cxcywh_to_xyxy(centred_a), cxcywh_to_xyxy(centred_b))
     torch.testing.assert_close(in_pixels, in_fractions, atol=1e-5, rtol=1e-4)
+
+
+def test_corners_become_corner_and_size() -> None:
+    assert xyxy_to_xywh(torch.tensor([[2.0, 3.0, 7.0, 14.0]])).tolist() == [[2.0, 3.0, 5.0, 11.0]]
