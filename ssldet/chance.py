@@ -24,6 +24,19 @@ def generator(*words: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*words))
 
 
+def reseed(*words: int | str) -> None:
+    """Set PyTorch's global streams, which dropout draws from, on the CPU and on the accelerator that is in use.
+
+    Args:
+        words: See `seed_of`.
+    """
+    seed = seed_of(*words)
+    # Not torch.manual_seed: it visits every kind of device there is, which costs milliseconds.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # PyTorch's gap
+        torch.cuda.manual_seed(seed)
+
+
 @contextmanager
 def lent(source: torch.Generator) -> Iterator[None]:
     """Let code that knows only the global streams of Python, NumPy and PyTorch draw from a generator.

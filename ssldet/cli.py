@@ -368,7 +368,7 @@ def _spoken() -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     # The progress of a run reaches the terminal by itself; the log holds it for the file.
-    handler.addFilter(lambda record: record.levelno > logging.INFO or record.name != "ssldet.engine.session")
+    handler.addFilter(lambda record: record.levelno > logging.INFO or record.name != "ssldet.engine.reporter")
     loggers = [logging.getLogger(house) for house in ("ssldet", "pretext", "downstream")]
     for logger in loggers:
         logger.addHandler(handler)

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ssldet import chance
 from ssldet.data.collate import collate
 from ssldet.data.files import shown, tally
 from ssldet.data.workers import Desk, Outcome, Plan, SteadyLoader
 from ssldet.errors import ConfigError, DataError, SsldetError, UnreadableError
-from ssldet.types import Batch, Sample, Skipped, Source, Targets, Views
+from ssldet.types import Sample, Skipped, Source, Targets, Views
 
 ATTEMPTS = 50
 """Images tried for one place of the stream. With half of all files bad, one place in 10¹⁵ finds none."""
@@ -39,7 +39,7 @@ def training_batches(
     accumulate: int = 1,
     workers: int = 0,
     strip_labels: bool,
-) -> DataLoader[Batch]:
+) -> SteadyLoader:
     """Return the batches of one rank, `accumulate` of them a step.
 
     An image that can't be read is replaced by another one, the same on every run, and named in `Batch.skipped`.
@@ -92,7 +92,7 @@ def evaluation_batches(
     world: int = 1,
     seed: int = 0,
     strip_labels: bool = False,
-) -> DataLoader[Batch]:
+) -> SteadyLoader:
     """Return every image of this rank once, in order; over all ranks, every image exactly once.
 
     An image that can't be read is left out, since another one in its place would count twice, and is named in

@@ -1,29 +1,29 @@
-"""Objective, source -> named numbers: every rank detects on its share, rank 0 scores."""
+"""Objective, images -> what it finds, and named numbers: every rank detects on its share, rank 0 scores."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ssldet.data.collate import of_one_size
-from ssldet.data.loader import evaluation_batches
 from ssldet.data.problems import without_pixels
-from ssldet.engine.run import Run
+from ssldet.engine.run import Precision, Run
+from ssldet.engine.sources import evaluation_batches_of
 from ssldet.ranks import gather_objects, rank, world
-from ssldet.task import Objective, PretextTask
+from ssldet.task import Objective
 from ssldet.types import Answer, Batch, Source
 
 Answered = TypeVar("Answered", bound=Answer)
 
 
-def autocast(device: torch.device, precision: Literal["32", "bf16"]) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which a detector computes; criterion and boxes leave it again for 32 bits."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextmanager
-def at_rest(objective: Objective, device: torch.device, precision: Literal["32", "bf16"]) -> Iterator[None]:
+def at_rest(objective: Objective, device: torch.device, precision: Precision) -> Iterator[None]:
     """Evaluation mode without autograd, in the precision of training; the mode comes back afterwards."""
     training = objective.training
     objective.eval()
@@ -33,6 +33,28 @@ def at_rest(objective: Objective, device: torch.device, precision: Literal["32",
             yield
     finally:
         objective.train(training)
+
+
+def answers(
+    objective: Objective,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: Precision,
+    answer: Callable[[Batch], Sequence[Answer]] | None = None,
+) -> Iterator[tuple[Batch, list[Answer]]]:
+    """Yield every batch with the answer to each of its images, both on the CPU: how all is measured and predicted.
+
+    Args:
+        objective: The model inside its task, on the device.
+        batches: Images on the CPU.
+        device: Where to compute.
+        precision: That of training.
+        answer: What answers a batch; `None` takes the objective's own.
+    """
+    for batch in batches:
+        with at_rest(objective, device, precision):
+            found = unpadded(answer or objective.answer, batch.to(device, non_blocking=True))
+        yield batch, [one.to("cpu") for one in found]
 
 
 def evaluate(
@@ -52,36 +74,28 @@ def evaluate(
         stop: Asked on every rank before every batch; true on any rank ends the measurement.
 
     Returns:
-        The metrics by name, the same on all ranks; None where it was stopped.
+        The metrics by name, the same on all ranks; `None` where it was stopped.
 
     Raises:
         DivergedError: A box or a score is not finite.
     """
     evaluator = run.task.evaluator(source)
-    batches = iter(
-        evaluation_batches(
-            source,
-            run.task.views(training=False),
-            batch_size=max(1, run.data.batch_size // (run.optim.accumulate * world())),
-            workers=run.data.workers,
-            rank=rank(),
-            world=world(),
-            seed=run.seed,
-            strip_labels=isinstance(run.task, PretextTask),
-        )
+    size = max(1, run.data.batch_size // (run.optim.accumulate * world()))
+    batches = evaluation_batches_of(
+        run.task, source, batch_size=size, workers=run.data.workers, rank=rank(), world=world(), seed=run.seed
     )
-    with at_rest(objective, device, run.precision):
-        while True:
-            part = None if stop() else _answer(objective, next(batches, None), device)
-            shares = gather_objects(part)
-            if any(share is None for share in shares):
-                return None
-            answers = [share for share in shares if share]
-            if not answers:
-                break
-            if rank() == 0:
-                for found, batch in answers:
-                    evaluator.update(found, batch)
+    answered = ((without_pixels(batch), found) for batch, found in answers(objective, batches, device, run.precision))
+    while True:
+        share = None if stop() else next(answered, ())
+        shares = gather_objects(share)
+        if any(share is None for share in shares):
+            return None
+        present = [share for share in shares if share]
+        if not present:
+            break
+        if rank() == 0:
+            for batch, found in present:
+                evaluator.update(found, batch)
     return gather_objects(evaluator.results() if rank() == 0 else {})[0]
 
 
@@ -99,12 +113,3 @@ def unpadded(answer: Callable[[Batch], Sequence[Answered]], batch: Batch) -> lis
     for places, part in of_one_size(batch):
         found |= zip(places, answer(part), strict=True)
     return [found[place] for place in range(len(batch))]
-
-
-def _answer(objective: Objective, batch: Batch | None, device: torch.device) -> tuple[()] | tuple[list[Answer], Batch]:
-    """Answer a batch; the empty tuple says that this rank has no batch left."""
-    if batch is None:
-        return ()
-    found = [one.to("cpu") for one in unpadded(objective.answer, batch.to(device, non_blocking=True))]
-    # Pixels would only travel between ranks for nothing.
-    return found, without_pixels(batch)

@@ -43,6 +43,7 @@ class RunFolder:
         checkpoints: Where training goes on from.
         weights: The file that is handed over.
         previews: Pictures drawn on the way.
+        captures: What is known about steps that were left out.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -51,6 +52,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights" / "model.safetensors"
         self.previews = self.path / "previews"
+        self.captures = self.path / "captures"
         self._lock = FolderLock(self.path)
 
     @classmethod

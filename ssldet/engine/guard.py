@@ -1,105 +1,142 @@
-"""Losses, gradient norm -> take the step or not: what is not finite never reaches the weights."""
+"""Batch -> one loss; losses, gradient norm -> take the step or not: what is not finite never reaches the weights."""
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from ssldet.engine.evaluate import autocast
+from ssldet.engine.progress import Progress
+from ssldet.engine.run import Precision
 from ssldet.errors import DivergedError
 from ssldet.jsonlines import finite
 from ssldet.ranks import rank
-from ssldet.types import Batch, Losses
+from ssldet.task import Objective
+from ssldet.types import Batch
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 3
-"""Steps in a row that may be skipped; one bad batch is bad luck, more is divergence."""
+"""Steps in a row that may be left out; one bad batch is bad luck, more is divergence."""
 
 
-class Guard:
-    """Watches one step at a time.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one part of a step's batch measured, apart from autograd.
 
     Attributes:
-        skipped: Steps that were not taken, since the start of the run.
-        in_a_row: The same, since the last step that was taken.
+        keys: The images.
+        total: The loss; `None` where there is none.
+        terms: The loss terms, one entry per layer.
+        metrics: What else was watched.
+        problem: Why there is no loss; empty where there is one.
     """
 
-    def __init__(self, captures: Path, skipped: int = 0, in_a_row: int = 0) -> None:
-        """Begin, or go on.
+    keys: list[str]
+    total: Float[Tensor, ""] | None = None
+    terms: dict[str, Float[Tensor, " L"]] = field(default_factory=dict)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    problem: str = ""
+
+
+class TotalLoss(nn.Module):
+    """Batch -> the number that backward starts from.
+
+    It returns nothing else, because DDP looks for gradients through whatever a module returns.
+
+    Attributes:
+        objective: Computes the losses.
+        parts: What the parts of this step measured, until whoever trains clears them.
+    """
+
+    def __init__(self, objective: Objective, precision: Precision) -> None:
+        """Take what computes the losses, and in which precision.
 
         Args:
-            captures: Folder for what is known about a bad step; made when first needed.
-            skipped: See the attributes.
-            in_a_row: See the attributes.
+            objective: The model inside its task.
+            precision: Of the model; losses are 32 bits.
         """
-        self.captures, self.skipped, self.in_a_row = captures, skipped, in_a_row
-        self._seen: list[tuple[list[str], dict[str, Float[Tensor, " L"]]]] = []
-        self._totals: list[Float[Tensor, ""]] = []
-        self._reasons: list[str] = []
+        super().__init__()
+        self.objective, self.precision = objective, precision
+        self.parts: list[Part] = []
 
-    def begin(self) -> None:
-        """Forget the step before."""
-        self._seen, self._totals, self._reasons = [], [], []
+    def forward(self, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss of one part of a step's batch, on the device.
 
-    def watch(self, losses: Losses, total: Float[Tensor, ""], batch: Batch) -> None:
-        """Remember the losses of one part of the step, and their sum."""
-        self._seen.append((batch.keys, {name: term.detach() for name, term in losses.terms.items()}))
-        self._totals.append(total.detach())
-
-    def refuse(self, error: DivergedError, batch: Batch) -> None:
-        """Remember that a part of the step could not even be computed."""
-        self._seen.append((batch.keys, {}))
-        self._reasons.append(str(error))
-
-    def flag(self, norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Return 1 where this rank's losses or the gradient are not finite, else 0; does not wait for the device."""
-        if self._reasons:
-            return torch.ones((), device=norm.device)
-        return 1 - torch.isfinite(torch.stack([norm, *self._totals])).all().float()
-
-    def passed(self) -> None:
-        """Note that the step was taken."""
-        self.in_a_row = 0
-
-    def failed(self, step: int, norm: Float[Tensor, ""]) -> None:
-        """Note that the step was not taken; write down what is known about it.
-
-        Args:
-            step: The step, counted from zero.
-            norm: Norm of the whole gradient.
-
-        Raises:
-            DivergedError: Too many in a row.
+        Parts weigh the same, like ranks. A criterion that divides by the number of boxes divides by the part's own, so
+        a batch in parts makes the step of the whole batch only as far as its parts hold equally many.
         """
-        self.skipped += 1
-        self.in_a_row += 1
-        what, keys = self._describe(norm)
-        self.captures.mkdir(exist_ok=True)
-        capture = self.captures / f"step-{step:06d}-rank{rank()}.json"
-        terms = [{name: term.tolist() for name, term in terms.items()} for _, terms in self._seen]
-        document = {"step": step, "keys": keys, "reason": what, "terms": terms, "grad_norm": float(norm)}
-        capture.write_text(json.dumps(finite(document), indent=2) + "\n", encoding="utf-8")
-        named = ", ".join(repr(key) for key in keys[:4])
-        message = f"step {step}: {what}; images {named}{', …' if len(keys) > 4 else ''} (see {capture.name})"
-        if self.in_a_row > PATIENCE:
-            raise DivergedError(
-                f"{message}; {self.in_a_row} steps in a row were not finite: lower optim.lr, lengthen "
-                "optim.warmup_steps, or go back to an older checkpoint"
-            )
-        log.warning("%s; step left out (%d in a row)", message, self.in_a_row)
+        try:
+            with autocast(batch.images.device, self.precision):
+                losses = self.objective(batch)
+        except DivergedError as error:
+            self.parts.append(Part(keys=batch.keys, problem=str(error)))
+            # The other ranks wait for this rank's gradients, so it gives them zeros.
+            learning = [parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
+            return torch.stack(learning).sum() * 0
+        total: Float[Tensor, ""] = losses.total
+        terms = {name: term.detach() for name, term in losses.terms.items()}
+        metrics = {name: value.detach() for name, value in losses.metrics.items()}
+        self.parts.append(Part(keys=batch.keys, total=total.detach(), terms=terms, metrics=metrics))
+        return total
 
-    def _describe(self, norm: Float[Tensor, ""]) -> tuple[str, list[str]]:
-        """Name what is not finite here, and the images of the parts where it is; all of them if it is not said."""
-        if self._reasons:
-            return self._reasons[0], [key for keys, terms in self._seen if not terms for key in keys]
-        for keys, terms in self._seen:
-            wrong = [name for name, term in terms.items() if not bool(torch.isfinite(term).all())]
-            if wrong:
-                return f"loss {', '.join(wrong)} is not finite", keys
-        everything = [key for keys, _ in self._seen for key in keys]
-        if not bool(torch.isfinite(norm)):
-            return f"gradient norm is {float(norm)}", everything
-        return "another rank's loss or gradient is not finite", everything
+
+def not_finite(parts: Sequence[Part], norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Return 1 where this rank's losses or the gradient are not finite, else 0; does not wait for the device.
+
+    Args:
+        parts: What the step measured.
+        norm: Norm of the whole gradient.
+    """
+    totals = [part.total for part in parts if part.total is not None]
+    if len(totals) < len(parts):
+        return torch.ones((), device=norm.device)
+    return 1 - torch.isfinite(torch.stack([norm, *totals])).all().float()
+
+
+def leave_out(progress: Progress, parts: Sequence[Part], norm: Float[Tensor, ""], captures: Path) -> None:
+    """Leave a step out, and write down what is known about it.
+
+    Args:
+        progress: Counts it; the step is the one after those that are done.
+        parts: What the step measured.
+        norm: Norm of the whole gradient.
+        captures: Folder to write to; made when first needed.
+
+    Raises:
+        DivergedError: Too many in a row.
+    """
+    progress.leave_step_out()
+    step, (what, keys) = progress.step, _describe(parts, norm)
+    captures.mkdir(exist_ok=True)
+    capture = captures / f"step-{step:06d}-rank{rank()}.json"
+    terms = [{name: term.tolist() for name, term in part.terms.items()} for part in parts]
+    document = {"step": step, "keys": keys, "reason": what, "terms": terms, "grad_norm": float(norm)}
+    capture.write_text(json.dumps(finite(document), indent=2) + "\n", encoding="utf-8")
+    named = ", ".join(repr(key) for key in keys[:4])
+    message = f"step {step}: {what}; images {named}{', …' if len(keys) > 4 else ''} (see {capture.name})"
+    if progress.in_a_row > PATIENCE:
+        raise DivergedError(
+            f"{message}; {progress.in_a_row} steps in a row were not finite: lower optim.lr, lengthen "
+            "optim.warmup_steps, or go back to an older checkpoint"
+        )
+    log.warning("%s; step left out (%d in a row)", message, progress.in_a_row)
+
+
+def _describe(parts: Sequence[Part], norm: Float[Tensor, ""]) -> tuple[str, list[str]]:
+    """Name what is not finite here, and the images of the parts where it is; all of them if it is not said."""
+    if refused := [part for part in parts if part.problem]:
+        return refused[0].problem, [key for part in refused for key in part.keys]
+    for part in parts:
+        wrong = [name for name, term in part.terms.items() if not bool(torch.isfinite(term).all())]
+        if wrong:
+            return f"loss {', '.join(wrong)} is not finite", part.keys
+    everything = [key for part in parts for key in part.keys]
+    if not bool(torch.isfinite(norm)):
+        return f"gradient norm is {float(norm)}", everything
+    return "another rank's loss or gradient is not finite", everything

@@ -150,40 +150,35 @@ def logged_to(path: Path) -> Iterator[None]:
 
 
 class Meter:
-    """Measures throughput and waiting between two lines of the metrics file."""
+    """Measures throughput and waiting between two lines of the metrics file, without what is done between two steps."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self, images: int = 0) -> None:
         """Start the clock.
 
         Args:
-            seconds: Training time of earlier parts of the run.
+            images: Images of earlier parts of the run.
         """
-        self._begun = self._window = self._left = time.monotonic()
-        self._before, self._waited, self._images = seconds, 0.0, 0
+        self._since, self._passed = time.monotonic(), 0.0
+        self._images, self._waited = images, 0.0
 
-    def arrived(self) -> None:
-        """Note that a batch is here."""
-        self._waited += time.monotonic() - self._left
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what is done inside, such as an evaluation, out of both rates."""
+        self._passed += time.monotonic() - self._since
+        try:
+            yield
+        finally:
+            self._since = time.monotonic()
 
-    def left(self, images: int = 0) -> None:
-        """Note that a batch, or all of a step's `images`, is done with."""
-        self._left = time.monotonic()
-        self._images += images
+    def rates(self, images: int, waited: float) -> dict[str, float]:
+        """Return the rates since the last call, and begin anew; to be called while paused.
 
-    def resume(self) -> None:
-        """Leave what happened since the last batch, such as an evaluation, out of both rates."""
-        pause = time.monotonic() - self._left
-        self._left += pause
-        self._window += pause
-
-    def seconds(self) -> float:
-        """Return the time of the whole run so far."""
-        return self._before + time.monotonic() - self._begun
-
-    def rates(self) -> dict[str, float]:
-        """Return the rates since the last call, and begin anew."""
-        now = time.monotonic()
-        passed = max(now - self._window, 1e-9)
-        rates = {"images_per_second": self._images / passed, "data_wait": min(1.0, self._waited / passed)}
-        self._window, self._waited, self._images = now, 0.0, 0
+        Args:
+            images: Images of the whole run so far.
+            waited: Seconds that were spent waiting for them.
+        """
+        passed = max(self._passed, 1e-9)
+        data_wait = min(1.0, (waited - self._waited) / passed)
+        rates = {"images_per_second": (images - self._images) / passed, "data_wait": data_wait}
+        self._passed, self._images, self._waited = 0.0, images, waited
         return rates

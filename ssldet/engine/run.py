@@ -8,6 +8,9 @@ from ssldet.detectors.base import DetectorConfig
 from ssldet.recipe import Within
 from ssldet.task import Task
 
+Precision = Literal["32", "bf16"]
+"""In what a model computes: 32 bits, or bfloat16 where that is safe; boxes, costs and losses are always 32 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -146,13 +149,17 @@ class Run:
     budget: Budget
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: Annotated[int, Within(0, 2**63 - 1)] = 0
-    precision: Literal["32", "bf16"] = "32"
+    precision: Precision = "32"
     deterministic: bool = False
     log_every: Annotated[int, Within(1)] = 10
     evaluate_every: Annotated[int, Within(0)] = 0
     preview_every: Annotated[int, Within(0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Annotated[int, Within(0)] = 1
+
+    def total_steps(self, images: int) -> int:
+        """Return the number of optimiser steps for a set of this many images."""
+        return self.budget.total_steps(images, self.data.batch_size)
 
     def problems(self) -> list[str]:
         """Say what no single field can know."""

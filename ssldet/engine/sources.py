@@ -1,42 +1,74 @@
-"""Run -> Source: the images that a run trains on, and those that it is measured on."""
+"""Run -> images: those that it trains on and those that it is measured on, opened, and their batches."""
 
+from dataclasses import dataclass
+from functools import partial
+
+from ssldet.data.loader import evaluation_batches, training_batches
 from ssldet.data.sources import open_source
+from ssldet.data.workers import SteadyLoader
 from ssldet.engine.run import Run
+from ssldet.ranks import rank, world
+from ssldet.task import PretextTask, Task
 from ssldet.types import Source
 
 
-def training_source(run: Run) -> Source:
-    """Open what a run trains on: the chosen fraction of `data.train`, as its task wants it.
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The images of a run, opened.
+
+    Attributes:
+        train: What it trains on: the chosen fraction of `data.train`, as its task wants it.
+        val: What it is measured on: `data.val`, as its task wants it; `None` where the run names none.
+    """
+
+    train: Source
+    val: Source | None = None
+
+
+def open_sources(run: Run) -> Sources:
+    """Open the images of a run; those to measure on count their classes as the training set does, if they are the same.
 
     Raises:
-        DataError: A specification names nothing usable.
+        DataError: A specification names nothing usable, or the task can't use what it names.
     """
-    data = run.data
-    source = open_source(
-        data.train,
-        data.rules,
-        masks=run.task.needs.masks,
-        fraction=data.fraction,
-        fraction_seed=data.fraction_seed,
-    )
-    return run.task.prepare(source)
+    data, task = run.data, run.task
+    opened = partial(open_source, rules=data.rules, masks=task.needs.masks)
+    train = task.prepare(opened(data.train, fraction=data.fraction, fraction_seed=data.fraction_seed))
+    if not data.val:
+        return Sources(train=train)
+    return Sources(train=train, val=task.prepare(opened(data.val, classes=train.classes), training=False))
 
 
-def evaluation_source(run: Run, source: Source) -> Source:
-    """Open `data.val` as the task wants it, its classes counted as in the training set where both have the same ones.
+def training_batches_of(run: Run, source: Source, start_step: int) -> SteadyLoader:
+    """Return the batches of this rank that are still to come, one per part of a step.
 
     Args:
         run: The run.
         source: What it trains on.
-
-    Raises:
-        DataError: A specification names nothing usable.
+        start_step: Steps done.
     """
-    data = run.data
-    val = open_source(
-        data.val,
-        data.rules,
-        masks=run.task.needs.masks,
-        classes=source.classes,
+    return training_batches(
+        source,
+        run.task.views(),
+        seed=run.seed,
+        batch_size=run.data.batch_size,
+        total_steps=run.total_steps(len(source)),
+        start_step=start_step,
+        rank=rank(),
+        world=world(),
+        accumulate=run.optim.accumulate,
+        workers=run.data.workers,
+        strip_labels=isinstance(run.task, PretextTask),
     )
-    return run.task.prepare(val, training=False)
+
+
+def evaluation_batches_of(task: Task, source: Source, **how: int) -> SteadyLoader:
+    """Return the images of a source as a task's evaluation sees them; a pretext task sees no labels.
+
+    Args:
+        task: The task.
+        source: The images.
+        how: Batch size, workers, seed, rank and world; see `ssldet.data.loader.evaluation_batches`.
+    """
+    views = task.views(training=False)
+    return evaluation_batches(source, views, strip_labels=isinstance(task, PretextTask), **how)

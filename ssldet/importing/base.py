@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ssldet.engine.run import Precision
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.registry import find, names
 from ssldet.task import Objective, Task
@@ -39,6 +40,11 @@ class Opened:
     task: Task
     classes: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> Precision:
+        """In what the model computed while it was trained; 32 bits where its file does not say."""
+        return "bf16" if self.info.get("choices", {}).get("precision") == "bf16" else "32"
 
 
 @dataclass(frozen=True)

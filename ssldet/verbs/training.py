@@ -18,7 +18,7 @@ from ssldet.engine.checkpoint import inherit, load_weights, stages
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Budget, Run
-from ssldet.engine.sources import evaluation_source, training_source
+from ssldet.engine.sources import Sources, open_sources
 from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
 from ssldet.importing.base import Opened
 from ssldet.nn.backbones import adopt
@@ -221,20 +221,21 @@ def finetune(
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES or --data voc:ROOT:SPLIT")
     opened = None if start == "scratch" else open_model(str(start))
     run = override(resolve(recipe) if opened is None else _with_detector_of(opened, resolve(recipe)), changes)
-    source = _labelled(run, start)
-    run = override(
-        replace(run, task=run.task.stage.learns_from(run.task, source)), {"detector.num_classes": len(source.classes)}
-    )
+    sources = _labelled(run, start)
+    classes = sources.train.classes
+    task = run.task.stage.learns_from(run.task, sources.train)
+    run = override(replace(run, task=task), {"detector.num_classes": len(classes)})
     check(run)
     documents: dict[str, Mapping[str, Any]] = {}
-    objective = assemble(run, source, documents)
+    objective = assemble(run, sources.train, documents)
     if opened is not None:
-        handed = transfer(opened, objective.detector, classes=source.classes)
+        handed = transfer(opened, objective.detector, classes=classes)
         handed = replace(handed, rows=handed.rows + inherit(opened.objective, objective, run.task.stage.parts))
         log.info("handed over by %s:\n%s", start, handed)
         documents = {"transfer.json": handed.to_json(), "lineage.json": {"stages": stages(opened.info)}}
     folder = RunFolder(_out(out, "finetune"))
-    fit(run, folder, objective=objective, preview=partial(draw_batch, classes=source.classes), documents=documents)
+    preview = partial(draw_batch, classes=classes)
+    fit(run, folder, objective=objective, sources=sources, preview=preview, documents=documents)
     return _reported(folder)
 
 
@@ -273,13 +274,16 @@ def _with_detector_of(opened: Opened, run: Run) -> Run:
     return override(replace(run, detector=config), own_weights | shaping)
 
 
-def _labelled(run: Run, start: str | Path | None) -> Source:
+def _labelled(run: Run, start: str | Path | None) -> Sources:
     """Open the training data, which must have classes, and make sure that the evaluation data have the same."""
-    source = training_source(run)
-    _require(bool(source.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:…, voc:… or yolo:…")
-    if run.data.val:
-        _warn_of_leaks(start, _with_same_classes(run, source))
-    return source
+    sources = open_sources(run)
+    _require(
+        bool(sources.train.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:…, voc:… or yolo:…"
+    )
+    if sources.val is not None:
+        _require_same_classes(run, sources.train, sources.val)
+        _warn_of_leaks(start, sources.val)
+    return sources
 
 
 def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
@@ -303,9 +307,8 @@ def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
         )
 
 
-def _with_same_classes(run: Run, source: Source) -> Source:
+def _require_same_classes(run: Run, source: Source, val: Source) -> None:
     """Labels are numbers to a detector: other classes would score near zero, unnoticed."""
-    val = evaluation_source(run, source)
     _require(
         bool(val.classes), f"{', '.join(run.data.val)}: carries no labels to measure on; use coco:…, voc:… or yolo:…"
     )
@@ -319,14 +322,15 @@ def _with_same_classes(run: Run, source: Source) -> Source:
             "their names may not: give both the same class list"
         )
     run.task.evaluator(val)
-    return val
 
 
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     folder = RunFolder(Path(path))
     run = override(folder.run(), changes)
-    classes = () if isinstance(run.task, PretextTask) else training_source(run).classes
-    fit(run, folder, resume=True, preview=partial(draw_batch, classes=classes))
+    check(run)
+    sources = open_sources(run)
+    classes = () if isinstance(run.task, PretextTask) else sources.train.classes
+    fit(run, folder, sources=sources, resume=True, preview=partial(draw_batch, classes=classes))
     return _reported(folder)
 
 

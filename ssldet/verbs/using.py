@@ -15,16 +15,15 @@ from torch import Tensor
 
 from ssldet.classes import match_classes
 from ssldet.data.images import ImageRules
-from ssldet.data.loader import evaluation_batches
 from ssldet.data.sources import open_source
-from ssldet.engine.evaluate import unpadded
+from ssldet.engine.evaluate import answers
+from ssldet.engine.sources import evaluation_batches_of
 from ssldet.errors import ConfigError, DataError, UnreadableError
 from ssldet.importing.base import Opened
 from ssldet.patches import PatchObjective
 from ssldet.recipe import override
 from ssldet.registry import find, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
-from ssldet.task import PretextTask
 from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Source
 from ssldet.verbs.opening import open_model, pick_device
 from ssldet.verbs.results import PanopticResults, file_name, results_file, rows_of
@@ -91,8 +90,8 @@ def evaluate(
     evaluator = opened.task.evaluator(source)
     translate = _translation(opened.classes, source.classes)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
-    for batch, answers in _detect(opened, source, batch_size, workers):
-        found = [translate(one) for one in answers]
+    for batch, answered in _detect(opened, source, batch_size, workers):
+        found = [translate(one) for one in answered]
         evaluator.update(found, batch)
         if saved is not None:
             saved.take(found, batch)
@@ -263,9 +262,5 @@ def _detect(
     answer: Callable[[Batch], Sequence[Answer]] = objective.answer
     if queries is not None and isinstance(objective, PatchObjective):
         answer = partial(objective.localise, patches=[queries[number].image for number in range(len(queries))])
-    views = opened.task.views(training=False)
-    strip = isinstance(opened.task, PretextTask)
-    for batch in evaluation_batches(source, views, batch_size=batch_size, workers=workers, strip_labels=strip):
-        with torch.inference_mode():
-            found = unpadded(answer, batch.to(device))
-        yield batch, [one.to("cpu") for one in found]
+    batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers)
+    return answers(objective, batches, device, opened.precision, answer)

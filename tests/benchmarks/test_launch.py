@@ -13,7 +13,7 @@ from benchmarks.launch import Runner, command_of, start_process
 from benchmarks.plan import Plan, plan_suite
 from benchmarks.suite import Suite
 from benchmarks.work import Workplace
-from ssldet.engine.session import Session
+from ssldet.engine.progress import Progress
 from ssldet.errors import ConfigError, StoppedError
 from ssldet.recipe import override
 from tests.benchmarks.conftest import Ended, InProcess
@@ -42,16 +42,16 @@ def test_a_suite_that_was_cut_off_goes_on_and_ends_in_the_same_numbers(
     assert len(start.commands) == len(plan_suite(suite).jobs) == 5
     plan = plan_suite(suite).only(lambda name: name.startswith("updetr") and name.endswith("seed-0"))
     steps = 0
-    update = Session.update
+    take_step = Progress.take_step
 
-    def dying(session: Session) -> None:
+    def dying(progress: Progress, norm: Any) -> None:
         nonlocal steps
         steps += 1
         if steps in {2, 4}:
             raise KilledError
-        update(session)
+        take_step(progress, norm)
 
-    monkeypatch.setattr(Session, "update", dying)
+    monkeypatch.setattr(Progress, "take_step", dying)
     cut = InProcess()
     for _ in range(2):
         with pytest.raises(KilledError):

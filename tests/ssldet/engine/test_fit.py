@@ -222,16 +222,16 @@ def test_a_run_that_stays_bad_stops_and_saves_nothing_bad(tmp_path: Path, fakes:
 def test_weights_that_are_not_finite_are_never_saved(
     tmp_path: Path, fakes: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ssldet.engine import session
+    from ssldet.engine import progress
     from ssldet.errors import DivergedError
 
-    clip = session.clip
+    clip = progress.clip
 
     def spoil(parameters: Any, norm: Any, limit: float) -> None:
         clip(parameters, norm, limit)
         parameters[0].data[:] = float("inf")
 
-    monkeypatch.setattr(session, "clip", spoil)
+    monkeypatch.setattr(progress, "clip", spoil)
     with pytest.raises(DivergedError, match="is not finite; not saved"):
         train(tmp_path / "a", fakes.a_run())
     assert [path.name for path in sorted((tmp_path / "a" / "checkpoints").glob("*.ckpt"))] == ["step-000000.ckpt"]
@@ -240,7 +240,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 def test_a_full_disk_is_survived_twice_and_not_a_third_time(
     tmp_path: Path, fakes: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from ssldet.engine import saving
+    from ssldet.engine import keeper
     from ssldet.engine.steps import Checkpoints
     from ssldet.errors import SetupError
 
@@ -252,7 +252,7 @@ def test_a_full_disk_is_survived_twice_and_not_a_third_time(
             raise OSError(28, "No space left on device")
         save(self, step, state)
 
-    monkeypatch.setattr(saving.Checkpoints, "save", sometimes)
+    monkeypatch.setattr(keeper.Checkpoints, "save", sometimes)
     train(tmp_path / "a", fakes.a_run())
     assert caplog.text.count("could NOT be saved (OSError: [Errno 28] No space left on device)") == 2
     full |= {6, 8}

@@ -75,16 +75,15 @@ def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_rates_leave_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("ssldet.engine.log.time.monotonic", lambda: now[0])
-    meter = Meter(seconds=50.0)
-    for _ in range(4):
-        now[0] += 1.0
-        meter.arrived()
-        now[0] += 3.0
-        meter.left(8)
-        now[0] += 100.0
-        meter.resume()
-    assert meter.rates() == {"images_per_second": 2.0, "data_wait": 0.25}
-    assert meter.seconds() == 50 + 4 * 104
+    meter, rates = Meter(images=40), []
+    for step in range(6, 12):
+        now[0] += 4.0 if step < 10 else 8.0
+        with meter.paused():
+            now[0] += 30.0
+            if step in {9, 11}:
+                rates.append(meter.rates(images=8 * step, waited=step - 5.0))
+            now[0] += 70.0
+    assert rates == [{"images_per_second": 2.0, "data_wait": 0.25}, {"images_per_second": 1.0, "data_wait": 0.125}]
 
 
 def test_the_log_file_takes_what_is_said_and_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,88 @@
+"""Batches -> steps: the loop that every run goes through, in the order of the work."""
+
+from itertools import islice
+
+import torch
+from lightning_fabric import Fabric
+
+from ssldet.chance import reseed
+from ssldet.engine.guard import TotalLoss, leave_out, not_finite
+from ssldet.engine.keeper import Keeper
+from ssldet.engine.optim import gradient_norm
+from ssldet.engine.progress import Progress
+from ssldet.engine.reporter import Reporter
+from ssldet.engine.run import Run
+from ssldet.engine.sources import training_batches_of
+from ssldet.engine.steps import Restored
+from ssldet.engine.stop import StopFlag
+from ssldet.ranks import any_rank, rank
+from ssldet.task import Objective
+from ssldet.types import Source
+
+
+def train(
+    fabric: Fabric,
+    run: Run,
+    objective: Objective,
+    source: Source,
+    reporter: Reporter,
+    keeper: Keeper,
+    stop: StopFlag,
+    restored: Restored | None = None,
+) -> None:
+    """Take the steps that are left, and hand over.
+
+    Args:
+        fabric: Places the objective, and adds gradients up over the ranks; launched already.
+        run: The configuration.
+        objective: What learns, with the weights of the checkpoint where there is one.
+        source: Training images.
+        reporter: Tells people.
+        keeper: Saves.
+        stop: Looked at between two steps.
+        restored: The checkpoint to go on from; `None` begins.
+
+    Raises:
+        StoppedError: Somebody asked to stop; everything is saved.
+        DivergedError: Losses or gradients were not finite too often in a row.
+    """
+    total_loss = TotalLoss(objective, run.precision)
+    model, accumulate = fabric.setup_module(total_loss), run.optim.accumulate
+    progress = Progress(objective, run.optim, run.total_steps(len(source)))
+    keeper.begin(progress, restored)
+    batches = training_batches_of(run, source, progress.step)
+    stream = iter(batches)
+    reporter.begin(progress, batches, fabric.device)
+    going = reporter.evaluate(progress, stop)
+    objective.train()
+    while going and not progress.done:
+        progress.begin_step()
+        total_loss.parts.clear()
+        for part, batch in enumerate(islice(stream, accumulate)):
+            keeper.quarantine.add(batch.skipped)
+            reseed(run.seed, "step", rank(), progress.step, part)
+            with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
+                loss = model(batch.to(fabric.device, non_blocking=True))
+                fabric.backward(loss / accumulate)
+        norm = gradient_norm(progress.learning)
+        bad = not_finite(total_loss.parts, norm)
+        left_out, stopping = any_rank(torch.stack([bad, torch.full_like(bad, bool(stop.raised))]))
+        if left_out:
+            leave_out(progress, total_loss.parts, norm, keeper.folder.captures)
+        else:
+            progress.take_step(norm)
+        progress.step += 1
+        with reporter.between_steps():
+            if reporter.line_due(progress):
+                keeper.settle(progress)
+                if not left_out:
+                    reporter.report(progress, total_loss.parts, norm)
+            if progress.done or progress.every(run.checkpoint.every_steps):
+                keeper.save(progress)
+            going = not stopping and reporter.evaluate(progress, stop)
+            if going and progress.every(run.preview_every):
+                reporter.draw(progress)
+    if not going:
+        keeper.stop(progress, stop.raised or "another rank")
+    reporter.draw(progress)
+    keeper.hand_over(progress, reporter.results)

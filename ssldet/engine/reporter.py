@@ -1,0 +1,169 @@
+"""Progress -> what a person sees of a run: lines of numbers, evaluations, previews."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ssldet.data.workers import SteadyLoader
+from ssldet.engine.evaluate import at_rest, evaluate
+from ssldet.engine.folder import RunFolder
+from ssldet.engine.guard import Part
+from ssldet.engine.log import Display, Meter, MetricsFile, summary
+from ssldet.engine.progress import Progress
+from ssldet.engine.run import Run
+from ssldet.engine.sources import Sources, evaluation_batches_of
+from ssldet.engine.stop import StopFlag
+from ssldet.ranks import gather_objects, rank, reduce_mean
+from ssldet.task import Objective
+from ssldet.types import Batch
+
+log = logging.getLogger(__name__)
+
+PREVIEW_IMAGES = 6
+"""Images of a preview picture."""
+
+Preview = Callable[[Objective, Batch], Image.Image]
+"""Draws what an objective finds in a batch."""
+
+
+class Reporter:
+    """Writes on rank 0, after asking all ranks.
+
+    Attributes:
+        results: What the last evaluation measured.
+    """
+
+    def __init__(self, run: Run, folder: RunFolder, sources: Sources, preview: Preview | None) -> None:
+        """Open the metrics file and the display.
+
+        Args:
+            run: The configuration.
+            folder: Where to write.
+            sources: The images of the run.
+            preview: Draws pictures on the way; `None` draws none.
+        """
+        self.results: dict[str, Any] = {}
+        self._measured: int | None = None
+        self._run, self._folder, self._sources, self._preview = run, folder, sources, preview
+        self._metrics = MetricsFile(folder.path / "metrics.jsonl") if rank() == 0 else None
+        self._display = Display(type(run.task).__name__, run.total_steps(len(sources.train)))
+
+    def begin(self, progress: Progress, batches: SteadyLoader, device: torch.device) -> None:
+        """Say that the run goes on from here, and draw what the model does before its first step.
+
+        Args:
+            progress: Where it begins.
+            batches: What is waited for.
+            device: Where the objective is.
+        """
+        self._device, self._batches = device, batches
+        self._meter = Meter(progress.step * self._run.data.batch_size)
+        if rank() == 0:
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            self._folder.update(status="running", reason=None, device=name, images=len(self._sources.train))
+        if progress.step == 0:
+            self.draw(progress)
+        else:
+            self._take_up(progress.step)
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Leave what is done inside out of the rates."""
+        with self._meter.paused():
+            yield
+
+    def line_due(self, progress: Progress) -> bool:
+        """Tell whether the last step is written down: the first, the last, and one every so often."""
+        return progress.every(self._run.log_every) or progress.step == 1 or progress.done
+
+    def report(self, progress: Progress, parts: Sequence[Part], norm: Float[Tensor, ""]) -> None:
+        """Write what the last step measured, averaged over its parts and all ranks.
+
+        Args:
+            progress: After the step.
+            parts: What it measured; every rank has the same terms.
+            norm: Norm of the whole gradient.
+        """
+        measured = [_numbers(part) | {"grad_norm": norm} for part in parts]
+        rows = [torch.stack([value.float().to(self._device) for value in part.values()]) for part in measured]
+        numbers = reduce_mean(torch.stack(rows).mean(0))
+        images = progress.step * self._run.data.batch_size
+        line = {
+            "kind": "train",
+            "step": progress.step,
+            "epoch": round(images / len(self._sources.train), 4),
+            **dict(zip(measured[0], numbers.tolist(), strict=True)),
+            "lr": progress.optimizer.param_groups[0]["lr"],
+            **self._meter.rates(images, self._batches.waited),
+            "seconds": round(progress.seconds, 3),
+        }
+        self._tell(line)
+
+    def evaluate(self, progress: Progress, stop: StopFlag) -> bool:
+        """Measure the model if that is due, and write the numbers down.
+
+        Args:
+            progress: After a step.
+            stop: Looked at before every batch; raised on any rank it ends the measurement, and resuming measures again.
+
+        Returns:
+            False where it was stopped.
+        """
+        val, due = self._sources.val, progress.done or progress.every(self._run.evaluate_every)
+        if val is None or not due or progress.step == self._measured:
+            return True
+        results = evaluate(self._run, progress.best, val, self._device, lambda: bool(stop.raised))
+        if results is None:
+            return False
+        self.results, self._measured = results, progress.step
+        self._tell({"kind": "eval", "step": progress.step, **results})
+        if rank() == 0:
+            self._folder.update(results=results)
+        return True
+
+    def draw(self, progress: Progress) -> None:
+        """Draw a preview, if any are wanted; a picture that fails is worth a warning and never a run."""
+        if self._preview is None or rank() != 0:
+            return
+        run, source, path = self._run, self._sources.val or self._sources.train, self._folder.previews
+        try:
+            size = min(PREVIEW_IMAGES, len(source))
+            batches = evaluation_batches_of(run.task, source, batch_size=size, seed=run.seed)
+            with at_rest(progress.best, self._device, run.precision):
+                picture = self._preview(progress.best, next(iter(batches)).to(self._device))
+            path.mkdir(exist_ok=True)
+            picture.save(path / f"step-{progress.step:06d}.png")
+        except Exception as error:  # whatever a drawing function may do
+            log.warning("no preview at step %d: %s: %s", progress.step, type(error).__name__, error)
+
+    def close(self) -> None:
+        """Let go of files and terminal."""
+        self._display.close()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def _take_up(self, step: int) -> None:
+        """Take up what was measured at this very step before the run was interrupted."""
+        lines = [line for line in self._folder.metrics() if line.get("kind") == "eval" and line["step"] == step]
+        found = {name: value for name, value in (lines or [{}])[-1].items() if name not in {"kind", "step"}}
+        self.results = gather_objects(found)[0]
+        self._measured = step if self.results else None
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        if self._metrics is not None:
+            self._metrics.write(line)
+            log.info("step %d  %s", line["step"], summary(line))
+        self._display.show(line)
+
+
+def _numbers(part: Part) -> dict[str, Tensor]:
+    """Return what a line of the metrics file says of a part: last layer, unweighted."""
+    assert part.total is not None
+    terms = {f"loss/{name}": term[-1] for name, term in part.terms.items()}
+    return {"loss": part.total, **terms, **{f"metric/{name}": value for name, value in part.metrics.items()}}
