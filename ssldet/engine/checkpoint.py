@@ -22,6 +22,7 @@ from ssldet.disk import Disk, write_whole
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, suggest
 from ssldet.recipe import fingerprint, from_document, to_document
+from ssldet.states import few, infinite, misfits
 from ssldet.task import Objective, Task
 from ssldet.types import Source
 
@@ -160,16 +161,9 @@ def load_exactly(objective: Objective, state: Mapping[str, Tensor], where: str) 
     Raises:
         CheckpointError: A name is missing or too many, or a shape differs; lists the first ones.
     """
-    own = objective.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in state]
-    wrong += [f"{name} is unknown" for name in state if name not in own]
-    wrong += [
-        f"{name} has shape {list(state[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
+    wrong = misfits(objective.state_dict(), state)
     if wrong:
-        raise CheckpointError(f"{where}: does not fit this detector and task: {_few(wrong)}")
+        raise CheckpointError(f"{where}: does not fit this detector and task: {few(wrong)}")
     objective.load_state_dict(dict(state))
 
 
@@ -256,23 +250,22 @@ def transfer(
     moved = _moved(state, own, detector, class_rows) if class_rows and "class_head" in wanted else {}
     offered = {**state, **moved}
     outcomes: dict[str, Outcome] = {}
-    surprises: list[str] = []
     counters = {name for name in own.keys() ^ state.keys() if name.endswith(COUNTER)}
     for name in [*own, *(name for name in state if name not in own)]:
         if section_of(detector, name) in wanted and name not in counters:
             outcomes[name] = "reshaped" if name in moved else "loaded"
-            surprises += _surprise(name, own.get(name), offered.get(name))
         elif name not in own:
             outcomes[name] = "ignored"
         else:
             reshaped = name in state and state[name].shape != own[name].shape
             outcomes[name] = "reshaped" if reshaped else "fresh"
-    if surprises:
-        raise CheckpointError(f"the hand-over of {', '.join(wanted)} does not fit: {_few(surprises)}")
+    moving = [name for name, outcome in outcomes.items() if outcome == "loaded" or name in moved]
+    given = {name: offered[name] for name in moving if name in offered}
+    if surprises := misfits({name: own[name] for name in moving if name in own}, given) + infinite(given):
+        raise CheckpointError(f"the hand-over of {', '.join(wanted)} does not fit: {few(surprises)}")
     with torch.no_grad():
-        for name, outcome in outcomes.items():
-            if outcome == "loaded" or name in moved:
-                own[name].copy_(offered[name])
+        for name in moving:
+            own[name].copy_(given[name])
     return TransferReport(rows=_rows(detector, outcomes, {**state, **own}), classes=class_rows if moved else None)
 
 
@@ -297,13 +290,13 @@ def inherit(theirs: Objective, ours: Objective, parts: Iterable[str]) -> tuple[R
         own = {f"{part}.{name}": value for name, value in ours.get_submodule(part).state_dict().items()}
         module = getattr(theirs, part, None)
         given = {} if module is None else {f"{part}.{name}": value for name, value in module.state_dict().items()}
-        for name in {**own, **given} if given else ():
-            surprises += _surprise(name, own.get(name), given.get(name))
+        if given:
+            surprises += misfits(own, given) + infinite(given)
         taken |= given
         size, outcome = sum(value.numel() for value in own.values()), "loaded" if given else "fresh"
         rows.append(Row(section=part, outcome=outcome, tensors=len(own), parameters=size))  # type: ignore[arg-type]
     if surprises:
-        raise CheckpointError(f"what the task takes over from the start does not fit: {_few(surprises)}")
+        raise CheckpointError(f"what the task takes over from the start does not fit: {few(surprises)}")
     ours.load_state_dict(taken, strict=False)
     return tuple(rows)
 
@@ -343,16 +336,6 @@ def section_of(detector: Detector, name: str) -> str:
     return ""
 
 
-def _surprise(name: str, own: Tensor | None, theirs: Tensor | None) -> list[str]:
-    if theirs is None:
-        return [f"{name} is missing"]
-    if own is None:
-        return [f"{name} is unknown here"]
-    if own.shape != theirs.shape:
-        return [f"{name} has shape {list(theirs.shape)} instead of {list(own.shape)}"]
-    return [] if bool(torch.isfinite(theirs).all()) else [f"{name} is not finite"]
-
-
 def _rows(detector: Detector, outcomes: Mapping[str, Outcome], tensors: Mapping[str, Tensor]) -> tuple[Row, ...]:
     members: dict[tuple[str, Outcome], list[int]] = {}
     for name, outcome in outcomes.items():
@@ -361,11 +344,6 @@ def _rows(detector: Detector, outcomes: Mapping[str, Outcome], tensors: Mapping[
         Row(section=section, outcome=outcome, tensors=len(sizes), parameters=sum(sizes))
         for (section, outcome), sizes in members.items()
     )
-
-
-def _few(problems: Sequence[str], shown: int = 5) -> str:
-    more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
-    return "; ".join(problems[:shown]) + more
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
-import torch
 from torch import Tensor, nn
 
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
+from ssldet.states import few, infinite, misfits
 from ssldet.weights.detectron2 import configuration_beside, from_wrapper, is_wrapper, look_up
 from ssldet.weights.files import Origin, read_state
 from ssldet.weights.resnets import name_resnet
@@ -289,18 +289,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         CheckpointError: A tensor is missing, too many, of another shape or not finite.
     """
-    wanted = module.state_dict()
-    lines = [f"{name} is missing" for name in wanted if name not in state]
-    lines += [f"{name} has no place" for name in state if name not in wanted]
-    lines += [
-        f"{name} is {list(state[name].shape)} instead of {list(value.shape)}"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    lines += [f"{name} is not finite" for name, value in state.items() if not bool(torch.isfinite(value).all())]
-    if lines:
-        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
-        raise CheckpointError(f"{path}: does not fit the detector it looks like: {lines[0]}{more}; is the file whole?")
+    if wrong := misfits(module.state_dict(), state) + infinite(state):
+        raise CheckpointError(f"{path}: does not fit the detector it looks like: {few(wrong)}; is the file whole?")
     module.load_state_dict(dict(state), strict=True)
 
 

@@ -100,7 +100,7 @@ def test_a_state_fits_exactly_or_not_at_all(fakes: ModuleType) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_exactly(objective, state, "x.safetensors")
     assert str(caught.value) == (
-        "x.safetensors: does not fit this detector and task: scale.bias is missing; new is unknown; "
+        "x.safetensors: does not fit this detector and task: scale.bias is missing; new is unknown here; "
         "detector.box_head.bias has shape [5] instead of [4]"
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())

@@ -191,8 +191,8 @@ def without(state, name):
     ("damage", "words"),
     [
         (lambda s: without(s, "bbox_embed.layers.2.bias"), "box_head.layers.2.bias is missing"),
-        (lambda s: s | {"transformer.encoder.layers.0.norm3.bias": torch.ones(24)}, "norm3.bias has no place"),
-        (lambda s: s | {"input_proj.bias": torch.ones(23)}, r"projection.bias is \[23\] instead of \[24\]"),
+        (lambda s: s | {"transformer.encoder.layers.0.norm3.bias": torch.ones(24)}, "norm3.bias is unknown here"),
+        (lambda s: s | {"input_proj.bias": torch.ones(23)}, r"projection.bias has shape \[23\] instead of \[24\]"),
         (lambda s: s | {"input_proj.bias": torch.full((24,), torch.nan)}, "projection.bias is not finite"),
         (lambda s: s | {"extra.weight": torch.ones(1)}, "such as 'extra.weight'"),
         (lambda s: without(s, "class_embed.weight"), "not a DETR with a ResNet"),

@@ -1,0 +1,43 @@
+"""tensors by name, what is expected -> what does not fit: the one strict comparison before anything is loaded."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Return one line for each tensor that is missing, not expected, or of another shape.
+
+    Args:
+        expected: What there must be; only names and shapes count.
+        given: What there is.
+    """
+    missing = [f"{name} is missing" for name in expected if name not in given]
+    unknown = [f"{name} is unknown here" for name in given if name not in expected]
+    reshaped = [
+        f"{name} has shape {list(given[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    return missing + unknown + reshaped
+
+
+def infinite(given: Mapping[str, Tensor]) -> list[str]:
+    """Return one line for each tensor that holds a number which is not finite.
+
+    Args:
+        given: Tensors by name.
+    """
+    return [f"{name} is not finite" for name, tensor in given.items() if not bool(torch.isfinite(tensor).all())]
+
+
+def few(lines: Sequence[str], shown: int = 5) -> str:
+    """Return the first lines as one, and how many are left out.
+
+    Args:
+        lines: What is wrong.
+        shown: How many are said.
+    """
+    more = f"; and {len(lines) - shown} more" if len(lines) > shown else ""
+    return "; ".join(lines[:shown]) + more
