@@ -4,20 +4,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 from benchmarks.address import data_version
 from benchmarks.suite import Data, Generated, Given
 from ssldet.registry import find
-
-SCENES: dict[str, Any] = {
-    "size": 64,
-    "classes": ("circle", "square", "star"),
-    "objects": (1, 2),
-    "object_scale": (0.35, 0.6),
-    "hues": True,
-}
-"""What is drawn: few, large objects of three classes, told apart by outline and hue, as in the demo."""
+from ssldet.showcase import SCENES
 
 
 def specifications(data: Data, folder: Path) -> tuple[str, ...]:

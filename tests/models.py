@@ -14,3 +14,16 @@ SMALL_DETR = DETRConfig(
     feedforward=40,
 )
 """A DETR with every part of a large one, on a network that every format knows."""
+
+TINY_DETR = DETRConfig(
+    backbone=BackboneConfig(name="tiny", tiny_channels=(6, 10, 14), frozen_stages=0),
+    num_classes=4,
+    num_queries=12,
+    width=24,
+    heads=3,
+    encoder_layers=2,
+    decoder_layers=3,
+    feedforward=20,
+    dropout=0.0,
+)
+"""A DETR on a tiny network of our own, without dropout."""

@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from ssldet.boxes import to_absolute, to_normalised
-from ssldet.types import Sample, Targets, Views
+from ssldet.types import Sample, Targets
 
 SLIVER = 1e-3
 """Side in pixels below which a cropped box is empty: what rounding leaves of a box that only touched the crop."""
@@ -131,23 +131,6 @@ class ShortSide:
 
 
 @dataclass(frozen=True)
-class FixedSize:
-    """Resize to one size, whatever the aspect.
-
-    Attributes:
-        height: Rows.
-        width: Columns.
-    """
-
-    height: int
-    width: int
-
-    def __call__(self, sample: Sample, _: torch.Generator) -> Sample:
-        """Resize; nothing is drawn."""
-        return resize(sample, (self.height, self.width))
-
-
-@dataclass(frozen=True)
 class DETRAugmentation:
     """DETR's training augmentation: flip, then resize, in half of the cases with a random crop before it.
 
@@ -182,23 +165,6 @@ class DETRAugmentation:
     def _side(self, whole: int, generator: torch.Generator) -> int:
         low, high = self.crop_range
         return _whole(min(low, whole), min(high, whole), generator)
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Several views, one after the other.
-
-    Attributes:
-        steps: What to apply, in order.
-    """
-
-    steps: tuple[Views, ...]
-
-    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """Apply all."""
-        for step in self.steps:
-            sample = step(sample, generator)
-        return sample
 
 
 def _whole(low: int, high: int, generator: torch.Generator) -> int:

@@ -16,8 +16,6 @@ app = App(
     version_flags=[],
 )
 CONFIGS = Path(__file__).parent / "configs"
-ENVIRONMENT = "downstream.export.detectron2.environment"
-"""What `DETECTRON2_ENV_MODULE` names for detectron2's own tools/train_net.py."""
 
 
 @app.command

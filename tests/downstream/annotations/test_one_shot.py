@@ -20,7 +20,7 @@ from downstream.annotations.one_shot import (
 )
 from downstream.annotations.shapes import write_shapes
 from downstream.annotations.voc import CLASSES
-from ssldet.data.geometry import FixedSize
+from ssldet.data.geometry import ShortSide
 from ssldet.data.images import ImageRules
 from ssldet.data.loader import evaluation_batches, training_batches
 from ssldet.data.sources import ConcatSource, PartSource
@@ -156,7 +156,7 @@ def test_a_query_is_the_whole_object_in_a_black_square() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_stream_depends_on_the_seed_alone(images: LabelledImages, workers: int) -> None:
     """Parts of a batch, workers and a pickled copy: the same places give the same pairs."""
-    views = FixedSize(32, 32)
+    views = ShortSide((32,), 64)
 
     def stream(seed: int, batch_size: int, steps: int, workers: int = 0) -> tuple[Tensor, list[str]]:
         pairs = pickle.loads(pickle.dumps(training(images)))
@@ -202,7 +202,7 @@ def test_queries_of_a_test_depend_on_neither_order_nor_batches(images: LabelledI
     pairs = EvaluationPairs(images, UNSEEN, patch_size=16)
     seen = {}
     for size, workers in ((1, 0), (5, 2)):
-        for batch in evaluation_batches(pairs, FixedSize(32, 32), batch_size=size, workers=workers):
+        for batch in evaluation_batches(pairs, ShortSide((32,), 64), batch_size=size, workers=workers):
             for key, patch in zip(batch.keys, batch.problem.pixels, strict=True):
                 assert torch.equal(seen.setdefault(key, patch), patch)
     assert len(seen) == len(pairs)

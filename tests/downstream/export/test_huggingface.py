@@ -15,12 +15,12 @@ from downstream.export.detr import unfit as unfit_for_detr
 from downstream.export.huggingface import export
 from downstream.export.proof import answers, furthest, two_images
 from pretext.random_query_patch import RandomQueryPatch
-from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
 from ssldet.verbs.opening import open_model
 from ssldet.weights.huggingface import detector_from_folder
+from tests.models import SMALL_DETR
 
 SIZES = {"num_queries": 5, "d_model": 128, "encoder_layers": 1, "decoder_layers": 2}
 SIZES |= {
@@ -28,17 +28,7 @@ SIZES |= {
     for side in ("encoder", "decoder")
     for what, count in (("attention_heads", 8), ("ffn_dim", 40))
 }
-CONFIG = DETRConfig(
-    backbone=BackboneConfig(name="resnet18"),
-    num_classes=4,
-    num_queries=5,
-    width=128,
-    heads=8,
-    encoder_layers=1,
-    decoder_layers=2,
-    feedforward=40,
-    pre_norm=False,
-)
+CONFIG = replace(SMALL_DETR, num_classes=4, num_queries=5, width=128, heads=8, pre_norm=False)
 KINDS = {
     "boxes": CONFIG,
     "pre-norm": replace(CONFIG, pre_norm=True),

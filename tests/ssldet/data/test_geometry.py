@@ -10,9 +10,7 @@ from torchvision.ops import masks_to_boxes
 from ssldet import chance
 from ssldet.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ssldet.data.geometry import (
-    Chain,
     DETRAugmentation,
-    FixedSize,
     ShortSide,
     crop,
     flip,
@@ -167,7 +165,7 @@ def test_a_box_that_only_touches_the_crop_is_dropped():
     assert crop(sample, 0, 10, 30, 10).targets.labels.tolist() == [1]
 
 
-@pytest.mark.parametrize("views", [ShortSide((8, 16), 99), FixedSize(7, 9), DETRAugmentation(), Chain(())])
+@pytest.mark.parametrize("views", [ShortSide((8, 16), 99), DETRAugmentation()])
 def test_views_pickle_and_need_no_boxes(views, generator):
     copy = pickle.loads(pickle.dumps(views))
     assert copy == views
@@ -200,9 +198,7 @@ def test_crops_reach_every_border():
     assert len(shapes) > 1
 
 
-def test_a_chain_applies_all_in_order(generator):
-    result = Chain((FixedSize(10, 10), ShortSide((20,), None)))(sample_of(8, 30, []), generator)
-    assert result.image.shape == (3, 20, 20)
+def test_the_long_side_follows_the_short_one():
     assert resize_short_side(sample_of(8, 30, []), 4).image.shape == (3, 4, 15)
 
 

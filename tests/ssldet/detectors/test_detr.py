@@ -9,22 +9,11 @@ from ssldet.errors import ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.queries import PatchQueries
 from ssldet.recipe import check, from_document, override, to_document
-
-TINY = DETRConfig(
-    backbone=BackboneConfig(name="tiny", tiny_channels=(6, 10, 14), frozen_stages=0),
-    num_classes=4,
-    num_queries=12,
-    width=24,
-    heads=3,
-    encoder_layers=2,
-    decoder_layers=3,
-    feedforward=20,
-    dropout=0.0,
-)
+from tests.models import TINY_DETR
 
 
 def build(**options: object) -> DETR:
-    return replace(TINY, **options).build().eval()  # type: ignore[arg-type]
+    return replace(TINY_DETR, **options).build().eval()  # type: ignore[arg-type]
 
 
 def some_images() -> torch.Tensor:
@@ -126,7 +115,7 @@ def test_boxes_and_logits_are_in_32_bits_whatever_the_rest_runs_in() -> None:
 
 
 def test_only_the_named_sections_learn_and_the_others_rest() -> None:
-    detector = replace(TINY, backbone=replace(TINY.backbone, frozen_norm=False), dropout=0.5).build()
+    detector = replace(TINY_DETR, backbone=replace(TINY_DETR.backbone, frozen_norm=False), dropout=0.5).build()
     learning = ("projection", "decoder", "queries", "box_head")
     detector.train_only(learning)
     detector.train()
@@ -145,7 +134,7 @@ def test_only_the_named_sections_learn_and_the_others_rest() -> None:
 
 
 def test_first_stages_stay_frozen_when_the_backbone_learns() -> None:
-    detector = replace(TINY, backbone=BackboneConfig(name="resnet18", frozen_stages=1)).build()
+    detector = replace(TINY_DETR, backbone=BackboneConfig(name="resnet18", frozen_stages=1)).build()
     detector.train_only(["backbone"])
     learning = {name.split(".")[2] for name, parameter in detector.named_parameters() if parameter.requires_grad}
     assert learning == {"layer2", "layer3", "layer4"}
@@ -191,7 +180,7 @@ def test_a_width_that_can_not_be_shared_is_answered_with_two_that_can() -> None:
 
 
 def test_the_configuration_survives_its_document() -> None:
-    changed = override(TINY, {"backbone.name": "timm/resnet18", "pre_norm": "false", "query_scale": "0.3"})
+    changed = override(TINY_DETR, {"backbone.name": "timm/resnet18", "pre_norm": "false", "query_scale": "0.3"})
     assert from_document(DETRConfig, to_document(changed)) == changed
     assert changed.backbone.name == "timm/resnet18"
 
@@ -200,7 +189,7 @@ def test_the_seed_decides_the_weights() -> None:
     states = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        states.append(TINY.build().state_dict()["decoder.layers.0.linear1.weight"])
+        states.append(TINY_DETR.build().state_dict()["decoder.layers.0.linear1.weight"])
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
 

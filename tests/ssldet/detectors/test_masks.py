@@ -8,19 +8,9 @@ from ssldet.engine.checkpoint import transfer
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import override
+from tests.models import TINY_DETR
 
-TINY = DETRConfig(
-    backbone=BackboneConfig(name="tiny", tiny_channels=(6, 10, 14), frozen_stages=0),
-    num_classes=4,
-    num_queries=5,
-    width=24,
-    heads=3,
-    encoder_layers=1,
-    decoder_layers=2,
-    feedforward=20,
-    dropout=0.0,
-    masks=True,
-)
+TINY = replace(TINY_DETR, num_queries=5, encoder_layers=1, decoder_layers=2, masks=True)
 
 
 def build(**options: object) -> DETR:

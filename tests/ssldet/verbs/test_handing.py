@@ -10,22 +10,13 @@ import ssldet
 from downstream.detection import Detection
 from downstream.export.detr import export
 from downstream.panoptic import Panoptic
-from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import CheckpointError
-from ssldet.nn.backbones import BackboneConfig
 from ssldet.weights.coco import coco_numbering
 from ssldet.weights.detr import to_detr
+from tests.models import SMALL_DETR
 
-COCO = DETRConfig(
-    backbone=BackboneConfig(name="resnet18"),
-    num_classes=91,
-    num_queries=5,
-    width=16,
-    heads=2,
-    encoder_layers=1,
-    decoder_layers=1,
-    feedforward=8,
-    pre_norm=False,
+COCO = replace(
+    SMALL_DETR, num_classes=91, num_queries=5, width=16, heads=2, decoder_layers=1, feedforward=8, pre_norm=False
 )
 
 
