@@ -74,10 +74,10 @@ class Breaking:
 @pytest.mark.parametrize(
     ("how", "law", "said"),
     [
-        ("other chance", testing.views_are_a_function_of_the_generator, "not the generator's"),
-        ("reads labels", testing.labels_are_not_read, "depend on the labels"),
-        ("writes", testing.views_leave_the_source_alone, "write into the image"),
-        ("moves boxes", testing.boxes_lie_in_the_image, "outside or is empty"),
+        ("other chance", testing.tasks.views_are_a_function_of_the_generator, "not the generator's"),
+        ("reads labels", testing.tasks.labels_are_not_read, "depend on the labels"),
+        ("writes", testing.tasks.views_leave_the_source_alone, "write into the image"),
+        ("moves boxes", testing.tasks.boxes_lie_in_the_image, "outside or is empty"),
     ],
 )
 def test_broken_views_are_noticed(how: str, law: testing.Law, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +90,8 @@ def test_broken_views_are_noticed(how: str, law: testing.Law, said: str, monkeyp
 
 def test_a_gradient_where_none_belongs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     task, detector = pretext(FLAGSHIP), small(FLAGSHIP).detector
-    thawed = testing._objective(task, detector).requires_grad_(True)
-    monkeypatch.setattr(testing, "_objective", lambda *_: thawed)
+    thawed = testing.tasks._objective(task, detector).requires_grad_(True)
+    monkeypatch.setattr(testing.tasks, "_objective", lambda *_: thawed)
     monkeypatch.setattr(type(task), "rests", lambda _, section: section != "decoder")
     with pytest.raises(AssertionError, match="gets a gradient"):
-        testing.gradient_reaches_what_trains(task, detector)
+        testing.tasks.gradient_reaches_what_trains(task, detector)

@@ -1,8 +1,4 @@
-"""a task -> the laws it must keep: public, so that tasks of other packages are checked exactly as ours are.
-
-A law is a function of a task and a detector's configuration that raises `AssertionError` and says what was broken.
-`check_pretext_task` runs them all; `PRETEXT_LAWS` lists them for a test that wants one line a law.
-"""
+"""a pretext task -> the laws it must keep: functions of the task and the configuration of a detector."""
 
 import pickle
 import tempfile
