@@ -26,10 +26,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from ssldet.data.files import Listing, list_files, shown, tally
+from ssldet.data.orientation import turned_upright, upright_size
 from ssldet.errors import DataError, SetupError, UnreadableError
 from ssldet.types import Sample, Skipped, Targets
 
@@ -122,7 +123,7 @@ def image_sizes(folder: Path, names: Sequence[str], rules: ImageRules) -> list[t
     Returns:
         The size of each image, or what is wrong with it.
     """
-    return _inspect(str(folder), names, lambda image, _: _upright_size(image), rules)
+    return _inspect(str(folder), names, lambda image, _: upright_size(image), rules)
 
 
 def thumbnails(
@@ -143,7 +144,7 @@ def thumbnails(
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         # A JPEG is decoded to an eighth of its size in a fraction of the time.
         image.draft("L", (8 * max(size), 8 * max(size)))
-        grey = _upright(image).convert("L")
+        grey = turned_upright(image).convert("L")
         return np.asarray(grey.resize((size[1], size[0]), Image.Resampling.BOX))
 
     return _inspect("", paths, shrink, rules)
@@ -280,8 +281,7 @@ def _fault(image: Image.Image, rules: ImageRules) -> str | None:
 def _decode(image: Image.Image, _: int) -> Tensor:
     # Other packages switch this on for the whole process; half an image would then pass as grey and whole.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    image.load()
-    upright = _upright(image)
+    upright = turned_upright(image)
     if upright.mode.startswith("I;16"):
         # Pillow's own conversion cuts off at 255 and returns white.
         grey = (np.asarray(upright).astype(np.uint32) * 255 + 32767) // 65535
@@ -292,23 +292,6 @@ def _decode(image: Image.Image, _: int) -> Tensor:
     else:
         pixels = np.array(upright.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    try:
-        # Asked for EXIF that is not in its header, a PNG would be decoded whole.
-        turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) >= 5
-    except Exception:  # damaged EXIF around whole pixels, as in `_upright`
-        turned = False
-    return (width, height) if turned else (height, width)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF around whole pixels
-        return image
 
 
 def _reason(error: Exception) -> str:
