@@ -1,1 +1,1 @@
-"""What teaches without box labels: one task, one file."""
+"""Pretext tasks, which train without box labels: one file per task."""

@@ -1,7 +1,8 @@
-"""images -> crops -> a taught backbone: what pretext tasks that train the backbone alone have in common.
+"""images -> crops -> a trained backbone: what pretext tasks that train the backbone alone have in common.
 
-Crops are made by lightly's transforms, in the loader's workers, and cross to the device as bytes, where the backbone's
-own mean and deviation normalise them. The rest of the detector rests, and starts anew in the next stage.
+Crops are made by lightly's transforms in the loader's workers and move to the device as bytes, where the backbone's own
+mean and standard deviation normalise them. The rest of the detector is not trained here and is initialised anew in the
+next stage.
 """
 
 from abc import abstractmethod
@@ -29,7 +30,7 @@ MARGIN = 8 / 7
 """Short side of an image over the side of the square that is cut from its middle to measure it: 256 over 224."""
 
 Transform = Callable[[Image.Image], list[Tensor]]
-"""One of lightly's: an image -> its crops, `3 h w` in 0..1, crops of one size side by side."""
+"""A transform of lightly: an image -> its crops, `3 h w` in 0..1; crops of one size follow one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +38,20 @@ class Crops(Problem):
     """Crops of a whole image, to be compared with one another.
 
     Attributes:
-        pixels: One entry per size, largest first, each with as many crops for every image.
+        pixels: One entry per crop size, the largest first. Within an entry, every image has the same number of crops.
     """
 
     pixels: Annotated[tuple[UInt8[Tensor, "*B _ 3 _ _"], ...], Gather.PIXELS]
 
 
 def crops_of(batch: Batch) -> tuple[UInt8[Tensor, "B _ 3 _ _"], ...]:
-    """Return the crops that come with a batch, one entry per size."""
+    """Return the crops of a batch, one entry per crop size."""
     assert isinstance(batch.problem, Crops), "these samples carry no crops; were they made by another task's views?"
     return batch.problem.pixels
 
 
 def _with_fixed_norms(detector: DetectorConfig) -> DetectorConfig:
-    """Fix the norms of the backbone: detectors train on too few images at a time for statistics of their own."""
+    """Freeze the backbone's norms: detectors train on too few images at a time for batch statistics of their own."""
     backbone = backbone_of(detector)
     assert backbone is not None, "a task that trains a backbone was checked against its detector"
     return replace(detector, backbone=replace(backbone, frozen_norm=True))  # type: ignore[call-arg]
@@ -61,8 +62,8 @@ class BackboneTask(PretextTask):
     """A task that trains the backbone alone, by comparing crops of whole images.
 
     Attributes:
-        eval_side: Side of the square from the middle of the image that is described outside training.
-        neighbours: Nearest neighbours that vote in the probe.
+        eval_side: Side in pixels of the centre crop that is described outside training.
+        neighbours: Number of nearest neighbours that vote in the probe.
     """
 
     headline: ClassVar[str] = "knn_top1"
@@ -72,19 +73,19 @@ class BackboneTask(PretextTask):
     neighbours: Annotated[int, Within(1)] = 20
 
     def rests(self, section: str) -> bool:
-        """Return whether a section is another one than the backbone."""
+        """Return whether a section is anything but the backbone."""
         return section != "backbone"
 
     def stays_behind(self, section: str) -> bool:
-        """Return whether a section is another one than the backbone."""
+        """Return whether a section is anything but the backbone."""
         return section != "backbone"
 
     @abstractmethod
     def transform(self) -> Transform:
-        """Return what makes the crops of a training image; it may draw from any global stream."""
+        """Return the function that makes the crops of a training image; it may use any global random generator."""
 
     def views(self, *, training: bool = True) -> Views:
-        """Return the function that makes the crops, or, outside training, cuts the middle."""
+        """Return the function that makes the crops or, outside training, the centre crop."""
         return CropViews(transform=self.transform() if training else None, eval_side=self.eval_side)
 
     def evaluator(self, source: Source) -> Evaluator:
@@ -92,7 +93,7 @@ class BackboneTask(PretextTask):
         return NearestNeighbours(self.neighbours)
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
-        """Say why the backbone could not learn, or not all of it."""
+        """Return what keeps the backbone, or a part of it, from learning."""
         backbone = backbone_of(detector)
         if backbone is None:
             return [f"trains a backbone, and {type(detector).__name__} has none; use a detector with one: 'detr'"]
@@ -112,17 +113,17 @@ class CropViews:
     """Makes crops of one image.
 
     Attributes:
-        transform: Makes them; none cuts the middle of the image instead.
-        eval_side: Side of that square.
+        transform: Makes the crops; `None` takes the centre crop instead.
+        eval_side: Side of the centre crop in pixels.
     """
 
     transform: Transform | None
     eval_side: int
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """Look at an image several times; its labels, if there are any, are not looked at.
+        """Make the crops of an image; labels, if it has any, are not read.
 
-        In training the first crop takes the place of the image, which nothing needs any more.
+        In training the first crop replaces the image, which is not needed any more.
         """
         blank = replace(sample, targets=Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)))
         if self.transform is None:
@@ -132,12 +133,12 @@ class CropViews:
         with lent(generator):
             made = self.transform(photo)
         groups = [list(crops) for _, crops in groupby(made, key=lambda crop: crop.shape)]
-        # Whole numbers of 255, as they come from an image of bytes: nothing is lost.
+        # The values are multiples of 1/255, because the image is made of bytes: rounding loses nothing.
         crops = tuple(torch.stack(group).mul(255).round().to(torch.uint8) for group in groups)
         return replace(blank, image=crops[0][0], problem=Crops(pixels=crops))
 
     def _middle(self, sample: Sample) -> UInt8[Tensor, "3 h w"]:
-        # Cut first: a very long image would grow beyond all bounds.
+        # Crop before resizing: a very long image would become huge.
         side = max(1, round(min(sample.image.shape[1:]) / MARGIN))
         top, left = ((extent - side) // 2 for extent in sample.image.shape[1:])
         middle = replace(sample, image=sample.image[:, top : top + side, left : left + side])
@@ -148,7 +149,7 @@ class BackboneObjective(Objective):
     """Describes images by the detector's backbone.
 
     Attributes:
-        detector: Whose backbone learns.
+        detector: The detector whose backbone is trained.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -162,23 +163,23 @@ class BackboneObjective(Objective):
 
     @torch.no_grad()
     def answer(self, batch: Batch) -> list[Embedding]:
-        """Return the vector of each image; boxes were never taught."""
+        """Return the vector of each image; the task trains no boxes."""
         return [Embedding(vector=vector) for vector in self.describe(batch.images).float()]
 
 
 def memory(size: int, width: int, **choices: Any) -> MemoryBankModule:
-    """Return lightly's memory bank, as part of what is saved: an exact resume needs it, and lightly leaves it out.
+    """Return lightly's memory bank with its buffers saved in checkpoints: an exact resume needs them.
 
     Args:
-        size: Vectors that it holds.
-        width: Numbers of a vector.
-        choices: lightly's.
+        size: Number of vectors that it holds.
+        width: Length of a vector.
+        choices: Further arguments of lightly's memory bank.
     """
     return saved(MemoryBankModule((size, width), gather_distributed=True, **choices))
 
 
 def saved(bank: MemoryBankModule) -> MemoryBankModule:
-    """Make a memory bank part of what is saved."""
+    """Have the buffers of a memory bank saved in checkpoints, which lightly leaves out."""
     for name, buffer in list(bank.named_buffers()):
         bank.register_buffer(name, buffer, persistent=True)
     return bank

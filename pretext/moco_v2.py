@@ -1,7 +1,8 @@
-"""images -> two crops -> "which of these many is you?": MoCo v2 (He et al. 2020, Chen et al. 2020), for the backbone.
+"""images -> two crops -> contrastive loss: MoCo v2 (He et al. 2020, Chen et al. 2020), which trains the backbone.
 
-One crop asks, the other, seen by a slowly following copy of the network, answers; a queue of earlier answers are the
-wrong ones. Loss, head, queue and transforms are lightly's. Known differences between the paper and this file:
+The network encodes one crop, the query; a copy of it that follows by a moving average encodes the other crop, the key.
+The query must be more similar to its key than to the keys of earlier batches, which a queue holds. Loss, head, queue
+and transforms are lightly's. Known differences between the paper and this file:
 
     topic               paper and code                     here
     learning rate       cosine to zero                     the same
@@ -10,8 +11,8 @@ wrong ones. Loss, head, queue and transforms are lightly's. Known differences be
     queue               65,536 keys of all devices         the same
     precision           32 bits                            backbone as the run says, heads and loss in 32 bits
 
-Why keys are shuffled: a batch norm lets an image see its batch, and where question and answer share one, the network
-learns to recognise the batch's statistics instead of the image. Keys whose batch is another one can't be found so.
+Why keys are shuffled: batch norm makes an output depend on the other images of its batch. If query and key were
+normalised in the same batch, the network could match them by the batch's statistics instead of the image's content.
 """
 
 from copy import deepcopy
@@ -38,19 +39,20 @@ from ssldet.types import Batch, Losses
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoV2(BackboneTask):
-    """Find the other crop of the same image among many.
+    """Find the other crop of the same image among crops of many images.
 
     Attributes:
         crop_size: Side of both crops, in pixels.
-        min_scale: Least share of the image's area that a crop shows.
-        colour_strength: Strength of the colour jitter; one is the paper's.
-        blur: Chance that a crop is blurred.
+        min_scale: Smallest share of the image's area that a crop shows.
+        colour_strength: Strength of the colour jitter; 1 is the paper's.
+        blur: Probability that a crop is blurred.
         hidden_width: Width of the projection head's hidden layer.
         width: Width of the projections.
-        queue_length: Keys of earlier batches that are wrong answers.
-        temperature: Of the similarities.
-        momentum: What stays of the key encoder at every step.
-        key_groups: Groups, over all devices together, in which keys are normalised by batch statistics of their own.
+        queue_length: Number of keys of earlier batches, which are the negatives.
+        temperature: Temperature of the similarities.
+        momentum: Share of the key encoder's weights that each step keeps; the rest comes from the trained network.
+        key_groups: Number of groups, over all devices together, in which keys are normalised by batch statistics of
+            their own.
     """
 
     cite: ClassVar[str] = "chen2020mocov2"
@@ -67,7 +69,7 @@ class MoCoV2(BackboneTask):
     key_groups: Annotated[int, Within(1)] = 8
 
     def transform(self) -> Transform:
-        """Return a function that makes lightly's crop twice."""
+        """Return lightly's transform of MoCo v2, which makes two crops."""
         transform = MoCoV2Transform(
             input_size=self.crop_size,
             min_scale=self.min_scale,
@@ -78,27 +80,27 @@ class MoCoV2(BackboneTask):
         return cast(Transform, transform)
 
     def objective(self, detector: Detector) -> "MomentumContrast":
-        """Return the module that asks and answers."""
+        """Return the module that computes the contrastive loss."""
         return MomentumContrast(self, detector)
 
 
 class MomentumContrast(BackboneObjective):
-    """Teaches the backbone to tell images apart.
+    """Trains the backbone to tell images apart.
 
     Attributes:
-        detector: Whose backbone learns.
-        head: Features -> projections; thrown away after pretraining, like all that follows.
-        key_backbone: Follows the backbone.
-        key_head: Follows the head.
-        loss: Holds the queue.
+        detector: The detector whose backbone is trained.
+        head: Features -> projections; discarded after pretraining, like all attributes below.
+        key_backbone: Moving average of the backbone.
+        key_head: Moving average of the head.
+        loss: The contrastive loss, which holds the queue.
     """
 
     def __init__(self, task: MoCoV2, detector: Detector) -> None:
-        """Join detector, head and their followers.
+        """Build the head, and the copies that follow backbone and head.
 
         Args:
-            task: The choices.
-            detector: Whose backbone learns.
+            task: The task's choices.
+            detector: The detector whose backbone is trained.
         """
         super().__init__(detector)
         self.task = task
@@ -116,36 +118,36 @@ class MomentumContrast(BackboneObjective):
         return backbone
 
     def begin(self, step: int, total_steps: int) -> None:
-        """Let the key encoder follow."""
+        """Move the key encoder towards the trained network."""
         update_momentum(self._backbone, self.key_backbone, self.task.momentum)
         update_momentum(self.head, self.key_head, self.task.momentum)
 
     def forward(self, batch: Batch) -> Losses:
-        """Ask with one crop, answer with the other, in the order of the paper's algorithm 1."""
-        asking, answering = crops_of(batch)[0].unbind(1)
-        features = self.describe(asking).float()
-        keys = self._keys(answering)
+        """Compare the query of one crop with the key of the other, in the order of the paper's algorithm 1."""
+        query_crops, key_crops = crops_of(batch)[0].unbind(1)
+        features = self.describe(query_crops).float()
+        keys = self._keys(key_crops)
         bank = self.loss.memory_bank.bank.clone()
         with torch.autocast(features.device.type, enabled=False):
             queries = self.head(features)
             loss = self.loss(queries, keys)
-        asked = F.normalize(queries.detach(), dim=1)
+        directions = F.normalize(queries.detach(), dim=1)
         return Losses(
             terms={"contrast": loss.reshape(1)},
             weights={"contrast": 1.0},
             metrics={
                 "feature_std": spread(features.detach()),
-                "positive_similarity": (asked * F.normalize(keys, dim=1)).sum(1).mean(),
-                "negative_similarity": asked.mean(0) @ bank.mean(0),
+                "positive_similarity": (directions * F.normalize(keys, dim=1)).sum(1).mean(),
+                "negative_similarity": directions.mean(0) @ bank.mean(0),
             },
         )
 
     @torch.no_grad()
     def _keys(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Project by the key encoder, in groups that have nothing to do with the batch's."""
+        """Project by the key encoder, in random groups: no key is normalised in the same batch as its query."""
         several = ranks.world() > 1
         shuffled, order = batch_shuffle(pixels, distributed=several)
-        # A norm needs two images at least.
+        # A batch norm needs at least two images.
         groups = min(max(1, self.task.key_groups // ranks.world()), max(1, len(pixels) // 2))
         parts = [self.key_backbone(self.detector.normalise(part)) for part in shuffled.tensor_split(groups)]
         features = torch.cat([part.mean(dim=(2, 3)).float() for part in parts])

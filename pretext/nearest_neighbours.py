@@ -1,4 +1,4 @@
-"""image vectors, folder names -> how often the nearest neighbours agree: a probe of features that needs no training."""
+"""image vectors, folder names -> accuracy of a nearest-neighbour classifier: a probe of features without training."""
 
 import logging
 import math
@@ -17,14 +17,14 @@ from ssldet.types import Batch, Embedding, Gather, Problem
 log = logging.getLogger(__name__)
 
 TEMPERATURE = 0.07
-"""Of the votes (Wu et al. 2018)."""
+"""Temperature of the votes (Wu et al. 2018)."""
 CHUNK = 1024
-"""Images whose neighbours are sought at a time."""
+"""Number of images whose neighbours are searched at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Category(Problem):
-    """What an image shows as a whole, for measuring; nothing learns from it.
+    """The class of a whole image, for evaluation only; nothing is trained on it.
 
     Attributes:
         folder: Name of the folder that the image lies in; in a batch, one per image.
@@ -34,18 +34,18 @@ class Category(Problem):
 
 
 class NearestNeighbours:
-    """Vote of each image's nearest neighbours among all others, with the name of an image's folder for its class.
+    """Classifies each image by its nearest neighbours among all other images; the name of its folder is its class.
 
-    Votes are weighted by similarity, as has become usual since Wu et al. (2018). No image votes on itself, and there is
-    no other set to keep, so all of a small set is used. What to compare with is `knn_chance`, the share of the most
-    frequent folder. Folder names are for measuring only; nothing learns from them.
+    Votes are weighted by similarity, as has become usual since Wu et al. (2018). No image votes on itself, and no
+    second set of images is needed, so a small set is used whole. The figure to compare with is `knn_chance`, the share
+    of the most frequent folder. Folder names serve evaluation only; nothing is trained on them.
     """
 
     def __init__(self, neighbours: int) -> None:
-        """Start with nothing.
+        """Start without images.
 
         Args:
-            neighbours: How many vote.
+            neighbours: Number of neighbours that vote.
         """
         self._neighbours = neighbours
         self._vectors: list[Float[Tensor, " E"]] = []
@@ -56,7 +56,7 @@ class NearestNeighbours:
 
         Args:
             answers: The vector of each image.
-            batch: Its problem names the folder of each image, see `Category`.
+            batch: Its problem is a `Category`, which names the folder of each image.
 
         Raises:
             DivergedError: A vector is not finite.
@@ -69,10 +69,14 @@ class NearestNeighbours:
             self._folders.append(folder)
 
     def results(self) -> dict[str, float | int | None]:
-        """Return `knn_top1` and `knn_chance`, none in one folder; `folders`; and `feature_std`, see `spread`.
+        """Return the figures of the images so far.
+
+        Returns:
+            `knn_top1` and `knn_chance`, both `None` if all images lie in one folder; `folders`, the number of folders;
+            and `feature_std`, the result of `spread`.
 
         Raises:
-            DataError: There was nothing to measure.
+            DataError: There was no image.
         """
         if not self._vectors:
             raise DataError("no image to find neighbours of; give at least one")
@@ -84,17 +88,17 @@ class NearestNeighbours:
             top1 = float((vote(vectors, labels, self._neighbours) == labels).float().mean())
             chance = max(counts.values()) / len(labels)
         else:
-            log.warning("no nearest-neighbour probe: all images lie in one folder; sort them into one folder a class")
+            log.warning("no nearest-neighbour probe: all images lie in one folder; sort them into one folder per class")
         return {"knn_top1": top1, "knn_chance": chance, "folders": len(counts), "feature_std": float(spread(vectors))}
 
 
 def vote(vectors: Float[Tensor, "N E"], labels: Int[Tensor, " N"], neighbours: int) -> Int[Tensor, " N"]:
-    """Return the label that each vector's nearest others elect.
+    """Return the label that the nearest neighbours of each vector vote for.
 
     Args:
-        vectors: At least two.
-        labels: Counted from 0.
-        neighbours: How many vote; fewer where there are fewer.
+        vectors: At least two vectors.
+        labels: Labels of the vectors, counted from 0.
+        neighbours: Number of neighbours that vote; all other vectors if there are fewer.
     """
     directions, elected = F.normalize(vectors, dim=1), []
     for start in range(0, len(vectors), CHUNK):
@@ -108,11 +112,12 @@ def vote(vectors: Float[Tensor, "N E"], labels: Int[Tensor, " N"], neighbours: i
 
 
 def spread(vectors: Float[Tensor, "N E"]) -> Float[Tensor, ""]:
-    """Return how far vectors spread over directions: 0 where all point the same way, a collapse; 1 at most.
+    """Return how widely the directions of vectors spread: 0 if all are the same (a collapse), 1 at most.
 
-    It is the mean deviation of a component of the vectors, made length one, times the root of their size.
+    The vectors are scaled to length one. The result is the standard deviation of a component over the vectors, averaged
+    over the components, times the square root of their number.
 
     Args:
-        vectors: One an image.
+        vectors: One vector per image.
     """
     return F.normalize(vectors.float(), dim=1).std(0, correction=0).mean() * math.sqrt(vectors.shape[1])

@@ -1,4 +1,4 @@
-"""answers, true boxes -> overlap: how well patches are found, beside what needs no looking at all."""
+"""answers, true boxes -> mean overlap of found patches, next to baselines that need no detector."""
 
 from collections.abc import Iterable
 
@@ -18,12 +18,12 @@ GRID = 8
 class PatchIoU:
     """Mean overlap of the answer to each patch with the place where it was cut.
 
-    The best constant box is the fair thing to compare with: it says the same of every patch of every image, chosen to
-    score best on the very boxes that it is scored on. What stays below it has learned nothing from the content.
+    The baseline is the best constant box: one box for every patch of every image, chosen to score best on the very
+    boxes that it is scored on. A model that stays below it has learned nothing from the content.
     """
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Start without patches."""
         self._overlaps: list[Float[Tensor, " P"]] = []
         self._truth: list[Float[Tensor, "P 4"]] = []
 
@@ -31,44 +31,50 @@ class PatchIoU:
         """Take in one batch.
 
         Args:
-            detections: One answer a patch, labelled with the number of the patch; absolute xyxy on disk.
-            batch: The patches' true boxes are its targets, in order.
+            detections: One answer per patch, labelled with the number of the patch; absolute xyxy in pixels of the
+                image on disk.
+            batch: Its targets are the true boxes of the patches, in order.
 
         Raises:
             DivergedError: A box is not finite.
         """
-        for found, targets, size in zip(detections, batch.targets, batch.original_sizes.tolist(), strict=True):
-            if not bool(found.boxes.isfinite().all()):
+        for answers, targets, size in zip(detections, batch.targets, batch.original_sizes.tolist(), strict=True):
+            if not bool(answers.boxes.isfinite().all()):
                 raise DivergedError("a found box is not finite: the model has diverged; lower optim.lr")
             truth = to_absolute(targets.boxes, tuple(size))
-            self._overlaps.append(elementwise_iou(found.boxes.to(truth), truth[found.labels.to(truth.device)]).cpu())
+            cut_at = truth[answers.labels.to(truth.device)]
+            self._overlaps.append(elementwise_iou(answers.boxes.to(truth), cut_at).cpu())
             self._truth.append(targets.boxes.cpu())
 
     def results(self) -> dict[str, float | dict[str, float]]:
-        """Return `patch_iou`, `patch_iou_constant` of the best constant box, and `patch_found`: the share above 0.5.
+        """Return the figures of the patches so far.
+
+        Returns:
+            `patch_iou`, the mean overlap; `patch_iou_constant`, that of the best constant box; `patch_found`, the
+            share of overlaps of at least 0.5.
 
         Raises:
-            DataError: There was nothing to measure.
+            DataError: There was no image.
         """
         if not self._overlaps:
             raise DataError("no image to measure the patch overlap on; give at least one")
         overlaps, truth = torch.cat(self._overlaps), torch.cat(self._truth)
         _, constant = best_constant_box(truth)
-        found = (overlaps >= 0.5).float().mean()
+        share_found = (overlaps >= 0.5).float().mean()
         return {
             "patch_iou": float(overlaps.mean()),
             "patch_iou_constant": constant,
-            "patch_found": float(found),
+            "patch_found": float(share_found),
         }
 
 
 def best_constant_box(boxes_cxcywh: Float[Tensor, "N 4"]) -> tuple[Float[Tensor, "4"], float]:
     """Return the normalised cxcywh box with the largest mean overlap with all of these, and that overlap.
 
-    The search goes over a grid of centres and sizes, then downhill in ever smaller steps.
+    The search tries a grid of centres and sizes, then improves the best box by local steps that become ever smaller.
 
     Args:
-        boxes_cxcywh: Normalised.
+        boxes_cxcywh: Normalised cxcywh boxes.
     """
     truth = cxcywh_to_xyxy(boxes_cxcywh)
 
@@ -84,7 +90,7 @@ def best_constant_box(boxes_cxcywh: Float[Tensor, "N 4"]) -> tuple[Float[Tensor,
     while step > 0.002:
         candidates = (best + step * steps).clamp(0.001, 1)
         around = score(candidates)
-        # The middle of the neighbourhood is the best so far: staying there means that finer steps are needed.
+        # The middle of the neighbourhood is the best box so far: if it stays the best, finer steps are needed.
         if around.argmax() == len(steps) // 2 or around.max() <= scores.max() + 1e-6:
             step /= 2
         best, scores = candidates[around.argmax()], around
@@ -95,13 +101,13 @@ def best_constant_box(boxes_cxcywh: Float[Tensor, "N 4"]) -> tuple[Float[Tensor,
 def template_matching(
     described: Iterable[tuple[Batch, Float[Tensor, "B E h w"], Float[Tensor, "B P E"]]],
 ) -> dict[str, float]:
-    """Find each patch where averaged image features are most like its own: the least that learning should reach.
+    """Find each patch in the box whose mean image feature is most similar to its own: a baseline for any training.
 
     Args:
-        described: Batches with the features of their images and of their patches.
+        described: Batches, each with the features of its images and of its patches.
 
     Returns:
-        `template_iou` and `constant_iou`; empty without any batch.
+        `template_iou`, and `constant_iou` of the best constant box; nothing if there is no batch.
     """
     overlaps: list[Tensor] = []
     truth: list[Tensor] = []
@@ -131,7 +137,7 @@ def _candidates() -> Float[Tensor, "N 4"]:
 
 
 def _average(cells: Float[Tensor, "E h w"], boxes_xyxy: Float[Tensor, "N 4"]) -> Float[Tensor, "N E"]:
-    """Return the mean feature inside each box, cells counted by the share of them that is covered."""
+    """Return the mean feature inside each box; a cell counts by the share of it that the box covers."""
     down = _cover(boxes_xyxy[:, 1], boxes_xyxy[:, 3], cells.shape[1])
     across = _cover(boxes_xyxy[:, 0], boxes_xyxy[:, 2], cells.shape[2])
     return torch.einsum("nh,nw,ehw->ne", down, across, cells)

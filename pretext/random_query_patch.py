@@ -16,9 +16,10 @@ Known differences between the paper, the authors' released code and this file, e
     transformer         norms not stated             norm before each branch          `pre_norm` of the detector
     borders             not stated                   right and bottom never reached   every border is reached
 
-The matching decides what is learned. Over all queries, one that was shown patch 1 may be paid for finding patch 2, so
-boxes are learned by place alone and their content is ignored; within a patch's own queries the detector has to look.
-Field defaults are the released code's, because its weights were trained so; our own recipes match within own groups.
+The matching decides what is learned. Over all queries, a query that was given patch 1 may be matched with patch 2, so
+the detector can learn boxes without regard to the content of the patches. If a patch is matched only with its own
+queries, the detector has to use the content. Field defaults are those of the released code, because its weights were
+trained with them; our own recipes match within own groups.
 """
 
 import math
@@ -52,31 +53,33 @@ RELEASED_SIDES = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
 
 @dataclass(frozen=True, kw_only=True)
 class RandomQueryPatch(PretextTask):
-    """Where was each of these patches cut?
+    """Find the place from which each patch was cut.
 
     Attributes:
-        num_patches: Patches of one image (M); one is the paper's single-query pretraining (section 3.1).
-        patch_size: Side in pixels to which every patch is squeezed, whatever its proportions.
-        smallest_pixels: Shortest side of a patch, in pixels of the image on disk; as much is always left outside.
+        num_patches: Number of patches per image (M); one is the paper's single-query pretraining (section 3.1).
+        patch_size: Side in pixels of the square to which every patch is resized, whatever its proportions.
+        smallest_pixels: Shortest side of a patch, in pixels of the image on disk. A patch is shorter than the image by
+            at least as much, too.
         smallest_share: Shortest side of a patch as a share of the image's side; the larger of the two limits counts.
         largest_share: Longest side of a patch as a share of the image's side.
         image_sides: Short sides, one of which is drawn for each image.
-        longest_side: Limit of the long side, which goes before the short one.
+        longest_side: Limit of the long side, which takes precedence over the short side.
         eval_side: Short side outside training.
         jitter: Photometric change of the patches; the image stays as it is, and nothing is ever flipped.
-        masking: What is hidden at random: patch features of single `query` slots, or of a whole `patch`.
-        mask_ratio: Chance of being hidden.
+        masking: Whether patch features are hidden at random for single queries (`query`) or for all queries of a patch
+            (`patch`).
+        mask_ratio: Probability of being hidden.
         grouped_attention: Keep queries of different patches from attending to one another.
-        shuffle: Hand the query embeddings to the patches in a new order at every step.
-        normalise_patches: Bring projected patch features to zero mean and unit variance; goes with the detector's
-            `normalise_features`, and helps small models.
-        matching: Let any query answer for a patch (`global`), or only the patch's own (`own_group`).
-        reconstruction: Also rebuild the patch's feature from the answer.
-        detach_target: Keep gradients from reaching the rebuilt feature's target. Without effect while the backbone is
-            frozen; otherwise the target can collapse, as the paper's 62.0 in table 5(c) suggests.
-        freeze_backbone: Leave the backbone as it is, the paper's prerequisite (table 5: 78.7 AP50 frozen, 74.0 not).
+        shuffle: Assign the query embeddings to the patches in a new order at every step.
+        normalise_patches: Normalise projected patch features to zero mean and unit variance; meant for use with the
+            detector's `normalise_features`, and helps small models.
+        matching: Match a patch with any query (`global`), or only with its own queries (`own_group`).
+        reconstruction: Also reconstruct the patch's feature from the decoder's state.
+        detach_target: Keep gradients from reaching the target of the reconstruction. This has no effect while the
+            backbone is frozen; otherwise the target can collapse, as the paper's 62.0 in table 5(c) suggests.
+        freeze_backbone: Do not train the backbone, which the paper requires (table 5: 78.7 AP50 frozen, 74.0 not).
         no_match: Weight of queries without a match: `constant`, or the paper's `M/N`.
-        no_match_weight: That constant.
+        no_match_weight: The weight if `no_match` is `constant`.
         class_weight: Weight of "matched or not", in the loss and in the matching.
         box_l1_weight: Weight of the L1 distance of boxes, likewise.
         box_giou_weight: Weight of the generalised overlap, likewise.
@@ -112,11 +115,11 @@ class RandomQueryPatch(PretextTask):
     reconstruction_weight: Annotated[float, Within(0)] = 1.0
 
     def rests(self, section: str) -> bool:
-        """Return whether a section does not find boxes, or is the backbone where that is frozen."""
+        """Return whether a section is a mask head, or the backbone if that is frozen."""
         return section == "mask_head" or (section == "backbone" and self.freeze_backbone)
 
     def stays_behind(self, section: str) -> bool:
-        """Return whether a section is a mask head, or the class head, which means something else to every task."""
+        """Return whether a section is a mask head, or the class head, whose classes differ from task to task."""
         return section in {"class_head", "mask_head"}
 
     def views(self, *, training: bool = True) -> Views:
@@ -124,15 +127,15 @@ class RandomQueryPatch(PretextTask):
         return PatchViews(task=self, training=training)
 
     def objective(self, detector: Detector) -> "PatchDetection":
-        """Return the module that asks the detector for the patches."""
+        """Return the module that has the detector find the patches."""
         return PatchDetection(self, detector)
 
     def evaluator(self, source: Source) -> Evaluator:
-        """Return the overlap of answers with the truth, beside that of the best constant box."""
+        """Return the metric of the overlap of answers with the true boxes."""
         return PatchIoU()
 
     def problems(self) -> list[str]:
-        """Say what no single field can know."""
+        """Return what is wrong between fields."""
         wrong = []
         if not self.image_sides or min(self.image_sides) < 8:
             wrong.append(f"image_sides: {self.image_sides} must name at least one short side of 8 pixels or more")
@@ -143,7 +146,7 @@ class RandomQueryPatch(PretextTask):
         return wrong
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
-        """Say whether the detector's queries can be shared equally among the patches."""
+        """Return a message if the detector's queries can't be divided equally among the patches."""
         if detector.num_queries % self.num_patches == 0:
             return []
         return [f"num_patches: {unequal_shares(detector.num_queries, self.num_patches)}"]
@@ -151,18 +154,18 @@ class RandomQueryPatch(PretextTask):
 
 @dataclass(frozen=True, kw_only=True)
 class PatchViews:
-    """Cuts the patches of one image, on the original pixels, and then brings the image to its size.
+    """Cuts the patches of one image from the original pixels, and then resizes the image.
 
     Attributes:
-        task: Says how.
-        training: False leaves out the jitter and always takes the same size.
+        task: The task's choices.
+        training: `False` leaves out the jitter and always takes the same size.
     """
 
     task: RandomQueryPatch
     training: bool
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """Make a problem of an image; its labels, if there are any, are not looked at."""
+        """Return an image with its patches and their boxes; labels, if it has any, are not read."""
         task, (height, width) = self.task, sample.image.shape[1:]
         boxes_xyxy = draw_boxes(task, height, width, generator)
         numbers = torch.arange(task.num_patches)
@@ -177,20 +180,20 @@ class PatchViews:
 
 
 def draw_boxes(task: RandomQueryPatch, height: int, width: int, generator: torch.Generator) -> Int[Tensor, "P 4"]:
-    """Draw absolute xyxy boxes: first the sides, uniformly and apart, then a place among all that fit.
+    """Draw absolute xyxy boxes: first width and height, each uniformly, then a place at which the box fits.
 
     Args:
-        task: Says how many, and how large.
-        height: Of the image, in pixels.
-        width: Likewise.
-        generator: Source of all chance.
+        task: States the number and the sizes of the boxes.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        generator: Source of all random numbers.
     """
     starts, ends = [], []
     for extent in (width, height):
         low = min(extent, max(task.smallest_pixels, math.ceil(task.smallest_share * extent)))
         high = max(low, min(extent - task.smallest_pixels, math.floor(task.largest_share * extent)))
         length = torch.randint(low, high + 1, (task.num_patches,), generator=generator)
-        # Both borders count as places, so that a patch may touch the right and the bottom one too.
+        # The last place counts too, so that a patch may touch the right and the bottom border.
         free = torch.rand(task.num_patches, generator=generator, dtype=torch.float64) * (extent - length + 1)
         starts.append(free.long())
         ends.append(starts[-1] + length)
@@ -198,38 +201,39 @@ def draw_boxes(task: RandomQueryPatch, height: int, width: int, generator: torch
 
 
 def cut(image: UInt8[Tensor, "3 H W"], boxes_xyxy: Int[Tensor, "P 4"], size: int) -> UInt8[Tensor, "P 3 h w"]:
-    """Cut patches and squeeze each to a square.
+    """Cut patches and resize each to a square.
 
     Args:
-        image: Pixels.
-        boxes_xyxy: Absolute corners, whole pixels.
-        size: Side of the squares.
+        image: Pixels of the image.
+        boxes_xyxy: Absolute corners in whole pixels.
+        size: Side of the squares in pixels.
     """
     return torch.stack([squeeze(image[:, y0:y1, x0:x1], size) for x0, y0, x1, y1 in boxes_xyxy.tolist()])
 
 
 def squeeze(patch: UInt8[Tensor, "3 _ _"], size: int) -> UInt8[Tensor, "3 h w"]:
-    """Bring a patch to a square of `size` pixels, whatever its proportions."""
+    """Resize a patch to a square of `size` pixels, whatever its proportions."""
     return F.interpolate(patch[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
 class PatchDetection(PatchObjective):
-    """Asks the detector for the patches of a batch, and teaches it to answer.
+    """Trains the detector to find the patches of a batch.
 
     Attributes:
-        detector: The detector that is taught.
-        patch_queries: Patch features -> queries; thrown away after pretraining.
-        reconstruction: Decoder states -> patch features, where the task wants them; thrown away likewise.
+        detector: The detector that is trained.
+        patch_queries: Patch features -> queries; discarded after pretraining.
+        reconstruction: Decoder states -> patch features; discarded after pretraining. `None` if the task does without
+            the reconstruction.
     """
 
     detr_names = MappingProxyType({"patch_queries.projection.": "patch2query.", "reconstruction.": "feature_align."})
 
     def __init__(self, task: RandomQueryPatch, detector: Detector) -> None:
-        """Join detector, heads, matcher and loss terms.
+        """Build the heads, the matcher and the loss terms.
 
         Args:
-            task: The choices.
-            detector: The detector that is taught.
+            task: The task's choices.
+            detector: The detector that is trained.
         """
         super().__init__()
         self.task, self.detector = task, detector
@@ -252,15 +256,15 @@ class PatchDetection(PatchObjective):
         self.criterion = set_prediction(task, no_object_weight=share, scope=task.matching, extra=extra)
 
     def forward(self, batch: Batch) -> Losses:
-        """Ask and compare, in the order of the paper's figure 2."""
+        """Detect the patches and compare with their boxes, in the order of the paper's figure 2."""
         patches = patches_of(batch)
         features = self.describe(patches.pixels, patches.jitter)
         predictions = self.ask(batch, features)
-        wanted = features.detach() if self.task.detach_target else features
-        return self.criterion(predictions, self._targets(batch.targets, wanted))
+        embeddings = features.detach() if self.task.detach_target else features
+        return self.criterion(predictions, self._targets(batch.targets, embeddings))
 
     def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
-        """Squeeze a patch to the square that the task cuts."""
+        """Resize a patch to the task's square."""
         return squeeze(patch, self.task.patch_size)
 
     @torch.no_grad()
@@ -270,14 +274,14 @@ class PatchDetection(PatchObjective):
         Labels are the numbers of the patches.
         """
         pixels = patches_of(batch).pixels
-        return [_most_confident(found, pixels.shape[1]) for found in self.answers(batch, self.describe(pixels))]
+        return [_most_confident(answers, pixels.shape[1]) for answers in self.answers(batch, self.describe(pixels))]
 
     def probe(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Find the patches by nearest feature, without any transformer: what backbone and jitter leave to be learned.
+        """Find the patches by their nearest feature, without a transformer, to see whether the task can be learned.
 
         Returns:
-            `template_iou`, and `constant_iou` of the best constant box. Where the first does not exceed the second,
-            the features do not tell patches apart and the task can't be learned from content.
+            `template_iou`, and `constant_iou` of the best constant box. If the first does not exceed the second, the
+            features do not tell patches apart and the task can't be learned from content.
         """
         return template_matching((batch, *self.describe_all(batch)) for batch in batches)
 
@@ -289,25 +293,25 @@ class PatchDetection(PatchObjective):
         return images, self.describe(patches.pixels, patches.jitter)
 
     def _targets(self, targets: Sequence[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
-        """Give every patch the detector's last class, which stands for "matched", and its feature."""
+        """Return targets with the detector's last class, which stands for "matched", and the feature of each patch."""
         matched = self.detector.num_classes - 1
         return [
             replace(
                 one,
                 labels=torch.full_like(one.labels, matched),
-                embeddings=wanted if self.task.reconstruction else None,
+                embeddings=embeddings if self.task.reconstruction else None,
             )
-            for one, wanted in zip(targets, features, strict=True)
+            for one, embeddings in zip(targets, features, strict=True)
         ]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureReconstruction:
-    """Squared distance between what a matched query says of its patch and the patch's feature (equation 2).
+    """Squared distance between the reconstruction of a matched query and its patch's feature (equation 2).
 
     Attributes:
         head: Decoder states -> features.
-        weight: Factor in the total.
+        weight: Weight of the term in the total loss.
     """
 
     name: ClassVar[str] = "reconstruction"
@@ -317,12 +321,12 @@ class FeatureReconstruction:
     def __call__(
         self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
     ) -> Float[Tensor, " L"]:
-        """Return the sum over matches and channels, both vectors of length one, divided by `num_boxes`."""
+        """Return the sum over matches and channels, divided by `num_boxes`; both vectors are scaled to length one."""
         assert targets.embeddings is not None
         states = predictions.states[matches.layer, matches.image, matches.query]
-        said = F.normalize(self.head(states.float()), dim=-1)
-        wanted = F.normalize(targets.embeddings.float(), dim=-1)[matches.target]
-        distance = (said - wanted).square().sum(-1)
+        reconstructed = F.normalize(self.head(states.float()), dim=-1)
+        embeddings = F.normalize(targets.embeddings.float(), dim=-1)[matches.target]
+        distance = (reconstructed - embeddings).square().sum(-1)
         return sum_by_layer(distance, matches, len(predictions.states)) / num_boxes
 
 

@@ -1,16 +1,17 @@
-"""images -> crops -> "which prototypes would your sister be assigned to?": SwAV (Caron et al. 2020), for the backbone.
+"""images -> crops -> swapped prediction of prototypes: SwAV (Caron et al. 2020), which trains the backbone.
 
-Two large and several small crops of an image are compared with prototypes. The assignments of each large crop, made
-equal over the batch by Sinkhorn's iterations, are what every other crop must predict. Losses, heads, queue and
-transforms are lightly's. Known differences between the paper, the authors' code and this file:
+Two large and several small crops of an image are compared with prototypes. Each large crop is assigned to prototypes,
+which Sinkhorn's iterations make equally frequent over the batch; every other crop of the image must predict these
+assignments. Losses, heads, queue and transforms are lightly's. Known differences between the paper, the authors' code
+and this file:
 
     topic               paper and code                         here
     prototypes          without bias                           without: lightly's is taken out
-    queue               one a device, empty at first           one over all devices, random at first: see `queue_start`
+    queue               one per device, empty at first         one over all devices, random at first: see `queue_start`
     learning rate       warm-up from 0.3 to 4.8, to 0.0048     warm-up from zero, cosine to zero
     precision           half                                   backbone as the run says, heads and loss in 32 bits
-    norms over devices  synchronised in groups of 8 devices    each device its own, unless the run is on one
-    colours             red deviates by 0.228                  the backbone's own mean and deviation
+    norms over devices  synchronised in groups of 8 devices    separate on each device
+    colours             standard deviation of red is 0.228     the backbone's own mean and standard deviation
 """
 
 from dataclasses import dataclass
@@ -34,27 +35,28 @@ from ssldet.types import Batch, Losses
 
 @dataclass(frozen=True, kw_only=True)
 class SwAV(BackboneTask):
-    """Predict the assignment of one crop from another.
+    """Predict the assignment of one crop from another crop of the same image.
 
     Attributes:
         large_size: Side of the large crops, in pixels.
-        small_size: Side of the small ones; shorter.
+        small_size: Side of the small crops, in pixels; less than `large_size`.
         large_crops: Number of large crops, whose assignments are predicted.
-        small_crops: Number of small ones, which only predict.
-        large_scale: Least and largest share of the image's area that a large crop shows.
-        small_scale: The same of a small one.
-        colour_strength: Strength of the colour jitter; one is the paper's.
-        blur: Chance that a crop is blurred.
+        small_crops: Number of small crops, which only predict.
+        large_scale: Smallest and largest share of the image's area that a large crop shows.
+        small_scale: Smallest and largest share of the image's area that a small crop shows.
+        colour_strength: Strength of the colour jitter; 1 is the paper's.
+        blur: Probability that a crop is blurred.
         hidden_width: Width of the projection head's hidden layer.
         width: Width of the projections and of the prototypes.
         prototypes: Number of prototypes.
-        temperature: Of the predictions.
-        sinkhorn_epsilon: Smoothness of the assignments; more is smoother.
-        sinkhorn_iterations: Iterations that make the assignments equal.
-        frozen_prototype_steps: Steps before the prototypes learn too.
-        queue_length: Projections of earlier batches that are assigned together with the batch, which helps batches that
-            are small for the number of prototypes; zero keeps none.
-        queue_start: Step from which they are; choose one after which the queue is full and the features have settled.
+        temperature: Temperature of the predictions.
+        sinkhorn_epsilon: Smoothness of the assignments; larger values are smoother.
+        sinkhorn_iterations: Iterations that make the prototypes equally frequent.
+        frozen_prototype_steps: Steps before the prototypes are trained too.
+        queue_length: Number of projections of earlier batches that are assigned together with the batch, which helps
+            batches that are small for the number of prototypes; 0 means no queue.
+        queue_start: Step from which the queue takes part; choose one at which the queue is full and the features have
+            settled.
     """
 
     cite: ClassVar[str] = "caron2020swav"
@@ -78,7 +80,7 @@ class SwAV(BackboneTask):
     queue_start: Annotated[int, Within(0)] = 0
 
     def transform(self) -> Transform:
-        """Return lightly's multi-crop."""
+        """Return lightly's multi-crop transform."""
         transform = SwaVTransform(
             crop_sizes=(self.large_size, self.small_size),
             crop_counts=(self.large_crops, self.small_crops),
@@ -91,11 +93,11 @@ class SwAV(BackboneTask):
         return cast(Transform, transform)
 
     def objective(self, detector: Detector) -> "SwappedPrediction":
-        """Return the module that assigns and predicts."""
+        """Return the module that computes the swapped prediction loss."""
         return SwappedPrediction(self, detector)
 
     def problems(self) -> list[str]:
-        """Say what no single field can know."""
+        """Return what is wrong between fields."""
         wrong = []
         if self.small_crops and self.small_size >= self.large_size:
             wrong.append(f"small_size: {self.small_size} must be less than large_size {self.large_size}")
@@ -107,21 +109,21 @@ class SwAV(BackboneTask):
 
 
 class SwappedPrediction(BackboneObjective):
-    """Teaches the backbone to predict assignments.
+    """Trains the backbone to predict assignments.
 
     Attributes:
-        detector: Whose backbone learns.
-        head: Features -> projections; thrown away after pretraining, like all that follows.
+        detector: The detector whose backbone is trained.
+        head: Features -> projections; discarded after pretraining, like all attributes below.
         prototypes: Projections -> similarity to each prototype.
-        queues: Projections of earlier batches, one queue for each large crop.
+        queues: Projections of earlier batches, one queue per large crop.
     """
 
     def __init__(self, task: SwAV, detector: Detector) -> None:
-        """Join detector and heads.
+        """Build head, prototypes, queues and loss.
 
         Args:
-            task: The choices.
-            detector: Whose backbone learns.
+            task: The task's choices.
+            detector: The detector whose backbone is trained.
         """
         super().__init__(detector)
         self.task, self._step = task, 0
@@ -141,21 +143,21 @@ class SwappedPrediction(BackboneObjective):
         )
 
     def begin(self, step: int, total_steps: int) -> None:
-        """Bring the prototypes back to length one, and note whether they and the queue take part."""
+        """Scale the prototypes to length one, and keep the step, which decides whether they and the queue take part."""
         self._step = step
         self.prototypes.normalize()
 
     def forward(self, batch: Batch) -> Losses:
-        """Project all crops, assign the large ones, predict from all, in the order of the paper's figure 1."""
+        """Project all crops, assign the large ones and predict from all, in the order of the paper's figure 1."""
         features = [self.describe(crops.flatten(0, 1)).float() for crops in crops_of(batch)]
         with torch.autocast(batch.images.device.type, enabled=False):
-            # All crops at once, because the head's norm shall see them all.
+            # All crops at once, so that the head's batch norm sees all of them.
             projections = F.normalize(self.head(torch.cat(features)), dim=1)
             sizes = torch.split(projections, [len(some) for some in features])
             crops = [crop for some in sizes for crop in some.view(len(batch), -1, some.shape[1]).unbind(1)]
             similarity = [self.prototypes(crop, self._step) for crop in crops]
             large, small = similarity[: self.task.large_crops], similarity[self.task.large_crops :]
-            loss = self.loss(large, small, self._remembered(crops[: self.task.large_crops]))
+            loss = self.loss(large, small, self._queued(crops[: self.task.large_crops]))
         return Losses(
             terms={"swapped_prediction": loss},
             weights={"swapped_prediction": 1.0},
@@ -163,22 +165,22 @@ class SwappedPrediction(BackboneObjective):
         )
 
     @torch.no_grad()
-    def _remembered(self, projections: list[Float[Tensor, "B D"]]) -> list[Float[Tensor, "N C"]] | None:
-        """Return the similarities of the queues to the prototypes, where they take part, and take in the batch."""
+    def _queued(self, projections: list[Float[Tensor, "B D"]]) -> list[Float[Tensor, "N C"]] | None:
+        """Add the batch to the queues; return their similarities to the prototypes, or `None` if they take no part."""
         banks = [
             queue(projection, update=self.training)[1]
             for queue, projection in zip(self.queues, projections, strict=False)
         ]
         if not banks or self._step < self.task.queue_start:
             return None
-        # Every device holds the whole queue, and the assignments are made equal over all devices.
+        # Every device holds the whole queue, and the assignments are balanced over all devices.
         return [self.prototypes(ranks.share(bank), self._step) for bank in banks]
 
     def _usage(self, similarity: Float[Tensor, "N C"]) -> dict[str, Float[Tensor, ""]]:
-        """Return two entropies as shares of the largest: of the prototypes' use, and of single predictions.
+        """Return two entropies as shares of the largest possible: of the mean prediction, and of single predictions.
 
-        The first should stay high, else crops crowd on few prototypes; the second should fall, else nothing is told
-        apart.
+        The first should stay high, else only few prototypes are used; the second should fall, else the predictions do
+        not tell crops apart.
         """
         predictions = (similarity / self.task.temperature).softmax(1)
         largest = torch.tensor(float(similarity.shape[1])).log()

@@ -1,1 +1,1 @@
-"""somebody's pretrained model -> Opened as the pretext task that taught it."""
+"""Published pretrained models -> `Opened`, as the pretext task that trained them."""

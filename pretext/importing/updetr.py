@@ -1,4 +1,4 @@
-"""UP-DETR's pretraining files -> Opened: DETR's names, and the heads of random query patch detection beside them."""
+"""UP-DETR's pretraining files -> `Opened`: a DETR with the heads of random query patch detection."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from ssldet.weights.detr import DetrFile, bare_names
 
 
 def is_pretrained(candidate: Candidate) -> bool:
-    """Say whether a file holds the projection of patches beside a DETR.
+    """Return whether a file holds a DETR and the projection of patches.
 
     Args:
         candidate: Any file or folder.
@@ -24,13 +24,13 @@ def open_file(candidate: Candidate) -> Opened:
         candidate: Such a file.
 
     Raises:
-        CheckpointError: It holds something else, or more or less than such a model.
+        CheckpointError: The file holds another model, or its tensors are not exactly those of such a model.
     """
     return open_detr(candidate, _assume)
 
 
 def _assume(file: DetrFile) -> Assumed:
-    """Classes of pretraining are no names: a query was shown a patch and found it, or not."""
+    """Return the task without class names: the classes of pretraining only say whether a query found its patch."""
     return Assumed(task=RandomQueryPatch(reconstruction=_has(file.state, "reconstruction.")))
 
 

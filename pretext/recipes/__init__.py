@@ -1,1 +1,1 @@
-"""Whole runs of the pretext tasks, as functions that read as documents."""
+"""Recipes of the pretext tasks: functions that return complete runs."""

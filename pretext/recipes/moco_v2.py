@@ -38,7 +38,7 @@ def tiny() -> Run:
         task=MoCoV2(
             crop_size=48,
             min_scale=0.3,
-            # A small network tells photos apart by their colours, which stronger changes take away.
+            # A small network tells photos apart by their colours, which a stronger jitter would destroy.
             colour_strength=0.1,
             blur=0.0,
             hidden_width=128,

@@ -3,7 +3,7 @@
 Paper:     Dai et al. 2021 (UP-DETR), section 4.1 and appendix A; its code for what the paper leaves open.
 Command:   ssldet pretrain imagenet/train --recipe random_query_patch/r50 --out runs/pre
            ssldet pretrain photos --recipe random_query_patch/tiny --out runs/pre
-Time:      r50, paper, released: 2 hours an epoch, 5 days in all on 8 V100 (published). tiny: minutes on two CPU cores.
+Time:      r50, paper, released: 2 hours per epoch, 5 days in all on 8 V100 (published). tiny: minutes on two CPU cores.
 Score:     fine-tuned on COCO for 300 epochs: 42.8 AP (published, paper), 43.1 (published, released weights), against
            42.1 from the same backbone with a fresh transformer. Not yet measured with this code.
 Differences from one another:
@@ -13,12 +13,12 @@ Differences from one another:
     shuffle           no              yes             no              no
     no_match          0.1             M/N             M/N             M/N
     image_sides       ten, no 384     all from 320    all from 320    64
-    jitter            half SimCLR's   half SimCLR's   half SimCLR's   none: a fresh backbone does not see through it
+    jitter            half SimCLR's   half SimCLR's   half SimCLR's   none: too hard for a fresh backbone
 
 Own groups are our choice because of what they teach. `tiny`, cut to 400 steps on 3,000 generated scenes, finds the
 patches of held-out scenes with an overlap of 0.33 after matching within own groups and of 0.18 after global matching
-(measured, one seed); the best constant box reaches 0.26. Longer schedules reach 0.48 in 600 steps and 0.52 in 800. One
-query a patch leaves nothing but the box to learn: in a trial with 800 steps, two queries a patch reached 0.35.
+(measured, one seed); the best constant box reaches 0.26. Longer schedules reach 0.48 in 600 steps and 0.52 in 800. With
+one query per patch only the box is left to learn: in a trial with 800 steps, two queries per patch reached 0.35.
 On 755 photos, template matching finds patches at 0.34 without jitter and 0.20 with UP-DETR's, the constant box at 0.27.
 """
 
@@ -38,7 +38,7 @@ def released() -> Run:
     """Pretrain as the released code does: 60 epochs with a drop at 40, batch 256, SwAV backbone, pre-norm."""
     return Run(
         task=RandomQueryPatch(),
-        # Three logits, of which the first never wins: that is how the released weights were trained.
+        # Three logits, the first of which is never a target: the released weights were trained so.
         detector=DETRConfig(backbone=BackboneConfig(name="resnet50", weights="swav"), num_classes=2, num_queries=100),
         data=DataConfig(batch_size=256, workers=8),
         optim=OptimConfig(lr=1e-4, weight_decay=1e-4, schedule="step", drops=(2 / 3,), clip=0.1),
@@ -49,7 +49,7 @@ def released() -> Run:
 
 
 def paper() -> Run:
-    """Pretrain as the paper states it: with query shuffle, every size, and the weight M/N for queries without match."""
+    """Pretrain as the paper states it: with query shuffle, every size, and weight M/N for queries without a match."""
     run = released()
     task = RandomQueryPatch(shuffle=True, no_match="M/N", masking="patch", image_sides=PAPER_SIDES)
     return replace(run, task=task, detector=replace(run.detector, num_classes=1))
@@ -63,7 +63,7 @@ def r50() -> Run:
 
 
 def tiny() -> Run:
-    """Pretrain a small detector on small images without an accelerator: one query a patch, a frozen fresh backbone."""
+    """Pretrain a small detector on small images without an accelerator: one query per patch, frozen fresh backbone."""
     return Run(
         task=RandomQueryPatch(
             num_patches=10,
@@ -92,7 +92,7 @@ def tiny() -> Run:
             query_scale=0.3,
             position_at_input=True,
         ),
-        # On images this small a loader process costs more in handing over than it saves.
+        # With images this small, transfers from a loader process cost more time than the process saves.
         data=DataConfig(batch_size=32, workers=0),
         optim=OptimConfig(lr=2e-3, clip=1.0, schedule="cosine", warmup_steps=50),
         budget=Budget(steps=800),
