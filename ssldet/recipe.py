@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -22,6 +23,12 @@ from ssldet.errors import ConfigError, suggest
 from ssldet.registry import find, name_of
 
 Config = TypeVar("Config")
+
+WHOLE = range(-(2**63), 2**63)
+"""Which whole numbers a field can hold: those of 64 bits, as in TOML and in every tensor."""
+
+SHOWN = 60
+"""Characters of a value that a message shows."""
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """What a yes-or-no field may be called on a command line."""
@@ -40,10 +47,9 @@ class Within:
     high: int | float = math.inf
 
     def __str__(self) -> str:
-        """Say the bounds as a person would."""
-        if self.high == math.inf:
-            return f"at least {self.low:g}"
-        return f"from {self.low:g} to {self.high:g}"
+        """Say the bounds as a person would, and exactly: `9.22e+18` is not what is accepted."""
+        low, high = (f"{end:g}" if isinstance(end, float) else str(end) for end in (self.low, self.high))
+        return f"at least {low}" if self.high == math.inf else f"from {low} to {high}"
 
 
 def override(config: Config, assignments: Mapping[str, object]) -> Config:
@@ -161,7 +167,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a readable recipe file ({error})") from error
 
 
@@ -286,20 +292,58 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, str) and value.casefold() in BOOLEANS:
             return BOOLEANS[value.casefold()]
     elif hint is int and not isinstance(value, bool) and isinstance(value, int | float | str):
-        number = float(value)
-        if number.is_integer():
-            return int(value) if isinstance(value, str) and value.lstrip("+-").isdigit() else int(number)
+        return _whole(value)
     elif hint is float and not isinstance(value, bool) and isinstance(value, int | float | str):
-        if math.isfinite(number := float(value)):
-            return number
+        with suppress(OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
     elif hint is str and isinstance(value, str):
         return value
     raise ValueError(path)
 
 
+def _whole(value: int | float | str) -> int:
+    """Read a whole number exactly; it never passes through a float, which holds 53 bits only.
+
+    Raises:
+        ValueError: It has a fraction, is not finite, or has more than 64 bits.
+    """
+    try:
+        number = Decimal(value)
+    except InvalidOperation as error:
+        raise ValueError(value) from error
+    # The size is looked at before the digits are written out: `1e999999999` is short, and its digits are not.
+    if not number.is_finite() or number.adjusted() > 18 or number != number.to_integral_value():
+        raise ValueError(value)
+    whole = int(number)
+    if whole not in WHOLE:
+        raise ValueError(value)
+    return whole
+
+
 def _misfit(hint: Any, value: Any, path: str) -> str:
     choices = [str(choice) for choice in _choices(hint)]
-    return f"{path}: {value!r} does not fit; expects {_describe(hint)}{suggest(str(value), choices)}"
+    shown = _shown(value)
+    expected = _describe(hint)
+    limit = ", of 64 bits at most" if "a whole number" in expected and _is_large(value) else ""
+    near = suggest(shown.strip("'"), choices)
+    return f"{path}: {shown} does not fit; expects {expected}{limit}{near}"
+
+
+def _is_large(value: Any) -> bool:
+    with suppress(InvalidOperation, TypeError, ValueError):
+        number = Decimal(value)
+        return number.is_finite() and number.adjusted() >= 18
+    return False
+
+
+def _shown(value: Any) -> str:
+    """Return what a message shows of a value, on one line however long the value is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no whole number of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
 
 
 def _describe(hint: Any) -> str:

@@ -92,7 +92,7 @@ class Budget:
         steps: Optimiser steps.
     """
 
-    epochs: Annotated[float, Within(0)] | None = None
+    epochs: Annotated[float, Within(0, 1e9)] | None = None
     steps: Annotated[int, Within(1)] | None = None
 
     def problems(self) -> list[str]:

@@ -30,6 +30,13 @@ class Outer:
         return ["steps: thirteen is unlucky"] if self.steps == 13 else []
 
 
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    any: int = 0
+    positive: Annotated[int, Within(1)] = 1
+    seed: Annotated[int, Within(0, 2**62 + 1)] = 0
+
+
 def test_overrides_read_text_by_type() -> None:
     got = override(
         Outer(),
@@ -90,6 +97,61 @@ def test_whole_numbers_are_not_rounded() -> None:
     assert override(Outer(), {"steps": str(2**60 + 1)}).steps == 2**60 + 1
     with pytest.raises(ConfigError, match="steps"):
         override(Outer(), {"steps": "2.5"})
+
+
+@pytest.mark.parametrize("value", [1764219453123456789, 2**63 - 1, -(2**53) - 1])
+def test_a_large_whole_number_comes_back_as_it_was(value: int, tmp_path: Path) -> None:
+    free = Numbers(any=value)
+    path = tmp_path / "run.toml"
+    path.write_text(dumps(free))
+    assert load(Numbers, path) == free
+    assert override(Numbers(), {"any": str(value)}) == override(Numbers(), {"any": f"{value}.0"}) == free
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        2**63,
+        float(2**63),
+        10**400,
+        "1" * 400,
+        "9" * 6000,
+        pytest.param(10**6000, id="thousands of digits"),
+        "1e999999999",
+        "sNaN",
+    ],
+)
+@pytest.mark.parametrize("field", ["any", "positive", "seed"])
+def test_a_whole_number_that_no_tensor_holds_is_refused_in_one_short_line(value: object, field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(Numbers(), {field: value})
+    assert len(caught.value.problems) == 1
+    assert len(str(caught.value)) < 300
+    assert "a whole number" in str(caught.value)
+    assert value == "sNaN" or "64 bits" in str(caught.value)
+
+
+def test_bounds_are_said_as_they_are() -> None:
+    assert override(Numbers(), {"seed": 2**62 + 1}).seed == 2**62 + 1
+    with pytest.raises(ConfigError, match=f"from 0 to {2**62 + 1}$"):
+        override(Numbers(), {"seed": 2**62 + 2})
+
+
+@pytest.mark.parametrize("value", [10**400, "1" * 400, pytest.param(-(10**6000), id="thousands of digits")])
+def test_a_number_beyond_every_float_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"inner\.rate: .* expects a number, from 0 to 1"):
+        override(Outer(), {"inner.rate": value})
+
+
+@pytest.mark.parametrize(
+    "text", ["any = " + "1" * 400, "any = " + "1" * 6000, "any = " + "[" * 100_000], ids=lambda _: ""
+)
+def test_a_record_of_endless_digits_or_brackets_is_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"run\.toml") as caught:
+        load(Numbers, path)
+    assert len(caught.value.problems) == 1
 
 
 def test_check_asks_the_class_too() -> None:
