@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from ssldet import chance
 from ssldet.data.collate import collate
 from ssldet.data.files import shown, tally
-from ssldet.data.workers import Desk, Outcome, Plan, SteadyLoader
+from ssldet.data.workers import ReadingRecord, ResumableSampler, SteadyLoader, WorkerResult
 from ssldet.errors import ConfigError, DataError, SsldetError, UnreadableError
 from ssldet.types import Sample, Skipped, Source, Targets, Views
 
@@ -40,7 +40,7 @@ def training_batches(
     workers: int = 0,
     strip_labels: bool,
 ) -> SteadyLoader:
-    """Return the batches of one rank, `accumulate` of them a step.
+    """Return the batches of one rank, `accumulate` of them per step.
 
     An image that can't be read is replaced by another one, the same on every run, and named in `Batch.skipped`.
 
@@ -68,7 +68,7 @@ def training_batches(
         )
     if not len(source):
         raise DataError("the training set holds no image; check data.train")
-    plan = Stream(
+    places = Stream(
         count=len(source),
         seed=seed,
         batch_size=batch_size,
@@ -77,9 +77,9 @@ def training_batches(
         world=world,
         accumulate=accumulate,
     )
-    desk = Desk(workers)
-    reader = Reader(source, views, desk, seed=seed, strip_labels=strip_labels, replace_bad=True)
-    return SteadyLoader(reader, plan, _gather, desk, workers, reader.name)
+    reading = ReadingRecord(workers)
+    reader = Reader(source, views, reading, seed=seed, strip_labels=strip_labels, replace_bad=True)
+    return SteadyLoader(reader, places, _gather, reading, workers, reader.name)
 
 
 def evaluation_batches(
@@ -108,10 +108,10 @@ def evaluation_batches(
         seed: Seed of what chance the views may use.
         strip_labels: Hand the views images without their targets.
     """
-    plan = Once(count=len(source), batch_size=batch_size, rank=rank, world=world)
-    desk = Desk(workers)
-    reader = Reader(source, views, desk, seed=seed, strip_labels=strip_labels, replace_bad=False)
-    return SteadyLoader(reader, plan, _gather, desk, workers, reader.name)
+    places = Once(count=len(source), batch_size=batch_size, rank=rank, world=world)
+    reading = ReadingRecord(workers)
+    reader = Reader(source, views, reading, seed=seed, strip_labels=strip_labels, replace_bad=False)
+    return SteadyLoader(reader, places, _gather, reading, workers, reader.name)
 
 
 def order(count: int, seed: int, epoch: int) -> Int[Tensor, " N"]:
@@ -126,7 +126,7 @@ def order(count: int, seed: int, epoch: int) -> Int[Tensor, " N"]:
 
 
 @dataclass(kw_only=True, eq=False)
-class Stream(Plan):
+class Stream(ResumableSampler):
     """Places (epoch, image) of each batch of one rank, for ever, cut to a range of steps.
 
     A step is split into parts first and each part over ranks, so that the parts of a step, each with its ranks side by
@@ -163,7 +163,7 @@ class Stream(Plan):
 
 
 @dataclass(kw_only=True, eq=False)
-class Once(Plan):
+class Once(ResumableSampler):
     """Places of each batch of one rank, where every image is shown once; the epoch is always 0."""
 
     count: int
@@ -187,19 +187,19 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
     """Place -> sample, in a worker: read, strip, make views with the place's own generator, go round bad files."""
 
     def __init__(
-        self, source: Source, views: Views, desk: Desk, *, seed: int, strip_labels: bool, replace_bad: bool
+        self, source: Source, views: Views, reading: ReadingRecord, *, seed: int, strip_labels: bool, replace_bad: bool
     ) -> None:
         """Take what every worker needs a copy of.
 
         Args:
             source: Images.
             views: What makes a sample out of an image.
-            desk: Where to note which image is being read.
+            reading: Where to note which image is being read.
             seed: Seed of the run.
             strip_labels: Hand the views images without their targets.
             replace_bad: Read another image in place of a bad one, instead of only naming it.
         """
-        self.source, self.views, self.desk = source, views, desk
+        self.source, self.views, self.reading = source, views, reading
         self.seed, self.strip_labels, self.replace_bad = seed, strip_labels, replace_bad
 
     def __getitem__(self, place: tuple[int, int]) -> Sample | Skipped | SsldetError:
@@ -223,9 +223,9 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
         return DataError(f"none of {ATTEMPTS} images tried in a row can be read ({tally(skipped)}); is the data there?")
 
     def _read(self, index: int, generator: torch.Generator) -> Sample:
-        if index in self.desk.left_out:
+        if index in self.reading.left_out:
             raise UnreadableError(self.name(index), "kills-its-reader")
-        self.desk.enter(index)
+        self.reading.begin(index)
         try:
             draw = getattr(self.source, "draw", None)
             sample: Sample = draw(index, generator) if draw else self.source[index]
@@ -239,7 +239,7 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
             error.add_note(f"while reading and making views of image {index}: {self.name(index)}")
             raise
         finally:
-            self.desk.leave()
+            self.reading.end()
 
     def name(self, index: int) -> str:
         """Say which file an image is, without reading it, where its source can tell."""
@@ -247,7 +247,7 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
         return shown(path_of(index)) if path_of else f"image {index}"
 
 
-def _gather(items: list[Sample | Skipped | SsldetError]) -> Outcome:
+def _gather(items: list[Sample | Skipped | SsldetError]) -> WorkerResult:
     for item in items:
         if isinstance(item, SsldetError):
             return item

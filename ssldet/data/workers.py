@@ -1,8 +1,8 @@
-"""places -> batches, by processes that may die: a DataLoader whose workers are shielded, watched and replaced.
+"""places -> batches, read by worker processes that are shielded from signals, watched, and replaced when they die.
 
-A worker can be killed by the system (out of memory) or by a file that crashes a decoder. Neither costs the run: the
-batch that was lost is known by its number, so a new crew starts exactly there and makes the same batch again. An image
-over which two crews have died is left out like any other bad image.
+A worker can be killed by the system (out of memory) or by a file that crashes a decoder. Neither ends the run: the
+number of the lost batch is known, so new workers start at that batch and make it again. An image over which workers
+have died twice is left out like any other unreadable image.
 """
 
 import logging
@@ -30,16 +30,16 @@ from ssldet.types import Batch, Skipped
 log = logging.getLogger(__name__)
 
 RESTARTS = 6
-"""New crews in a row, without one batch between them, after which the loader gives up."""
+"""Restarts of the workers in a row, without one batch between them, after which the loader gives up."""
 DEATHS = 2
 """Deaths over one image, without one batch between them, after which it is left out; one may have been chance."""
 
-Outcome = Batch | tuple[Skipped, ...] | SsldetError
-"""What a worker hands over: a batch, the images of a batch of which none could be read, or why it can't go on."""
+WorkerResult = Batch | tuple[Skipped, ...] | SsldetError
+"""What a worker returns for one batch: the batch, or its images if none can be read, or the error that ends the run."""
 
 
-class Plan(Sampler[list[tuple[int, int]]], ABC):
-    """Places of each batch, in order.
+class ResumableSampler(Sampler[list[tuple[int, int]]], ABC):
+    """A batch sampler that can begin at any batch.
 
     Attributes:
         start: Number of the batch with which the next iteration begins.
@@ -56,15 +56,15 @@ class Plan(Sampler[list[tuple[int, int]]], ABC):
         """Yield the places (epoch, image) of one batch after the other, from `start` on."""
 
 
-class Desk:
-    """What each worker is reading, in memory that outlives the worker.
+class ReadingRecord:
+    """The image that each worker is reading, in shared memory, which outlives the worker.
 
     Attributes:
-        left_out: Images that no worker may touch again.
+        left_out: Images that no worker may read again.
     """
 
     def __init__(self, workers: int) -> None:
-        """Lay out one row (process id, image) a worker.
+        """Allocate one row (process id, image) per worker.
 
         Args:
             workers: Number of workers.
@@ -73,15 +73,15 @@ class Desk:
         self._rows = torch.full((workers, 2), -1)
         self._rows.share_memory_()  # type: ignore[no-untyped-call]  # PyTorch's gap
 
-    def enter(self, index: int) -> None:
-        """Note that this worker is about to read an image."""
+    def begin(self, index: int) -> None:
+        """Note that this worker begins to read an image."""
         worker = get_worker_info()
         if worker is not None:
             self._rows[worker.id] = torch.tensor([os.getpid(), index])
 
-    def leave(self) -> None:
-        """Note that this worker has come through."""
-        self.enter(-1)
+    def end(self) -> None:
+        """Note that this worker has read its image."""
+        self.begin(-1)
 
     def read_by(self, process_ids: list[int]) -> list[int]:
         """Return the images that these workers were reading when they died."""
@@ -89,7 +89,7 @@ class Desk:
 
 
 class SteadyLoader(DataLoader[Batch]):
-    """A DataLoader that survives its workers.
+    """A DataLoader that restarts its workers when one of them dies.
 
     Attributes:
         waited: Seconds that the consumer has spent waiting for batches, since the loader was made.
@@ -98,9 +98,9 @@ class SteadyLoader(DataLoader[Batch]):
     def __init__(
         self,
         dataset: Dataset[Any],
-        plan: Plan,
-        gather: Callable[[list[Any]], Outcome],
-        desk: Desk,
+        places: ResumableSampler,
+        gather: Callable[[list[Any]], WorkerResult],
+        reading: ReadingRecord,
         workers: int,
         name: Callable[[int], str] = str,
     ) -> None:
@@ -108,18 +108,18 @@ class SteadyLoader(DataLoader[Batch]):
 
         Args:
             dataset: Place -> sample.
-            plan: Places of each batch.
-            gather: Samples of one batch -> what is handed over.
-            desk: Where the workers note what they read.
+            places: Places of each batch.
+            gather: Samples of one batch -> what a worker returns.
+            reading: Where the workers note what they read.
             workers: Number of workers; zero reads in this process.
             name: Number of an image -> what to call it in messages.
         """
         super().__init__(
             dataset,
-            batch_sampler=plan,
+            batch_sampler=places,
             collate_fn=gather,
             num_workers=workers,
-            worker_init_fn=_settle_in,
+            worker_init_fn=_shield_from_signals,
             # Tasks written in a notebook must reach the workers, which only a fork grants. The workers never touch
             # an accelerator, and PyTorch holds them to one thread.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -127,19 +127,19 @@ class SteadyLoader(DataLoader[Batch]):
             generator=torch.Generator().manual_seed(0),
         )
         self.waited = 0.0
-        self.plan, self.desk, self.name = plan, desk, name
+        self.places, self.reading, self.name = places, reading, name
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator does all that is asked of an iterator
-        """Yield the batches of the plan, whatever happens to the workers."""
+        """Yield the batches in order, and restart workers that die."""
         pending: tuple[Skipped, ...] = ()
         delivered = 0
-        for outcome in self._outcomes():
-            if isinstance(outcome, SsldetError):
-                raise outcome
-            if isinstance(outcome, tuple):
-                pending += outcome
+        for result in self._results():
+            if isinstance(result, SsldetError):
+                raise result
+            if isinstance(result, tuple):
+                pending += result
                 continue
-            batch = replace(outcome, skipped=pending + outcome.skipped) if pending else outcome
+            batch = replace(result, skipped=pending + result.skipped) if pending else result
             pending = ()
             delivered += 1
             # Here and not in a thread of PyTorch's: it could not be stopped while a dead worker holds its queue.
@@ -149,64 +149,69 @@ class SteadyLoader(DataLoader[Batch]):
         for entry in pending:
             log.warning("left out %s: %s", entry.path, entry.reason)
 
-    def _outcomes(self) -> Iterator[Outcome]:
-        """Yield what the crews hand over, in order; a new crew goes on where the last one died."""
+    def _results(self) -> Iterator[WorkerResult]:
+        """Yield what workers return, in order; restarted workers go on at the batch that was lost."""
         received, restarts = 0, 0
         deaths: Counter[int] = Counter()
         while True:
-            self.plan.start = received
-            crew, outcomes = self._hire()
+            self.places.start = received
+            workers, results = self._start_workers()
             try:
-                for outcome in self._watched(crew, outcomes):
+                for result in self._watched(workers, results):
                     received, restarts = received + 1, 0
                     deaths.clear()
-                    yield outcome
+                    yield result
                 return
-            except _CrewLostError as loss:
+            except _WorkerDiedError as death:
                 restarts += 1
-                self._mourn(crew, deaths, final=restarts > RESTARTS, cause=loss.__cause__)
+                self._report_dead_workers(workers, deaths, final=restarts > RESTARTS, cause=death.__cause__)
             finally:
-                _dismiss(crew)
+                _stop_workers(workers)
 
-    def _hire(self) -> tuple[list[BaseProcess], Iterator[Outcome]]:
-        """Start workers. PyTorch's own watch is taken off: it raises wherever the program is, even inside a step."""
+    def _start_workers(self) -> tuple[list[BaseProcess], Iterator[WorkerResult]]:
+        """Start workers. PyTorch's own SIGCHLD handler is removed: it raises at any point, even inside a step."""
         # Made here, so that workers inherit this folder; one that they made themselves would outlive their sudden end.
         get_temp_dir()
         others = set(multiprocessing.active_children())
-        watch = signal.getsignal(signal.SIGCHLD) if _can_watch() else None
-        outcomes: Iterator[Any] = super().__iter__()
-        if watch is not None:
-            signal.signal(signal.SIGCHLD, watch)
-        return [child for child in multiprocessing.active_children() if child not in others], outcomes
+        handler = signal.getsignal(signal.SIGCHLD) if _can_watch() else None
+        results: Iterator[Any] = super().__iter__()
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+        return [child for child in multiprocessing.active_children() if child not in others], results
 
-    def _watched(self, crew: list[BaseProcess], outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    def _watched(self, workers: list[BaseProcess], results: Iterator[WorkerResult]) -> Iterator[WorkerResult]:
+        """Yield the results, and raise `_WorkerDiedError` if a worker dies while one is awaited."""
         while True:
             begin = time.perf_counter()
             try:
-                with _watch(crew):
-                    outcome = next(outcomes)
+                with _raising_on_death(workers):
+                    result = next(results)
             except StopIteration:
                 return
-            except _CrewLostError:
+            except _WorkerDiedError:
                 raise
             except Exception as error:
                 # Whatever a dead worker leaves behind: a closed socket, half a message, PyTorch's RuntimeError.
-                if _anyone_gone(crew):
-                    raise _CrewLostError from error
+                if _any_ended(workers):
+                    raise _WorkerDiedError from error
                 raise
             finally:
                 self.waited += time.perf_counter() - begin
-            yield outcome
+            yield result
 
-    def _mourn(
-        self, crew: list[BaseProcess], deaths: Counter[int], *, final: bool, cause: BaseException | None
+    def _report_dead_workers(
+        self, workers: list[BaseProcess], deaths: Counter[int], *, final: bool, cause: BaseException | None
     ) -> None:
-        """Say who died over what; leave out an image that keeps killing; give up if nothing helps."""
-        dead = [worker for worker in crew if worker.exitcode is not None]
-        images = self.desk.read_by([worker.pid for worker in dead if worker.pid is not None])
-        deaths.update(set(images))  # once a crew: two workers may read the same image
-        self.desk.left_out.update(index for index in images if deaths[index] >= DEATHS)
-        how = ", ".join(sorted({_epitaph(worker.exitcode) for worker in dead})) or "without a word"
+        """Log which workers died while reading which images, and leave out images that killed workers repeatedly.
+
+        Raises:
+            DataError: This was the last restart (`final`).
+        """
+        dead = [worker for worker in workers if worker.exitcode is not None]
+        images = self.reading.read_by([worker.pid for worker in dead if worker.pid is not None])
+        deaths.update(set(images))  # once per restart: two workers may read the same image
+        self.reading.left_out.update(index for index in images if deaths[index] >= DEATHS)
+        how = ", ".join(sorted({_describe_exit(worker.exitcode) for worker in dead})) or "no exit code"
         where = " while reading " + ", ".join(map(self.name, images)) if images else ""
         if final:
             raise DataError(
@@ -216,28 +221,28 @@ class SteadyLoader(DataLoader[Batch]):
         log.warning("a loader worker died (%s)%s; starting again from the same batch", how, where)
 
 
-class _CrewLostError(Exception):
-    """A worker is gone, and with it what it was making."""
+class _WorkerDiedError(Exception):
+    """A worker has died, and the batch that it was making is lost."""
 
 
 @contextmanager
-def _watch(crew: list[BaseProcess]) -> Iterator[None]:
-    """Raise as soon as a worker of this crew dies; only here, where nothing is half done."""
+def _raising_on_death(workers: list[BaseProcess]) -> Iterator[None]:
+    """Raise as soon as one of these workers dies; inside this block only, where no step is half done."""
     armed = True
 
-    def look(*_: object) -> None:
+    def check(*_: object) -> None:
         # Raises once only: a signal may come while the handler is being taken off, and leave it on for good.
         # A worker that ends with 0 was asked to.
         nonlocal armed
-        if armed and any(worker.exitcode for worker in crew):
+        if armed and any(worker.exitcode for worker in workers):
             armed = False
-            raise _CrewLostError
+            raise _WorkerDiedError
 
-    look()
-    if not crew or not _can_watch():
+    check()
+    if not workers or not _can_watch():
         yield
         return
-    before = signal.signal(signal.SIGCHLD, look)
+    before = signal.signal(signal.SIGCHLD, check)
     try:
         yield
     finally:
@@ -246,26 +251,27 @@ def _watch(crew: list[BaseProcess]) -> Iterator[None]:
 
 
 def _can_watch() -> bool:
+    """Tell whether this thread may handle SIGCHLD."""
     return hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
 
 
-def _dismiss(crew: list[BaseProcess]) -> None:
-    for worker in crew:
+def _stop_workers(workers: list[BaseProcess]) -> None:
+    for worker in workers:
         worker.terminate()
-    for worker in crew:
+    for worker in workers:
         worker.join(timeout=5)
         if worker.exitcode is None:
             worker.kill()
 
 
-def _anyone_gone(crew: list[BaseProcess]) -> bool:
+def _any_ended(workers: list[BaseProcess]) -> bool:
     """Tell whether a worker has ended; one that is just ending gets the time to do so."""
-    if crew and all(worker.exitcode is None for worker in crew):
+    if workers and all(worker.exitcode is None for worker in workers):
         time.sleep(0.2)
-    return any(worker.exitcode is not None for worker in crew)
+    return any(worker.exitcode is not None for worker in workers)
 
 
-def _epitaph(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     if code is None or code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
@@ -277,17 +283,17 @@ def _epitaph(code: int | None) -> str:
     return f"{name}: {causes[name]}" if name in causes else name
 
 
-def _settle_in(_: int) -> None:
+def _shield_from_signals(_: int) -> None:
     """Shield a worker from signals that a scheduler sends to the whole job: the main process must save first."""
     for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_only, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_from, args=(os.getppid(),), daemon=True).start()
 
 
-def _obey_only(parent: int) -> None:
+def _exit_on_sigterm_from(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
