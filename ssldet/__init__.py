@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssldet.checkup import doctor
+    from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
     from ssldet.detectors.detr import DETR, DETRConfig
     from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
     from ssldet.nn.backbones import register_backbone
@@ -38,6 +39,7 @@ _CONTENTS = {
     "ssldet.types": "Sample Batch Targets Queries Predictions Matches Losses Detections Source",
     "ssldet.nn.backbones": "register_backbone",
     "ssldet.detectors.detr": "DETR DETRConfig",
+    "ssldet.detectors.deformable_detr": "DeformableDETR DeformableDETRConfig",
     "ssldet.task": "Task PretextTask Objective Evaluator",
     "ssldet.engine.run": "Run DataConfig OptimConfig Budget CheckpointConfig",
     "ssldet.verbs": "compose pretrain finetune evaluate predict export preview report load transfer "
@@ -54,6 +56,8 @@ __all__ = [
     "CheckpointConfig",
     "DETRConfig",
     "DataConfig",
+    "DeformableDETR",
+    "DeformableDETRConfig",
     "Detections",
     "Evaluator",
     "Losses",

@@ -70,13 +70,13 @@ class PatchObjective(Objective):
         return cells.mean(dim=(2, 3)).view(*patches.shape[:2], -1)
 
     def ask(self, batch: Batch, features: Float[Tensor, "B P E"]) -> Predictions:
-        """Add the features of the patches to the learned queries, and detect.
+        """Add the features of the patches to the detector's own queries, and detect.
 
         Args:
             batch: Where to look.
             features: Of the patches that each image is searched for.
         """
-        queries = self.patch_queries(features, self.detector.default_queries(1).position[0])
+        queries = self.patch_queries(features, self.detector.default_queries(1), self.detector.patches_join)
         images = self.detector.normalise(batch.images, batch.padding)
         predictions: Predictions = self.detector(images, batch.padding, queries)
         return predictions

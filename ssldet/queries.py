@@ -41,11 +41,53 @@ class LearnedQueries(nn.Module):
         return Queries(content=torch.zeros_like(position), position=position)
 
 
+class PlacedQueries(nn.Module):
+    """Queries of Deformable DETR: each has a content, a position, and a point that the position stands for.
+
+    Attributes:
+        embedding: One row a query: its position, then its content.
+        reference: Position -> logits of the point that a query looks around.
+    """
+
+    embedding: Float[nn.Parameter, "Q _"]
+
+    def __init__(self, num_queries: int, width: int) -> None:
+        """Draw the weights.
+
+        Args:
+            num_queries: Number of queries.
+            width: Width of the transformer.
+        """
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(num_queries, 2 * width))
+        self.reference = nn.Linear(width, 2)
+        nn.init.xavier_uniform_(self.reference.weight)
+        nn.init.zeros_(self.reference.bias)
+
+    def forward(self, batch_size: int) -> Queries:
+        """Ask the same of every image.
+
+        Args:
+            batch_size: Number of images.
+        """
+        position, content = self.embedding.expand(batch_size, -1, -1).chunk(2, dim=-1)
+        return Queries(content=content, position=position)
+
+    def points(self, position: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q 2"]:
+        """Return what each query looks around: normalised x and y.
+
+        Args:
+            position: Position of each query.
+        """
+        point: Tensor = self.reference(position)
+        return point.sigmoid()
+
+
 class PatchQueries(nn.Module):
     """Queries that ask "where is this patch?" (UP-DETR, sections 3.1 and 3.2).
 
     Each patch feature is projected, handed to equally many consecutive queries, hidden from some of them in training,
-    and added to the learned embedding; the sum is the query's position, the content starts from zeros.
+    and added to the position of the detector's own query, or to its content; the other part stays as it is.
 
     Attributes:
         projection: Patch feature -> width of the transformer.
@@ -81,19 +123,23 @@ class PatchQueries(nn.Module):
         self.masking, self.mask_ratio, self.shuffle = masking, mask_ratio, shuffle
         self.grouped_attention, self.normalise = grouped_attention, normalise
 
-    def forward(self, features: Float[Tensor, "B P E"], embedding: Float[Tensor, "M D"]) -> Queries:
+    def forward(
+        self, features: Float[Tensor, "B P E"], own: Queries, joins: Literal["content", "position"] = "position"
+    ) -> Queries:
         """Ask for the patches of each image.
 
         Args:
             features: One vector a patch.
-            embedding: The detector's learned embeddings, to be shared among `num_patches` patches. Fewer patches
+            own: The detector's own queries for one image, to be shared among `num_patches` patches. Fewer patches
                 (outside training) take the first of them, so that a patch is asked for as it was in training.
+            joins: Which part of a query features are added to; see `Detector.patches_join`.
 
         Raises:
             ConfigError: Queries can't be shared equally, or there are too many patches.
         """
         batch, patches, _ = features.shape
-        groups = group_ids(len(embedding), self.num_patches)
+        content, position = own.content, own.position
+        groups = group_ids(position.shape[1], self.num_patches)
         if patches > self.num_patches or (self.training and patches != self.num_patches):
             allowed = "exactly" if self.training else "at most"
             raise ConfigError(
@@ -101,19 +147,20 @@ class PatchQueries(nn.Module):
                 f"takes {allowed} that many{' in training' if self.training else ''}; build it with "
                 f"num_patches={patches}"
             )
-        each = len(embedding) // self.num_patches
+        each = position.shape[1] // self.num_patches
         if self.training and self.shuffle:
-            embedding = embedding[torch.randperm(len(embedding), device=embedding.device)]
+            order = torch.randperm(position.shape[1], device=position.device)
+            content, position = content[:, order], position[:, order]
         projected: Tensor = self.projection(features)
         if self.normalise:
             projected = F.layer_norm(projected, projected.shape[-1:])
         asked = projected.repeat_interleave(each, dim=1)
         if self.training and self.mask_ratio > 0:
             asked = asked.masked_fill(self._draw_hidden(batch, patches, each, asked.device).unsqueeze(-1), 0)
-        position = asked + embedding[: patches * each]
+        content, position = (part[:, : patches * each].expand(batch, -1, -1) for part in (content, position))
         return Queries(
-            content=torch.zeros_like(position),
-            position=position,
+            content=asked + content if joins == "content" else content,
+            position=asked + position if joins == "position" else position,
             groups=groups[: patches * each],
             attend_within_groups=self.grouped_attention,
         )
@@ -122,6 +169,15 @@ class PatchQueries(nn.Module):
         if self.masking == "patch":
             return (torch.rand(batch, patches, device=device) < self.mask_ratio).repeat_interleave(each, dim=1)
         return torch.rand(batch, patches * each, device=device) < self.mask_ratio
+
+
+def ranks_within_groups(groups: Int[Tensor, " Q"]) -> Int[Tensor, " Q"]:
+    """Return how many queries of its own group come before each query.
+
+    Args:
+        groups: Group of each query.
+    """
+    return (groups[:, None] == groups[None, :]).tril(-1).sum(1)
 
 
 def group_ids(num_queries: int, num_groups: int) -> Int[Tensor, " Q"]:

@@ -1,5 +1,6 @@
 """Small detectors that several tests build."""
 
+from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.detectors.detr import DETRConfig
 from ssldet.nn.backbones import BackboneConfig
 
@@ -27,3 +28,17 @@ TINY_DETR = DETRConfig(
     dropout=0.0,
 )
 """A DETR on a tiny network of our own, without dropout."""
+
+SMALL_DEFORMABLE_DETR = DeformableDETRConfig(
+    backbone=BackboneConfig(name="resnet18"),
+    num_classes=5,
+    num_queries=11,
+    width=32,
+    heads=4,
+    encoder_layers=2,
+    decoder_layers=3,
+    feedforward=40,
+    encoder_points=2,
+    decoder_points=3,
+)
+"""A Deformable DETR with four levels, likewise; its two options are off."""

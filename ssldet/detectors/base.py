@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ class Detector(nn.Module, ABC):
         num_queries: Number of object queries.
         width: Width of the transformer (D).
         feature_channels: Channels of what `features` returns (E).
+        patches_join: Which part of a query the feature of a patch is added to, where a task asks for patches.
     """
+
+    patches_join: ClassVar[Literal["content", "position"]] = "position"
 
     sections: Mapping[str, tuple[str, ...]]
     scores: ClassScores
@@ -75,7 +78,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def default_queries(self, batch_size: int) -> Queries:
-        """Return the learned queries, shared by all images: plain detection."""
+        """Return the detector's own queries, the same for all images: plain detection."""
 
     @abstractmethod
     def forward(

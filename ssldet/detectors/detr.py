@@ -15,6 +15,7 @@ from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.heads import BoxHead
 from ssldet.nn.masks import AttentionMaps, MaskHead
+from ssldet.nn.padding import is_padded, resize_padding
 from ssldet.nn.position import SinePosition
 from ssldet.nn.transformer import Decoder, Encoder
 from ssldet.queries import LearnedQueries
@@ -121,7 +122,7 @@ class DETR(Detector):
         # Not len(images), which would fix the number of images in an exported graph.
         queries = queries or self.default_queries(images.shape[0])
         *finer, features = [self.features(images)] if self.mask_head is None else self.backbone.levels(images)
-        hidden = _resize(padding, features)
+        hidden = resize_padding(padding, features) if padding is not None and is_padded(padding) else None
         cells = self.projection(features).flatten(2).transpose(1, 2)
         if self.normalise_features:
             cells = F.layer_norm(cells, cells.shape[-1:])
@@ -257,26 +258,3 @@ class DETRConfig(DetectorConfig):
             mask_attention=AttentionMaps(self.width, self.heads, self.mask_attention) if self.masks else None,
             mask_head=MaskHead(self.width, self.heads, backbone.level_channels[:-1]) if self.masks else None,
         )
-
-
-def _resize(padding: Tensor | None, features: Tensor) -> Tensor | None:
-    """Bring the padding to the real size of the features, which no stride foretells; none where nothing is padded."""
-    if padding is None:
-        return None
-    # Looking at the values would make an accelerator wait, and a graph can't; a mask costs little there.
-    if padding.device.type == "cpu" and not torch.compiler.is_compiling() and not padding.any():
-        return None
-    rows, columns = (
-        _nearest(size, cells, padding.device)
-        for size, cells in zip(padding.shape[-2:], features.shape[-2:], strict=True)
-    )
-    return padding[:, rows][:, :, columns]
-
-
-def _nearest(size: int, cells: int, device: torch.device) -> Int[Tensor, " N"]:
-    """Return the pixel that stands for each cell: what nearest interpolation takes, in terms that other runtimes share.
-
-    Their own interpolations round the last digit otherwise, and a padding that ends there moves by a cell.
-    """
-    step = torch.full((), size, dtype=torch.float32, device=device) / cells
-    return (torch.arange(cells, dtype=torch.float32, device=device) * step).long().clamp(max=size - 1)

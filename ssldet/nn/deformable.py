@@ -240,10 +240,10 @@ def sample_by_gather(
     rows, weights = _corners(places, shares, levels, values.shape[1])
     table = values.reshape(-1, values.shape[-1] // places.shape[2])
     # Level by level, since every sample is stored.
-    parts = [
-        (weights[:, :, :, level].flatten(3).unsqueeze(-2).to(table.dtype) @ table[rows[:, :, :, level].flatten(3)])
-        for level in range(rows.shape[3])
-    ]
+    parts = []
+    for level in range(rows.shape[3]):
+        samples = table[rows[:, :, :, level].long()]
+        parts.append((weights[:, :, :, level].unsqueeze(-2).to(table.dtype) @ samples).squeeze(-2))
     return torch.stack(parts).sum(0).flatten(2)
 
 

@@ -1,4 +1,4 @@
-"""names in files of Hugging Face transformers <-> names in ours, for DETR, its masks, and Table Transformer.
+"""names in files of Hugging Face transformers <-> names in ours: for DETR, its masks and Table Transformer, and others.
 
 These are the names on disk, which version 4 gave to its modules and version 5 still writes. Queries, keys and values
 have matrices of their own there; ours, as PyTorch's and DETR's, are one.
@@ -6,38 +6,53 @@ have matrices of their own there; ours, as PyTorch's and DETR's, are one.
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ssldet.errors import CheckpointError
 
-NAMES = {
-    "model.backbone.conv_encoder.model.": "backbone.body.",
-    "model.input_projection.": "projection.",
-    "model.query_position_embeddings.weight": "queries.embedding",
-    "model.encoder.layernorm.": "encoder.norm.",
-    "model.decoder.layernorm.": "decoder.norm.",
-    "model.encoder.": "encoder.",
-    "model.decoder.": "decoder.",
-    "class_labels_classifier.": "class_head.",
-    "bbox_predictor.": "box_head.",
-    "bbox_attention.": "mask_attention.",
-    "mask_head.": "mask_head.",
-}
-"""How a name begins there -> how it begins in our detector."""
-LAYERS = {
-    "encoder.": {"self_attn_layer_norm": "norm1", "final_layer_norm": "norm2", "fc1": "linear1", "fc2": "linear2"},
-    "decoder.": {
-        "self_attn_layer_norm": "norm1",
-        "encoder_attn_layer_norm": "norm2",
-        "final_layer_norm": "norm3",
-        "encoder_attn": "multihead_attn",
-        "fc1": "linear1",
-        "fc2": "linear2",
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """How one architecture of theirs names its tensors.
+
+    Attributes:
+        starts: How a name begins there -> how it begins in our detector.
+        layers: For encoder and decoder, by how our names begin: what the parts of a layer are called there -> here.
+    """
+
+    starts: Mapping[str, str]
+    layers: Mapping[str, Mapping[str, str]]
+
+
+DETR_NAMING = Naming(
+    starts={
+        "model.backbone.conv_encoder.model.": "backbone.body.",
+        "model.input_projection.": "projection.",
+        "model.query_position_embeddings.weight": "queries.embedding",
+        "model.encoder.layernorm.": "encoder.norm.",
+        "model.decoder.layernorm.": "decoder.norm.",
+        "model.encoder.": "encoder.",
+        "model.decoder.": "decoder.",
+        "class_labels_classifier.": "class_head.",
+        "bbox_predictor.": "box_head.",
+        "bbox_attention.": "mask_attention.",
+        "mask_head.": "mask_head.",
     },
-}
-"""What the parts of a layer are called there and here."""
+    layers={
+        "encoder.": {"self_attn_layer_norm": "norm1", "final_layer_norm": "norm2", "fc1": "linear1", "fc2": "linear2"},
+        "decoder.": {
+            "self_attn_layer_norm": "norm1",
+            "encoder_attn_layer_norm": "norm2",
+            "final_layer_norm": "norm3",
+            "encoder_attn": "multihead_attn",
+            "fc1": "linear1",
+            "fc2": "linear2",
+        },
+    },
+)
 SEGMENTATION = "detr."
 """What precedes all names but those of the mask heads, where there are any."""
 MASK_HEADS = ("bbox_attention.", "mask_head.")
@@ -45,12 +60,13 @@ PROJECTIONS = "q", "k", "v"
 COUNTER = "num_batches_tracked"
 
 
-def from_huggingface(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def from_huggingface(state: Mapping[str, Tensor], where: str, naming: Naming = DETR_NAMING) -> dict[str, Tensor]:
     """Rename a state to that of an objective of ours, `detector.…`, joining queries, keys and values.
 
     Args:
         state: Tensors in their naming.
         where: Names the origin in a message.
+        naming: That of their architecture.
 
     Raises:
         CheckpointError: A name that they don't have, or a matrix without its companions.
@@ -59,7 +75,7 @@ def from_huggingface(state: Mapping[str, Tensor], where: str) -> dict[str, Tenso
     apart: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for name, value in state.items():
-        ours = _rename(name.removeprefix(SEGMENTATION))
+        ours = _rename(name.removeprefix(SEGMENTATION), naming)
         if ours is None:
             unknown.append(name)
         elif found := re.fullmatch(r"(.*attn\.)([qkv])_proj\.(weight|bias)", ours):
@@ -75,15 +91,16 @@ def from_huggingface(state: Mapping[str, Tensor], where: str) -> dict[str, Tenso
     return renamed
 
 
-def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_huggingface(state: Mapping[str, Tensor], naming: Naming = DETR_NAMING) -> dict[str, Tensor]:
     """Rename the state of our detector to theirs, queries, keys and values apart.
 
     Args:
-        state: Tensors of a DETR of ours.
+        state: Tensors of a detector of ours.
+        naming: That of their architecture.
     """
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
-        theirs = _rename_back(name)
+        theirs = _rename_back(name, naming)
         base, packed, kind = theirs.rpartition("in_proj_")
         parts = zip(PROJECTIONS, value.chunk(3), strict=True) if packed else ()
         renamed |= {f"{base}{letter}_proj.{kind}": part for letter, part in parts} or {theirs: value}
@@ -92,25 +109,26 @@ def to_huggingface(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name if name.startswith(MASK_HEADS) else SEGMENTATION + name: value for name, value in renamed.items()}
 
 
-def _rename(name: str) -> str | None:
-    start = next((start for start in NAMES if name.startswith(start)), None)
+def _rename(name: str, naming: Naming) -> str | None:
+    start = next((start for start in naming.starts if name.startswith(start)), None)
     if start is None:
         return None
-    ours, rest = NAMES[start], name[len(start) :]
+    ours, rest = naming.starts[start], name[len(start) :]
     if ours == "backbone.body.":
         return ours + _body_name(rest)
-    if ours in LAYERS:
-        return ours + _layer_name(rest, LAYERS[ours])
+    if ours in naming.layers:
+        return ours + _layer_name(rest, naming.layers[ours])
     return ours + rest
 
 
-def _rename_back(name: str) -> str:
+def _rename_back(name: str, naming: Naming) -> str:
     theirs, ours = max(
-        ((theirs, ours) for theirs, ours in NAMES.items() if name.startswith(ours)), key=lambda pair: len(pair[1])
+        ((theirs, ours) for theirs, ours in naming.starts.items() if name.startswith(ours)),
+        key=lambda pair: len(pair[1]),
     )
     rest = name[len(ours) :]
-    if ours in LAYERS:
-        back = {mine: yours for yours, mine in LAYERS[ours].items()}
+    if ours in naming.layers:
+        back = {mine: yours for yours, mine in naming.layers[ours].items()}
         rest = _layer_name(rest, back)
     return theirs + rest
 

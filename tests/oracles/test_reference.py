@@ -76,7 +76,7 @@ def ask(name, mode):
     asking = objective.patch_queries.train(mode != "eval")
     asking.mask_ratio = 0.5 if mode == "masked" else 0.0
     with mock.patch.object(torch, "rand", return_value=kept(case).T.float()):
-        queries = asking(features, detector.default_queries(1).position[0])
+        queries = asking(features, detector.default_queries(1))
     described = [replace(one, embeddings=row.detach()) for one, row in zip(wanted, features, strict=True)]
     return detector(pixels, padding, queries), described
 
@@ -175,7 +175,7 @@ def test_evaluation_with_fewer_patches(name):
     detector, (pixels, padding) = objective.detector.eval(), canvas(case)
     few = patches(case)[:, :2]
     features = detector.features(few.flatten(0, 1)).mean((2, 3)).unflatten(0, few.shape[:2])
-    queries = objective.patch_queries.eval()(features, detector.default_queries(1).position[0])
+    queries = objective.patch_queries.eval()(features, detector.default_queries(1))
     predictions = detector(pixels, padding, queries)
     assert_close(predictions.logits.detach(), recorded(name)["fewer"]["logits"])
     assert_close(predictions.boxes.detach(), recorded(name)["fewer"]["boxes"])
@@ -229,7 +229,7 @@ def test_difference_many_patches_of_few_queries_stay_finite():
     detector = model("updetr-pre-norm").detector.eval()
     objective = RandomQueryPatch(num_patches=6).objective(detector).eval()
     features = detector.features(patches(case).flatten(0, 1)).mean((2, 3)).unflatten(0, (3, 6))
-    queries = objective.patch_queries(features, detector.default_queries(1).position[0])
+    queries = objective.patch_queries(features, detector.default_queries(1))
     predictions = detector(*canvas(case), queries)
     assert predictions.boxes.isfinite().all()
     assert (predictions.boxes[-1, 0, 0] - predictions.boxes[-1, 0, -1]).abs().max() > 1e-4

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ssldet.errors import ConfigError
-from ssldet.queries import LearnedQueries, PatchQueries, group_ids
+from ssldet.queries import LearnedQueries, PatchQueries, PlacedQueries, group_ids, ranks_within_groups
 from ssldet.types import Queries
 
 BATCH, PATCHES, QUERIES, CHANNELS, WIDTH = 2, 3, 12, 5, 8
@@ -17,7 +17,12 @@ def some_embedding() -> torch.Tensor:
 
 def ask(queries: PatchQueries, embedding: torch.Tensor, patches: int = PATCHES) -> tuple[torch.Tensor, Queries]:
     features = torch.randn(BATCH, patches, CHANNELS)
-    return features, queries(features, embedding)
+    return features, queries(features, as_queries(embedding))
+
+
+def as_queries(embedding: torch.Tensor) -> Queries:
+    position = embedding.unsqueeze(0)
+    return Queries(content=torch.zeros_like(position), position=position)
 
 
 def build(**options: Any) -> PatchQueries:
@@ -73,6 +78,34 @@ def test_each_patch_is_repeated_consecutively_and_added_to_the_embedding() -> No
     assert asked.content.abs().max() == 0
     assert asked.groups is not None
     assert asked.groups.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_features_join_the_content_where_the_detector_wants_that() -> None:
+    queries = build(shuffle=True)
+    own = Queries(content=torch.randn(1, QUERIES, WIDTH), position=torch.randn(1, QUERIES, WIDTH))
+    features = torch.randn(BATCH, PATCHES, CHANNELS)
+    asked = queries(features, own, "content")
+    order = torch.cdist(asked.position[0], own.position[0]).argmin(1)
+    assert sorted(order.tolist()) == list(range(QUERIES))
+    assert torch.equal(asked.position, own.position[:, order].expand(BATCH, -1, -1))
+    projected = queries.projection(features).repeat_interleave(4, dim=1)
+    torch.testing.assert_close(asked.content, projected + own.content[:, order])
+
+
+def test_placed_queries_have_content_position_and_a_point() -> None:
+    placed = PlacedQueries(QUERIES, WIDTH)
+    queries = placed(3)
+    assert queries.content.shape == queries.position.shape == (3, QUERIES, WIDTH)
+    torch.testing.assert_close(queries.position[2], placed.embedding[:, :WIDTH])
+    torch.testing.assert_close(queries.content[2], placed.embedding[:, WIDTH:])
+    points = placed.points(queries.position)
+    assert points.shape == (3, QUERIES, 2)
+    assert 0 < points.min() < points.max() < 1
+    assert placed.reference.bias.abs().max() == 0
+
+
+def test_ranks_count_earlier_queries_of_the_same_group() -> None:
+    assert ranks_within_groups(torch.tensor([3, 1, 3, 3, 1, 0])).tolist() == [0, 0, 1, 2, 1, 0]
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -144,7 +177,7 @@ def test_a_wrong_number_of_patches_retells_the_call() -> None:
 def test_normalised_features_have_one_scale_and_no_parameters() -> None:
     queries, embedding = build(normalise=True), some_embedding()
     features = torch.randn(BATCH, PATCHES, CHANNELS) * 50 + 9
-    shown = queries(features, embedding).position - embedding
+    shown = queries(features, as_queries(embedding)).position - embedding
     torch.testing.assert_close(shown.mean(-1), torch.zeros(BATCH, QUERIES), atol=1e-4, rtol=0)
     torch.testing.assert_close(shown.var(-1, correction=0), torch.ones(BATCH, QUERIES), atol=1e-3, rtol=0)
     assert list(queries.state_dict()) == ["projection.weight", "projection.bias"]
@@ -153,7 +186,7 @@ def test_normalised_features_have_one_scale_and_no_parameters() -> None:
 def test_gradients_reach_projection_embedding_and_features() -> None:
     queries, embedding = build(), some_embedding().requires_grad_()
     features = torch.randn(BATCH, PATCHES, CHANNELS, requires_grad=True)
-    queries(features, embedding).position.square().sum().backward()
+    queries(features, as_queries(embedding)).position.square().sum().backward()
     for given in (features, embedding, queries.projection.weight):
         assert given.grad is not None
         assert (given.grad != 0).any()

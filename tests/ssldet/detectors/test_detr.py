@@ -2,9 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from ssldet.detectors.detr import DETR, DETRConfig, _nearest
+from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.queries import PatchQueries
@@ -85,7 +84,7 @@ def test_the_mask_takes_the_size_of_the_features_whatever_the_stride() -> None:
 def test_patch_queries_come_back_with_their_groups() -> None:
     detector = build()
     asking = PatchQueries(detector.feature_channels, detector.width, num_patches=3).eval()
-    queries = asking(torch.randn(2, 2, 30), detector.queries.embedding)
+    queries = asking(torch.randn(2, 2, 30), detector.default_queries(1))
     predictions = detector(some_images(), None, queries)
     assert predictions.boxes.shape == (3, 2, 8, 4)
     assert predictions.groups is not None
@@ -99,7 +98,9 @@ def test_a_patch_is_answered_without_the_others_only_where_attention_is_grouped(
     other[:, 2] += 1
     for grouped in (True, False):
         asking = PatchQueries(14, 24, num_patches=3, grouped_attention=grouped).eval()
-        first, second = (detector(images, None, asking(f, detector.queries.embedding)).boxes for f in (features, other))
+        first, second = (
+            detector(images, None, asking(f, detector.default_queries(1))).boxes for f in (features, other)
+        )
         assert torch.allclose(first[:, :, :8], second[:, :, :8], atol=1e-6) is grouped
         assert not torch.allclose(first[:, :, 8:], second[:, :, 8:], atol=1e-6)
 
@@ -192,10 +193,3 @@ def test_the_seed_decides_the_weights() -> None:
         states.append(TINY_DETR.build().state_dict()["decoder.layers.0.linear1.weight"])
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
-
-
-def test_padding_shrinks_as_by_nearest_interpolation() -> None:
-    for size in [*range(1, 200), 333, 499, 681, 800, 1333]:
-        for cells in {-(-size // 32), max(1, size // 32), -(-size // 8)}:
-            wanted = F.interpolate(torch.arange(size).float()[None, None], size=cells)[0, 0]
-            assert torch.equal(_nearest(size, cells, torch.device("cpu")).float(), wanted), (size, cells)

@@ -1,0 +1,325 @@
+"""images, Queries -> Predictions: Deformable DETR (Zhu et al. 2021), with box refinement and two stages as options."""
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+from ssldet.class_scores import SigmoidScores
+from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.errors import ConfigError
+from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
+from ssldet.nn.deformable import Levels
+from ssldet.nn.deformable_transformer import DeformableDecoder, DeformableEncoder
+from ssldet.nn.heads import MLP
+from ssldet.nn.padding import is_padded, resize_padding
+from ssldet.nn.position import SinePosition
+from ssldet.nn.proposals import Proposals, best_cells
+from ssldet.nn.pyramid import NORM_GROUPS, LevelEmbedding, Pyramid
+from ssldet.queries import PlacedQueries, ranks_within_groups
+from ssldet.recipe import Within
+from ssldet.types import Predictions, Queries
+
+SMALLEST_SHARE = 1e-5
+"""What keeps the logit of a point at the edge of an image finite."""
+FIRST_EXTENT = -2.0
+"""Logit of the width and height of boxes at first: small ones."""
+
+
+class DeformableDETR(Detector):
+    """The deformable detection transformer, its parts injected.
+
+    Patches join the content of queries: the position says where a query looks, and with proposals these say it.
+
+    Attributes:
+        backbone: Images -> levels.
+        projection: Levels -> maps of the transformer's width, and coarser ones.
+        level_embedding: Position of the cells of each level -> the same, told apart; part of the section `encoder`.
+        encoder: Cells of all levels -> encoded cells.
+        decoder: Queries, encoded cells -> states and boxes.
+        queries: The learned queries; a detector with two stages has none.
+        proposals: Encoded cells -> boxes to begin with; only a detector with two stages has them.
+        box_head: Heads from states to boxes, relative to the points that a layer looks around: one per decoder layer
+            and one for the proposals where boxes are refined, else one for all layers.
+        class_head: Heads from states to one logit per class, likewise.
+    """
+
+    patches_join: ClassVar[Literal["content", "position"]] = "content"
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        projection: Pyramid,
+        position: SinePosition,
+        level_embedding: LevelEmbedding,
+        encoder: DeformableEncoder,
+        decoder: DeformableDecoder,
+        asks: PlacedQueries | Proposals,
+        box_head: nn.ModuleList,
+        class_head: nn.ModuleList,
+        scores: SigmoidScores,
+        num_classes: int,
+        num_queries: int,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            backbone: See the attributes.
+            projection: See the attributes.
+            position: Padding -> position encoding.
+            level_embedding: See the attributes.
+            encoder: See the attributes.
+            decoder: See the attributes.
+            asks: The learned queries, or what makes queries of proposals.
+            box_head: See the attributes.
+            class_head: See the attributes.
+            scores: How the outputs of the class heads are read.
+            num_classes: Number of classes.
+            num_queries: Number of object queries.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.projection = projection
+        self.position = position
+        self.level_embedding = level_embedding
+        self.encoder = encoder
+        self.decoder = decoder
+        self.queries = asks if isinstance(asks, PlacedQueries) else None
+        self.proposals = asks if isinstance(asks, Proposals) else None
+        self.box_head = box_head
+        self.class_head = class_head
+        asking = "queries" if self.proposals is None else "proposals"
+        own = ("backbone", "projection", "decoder", asking, "box_head", "class_head")
+        self.sections = {name: (name,) for name in own} | {"encoder": ("level_embedding", "encoder")}
+        self.scores = scores
+        self.num_classes, self.num_queries = num_classes, num_queries
+        self.width = level_embedding.weight.shape[1]
+        self.feature_channels = backbone.channels
+
+    def normalise(
+        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Scale pixels by the backbone's own mean and deviation; padding becomes 0."""
+        return self.backbone.normalise(pixels, padding)
+
+    def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
+        """Return the backbone's last level for normalised images; patches go the same way."""
+        result: Tensor = self.backbone(images)
+        return result
+
+    def default_queries(self, batch_size: int) -> Queries:
+        """Return the learned queries, shared by all images; zeros, to which proposals are added, in two stages."""
+        if self.queries is not None:
+            result: Queries = self.queries(batch_size)
+            return result
+        nothing = self.level_embedding.weight.new_zeros(1, self.num_queries, self.width).expand(batch_size, -1, -1)
+        return Queries(content=nothing, position=nothing)
+
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        padding: Bool[Tensor, "B H W"] | None = None,
+        queries: Queries | None = None,
+    ) -> Predictions:
+        """Detect; see `Detector.forward`. In two stages, what is known of proposals is added to the queries."""
+        # Not len(images), which would fix the number of images in an exported graph.
+        queries = queries or self.default_queries(images.shape[0])
+        maps = self.projection(self.backbone.levels(images)[-self.projection.given :])
+        hidden = None
+        if padding is not None and is_padded(padding):
+            hidden = [resize_padding(padding, level) for level in maps]
+        levels = Levels.of(maps, hidden)
+        encoded = self.encoder(levels.join(maps), self._positions(maps, hidden), levels)
+        content, position, proposed = queries.content, queries.position, None
+        if self.proposals is not None:
+            proposed, reference = self._propose(encoded, levels, queries)
+            place_content, place = self.proposals.queries(reference)
+            content, position = content + place_content, position + place
+        else:
+            assert self.queries is not None
+            with torch.autocast(images.device.type, enabled=False):
+                reference = self.queries.points(position.float())
+        apart = queries.groups if queries.attend_within_groups else None
+        states, boxes = self.decoder(content, position, reference, encoded, levels, self._locate, apart)
+        with torch.autocast(images.device.type, enabled=False):
+            states = states.float()
+            logits = torch.stack([self._head(self.class_head, number)(layer) for number, layer in enumerate(states)])
+        return Predictions(
+            logits=logits,
+            boxes=boxes,
+            states=states,
+            groups=queries.groups,
+            scores=self.scores,
+            proposals=proposed,
+        )
+
+    def _positions(self, maps: list[Tensor], hidden: list[Tensor] | None) -> Tensor:
+        """Return the position of every cell of all levels: where it lies, and on which level."""
+        nowhere = [torch.zeros_like(level[:1, 0], dtype=torch.bool) for level in maps]
+        positions = self.level_embedding([self.position(padding) for padding in hidden or nowhere])
+        return torch.cat([position.flatten(1, 2) for position in positions], dim=1)
+
+    def _propose(self, encoded: Tensor, levels: Levels, queries: Queries) -> tuple[Predictions, Tensor]:
+        """Return what all cells propose, and the box that each query begins with.
+
+        Groups of queries get the best proposals each: what one group begins with does not depend on the others.
+        """
+        assert self.proposals is not None
+        states, first = self.proposals(encoded, levels)
+        last = len(self.decoder.layers)
+        with torch.autocast(encoded.device.type, enabled=False):
+            states = states.float()
+            logits = self._head(self.class_head, last)(states)
+            boxes = (self._head(self.box_head, last)(states) + first).sigmoid()
+        # An object is class 0 to the proposals, whatever it is.
+        if queries.groups is None:
+            cells = best_cells(logits[..., 0], queries.content.shape[1])
+        else:
+            ranks = ranks_within_groups(queries.groups)
+            cells = best_cells(logits[..., 0], int(ranks.max()) + 1)[:, ranks.to(logits.device)]
+        reference = boxes.detach().gather(1, cells.unsqueeze(-1).expand(-1, -1, 4))
+        proposed = Predictions(
+            logits=logits.unsqueeze(0), boxes=boxes.unsqueeze(0), states=states.unsqueeze(0), scores=self.scores
+        )
+        return proposed, reference
+
+    def _locate(self, layer: int, states: Tensor, reference: Tensor) -> Tensor:
+        """Turn states into boxes, in 32 bits whatever the rest runs in: boxes need the digits."""
+        with torch.autocast(states.device.type, enabled=False):
+            offset = self._head(self.box_head, layer)(states.float())
+            logit = (reference.clamp(min=SMALLEST_SHARE) / (1 - reference).clamp(min=SMALLEST_SHARE)).log()
+            boxes: Tensor = (offset + F.pad(logit, (0, 4 - logit.shape[-1]))).sigmoid()
+            return boxes
+
+    def _head(self, heads: nn.ModuleList, layer: int) -> nn.Module:
+        """Return the head of a decoder layer; proposals have the number after the last one."""
+        return heads[layer if len(heads) > 1 else 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeformableDETRConfig(DetectorConfig):
+    """The choices that define a Deformable DETR. Defaults are those of its authors, without the two options.
+
+    Attributes:
+        backbone: Which network looks at the image.
+        num_classes: Number of classes; raw COCO ids need 91.
+        num_queries: Number of object queries: the most objects that can be found in one image.
+        width: Width of the transformer; must be divisible by `heads` and by 32.
+        heads: Attention heads.
+        encoder_layers: Depth of the encoder.
+        decoder_layers: Depth of the decoder.
+        feedforward: Width inside the feed-forward networks.
+        dropout: Share of branches, hidden units and weights of the self-attention dropped in training.
+        pre_norm: Normalise before each branch; released weights were trained without it.
+        backbone_levels: How many levels of the backbone are taken, counted from the coarsest.
+        extra_levels: How many coarser levels are made, each of half the size of the one before.
+        encoder_points: Points that one head of the encoder looks at on one level.
+        decoder_points: Points that one head of the decoder looks at on one level.
+        refine_boxes: Let each decoder layer look around, and correct, the boxes of the layer before.
+        two_stage: Begin with the best boxes that encoded cells propose instead of learned queries; needs
+            `refine_boxes`.
+    """
+
+    cite: ClassVar[str] = "zhu2021deformable"
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    num_classes: Annotated[int, Within(1)] = 91
+    num_queries: Annotated[int, Within(1)] = 300
+    width: Annotated[int, Within(NORM_GROUPS)] = 256
+    heads: Annotated[int, Within(1)] = 8
+    encoder_layers: Annotated[int, Within(0)] = 6
+    decoder_layers: Annotated[int, Within(1)] = 6
+    feedforward: Annotated[int, Within(1)] = 1024
+    dropout: Annotated[float, Within(0, 0.9)] = 0.1
+    pre_norm: bool = False
+    backbone_levels: Annotated[int, Within(1)] = 3
+    extra_levels: Annotated[int, Within(0)] = 1
+    encoder_points: Annotated[int, Within(1)] = 4
+    decoder_points: Annotated[int, Within(1)] = 4
+    refine_boxes: bool = False
+    two_stage: bool = False
+
+    def problems(self) -> list[str]:
+        """Say what no single field can know."""
+        wrong = []
+        step = math.lcm(self.heads, NORM_GROUPS)
+        if self.width % step:
+            below = max(step, self.width // step * step)
+            nearest = " or ".join(str(width) for width in dict.fromkeys([below, below + step]))
+            wrong.append(
+                f"width: {self.width} can't be shared among heads={self.heads} and the {NORM_GROUPS} groups of the "
+                f"projection's norms; choose width={nearest}"
+            )
+        if self.two_stage and not self.refine_boxes:
+            wrong.append("two_stage: boxes that cells propose are there to be refined; choose refine_boxes=true too")
+        return wrong
+
+    def build(self) -> DeformableDETR:
+        """Return the detector with fresh weights."""
+        backbone = build_backbone(self.backbone)
+        if len(backbone.level_channels) < self.backbone_levels:
+            raise ConfigError(
+                f"detector.backbone_levels: {self.backbone_levels} levels are wanted, and backbone "
+                f"{self.backbone.name!r} has {len(backbone.level_channels)}; choose "
+                f"detector.backbone_levels={len(backbone.level_channels)} and more detector.extra_levels"
+            )
+        count = self.backbone_levels + self.extra_levels
+        scores = SigmoidScores()
+        transformer = (self.width, self.heads, self.feedforward, self.dropout)
+        return DeformableDETR(
+            backbone=backbone,
+            projection=Pyramid(backbone.level_channels[-self.backbone_levels :], self.width, extra=self.extra_levels),
+            position=SinePosition(self.width, inset=0.5),
+            level_embedding=LevelEmbedding(count, self.width),
+            encoder=DeformableEncoder(
+                *transformer,
+                layers=self.encoder_layers,
+                levels=count,
+                points=self.encoder_points,
+                pre_norm=self.pre_norm,
+            ),
+            decoder=DeformableDecoder(
+                *transformer,
+                layers=self.decoder_layers,
+                levels=count,
+                points=self.decoder_points,
+                pre_norm=self.pre_norm,
+                refine=self.refine_boxes,
+            ),
+            asks=Proposals(self.width) if self.two_stage else PlacedQueries(self.num_queries, self.width),
+            box_head=self._box_heads(),
+            class_head=self._class_heads(scores),
+            scores=scores,
+            num_classes=self.num_classes,
+            num_queries=self.num_queries,
+        )
+
+    def _box_heads(self) -> nn.ModuleList:
+        """Return heads whose boxes lie at their reference points at first: equal ones, as the authors start them."""
+        head = MLP(self.width, self.width, 4, depth=3)
+        last = head.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        heads = nn.ModuleList(copy.deepcopy(head) for _ in range(self._heads))
+        if not self.two_stage:
+            # Points have no extent; the first layer gives them one, and refinement keeps it.
+            first: Tensor = heads[0].layers[-1].bias  # type: ignore[index, union-attr]
+            nn.init.constant_(first[2:], FIRST_EXTENT)
+        return heads
+
+    def _class_heads(self, scores: SigmoidScores) -> nn.ModuleList:
+        head = nn.Linear(self.width, self.num_classes + scores.extra_rows)
+        nn.init.constant_(head.bias, scores.first_bias())
+        return nn.ModuleList(copy.deepcopy(head) for _ in range(self._heads))
+
+    @property
+    def _heads(self) -> int:
+        """Number of heads of a kind."""
+        return self.decoder_layers + self.two_stage if self.refine_boxes else 1
