@@ -22,8 +22,9 @@ from ssldet.detectors.base import Detector
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.postprocess import detections
 from ssldet.recipe import Within
+from ssldet.source import Source
 from ssldet.task import Evaluator, Objective, Task, Views
-from ssldet.types import Batch, Detections, Losses, Predictions, Source
+from ssldet.types import Batch, Detections, Losses, Predictions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,8 +27,6 @@ from torch import Tensor
 from downstream.annotations.one_shot import (
     VOC_UNSEEN,
     EvaluationPairs,
-    Listed,
-    Measurable,
     TrainingPairs,
     square,
 )
@@ -40,8 +38,9 @@ from ssldet.losses.set_prediction import set_prediction
 from ssldet.patches import PatchObjective, patches_of
 from ssldet.queries import PatchQueries
 from ssldet.recipe import Within
+from ssldet.source import Measurable, Source
 from ssldet.task import Evaluator, Stage
-from ssldet.types import Batch, Detections, Losses, Source
+from ssldet.types import Batch, Detections, Losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ class OneShot(Detection):
         Raises:
             DataError: The source carries no labels, or not the classes that are held out.
         """
-        if not source.classes or not isinstance(source, Listed):
+        if not source.classes:
             raise DataError("no labelled boxes to cut queries from; use coco:…, voc:… or yolo:…")
         if training:
             return TrainingPairs(

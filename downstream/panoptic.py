@@ -26,14 +26,14 @@ from ssldet.losses.masks import MaskDiceTerm, MaskFocalTerm
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.postprocess import detections
 from ssldet.recipe import Within, override
+from ssldet.source import Source
 from ssldet.task import Needs, Stage
-from ssldet.types import Batch, Detections, Predictions, Source
+from ssldet.types import Batch, Detections, Predictions
 
 
 def _with_stuff_of(task: "Panoptic", source: Source) -> "Panoptic":
     """Return a task with the classes that the training set calls stuff; where it says nothing, none is."""
-    is_thing = getattr(source, "is_thing", ())
-    return replace(task, stuff=tuple(label for label, thing in enumerate(is_thing) if not thing))
+    return replace(task, stuff=tuple(label for label, thing in enumerate(source.is_thing) if not thing))
 
 
 def _with_masks(detector: DetectorConfig) -> DetectorConfig:

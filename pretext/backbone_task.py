@@ -23,8 +23,9 @@ from ssldet.chance import lent
 from ssldet.data.geometry import resize
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.recipe import Within
+from ssldet.source import Source
 from ssldet.task import Evaluator, Objective, PretextTask, Stage, Views
-from ssldet.types import Batch, Embedding, Gather, Problem, Sample, Source, Targets
+from ssldet.types import Batch, Embedding, Gather, Problem, Sample, Targets
 
 MARGIN = 8 / 7
 """Short side of an image over the side of the square that is cut from its middle to measure it: 256 over 224."""

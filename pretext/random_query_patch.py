@@ -44,8 +44,9 @@ from ssldet.nn.heads import MLP
 from ssldet.patches import Patches, PatchObjective, patches_of
 from ssldet.queries import PatchQueries, unequal_shares
 from ssldet.recipe import Within
+from ssldet.source import Source
 from ssldet.task import Evaluator, PretextTask, Views
-from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Sample, Source, Targets
+from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Sample, Targets
 
 RELEASED_SIDES = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
 """Short sides of the released code."""

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
     from ssldet.nn.backbones import register_backbone
     from ssldet.showcase import demo
+    from ssldet.source import Measurable, Source, WrappedSource
     from ssldet.task import Evaluator, Objective, PretextTask, Task
-    from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Queries, Sample, Source, Targets
+    from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Queries, Sample, Targets
     from ssldet.verbs import (
         Trained,
         check_data,
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 __version__ = version("ssldet")
 
 _CONTENTS = {
-    "ssldet.types": "Sample Batch Targets Queries Predictions Matches Losses Detections Source",
+    "ssldet.types": "Sample Batch Targets Queries Predictions Matches Losses Detections",
+    "ssldet.source": "Source Measurable WrappedSource",
     "ssldet.nn.backbones": "register_backbone",
     "ssldet.detectors.detr": "DETR DETRConfig",
     "ssldet.detectors.deformable_detr": "DeformableDETR DeformableDETRConfig",
@@ -62,6 +64,7 @@ __all__ = [
     "Evaluator",
     "Losses",
     "Matches",
+    "Measurable",
     "Objective",
     "OptimConfig",
     "Predictions",
@@ -73,6 +76,7 @@ __all__ = [
     "Targets",
     "Task",
     "Trained",
+    "WrappedSource",
     "check_data",
     "compare_data",
     "compose",

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import nn
 
 from ssldet.detectors.base import Detector, DetectorConfig
-from ssldet.types import Answer, Batch, Losses, Source
+from ssldet.source import Source
+from ssldet.types import Answer, Batch, Losses
 from ssldet.types import Views as Views
 
 
@@ -180,12 +181,11 @@ class Task(ABC):
         """Return the source whose items are this task's problems, such as pairs of an image and what to look for in it.
 
         Views see one image at a time; what needs the whole set belongs here. The engine trains and measures on what
-        this returns, and `evaluator` gets it too. Where items depend on chance, the returned source has a method
-        `draw(index, generator) -> Sample`, which the loader calls in place of the index; the generator goes on to the
-        views, so that an item is a function of (seed, epoch, index).
+        this returns, and `evaluator` gets it too. Where items depend on chance, the returned source overrides
+        `Source.draw`; its generator goes on to the views, so that an item is a function of (seed, epoch, index).
 
         Args:
-            source: The images as they were opened.
+            source: The images as they were opened, without labels where the task needs none.
             training: False gives the items of evaluation.
 
         Raises:

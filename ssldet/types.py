@@ -13,7 +13,7 @@ edge** (pixels of the image as it lies on disk). Shapes are checked when the tes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -352,38 +352,3 @@ def _join(parts: Sequence[Tensor | None]) -> Tensor | None:
     if present and len(present) != len(parts):
         raise ValueError(f"{len(present)} of {len(parts)} images carry a target field that all or none must carry")
     return torch.cat(present) if present else None
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Images by number, labelled or not: what a data specification opens into.
-
-    Reading is random access and free of state, so that any worker may read any image in any order.
-    """
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of `Targets.labels`; empty where the images carry no labels."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Short hash of what is in the set and in which order; a run refuses to resume on another one."""
-        ...
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """Files that were listed but can't be used, known before training starts."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of usable images."""
-        ...
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read one image whole, with its labels if there are any.
-
-        Raises:
-            UnreadableError: The file can't be decoded; the loader replaces it and counts it.
-        """
-        ...

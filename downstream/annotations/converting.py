@@ -13,7 +13,7 @@ from downstream.annotations.coco import read_coco
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.labels import Labels, ground_truth
 from ssldet.errors import AnnotationError, DataError
-from ssldet.types import Source
+from ssldet.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)

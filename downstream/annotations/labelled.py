@@ -1,6 +1,5 @@
 """Labels, image folder -> Source: labelled images by number, checked against the files on disk before training."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from copy import copy
@@ -14,13 +13,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from downstream.annotations.labels import GroundTruth, Labels, ground_truth, looks_like_corners, results_of
+from downstream.annotations.labels import Labels, ground_truth, looks_like_corners, results_of
 from downstream.annotations.masks import RunLengths, encode
 from downstream.annotations.outlines import mask_of
 from downstream.annotations.problems import Problems
 from ssldet.boxes import to_normalised
 from ssldet.data.images import ImageRules, image_sizes, read_image
 from ssldet.errors import AnnotationError, UnreadableError
+from ssldet.source import GroundTruth, Measurable
 from ssldet.types import Batch, Detections, Sample, Skipped, Targets
 
 log = logging.getLogger(__name__)
@@ -48,13 +48,12 @@ class Annotated:
     places: Sequence[str]
 
 
-class LabelledImages:
+class LabelledImages(Measurable):
     """A labelled set: what `coco:`, `voc:` and `yolo:` open into.
 
     Attributes:
         labels: The annotations of the usable images.
         folder: Where the images lie.
-        skipped: Images that can't be used, known before training starts.
     """
 
     def __init__(self, annotated: Annotated, problems: Problems, rules: ImageRules) -> None:
@@ -70,11 +69,11 @@ class LabelledImages:
         """
         labels, origin = annotated.labels, annotated.origin
         self.folder, self._rules = annotated.folder, rules
-        sizes, self.skipped = check_files(annotated, problems, rules)
+        sizes, self._skipped = check_files(annotated, problems, rules)
         problems.stop()
         self.labels = replace(labels, sizes=sizes).subset(sizes[:, 0] > 0)
         if not len(self.labels):
-            raise AnnotationError(f"{origin}: none of {len(labels)} images can be used ({self.skipped[0].reason})")
+            raise AnnotationError(f"{origin}: none of {len(labels)} images can be used ({self._skipped[0].reason})")
         for what, count in labels.notes.items():
             log.info("%s: %d %s", origin, count, what)
         if looks_like_corners(labels):
@@ -100,13 +99,15 @@ class LabelledImages:
         """`Sample.key` of each image: its original id as text."""
         return tuple(map(str, self.image_ids))
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Short hash of images, classes and boxes and of their order."""
-        digest = hashlib.blake2b(repr((self.classes, self.image_ids, self.labels.files)).encode(), digest_size=6)
-        for column in (self.labels.first, self.labels.boxes, self.labels.labels, self.labels.crowd):
-            digest.update(np.ascontiguousarray(column).tobytes())
-        return digest.hexdigest()
+        return self.labels.fingerprint
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Images that can't be used."""
+        return self._skipped
 
     def __len__(self) -> int:
         """Number of usable images."""
@@ -126,6 +127,8 @@ class LabelledImages:
 
     def targets_of(self, index: int) -> Targets:
         """Return the boxes and labels of one image without reading it."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         height, width = self.labels.sizes[index].tolist()
         return self._targets(index, (height, width))[0]
 
@@ -150,7 +153,6 @@ class LabelledImages:
             classes: The same names in the wanted order.
         """
         other = copy(self)
-        other.__dict__.pop("fingerprint", None)
         other.labels = self.labels.renumbered(classes)
         return other
 

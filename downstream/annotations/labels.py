@@ -1,54 +1,26 @@
 """rows of boxes -> Labels: the annotations of a whole set as a few arrays, checked and counted, without images."""
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from posixpath import normpath
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from downstream.annotations.outlines import Outlines, gathered
 from ssldet.boxes import xyxy_to_xywh
+from ssldet.source import GroundTruth
 from ssldet.types import Detections
 
-GroundTruth = dict[str, list[dict[str, Any]]]
-"""COCO's form of annotations, with original ids: `images`, `categories` and `annotations`."""
 OUTSIDE_SHARE = 0.05
 """Share of boxes beyond the border above which a file is suspected to hold [x1, y1, x2, y2]."""
 
 
-@runtime_checkable
-class Labelled(Protocol):
-    """What a metric must know of a labelled source."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the labels."""
-        ...
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """Original id of each class."""
-        ...
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """`Sample.key` of each image."""
-        ...
-
-    @property
-    def image_ids(self) -> tuple[int, ...] | tuple[str, ...]:
-        """Original id of each image."""
-        ...
-
-    def ground_truth(self) -> GroundTruth:
-        """Return the annotations in COCO's form, with original ids."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Labels:
     """What an annotation file says, in its own ids and in pixels. Row r describes box r; rows are sorted by image.
 
@@ -85,6 +57,14 @@ class Labels:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.image_ids)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of images, classes and boxes and of their order."""
+        digest = hashlib.blake2b(repr((self.classes, self.image_ids, self.files)).encode(), digest_size=6)
+        for column in (self.first, self.boxes, self.labels, self.crowd):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
     def rows(self, image: int) -> slice:
         """Return the rows of one image."""

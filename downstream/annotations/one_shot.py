@@ -7,8 +7,7 @@ training; there, their objects lie in the images as background without a label.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +16,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from downstream.annotations.labels import GroundTruth, Labelled, results_of
+from downstream.annotations.labels import results_of
 from ssldet import chance
 from ssldet.boxes import to_absolute
 from ssldet.errors import DataError, suggest
 from ssldet.patches import Patches
-from ssldet.types import Batch, Detections, Sample, Skipped, Source, Targets
+from ssldet.source import GroundTruth, Measurable, Source, WrappedSource
+from ssldet.types import Batch, Detections, Sample, Targets
 from ssldet.weights.coco import coco_things
 
 VOC_UNSEEN = ("aeroplane", "cat", "cow", "sheep")
@@ -40,32 +40,18 @@ def coco_unseen(split: int) -> tuple[str, ...]:
     return tuple(coco_things().values())[split - 1 :: 4]
 
 
-@runtime_checkable
-class Listed(Source, Protocol):
-    """A source that knows its objects without reading images."""
-
-    def targets_of(self, index: int) -> Targets:
-        """Return boxes and labels of an image."""
-        ...
-
-
-@runtime_checkable
-class Measurable(Listed, Labelled, Protocol):
-    """A source that a metric can be computed on as well."""
-
-
-class Pairs:
-    """What pairs for training and for evaluation have in common; a `Source` with the one class `match`.
+class Pairs(WrappedSource):
+    """What pairs for training and for evaluation have in common: images around which pairs with the one class are made.
 
     Attributes:
-        classes: `match`.
         seen: Whether each class of the images may be asked for in training, by their label.
-        fingerprint: Short hash of the images and of how pairs are made.
     """
 
     classes = MATCH
+    category_ids = ()
+    is_thing = ()
 
-    def __init__(self, images: Listed, unseen: Sequence[str], patch_size: int, *words: object) -> None:
+    def __init__(self, images: Source, unseen: Sequence[str], patch_size: int, *words: object) -> None:
         """List all objects.
 
         Args:
@@ -75,8 +61,9 @@ class Pairs:
             words: What else the fingerprint depends on.
 
         Raises:
-            DataError: The images have no such classes, or two of one name.
+            DataError: The images have no such classes, or two of one name, or don't say what they hold.
         """
+        super().__init__(images)
         names = images.classes
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
@@ -87,19 +74,29 @@ class Pairs:
                 f"task.unseen: the data has no class {missing[0]!r}{suggest(missing[0], names)}; there are {there}; "
                 "name the classes to hold out, such as --set task.unseen=cat,dog"
             )
-        self.images, self.patch_size = images, patch_size
+        self.patch_size = patch_size
         self.seen = tuple(name not in unseen for name in names)
-        targets = [images.targets_of(index) for index in range(len(images))]
+        targets = [_listed(images, index) for index in range(len(images))]
         self._first = np.concatenate([[0], np.cumsum([len(one) for one in targets])])
         self._boxes: Float[np.ndarray, "N 4"] = np.concatenate([one.boxes.numpy() for one in targets])
         self._labels: Int[np.ndarray, " N"] = np.concatenate([one.labels.numpy() for one in targets])
-        said = repr((images.fingerprint, self.seen, patch_size, words))
-        self.fingerprint = hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
+        self._words = words
 
     @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """Files that can't be used."""
-        return self.images.skipped
+    def fingerprint(self) -> str:
+        """Short hash of the images and of how pairs are made."""
+        said = repr((self.source.fingerprint, self.seen, self.patch_size, self._words))
+        return hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
+
+    def targets_of(self, index: int) -> None:
+        """Return `None`: what is to be found depends on what is asked for."""
+
+    def with_classes(self, classes: Sequence[str]) -> None:
+        """Return `None`: there is one class."""
+
+    def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return a permutation of the pairs, whatever the images do."""
+        return Source.order(self, seed, epoch)
 
     def _labels_of(self, image: int) -> Int[np.ndarray, " K"]:
         """Return which classes an image holds, each once, in order."""
@@ -119,20 +116,15 @@ class Pairs:
             query: Number of the object that shows it.
             mirrored: Whether the query is mirrored.
         """
-        sample = self.images[image]
+        sample = self.source[image]
         owner = int(np.searchsorted(self._first, query, side="right")) - 1
-        shown = sample if owner == image else self.images[owner]
+        shown = sample if owner == image else self.source[owner]
         corners = to_absolute(torch.from_numpy(self._boxes[query]), shown.original_size)
         boxes = sample.targets.boxes[sample.targets.labels == label]
         targets = Targets(boxes=boxes, labels=torch.zeros(len(boxes), dtype=torch.int64))
         patch = cut_query(shown.image, corners, self.patch_size)
         patch = patch.flip(-1) if mirrored else patch
         return replace(sample, targets=targets, problem=Patches(pixels=patch[None]))
-
-    def _path_of(self, image: int) -> str | Path:
-        path_of = getattr(self.images, "path_of", None)
-        path: str | Path = path_of(image) if path_of else f"image {image}"
-        return path
 
 
 class TrainingPairs(Pairs):
@@ -144,7 +136,7 @@ class TrainingPairs(Pairs):
     """
 
     def __init__(
-        self, images: Listed, unseen: Sequence[str], *, patch_size: int, query_flip: float, absent_share: float = 0.0
+        self, images: Source, unseen: Sequence[str], *, patch_size: int, query_flip: float, absent_share: float = 0.0
     ) -> None:
         """Choose the images.
 
@@ -190,9 +182,7 @@ class TrainingPairs(Pairs):
         Raises:
             UnreadableError: The image, or the one that the query is in, can't be decoded.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        image = int(self._kept[index])
+        image = self.inner(index)
         asked = self._asked(image, generator)
         label = int(asked[torch.multinomial(self._weights[asked], 1, generator=generator)])
         pool = self._pools[label]
@@ -200,9 +190,13 @@ class TrainingPairs(Pairs):
         mirrored = float(torch.rand((), generator=generator)) < self._query_flip
         return self._pair(image, label, query, mirrored=mirrored)
 
-    def path_of(self, index: int) -> str | Path:
-        """Return where an image lies."""
-        return self._path_of(int(self._kept[index]))
+    def inner(self, index: int) -> int:
+        """Return the number of an image among all images.
+
+        Raises:
+            IndexError: There is no such image.
+        """
+        return int(self._kept[super().inner(index)])
 
     def _asked(self, image: int, generator: torch.Generator) -> Int[Tensor, " K"]:
         """Return the labels one of which is asked for: those of the image or, for a share of the pairs, all others."""
@@ -213,7 +207,7 @@ class TrainingPairs(Pairs):
         return torch.tensor(absent) if absent else present
 
 
-class EvaluationPairs(Pairs):
+class EvaluationPairs(Pairs, Measurable):
     """Every image with every class that occurs in it, in order; with `absent`, with every class of the set.
 
     The query is an object of that class from the same set: all of them are shuffled by a seed made of the image's key
@@ -221,10 +215,9 @@ class EvaluationPairs(Pairs):
 
     Attributes:
         pairs: Image and class of each pair, by number.
-        keys: `Sample.key` of each pair: `IMAGE:CLASS`.
     """
 
-    images: Measurable
+    source: Measurable
 
     def __init__(
         self, images: Measurable, unseen: Sequence[str], *, patch_size: int, position: int = 0, absent: bool = False
@@ -252,8 +245,8 @@ class EvaluationPairs(Pairs):
             for image in range(len(images))
             for label in (self._pools if absent else self._labels_of(image))
         )
-        self.keys = tuple(f"{images.keys[image]}:{images.classes[label]}" for image, label in self.pairs)
-        self._numbers = {key: number for number, key in enumerate(self.keys)}
+        self._keys = tuple(f"{images.keys[image]}:{images.classes[label]}" for image, label in self.pairs)
+        self._numbers = {key: number for number, key in enumerate(self._keys)}
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -265,29 +258,45 @@ class EvaluationPairs(Pairs):
         Raises:
             UnreadableError: The image, or the one that the query is in, can't be decoded.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        image, label = self.pairs[index]
-        return replace(self._pair(image, label, self.query_of(index)), key=self.keys[index])
+        image = self.inner(index)
+        return replace(self._pair(image, self.pairs[index][1], self.query_of(index)), key=self._keys[index])
+
+    def draw(self, index: int, generator: torch.Generator) -> Sample:
+        """Make one pair; nothing is left to chance."""
+        return self[index]
+
+    def inner(self, index: int) -> int:
+        """Return the number of the image of a pair.
+
+        Raises:
+            IndexError: There is no such pair.
+        """
+        return self.pairs[super().inner(index)][0]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """`Sample.key` of each pair: `IMAGE:CLASS`."""
+        return self._keys
+
+    @property
+    def image_ids(self) -> tuple[int, ...] | tuple[str, ...]:
+        """Original id of the image of each pair."""
+        return tuple(self.source.image_ids[image] for image, _ in self.pairs)  # type: ignore[return-value]  # of one kind
 
     def query_of(self, index: int) -> int:
         """Return the number of the object that a pair is asked with, counted through all objects of the set."""
         image, label = self.pairs[index]
         pool = self._pools[label]
-        seeded = chance.generator("one-shot query", self.images.keys[image], self.images.classes[label])
+        seeded = chance.generator("one-shot query", self.source.keys[image], self.source.classes[label])
         return int(pool[int(torch.randperm(len(pool), generator=seeded)[self._position % len(pool)])])
 
     def number_of(self, key: str) -> int:
         """Return the number of the pair with a key."""
         return self._numbers[key]
 
-    def path_of(self, index: int) -> str | Path:
-        """Return where the image of a pair lies."""
-        return self._path_of(self.pairs[index][0])
-
     def ground_truth(self) -> GroundTruth:
         """Return the annotations in COCO's form, with original ids."""
-        return self.images.ground_truth()
+        return self.source.ground_truth()
 
     def to_results(self, detections: Sequence[Detections], batch: Batch) -> list[dict[str, Any]]:
         """Return detections as COCO results with original ids; each is of the class that was asked for.
@@ -299,9 +308,16 @@ class EvaluationPairs(Pairs):
         rows: list[dict[str, Any]] = []
         for found, key in zip(detections, batch.keys, strict=True):
             image, label = self.pairs[self._numbers[key]]
-            category = self.images.category_ids[label]
-            rows += results_of(found, self.images.image_ids[image], [category] * len(found))
+            category = self.source.category_ids[label]
+            rows += results_of(found, self.source.image_ids[image], [category] * len(found))
         return rows
+
+
+def _listed(images: Source, index: int) -> Targets:
+    targets = images.targets_of(index)
+    if targets is None:
+        raise DataError("the images don't say what they hold without being read; use coco:…, voc:… or yolo:…")
+    return targets
 
 
 def cut_query(image: UInt8[Tensor, "3 H W"], box_xyxy: Float[Tensor, "4"], size: int) -> UInt8[Tensor, "3 h w"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.problems import Problems
 from downstream.annotations.segments import (
+    EveryPixelLabelled,
     Panoptic,
     gather_panoptic,
     number_segments,
@@ -47,7 +48,7 @@ def open_panoptic(rest: str, rules: ImageRules, *, masks: bool = False) -> "Pano
     return PanopticImages(panoptic, rules, folder=folder, origin=path, masks=masks)
 
 
-class PanopticImages(LabelledImages):
+class PanopticImages(LabelledImages, EveryPixelLabelled):
     """Images whose every pixel is labelled: what `panoptic:` opens into.
 
     Segments are targets, things and stuff alike; crowds are left out. A box ends after the last pixel of its segment,

@@ -5,6 +5,7 @@ segment is. No two segments overlap.
 """
 
 import math
+from abc import abstractmethod
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,10 +22,23 @@ from downstream.annotations.labels import Labels, stays_inside
 from downstream.annotations.problems import Problems, json_of, records, shown
 from ssldet.data.images import ANY_SIZE, read_image
 from ssldet.errors import AnnotationError
+from ssldet.source import Measurable
 from ssldet.types import Segmentation
 
 LARGEST = 256**3
 """Numbers of segments are below this."""
+
+
+class EveryPixelLabelled(Measurable):
+    """A source that says what each pixel is."""
+
+    @abstractmethod
+    def truth(self, key: str) -> Segmentation:
+        """Return what each pixel of an image belongs to."""
+
+    @abstractmethod
+    def stated(self, key: str) -> tuple[Int[Tensor, " N"], Bool[Tensor, " N"], Float[Tensor, " N"]]:
+        """Return class, crowd flag and area (NaN where not stated) of an image's segments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from downstream.annotations.labels import GroundTruth, Labelled
 from downstream.annotations.masks import RunLengths, encode, read_mask
 from ssldet.boxes import xyxy_to_xywh
 from ssldet.errors import AnnotationError, DataError, DivergedError, SetupError
-from ssldet.types import Batch, Detections, Source
+from ssldet.source import GroundTruth, Measurable, Source
+from ssldet.types import Batch, Detections
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 """Names of the figures in the order in which COCO summarises them."""
@@ -43,7 +43,7 @@ class BoxAP:
         source: The labelled source that is evaluated.
     """
 
-    def __init__(self, source: Source | Labelled, figures: Figures | None = None) -> None:
+    def __init__(self, source: Source, figures: Figures | None = None) -> None:
         """Start without detections.
 
         Args:
@@ -53,9 +53,9 @@ class BoxAP:
         Raises:
             DataError: The source carries no labels.
         """
-        if not isinstance(source, Labelled):
+        if not isinstance(source, Measurable):
             raise DataError("no labels to measure against; evaluate on one coco:ANN.json:IMAGES or voc:ROOT:SPLIT")
-        self.source: Labelled = source
+        self.source: Measurable = source
         self._figures: Figures = figures or box_ap
         self._found: dict[str, Rows] = {}
 
@@ -121,7 +121,7 @@ class MaskAP:
         boxes: The metric of the boxes.
     """
 
-    def __init__(self, source: Source | Labelled, *, accelerate: bool = False) -> None:
+    def __init__(self, source: Source, *, accelerate: bool = False) -> None:
         """Start without detections.
 
         Args:

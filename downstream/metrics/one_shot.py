@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from downstream.annotations.labels import GroundTruth
 from downstream.annotations.one_shot import EvaluationPairs
 from downstream.metrics.average_precision import Rows, finite_rows
 from downstream.metrics.predictions import figures_of
 from ssldet.errors import DataError
-from ssldet.types import Batch, Detections, Source
+from ssldet.source import GroundTruth, Source
+from ssldet.types import Batch, Detections
 
 AT_HALF = {"coco": "AP50", "voc": "voc07_ap"}
 """Whose metric -> the name of its AP at an overlap of one half; VOC's is the 11-point one of 2007, as published."""
@@ -64,7 +64,7 @@ class OneShotAP:
 
     def results(self) -> dict[str, Any]:
         """Return `AP50_unseen` and `AP50_seen`, and `per_class`; -1 where the data has no object to measure on."""
-        truth, images = self.source.ground_truth(), self.source.images
+        truth, images = self.source.ground_truth(), self.source.source
         objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for row in truth["annotations"]:
             objects[row["category_id"]].append(row)
@@ -82,7 +82,7 @@ class OneShotAP:
 
     def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Return what was found in some pairs as COCO results, in the order of the source."""
-        images = self.source.images
+        images = self.source.source
         rows = []
         for number in numbers:
             image, label = self.source.pairs[number]

@@ -6,45 +6,19 @@ is boiled down to a few counts at once, so that any number of images takes littl
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from downstream.annotations.segments import EveryPixelLabelled
 from ssldet.errors import DataError
-from ssldet.types import Batch, Detections, Segmentation, Source
+from ssldet.source import Source
+from ssldet.types import Batch, Detections, Segmentation
 
 Counts = Float[np.ndarray, "C 4"]
 """For each class: sum of the overlaps of what was found, found, wrong, missed."""
-
-
-@runtime_checkable
-class EveryPixelLabelled(Protocol):
-    """What the metric must know of a source."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the labels."""
-        ...
-
-    @property
-    def is_thing(self) -> tuple[bool, ...]:
-        """Whether a class is one of countable things, by label."""
-        ...
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """`Sample.key` of each image."""
-        ...
-
-    def truth(self, key: str) -> Segmentation:
-        """Return what each pixel of an image belongs to."""
-        ...
-
-    def stated(self, key: str) -> tuple[Int[Tensor, " N"], Bool[Tensor, " N"], Float[Tensor, " N"]]:
-        """Return class, crowd flag and area (NaN where not stated) of an image's segments."""
-        ...
 
 
 class PanopticQuality:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from downstream.annotations.coco import read_coco
-from downstream.annotations.labels import GroundTruth, Labels, ground_truth
+from downstream.annotations.labels import Labels, ground_truth
 from downstream.annotations.masks import read_mask
 from downstream.annotations.numbers import finite_number
 from downstream.annotations.problems import SHOWN, Problems, json_of, shown
@@ -18,6 +18,7 @@ from downstream.metrics.average_precision import Figures, box_ap, mask_ap
 from downstream.metrics.voc import voc_ap
 from ssldet.data.images import ANY_SIZE
 from ssldet.errors import ConfigError, suggest
+from ssldet.source import GroundTruth
 
 READERS: dict[str, Callable[[str, bool], Labels]] = {
     "coco": lambda rest, _: read_coco(Path(rest.partition(":")[0])),

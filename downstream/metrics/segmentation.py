@@ -4,23 +4,20 @@ Panoptic quality needs a source that labels every pixel. AP needs objects one ca
 both truth and answers are cut down to the things.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from downstream.annotations.labels import GroundTruth, Labelled
 from downstream.annotations.masks import encode
+from downstream.annotations.segments import EveryPixelLabelled
 from downstream.metrics.average_precision import MaskAP
-from downstream.metrics.panoptic_quality import EveryPixelLabelled, PanopticQuality
+from downstream.metrics.panoptic_quality import PanopticQuality
 from ssldet.errors import DataError
-from ssldet.types import Batch, Detections, Source
-
-
-@runtime_checkable
-class PanopticSource(Labelled, EveryPixelLabelled, Protocol):
-    """A source that says what each pixel is, in COCO's form too."""
+from ssldet.source import GroundTruth, Measurable, Source, WrappedSource
+from ssldet.types import Batch, Detections
 
 
 class SegmentationFigures:
@@ -36,13 +33,13 @@ class SegmentationFigures:
         Raises:
             DataError: The source carries no labels, or no masks.
         """
-        if not isinstance(source, Labelled):
+        if not isinstance(source, Measurable):
             raise DataError("no labels to measure against; evaluate on one panoptic:ANN.json:PNGS:IMAGES or coco:…")
-        every_pixel = isinstance(source, PanopticSource)
+        every_pixel = isinstance(source, EveryPixelLabelled)
         self._quality = PanopticQuality(source) if every_pixel else None
-        things = getattr(source, "is_thing", ()) or (True,) * len(source.classes)
+        things = source.is_thing or (True,) * len(source.classes)
         self._is_thing: Bool[Tensor, " C"] = torch.tensor(things, dtype=torch.bool)
-        measured = Things(source) if isinstance(source, PanopticSource) else source
+        measured = Things(source) if isinstance(source, EveryPixelLabelled) else source
         self._precision = MaskAP(measured, accelerate=accelerate) if self._is_thing.any() else None
 
     def update(self, detections: list[Detections], batch: Batch) -> None:
@@ -79,23 +76,29 @@ class SegmentationFigures:
         return found.only(~known | self._is_thing[found.labels.clamp(max=len(self._is_thing) - 1)])
 
 
-class Things:
-    """A source whose every pixel is labelled, cut down to what can be counted: what AP asks of a labelled source."""
+class Things(WrappedSource, Measurable):
+    """A source whose every pixel is labelled, of which only what can be counted is measured."""
 
-    def __init__(self, source: PanopticSource) -> None:
-        """Look at a source; nothing is read yet.
+    source: EveryPixelLabelled
 
-        Args:
-            source: Its masks are read when the truth is asked for.
-        """
-        self._source = source
-        self.classes, self.category_ids = source.classes, source.category_ids
-        self.keys, self.image_ids = source.keys, source.image_ids
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those of the source inside."""
+        return self.source.keys
+
+    @property
+    def image_ids(self) -> tuple[int, ...] | tuple[str, ...]:
+        """Those of the source inside."""
+        return self.source.image_ids
+
+    def to_results(self, detections: Sequence[Detections], batch: Batch) -> list[dict[str, Any]]:
+        """Return detections as COCO results with original ids."""
+        return self.source.to_results(detections, batch)
 
     def ground_truth(self) -> GroundTruth:
-        """Return categories and annotations of things in COCO's form, each with its mask as run lengths."""
-        truth = self._source.ground_truth()
-        things = {key for key, thing in zip(self.category_ids, self._source.is_thing, strict=True) if thing}
+        """Return categories and annotations of things in COCO's form, with masks that are read from disk."""
+        truth = self.source.ground_truth()
+        things = {key for key, thing in zip(self.category_ids, self.source.is_thing, strict=True) if thing}
         rows: dict[Any, list[dict[str, Any]]] = {}
         for row in truth["annotations"]:
             rows.setdefault(row["image_id"], []).append(row)
@@ -103,7 +106,7 @@ class Things:
         for key, image in zip(self.keys, self.image_ids, strict=True):
             numbered = [(n, row) for n, row in enumerate(rows.get(image, ()), start=1) if row["category_id"] in things]
             if numbered:
-                segments = self._source.truth(key).segments
+                segments = self.source.truth(key).segments
                 masks = encode(torch.stack([segments == number for number, _ in numbered]))
                 annotations += [row | {"segmentation": mask} for (_, row), mask in zip(numbered, masks, strict=True)]
         categories = [row for row in truth["categories"] if row["id"] in things]

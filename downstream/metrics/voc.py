@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from downstream.annotations.labels import GroundTruth
+from ssldet.source import GroundTruth
 
 NAMES = ("voc07_ap", "voc_ap")
 """The 11-point metric of 2007 and the all-point one since 2010."""

@@ -32,6 +32,7 @@ from torch import Tensor
 from ssldet.data.files import Listing, list_files, shown, tally
 from ssldet.data.orientation import turned_upright, upright_size
 from ssldet.errors import DataError, SetupError, UnreadableError
+from ssldet.source import Source
 from ssldet.types import Sample, Skipped, Targets
 
 Answer = TypeVar("Answer")
@@ -150,16 +151,10 @@ def thumbnails(
     return _inspect("", paths, shrink, rules)
 
 
-class ImageSource:
-    """Images without labels; a `Source`.
+class ImageSource(Source):
+    """Images without labels."""
 
-    Attributes:
-        classes: Empty.
-        fingerprint: Short hash of the names and sizes of the usable files.
-        skipped: Files that were found but can't be used, known from their headers.
-    """
-
-    classes: tuple[str, ...] = ()
+    classes = ()
 
     def __init__(self, listing: Listing, rules: ImageRules) -> None:
         """Read all headers and keep what is usable.
@@ -171,7 +166,7 @@ class ImageSource:
         self._root, self._rules = listing.root, rules
         verdicts = _inspect(listing.root, listing.names, lambda image, size: size, rules)
         skipped = [Skipped(path=v.path, reason=v.reason) for v in verdicts if isinstance(v, UnreadableError)]
-        self.skipped = (*listing.skipped, *skipped)
+        self._skipped = (*listing.skipped, *skipped)
         usable = [(name, v) for name, v in zip(listing.names, verdicts, strict=True) if isinstance(v, int)]
         # One block of bytes instead of a million strings: workers share it, since nothing counts references in it.
         encoded = [os.fsencode(name) for name, _ in usable]
@@ -180,7 +175,17 @@ class ImageSource:
         digest = hashlib.blake2b(digest_size=6)
         for name, (_, size) in zip(encoded, usable, strict=True):
             digest.update(name + f"\0{size}\0".encode())
-        self.fingerprint = digest.hexdigest()
+        self._fingerprint = digest.hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the names and sizes of the usable files."""
+        return self._fingerprint
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Files that were found but can't be used, known from their headers."""
+        return self._skipped
 
     def __len__(self) -> int:
         """Number of usable images."""

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8, UInt64
 from ssldet.data.files import find_images, shown
 from ssldet.data.images import ImageRules, thumbnails
 from ssldet.errors import ConfigError
-from ssldet.types import Source
+from ssldet.source import Source
 
 DISTANCE = 8
 """Bits of 64 in which the prints of one picture may differ. Of 858 photos saved anew (JPEG quality 20, or half as
@@ -126,9 +126,8 @@ def seen_before(specs: Sequence[str], source: Source) -> list[str]:
 
 
 def _paths(source: Source) -> list[str]:
-    path_of = getattr(source, "path_of", None)
-    paths = [path_of(number) for number in range(len(source))] if path_of else []
-    if not paths or not isinstance(paths[0], Path):
+    paths = [path for number in range(len(source)) if (path := source.path_of(number)) is not None]
+    if not paths or len(paths) < len(source):
         raise ConfigError("one of the sets does not say where its images lie; name folders, coco:…, voc:… or yolo:…")
     return list(map(str, paths))
 

@@ -1,9 +1,9 @@
 """Source, views -> batches: one endless stream of images in which every draw is a function of its place.
 
-Position p of the stream lies in epoch p // n and shows image order(n, seed, epoch)[p % n]; step k takes the positions
-from k·B to (k+1)·B. Epochs have no edge and no image is dropped. What a sample looks like depends on (seed, epoch,
-image) alone, so the stream is the same for any number of workers, ranks and accumulated parts, and it continues from
-any step without saved state.
+Position p of the stream lies in epoch p // n and shows image order(seed, epoch)[p % n], as the source orders them; step
+k takes the positions from k·B to (k+1)·B. Epochs have no edge and no image is dropped. What a sample looks like depends
+on (seed, epoch, image) alone, so the stream is the same for any number of workers, ranks and accumulated parts, and it
+continues from any step without saved state.
 """
 
 import math
@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ssldet import chance
@@ -20,7 +18,8 @@ from ssldet.data.collate import collate
 from ssldet.data.files import shown, tally
 from ssldet.data.workers import ReadingRecord, ResumableSampler, SteadyLoader, WorkerResult
 from ssldet.errors import ConfigError, DataError, SsldetError, UnreadableError
-from ssldet.types import Sample, Skipped, Source, Targets, Views
+from ssldet.source import Source
+from ssldet.types import Sample, Skipped, Views
 
 ATTEMPTS = 50
 """Images tried for one place of the stream. With half of all files bad, one place in 10¹⁵ finds none."""
@@ -38,7 +37,6 @@ def training_batches(
     world: int = 1,
     accumulate: int = 1,
     workers: int = 0,
-    strip_labels: bool,
 ) -> SteadyLoader:
     """Return the batches of one rank, `accumulate` of them per step.
 
@@ -55,7 +53,6 @@ def training_batches(
         world: Number of processes.
         accumulate: Parts of one step.
         workers: Reading processes; zero reads in this process.
-        strip_labels: Hand the views images without their targets.
 
     Raises:
         ConfigError: The batch can't be split equally over ranks and parts.
@@ -69,7 +66,7 @@ def training_batches(
     if not len(source):
         raise DataError("the training set holds no image; check data.train")
     places = Stream(
-        count=len(source),
+        source=source,
         seed=seed,
         batch_size=batch_size,
         steps=range(start_step, total_steps),
@@ -78,7 +75,7 @@ def training_batches(
         accumulate=accumulate,
     )
     reading = ReadingRecord(workers)
-    reader = Reader(source, views, reading, seed=seed, strip_labels=strip_labels, replace_bad=True)
+    reader = Reader(source, views, reading, seed=seed, replace_bad=True)
     return SteadyLoader(reader, places, _gather, reading, workers, reader.name)
 
 
@@ -91,7 +88,6 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
     seed: int = 0,
-    strip_labels: bool = False,
 ) -> SteadyLoader:
     """Return every image of this rank once, in order; over all ranks, every image exactly once.
 
@@ -106,23 +102,11 @@ def evaluation_batches(
         rank: Number of this process.
         world: Number of processes.
         seed: Seed of what chance the views may use.
-        strip_labels: Hand the views images without their targets.
     """
     places = Once(count=len(source), batch_size=batch_size, rank=rank, world=world)
     reading = ReadingRecord(workers)
-    reader = Reader(source, views, reading, seed=seed, strip_labels=strip_labels, replace_bad=False)
+    reader = Reader(source, views, reading, seed=seed, replace_bad=False)
     return SteadyLoader(reader, places, _gather, reading, workers, reader.name)
-
-
-def order(count: int, seed: int, epoch: int) -> Int[Tensor, " N"]:
-    """Return in which order an epoch shows its images.
-
-    Args:
-        count: Number of images.
-        seed: Seed of the run.
-        epoch: Number of the epoch, from 0.
-    """
-    return torch.randperm(count, generator=chance.generator(seed, "order", epoch))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -133,7 +117,7 @@ class Stream(ResumableSampler):
     side, are the whole batch in order.
     """
 
-    count: int
+    source: Source
     seed: int
     batch_size: int
     steps: range
@@ -155,9 +139,9 @@ class Stream(ResumableSampler):
             first = step * self.batch_size + (part * self.world + self.rank) * size
             places = []
             for position in range(first, first + size):
-                epoch, place = divmod(position, self.count)
+                epoch, place = divmod(position, len(self.source))
                 if epoch != known:
-                    known, images = epoch, order(self.count, self.seed, epoch)
+                    known, images = epoch, self.source.order(self.seed, epoch)
                 places.append((epoch, int(images[place])))
             yield places
 
@@ -184,11 +168,9 @@ class Once(ResumableSampler):
 
 
 class Reader(Dataset[Sample | Skipped | SsldetError]):
-    """Place -> sample, in a worker: read, strip, make views with the place's own generator, go round bad files."""
+    """Place -> sample, in a worker: read, make views with the place's own generator, go round bad files."""
 
-    def __init__(
-        self, source: Source, views: Views, reading: ReadingRecord, *, seed: int, strip_labels: bool, replace_bad: bool
-    ) -> None:
+    def __init__(self, source: Source, views: Views, reading: ReadingRecord, *, seed: int, replace_bad: bool) -> None:
         """Take what every worker needs a copy of.
 
         Args:
@@ -196,11 +178,10 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
             views: What makes a sample out of an image.
             reading: Where to note which image is being read.
             seed: Seed of the run.
-            strip_labels: Hand the views images without their targets.
             replace_bad: Read another image in place of a bad one, instead of only naming it.
         """
         self.source, self.views, self.reading = source, views, reading
-        self.seed, self.strip_labels, self.replace_bad = seed, strip_labels, replace_bad
+        self.seed, self.replace_bad = seed, replace_bad
 
     def __getitem__(self, place: tuple[int, int]) -> Sample | Skipped | SsldetError:
         """Return the sample of a place; what can't be had is returned, not raised, to leave the worker whole."""
@@ -227,12 +208,7 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
             raise UnreadableError(self.name(index), "kills-its-reader")
         self.reading.begin(index)
         try:
-            draw = getattr(self.source, "draw", None)
-            sample: Sample = draw(index, generator) if draw else self.source[index]
-            if self.strip_labels:
-                nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-                sample = replace(sample, targets=nothing)
-            return self.views(sample, generator)
+            return self.views(self.source.draw(index, generator), generator)
         except SsldetError:
             raise
         except Exception as error:
@@ -243,8 +219,8 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
 
     def name(self, index: int) -> str:
         """Say which file an image is, without reading it, where its source can tell."""
-        path_of = getattr(self.source, "path_of", None)
-        return shown(path_of(index)) if path_of else f"image {index}"
+        path = self.source.path_of(index)
+        return f"image {index}" if path is None else shown(path)
 
 
 def _gather(items: list[Sample | Skipped | SsldetError]) -> WorkerResult:

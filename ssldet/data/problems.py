@@ -96,13 +96,15 @@ def take(problem: Problem, rows: Sequence[int], take_batch: Callable[[Batch, Seq
 
 
 def same(one: Sample, other: Sample) -> bool:
-    """Return whether two samples have equal pixels, boxes, labels and problems."""
+    """Return whether two samples have equal pixels, boxes, labels, masks and problems."""
     pairs = [
         (one.image, other.image),
         (one.targets.boxes, other.targets.boxes),
         (one.targets.labels, other.targets.labels),
     ]
     if type(one.problem) is not type(other.problem) or not all(torch.equal(here, there) for here, there in pairs):
+        return False
+    if not _equal(one.targets.masks, other.targets.masks):
         return False
     if one.problem is None:
         return True

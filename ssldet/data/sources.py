@@ -10,11 +10,14 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ssldet import chance, registry
 from ssldet.data.images import ImageRules, open_images
 from ssldet.errors import DataError, suggest
-from ssldet.types import Sample, Skipped, Source, Targets
+from ssldet.source import Source, WrappedSource
+from ssldet.types import Sample, Skipped, Targets
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +63,13 @@ def open_source(
 
 
 def _in_order(source: Source, classes: Sequence[str]) -> Source:
-    """Return a source with its classes counted in this order, if it has the same ones."""
+    """Return a source with its classes counted in this order, if it has the same ones and can."""
     if source.classes == tuple(classes) or sorted(source.classes) != sorted(classes):
         return source
-    with_classes = getattr(source, "with_classes", None)
-    if with_classes is None:
+    changed = source.with_classes(classes)
+    if changed is None:
         return source
     log.info("the classes of one set are counted in the order of the other: %s", ", ".join(classes))
-    changed: Source = with_classes(classes)
     return changed
 
 
@@ -92,14 +94,12 @@ def split_spec(spec: str) -> tuple[str | None, str]:
     return None, spec
 
 
-class ConcatSource:
-    """Several sources, one after the other; a `Source`.
+class ConcatSource(Source):
+    """Several sources, one after the other.
 
     Labelled and unlabelled images together count as unlabelled: an image without labels is not one without objects.
-
-    Attributes:
-        classes: The classes that all sources share; empty if any source has none.
-        fingerprint: Short hash of the fingerprints in order.
+    Classes are told apart by name. Where sets number the same classes differently, as COCO and YOLO do, the joined set
+    has the ids of the first set that states any, whose order of classes it has as well.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -109,7 +109,7 @@ class ConcatSource:
             sources: At least one.
 
         Raises:
-            DataError: Two sources have classes, and not the same.
+            DataError: Two sources have classes, and not the same; or one counts as things what the other calls stuff.
         """
         self._sources = list(sources)
         self._ends = list(accumulate(map(len, sources)))
@@ -117,19 +117,41 @@ class ConcatSource:
         for other in named[1:]:
             if other != named[0]:
                 raise DataError(_disagreement(named[0], other))
-        self.classes: tuple[str, ...] = named[0] if len(named) == len(sources) else ()
-        words = "\n".join(source.fingerprint for source in sources)
-        self.fingerprint = hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
+        self._classes: tuple[str, ...] = named[0] if len(named) == len(sources) else ()
+        stated = list(dict.fromkeys(source.category_ids for source in sources if source.category_ids))
+        if self._classes and len(stated) > 1:
+            log.warning("the sets number their classes differently; those of the first are used: %s", stated[0])
+        self._category_ids = stated[0] if self._classes and stated else ()
+        kinds = list(dict.fromkeys(source.is_thing for source in sources if source.is_thing))
+        if self._classes and len(kinds) > 1:
+            raise DataError(_things_and_stuff(self._classes, kinds[0], kinds[1]))
+        self._is_thing = kinds[0] if self._classes and kinds else ()
 
     @property
-    def is_thing(self) -> tuple[bool, ...]:
-        """Whether a class is one of countable things, by label; empty where no source says so."""
-        return next((told for source in self._sources if (told := tuple(getattr(source, "is_thing", ())))), ())
+    def classes(self) -> tuple[str, ...]:
+        """The classes that all sources share; empty if any source has none."""
+        return self._classes
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the fingerprints in order."""
+        words = "\n".join(source.fingerprint for source in self._sources)
+        return hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """Files of all sources that can't be used."""
         return tuple(entry for source in self._sources for entry in source.skipped)
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Original id of each class in the first source that states any; empty without classes."""
+        return self._category_ids
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """Whether each class is one of countable things, as those sources say that say anything."""
+        return self._is_thing
 
     def __len__(self) -> int:
         """Number of usable images of all sources."""
@@ -142,24 +164,36 @@ class ConcatSource:
             UnreadableError: The file can't be decoded.
         """
         part, place = self._find(index)
-        sample = self._sources[part][place]
-        targets = sample.targets
-        if not self.classes:
-            targets = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-        return replace(sample, key=f"{part}:{sample.key}", targets=targets)
+        return self._joined(part, self._sources[part][place])
 
-    def path_of(self, index: int) -> str | Path:
-        """Return where an image lies, if its source can tell."""
+    def draw(self, index: int, generator: torch.Generator) -> Sample:
+        """Read one image for training, as its source draws it."""
         part, place = self._find(index)
-        path_of = getattr(self._sources[part], "path_of", None)
-        path: str | Path = path_of(place) if path_of else f"image {place} of source {part}"
-        return path
+        return self._joined(part, self._sources[part].draw(place, generator))
 
-    def targets_of(self, index: int) -> Targets:
-        """Return boxes and labels of an image without reading it, where its source can tell."""
+    def path_of(self, index: int) -> Path | None:
+        """Return where an image lies, if its source knows."""
         part, place = self._find(index)
-        targets: Targets = self._sources[part].targets_of(place)  # type: ignore[attr-defined]
-        return targets
+        return self._sources[part].path_of(place)
+
+    def targets_of(self, index: int) -> Targets | None:
+        """Return boxes and labels of an image without reading it, if its source can and all are labelled."""
+        part, place = self._find(index)
+        return self._sources[part].targets_of(place) if self._classes else None
+
+    def with_classes(self, classes: Sequence[str]) -> "ConcatSource | None":
+        """Return the same images with their classes counted in another order, if every source can do that.
+
+        Args:
+            classes: The same names in the wanted order.
+        """
+        changed = [source.with_classes(classes) for source in self._sources if self._classes]
+        able = [source for source in changed if source is not None]
+        return ConcatSource(able) if able and len(able) == len(changed) else None
+
+    def _joined(self, part: int, sample: Sample) -> Sample:
+        sample = replace(sample, key=f"{part}:{sample.key}")
+        return sample if self._classes else _without_labels(sample)
 
     def _find(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -168,12 +202,8 @@ class ConcatSource:
         return part, index - (self._ends[part - 1] if part else 0)
 
 
-class PartSource:
-    """Some images of a source; a `Source` that keeps their order.
-
-    Attributes:
-        fingerprint: Short hash of the whole and of which images were chosen.
-    """
+class PartSource(WrappedSource):
+    """Some images of a source, in the given order; in training their order is drawn anew, whatever the whole does."""
 
     def __init__(self, whole: Source, indices: Sequence[int]) -> None:
         """Choose.
@@ -182,58 +212,71 @@ class PartSource:
             whole: All images.
             indices: Which to keep, in order.
         """
-        self._whole, self._indices = whole, tuple(indices)
-        words = f"{whole.fingerprint}\n{self._indices}"
-        self.fingerprint = hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
+        super().__init__(whole)
+        self._indices = tuple(indices)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Those of the whole, whether they occur in this part or not."""
-        return self._whole.classes
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """Original id of each class."""
-        return tuple(getattr(self._whole, "category_ids", ()))
-
-    @property
-    def is_thing(self) -> tuple[bool, ...]:
-        """Whether a class is one of countable things, by label; empty where the whole does not say so."""
-        return tuple(getattr(self._whole, "is_thing", ()))
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """Those of the whole."""
-        return self._whole.skipped
+    def fingerprint(self) -> str:
+        """Short hash of the whole and of which images were chosen."""
+        words = f"{self.source.fingerprint}\n{self._indices}"
+        return hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
 
     def __len__(self) -> int:
         """Number of images in this part."""
         return len(self._indices)
 
+    def inner(self, index: int) -> int:
+        """Return the number of an image in the whole.
+
+        Raises:
+            IndexError: There is no such image.
+        """
+        return self._indices[super().inner(index)]
+
+    def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return a permutation of this part; one of the whole would have other numbers."""
+        return Source.order(self, seed, epoch)
+
+
+class Unlabelled(WrappedSource):
+    """The images of a source without their labels: what a task sees that reads none."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Empty."""
+        return ()
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Empty."""
+        return ()
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """Empty."""
+        return ()
+
     def __getitem__(self, index: int) -> Sample:
-        """Read one image.
+        """Read one image, without targets.
 
         Raises:
             UnreadableError: The file can't be decoded.
         """
-        return self._whole[self._number(index)]
+        return _without_labels(super().__getitem__(index))
 
-    def path_of(self, index: int) -> str | Path:
-        """Return where an image lies, if its source can tell."""
-        number = self._number(index)
-        path_of = getattr(self._whole, "path_of", None)
-        path: str | Path = path_of(number) if path_of else f"image {number}"
-        return path
+    def draw(self, index: int, generator: torch.Generator) -> Sample:
+        """Read one image for training, without targets."""
+        return _without_labels(super().draw(index, generator))
 
-    def targets_of(self, index: int) -> Targets:
-        """Return boxes and labels of an image without reading it, where the whole can tell."""
-        targets: Targets = self._whole.targets_of(self._number(index))  # type: ignore[attr-defined]
-        return targets
+    def targets_of(self, index: int) -> None:
+        """Return `None`: nothing is known of what an image holds."""
 
-    def _number(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._indices[index]
+    def with_classes(self, classes: Sequence[str]) -> None:
+        """Return `None`: there are no classes."""
+
+
+def _without_labels(sample: Sample) -> Sample:
+    return replace(sample, targets=Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)))
 
 
 def take_fraction(whole: Source, fraction: float, seed: int) -> PartSource:
@@ -267,3 +310,8 @@ def _disagreement(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
     if odd is not None:
         what += f", {odd[0]!r} against {odd[1]!r}"
     return f"data sets with different classes can't be joined ({what}); take one, or their image folders without labels"
+
+
+def _things_and_stuff(classes: tuple[str, ...], ours: tuple[bool, ...], theirs: tuple[bool, ...]) -> str:
+    name = next(name for name, one, other in zip(classes, ours, theirs, strict=True) if one != other)
+    return f"data sets can't be joined: {name!r} is a countable thing in one and stuff in another; take one of them"

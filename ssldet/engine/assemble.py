@@ -14,8 +14,9 @@ from ssldet.detectors.base import Detector, backbone_of
 from ssldet.engine.run import Run
 from ssldet.errors import UnreadableError
 from ssldet.nn.backbones import Backbone, calibrate
+from ssldet.source import Source
 from ssldet.task import Objective
-from ssldet.types import Sample, Source
+from ssldet.types import Sample
 from ssldet.weights.backbone import load_backbone
 
 log = logging.getLogger(__name__)

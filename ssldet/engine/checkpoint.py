@@ -22,9 +22,9 @@ from ssldet.disk import Disk, write_whole
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, suggest
 from ssldet.recipe import fingerprint, from_document, to_document
+from ssldet.source import Source
 from ssldet.states import few, infinite, misfits
 from ssldet.task import Objective, Task
-from ssldet.types import Source
 
 SCHEMA = 1
 """Version of the header."""
@@ -55,7 +55,7 @@ def describe(run: Run, source: Source, step: int, lineage: Sequence[Mapping[str,
         "task": document["task"],
         "detector": document["detector"],
         "classes": list(source.classes),
-        "category_ids": list(getattr(source, "category_ids", ())),
+        "category_ids": list(source.category_ids),
         "step": step,
         "recipe": fingerprint(run),
         "data": source.fingerprint,

@@ -11,8 +11,9 @@ from ssldet.data.problems import without_pixels
 from ssldet.engine.run import Precision, Run
 from ssldet.engine.sources import evaluation_batches_of
 from ssldet.ranks import gather_objects, rank, world
+from ssldet.source import Source
 from ssldet.task import Objective
-from ssldet.types import Answer, Batch, Source
+from ssldet.types import Answer, Batch
 
 Answered = TypeVar("Answered", bound=Answer)
 

@@ -27,8 +27,8 @@ from ssldet.engine.steps import Checkpoints, Restored
 from ssldet.engine.stop import StopFlag
 from ssldet.errors import CheckpointError, ConfigError, DivergedError, SetupError, StoppedError
 from ssldet.recipe import check, fingerprint
+from ssldet.source import Source
 from ssldet.task import Objective, learning_sections
-from ssldet.types import Source
 
 log = logging.getLogger(__name__)
 

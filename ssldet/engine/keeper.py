@@ -13,7 +13,7 @@ from ssldet.engine.steps import Checkpoints, Restored, room_for
 from ssldet.errors import DataError, SetupError, StoppedError
 from ssldet.ranks import gather_objects, rank
 from ssldet.recipe import to_document
-from ssldet.types import Source
+from ssldet.source import Source
 
 log = logging.getLogger(__name__)
 

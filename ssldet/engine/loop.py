@@ -16,8 +16,8 @@ from ssldet.engine.sources import training_batches_of
 from ssldet.engine.steps import Restored
 from ssldet.engine.stop import StopFlag
 from ssldet.ranks import any_rank, rank
+from ssldet.source import Source
 from ssldet.task import Objective
-from ssldet.types import Source
 
 
 def train(

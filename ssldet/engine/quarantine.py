@@ -8,7 +8,8 @@ from pathlib import Path
 from ssldet.errors import DataError
 from ssldet.jsonlines import read_lines
 from ssldet.ranks import gather_objects, rank
-from ssldet.types import Skipped, Source
+from ssldet.source import Source
+from ssldet.types import Skipped
 
 
 class Quarantine:

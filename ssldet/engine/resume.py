@@ -7,7 +7,7 @@ from typing import Any
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, ConfigError, DataError
 from ssldet.recipe import diff, from_document
-from ssldet.types import Source
+from ssldet.source import Source
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from ssldet.data.loader import evaluation_batches, training_batches
-from ssldet.data.sources import open_source
+from ssldet.data.sources import Unlabelled, open_source
 from ssldet.data.workers import SteadyLoader
 from ssldet.engine.run import Run
 from ssldet.ranks import rank, world
-from ssldet.task import PretextTask, Task
-from ssldet.types import Source
+from ssldet.source import Source
+from ssldet.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,25 @@ def open_sources(run: Run) -> Sources:
     """
     data, task = run.data, run.task
     opened = partial(open_source, rules=data.rules, masks=task.needs.masks)
-    train = task.prepare(opened(data.train, fraction=data.fraction, fraction_seed=data.fraction_seed))
+    train = prepared(task, opened(data.train, fraction=data.fraction, fraction_seed=data.fraction_seed))
     if not data.val:
         return Sources(train=train)
-    return Sources(train=train, val=task.prepare(opened(data.val, classes=train.classes), training=False))
+    return Sources(train=train, val=prepared(task, opened(data.val, classes=train.classes), training=False))
+
+
+def prepared(task: Task, source: Source, *, training: bool = True) -> Source:
+    """Return a source as a task wants it: without labels where it needs none, and as `Task.prepare` makes it.
+
+    Args:
+        task: The task.
+        source: The images as they were opened.
+        training: False gives the items of evaluation.
+
+    Raises:
+        DataError: The images can't serve this task.
+    """
+    seen = source if task.needs.labels else Unlabelled(source)
+    return task.prepare(seen, training=training)
 
 
 def training_batches_of(run: Run, source: Source, start_step: int) -> SteadyLoader:
@@ -58,17 +73,15 @@ def training_batches_of(run: Run, source: Source, start_step: int) -> SteadyLoad
         world=world(),
         accumulate=run.optim.accumulate,
         workers=run.data.workers,
-        strip_labels=isinstance(run.task, PretextTask),
     )
 
 
 def evaluation_batches_of(task: Task, source: Source, **how: int) -> SteadyLoader:
-    """Return the images of a source as a task's evaluation sees them; a pretext task sees no labels.
+    """Return the images of a source as a task's evaluation sees them.
 
     Args:
         task: The task.
         source: The images.
         how: Batch size, workers, seed, rank and world; see `ssldet.data.loader.evaluation_batches`.
     """
-    views = task.views(training=False)
-    return evaluation_batches(source, views, strip_labels=isinstance(task, PretextTask), **how)
+    return evaluation_batches(source, task.views(training=False), **how)

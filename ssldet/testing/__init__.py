@@ -1,19 +1,24 @@
 """a plug-in -> the laws it must keep: public, so that plug-ins of other packages are checked exactly as ours are.
 
-A law is a function that raises `AssertionError` and says what was broken. `check_pretext_task` and `check_exporter` run
-them all; `PRETEXT_LAWS` and `EXPORT_LAWS` list them, for a test with one line per law.
+A law is a function that raises `AssertionError` and says what was broken. `check_pretext_task`, `check_source` and
+`check_exporter` run them all; `PRETEXT_LAWS`, `SOURCE_LAWS` and `EXPORT_LAWS` list them, for a test with one line per
+law.
 """
 
 from ssldet.testing.exporters import EXPORT_LAWS, ExportCase, ExportLaw, check_exporter
+from ssldet.testing.sources import SOURCE_LAWS, SourceLaw, check_source
 from ssldet.testing.tasks import PRETEXT_LAWS, Law, check_pretext_task, tiny_detector
 
 __all__ = [
     "EXPORT_LAWS",
     "PRETEXT_LAWS",
+    "SOURCE_LAWS",
     "ExportCase",
     "ExportLaw",
     "Law",
+    "SourceLaw",
     "check_exporter",
     "check_pretext_task",
+    "check_source",
     "tiny_detector",
 ]

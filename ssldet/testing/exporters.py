@@ -19,6 +19,7 @@ from ssldet.errors import CheckpointError, ConfigError
 from ssldet.importing.base import Candidate, importers
 from ssldet.registry import find
 from ssldet.task import Objective
+from ssldet.testing.law import require
 
 Exporter = Callable[[Objective, Mapping[str, Any], Path], Any]
 
@@ -72,13 +73,13 @@ def it_writes_and_reports(case: ExportCase) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "deep" / case.out
         report = case.exporter(case.objective, case.info, out)
-        _require(out.exists(), f"no {case.out} was written")
-        _require(hasattr(report, "to_json"), f"the report, a {type(report).__name__}, has no `to_json`")
+        require(out.exists(), f"no {case.out} was written")
+        require(hasattr(report, "to_json"), f"the report, a {type(report).__name__}, has no `to_json`")
         try:
             json.dumps(report.to_json())
         except (TypeError, ValueError) as error:
             raise AssertionError(f"`to_json` of the report gives more than plain values: {error}") from error
-        _require(bool(str(report).strip()), "the report says nothing")
+        require(bool(str(report).strip()), "the report says nothing")
 
 
 def it_overwrites_nothing(case: ExportCase) -> None:
@@ -89,12 +90,12 @@ def it_overwrites_nothing(case: ExportCase) -> None:
         try:
             case.exporter(case.objective, case.info, out)
         except ConfigError as error:
-            _require(bool(str(error).strip()), "the refusal says nothing")
+            require(bool(str(error).strip()), "the refusal says nothing")
         else:
             raise AssertionError("a name that was taken is not refused")
         kept = out.is_file() and out.read_bytes() == b"dear to somebody"
-        _require(kept, "what had the name was overwritten")
-        _require(_listed(folder) == [case.out], f"beside what had the name there is now {_listed(folder)}")
+        require(kept, "what had the name was overwritten")
+        require(_listed(folder) == [case.out], f"beside what had the name there is now {_listed(folder)}")
 
 
 def it_proves_before_it_names(case: ExportCase) -> None:
@@ -114,8 +115,8 @@ def it_proves_before_it_names(case: ExportCase) -> None:
         finally:
             for hook in hooks:
                 hook.remove()
-    _require(bool(named), "the model was never asked for an answer: nothing is compared")
-    _require(not any(named), "the file had its name before the answers were compared")
+    require(bool(named), "the model was never asked for an answer: nothing is compared")
+    require(not any(named), "the file had its name before the answers were compared")
 
 
 def it_refuses_what_it_cannot_prove(case: ExportCase) -> None:
@@ -128,10 +129,10 @@ def it_refuses_what_it_cannot_prove(case: ExportCase) -> None:
         try:
             case.exporter(broken, case.info, Path(folder) / case.out)
         except CheckpointError as error:
-            _require(bool(str(error).strip()), "the refusal says nothing")
+            require(bool(str(error).strip()), "the refusal says nothing")
         else:
             raise AssertionError("a model that answers NaN was written: the proof does not count")
-        _require(not _listed(folder), f"a refused export leaves {_listed(folder)} behind")
+        require(not _listed(folder), f"a refused export leaves {_listed(folder)} behind")
 
 
 def it_leaves_the_model_alone(case: ExportCase) -> None:
@@ -141,9 +142,9 @@ def it_leaves_the_model_alone(case: ExportCase) -> None:
         before, modes, info = _copied(case.objective), _modes(case.objective), deepcopy(dict(case.info))
         with tempfile.TemporaryDirectory() as folder:
             case.exporter(case.objective, case.info, Path(folder) / case.out)
-        _require(_modes(case.objective) == modes, "modules of the model are in another mode than before")
-        _require(dict(case.info) == info, "what is known of the model was changed")
-        _require(_same(before, case.objective.state_dict()), "weights of the model were changed")
+        require(_modes(case.objective) == modes, "modules of the model are in another mode than before")
+        require(dict(case.info) == info, "what is known of the model was changed")
+        require(_same(before, case.objective.state_dict()), "weights of the model were changed")
 
 
 def it_comes_back(case: ExportCase) -> None:
@@ -159,10 +160,10 @@ def it_comes_back(case: ExportCase) -> None:
             raise AssertionError("no importer recognises what was written; is it a backbone alone, or a graph?")
         opened = importer.open(candidate)
     same = _same(case.objective.detector.state_dict(), opened.objective.detector.state_dict())
-    _require(same, "the detector that comes back has other tensors")
-    _require(list(opened.classes) == list(case.info["classes"]), f"the classes come back as {opened.classes}")
+    require(same, "the detector that comes back has other tensors")
+    require(list(opened.classes) == list(case.info["classes"]), f"the classes come back as {opened.classes}")
     ids = list(opened.info["category_ids"])
-    _require(ids == list(case.info["category_ids"]), f"the category ids come back as {ids}")
+    require(ids == list(case.info["category_ids"]), f"the category ids come back as {ids}")
 
 
 EXPORT_LAWS: tuple[ExportLaw, ...] = (
@@ -190,8 +191,3 @@ def _modes(module: nn.Module) -> list[bool]:
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def _require(kept: bool, broken: str) -> None:
-    if not kept:
-        raise AssertionError(broken)

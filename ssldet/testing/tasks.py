@@ -15,9 +15,12 @@ from ssldet.data.collate import collate
 from ssldet.data.problems import same, without_pixels
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.checkpoint import SCHEMA, restore_objective, save_weights
+from ssldet.engine.sources import prepared
 from ssldet.recipe import to_document
 from ssldet.registry import find, names
+from ssldet.source import Source
 from ssldet.task import Objective, PretextTask, learning_sections, transferred_sections
+from ssldet.testing.law import require, seeded
 from ssldet.types import Batch, Detections, Sample, Targets
 
 SIZES = ((70, 90), (64, 51), (48, 96))
@@ -55,36 +58,36 @@ def tiny_detector(task: PretextTask) -> DetectorConfig:
 
 def it_says_where_it_comes_from(task: PretextTask, detector: DetectorConfig) -> None:
     """A task names its source and its headline metric, teaches and hands over something, and suits the detector."""
-    _require(bool(getattr(task, "cite", "")), "`cite` is empty; name a key of references.bib")
-    _require(bool(getattr(task, "headline", "")), "`headline` is empty; name the metric to show")
+    require(bool(getattr(task, "cite", "")), "`cite` is empty; name a key of references.bib")
+    require(bool(getattr(task, "headline", "")), "`headline` is empty; name the metric to show")
     built = detector.build()
-    _require(
+    require(
         bool(learning_sections(task, built)), f"`rests` lets no section learn; the detector has {list(built.sections)}"
     )
     handed = transferred_sections(task, built)
-    _require(bool(handed), f"`stays_behind` hands no section over; the detector has {list(built.sections)}")
+    require(bool(handed), f"`stays_behind` hands no section over; the detector has {list(built.sections)}")
     problems = task.problems_with(detector)
-    _require(not problems, f"the task and the detector don't suit each other: {problems}")
+    require(not problems, f"the task and the detector don't suit each other: {problems}")
 
 
 def views_are_a_function_of_the_generator(task: PretextTask, detector: DetectorConfig) -> None:
     """The same image and seed give the same sample, whatever other chance was used; another seed gives another."""
     for training in (True, False):
         views = task.views(training=training)
-        first = views(_photo(0), _seeded(1))
+        first = views(_photo(0), seeded(1))
         torch.manual_seed(123)
         torch.rand(7)
-        _require(same(first, views(_photo(0), _seeded(1))), "views use chance that is not the generator's")
-    other = task.views()(_photo(0), _seeded(2))
-    _require(not same(task.views()(_photo(0), _seeded(1)), other), "views of a training image never change")
+        require(same(first, views(_photo(0), seeded(1))), "views use chance that is not the generator's")
+    other = task.views()(_photo(0), seeded(2))
+    require(not same(task.views()(_photo(0), seeded(1)), other), "views of a training image never change")
 
 
 def views_leave_the_source_alone(task: PretextTask, detector: DetectorConfig) -> None:
     """The sample that a source gave is not written to, since it may be read again."""
     photo = _photo(1)
     before = photo.image.clone()
-    task.views()(photo, _seeded(1))
-    _require(bool(torch.equal(before, photo.image)), "views write into the image that they were given")
+    task.views()(photo, seeded(1))
+    require(bool(torch.equal(before, photo.image)), "views write into the image that they were given")
 
 
 def labels_are_not_read(task: PretextTask, detector: DetectorConfig) -> None:
@@ -92,38 +95,38 @@ def labels_are_not_read(task: PretextTask, detector: DetectorConfig) -> None:
     objective = _objective(task, detector).eval()
     samples, losses = [], []
     for targets in (_labels(0), _labels(3), _labels(5)):
-        samples.append(task.views()(replace(_photo(0), targets=targets), _seeded(1)))
+        samples.append(task.views()(replace(_photo(0), targets=targets), seeded(1)))
         torch.manual_seed(0)
         with torch.no_grad():
             losses.append(objective(collate([samples[-1]])).total)
-    _require(all(same(samples[0], sample) for sample in samples), "views depend on the labels of the image")
-    _require(all(bool(torch.equal(losses[0], loss)) for loss in losses), "the loss depends on the labels of the image")
+    require(all(same(samples[0], sample) for sample in samples), "views depend on the labels of the image")
+    require(all(bool(torch.equal(losses[0], loss)) for loss in losses), "the loss depends on the labels of the image")
 
 
 def views_pickle(task: PretextTask, detector: DetectorConfig) -> None:
     """Views travel into loader workers and do there what they do here."""
     views = task.views()
     again = pickle.loads(pickle.dumps(views))  # noqa: S301  # our own bytes
-    _require(same(views(_photo(0), _seeded(1)), again(_photo(0), _seeded(1))), "pickled views make other samples")
+    require(same(views(_photo(0), seeded(1)), again(_photo(0), seeded(1))), "pickled views make other samples")
 
 
 def boxes_lie_in_the_image(task: PretextTask, detector: DetectorConfig) -> None:
     """Every box to be found has an area and lies inside, to a rounding of the last digits."""
     for seed in range(20):
-        boxes = cxcywh_to_xyxy(task.views()(_photo(seed % len(SIZES)), _seeded(seed)).targets.boxes)
+        boxes = cxcywh_to_xyxy(task.views()(_photo(seed % len(SIZES)), seeded(seed)).targets.boxes)
         inside = bool(((boxes >= -1e-5) & (boxes <= 1 + 1e-5)).all())
-        _require(inside and bool((boxes[:, 2:] > boxes[:, :2]).all()), f"a box lies outside or is empty: {boxes}")
+        require(inside and bool((boxes[:, 2:] > boxes[:, :2]).all()), f"a box lies outside or is empty: {boxes}")
 
 
 def losses_are_named_and_finite(task: PretextTask, detector: DetectorConfig) -> None:
     """Every term is finite in every layer, has a weight, and counts in the total."""
     losses = _objective(task, detector)(_batch(task))
-    _require(bool(losses.terms), "there are no loss terms")
-    _require(losses.terms.keys() == losses.weights.keys(), "terms and weights have different names")
+    require(bool(losses.terms), "there are no loss terms")
+    require(losses.terms.keys() == losses.weights.keys(), "terms and weights have different names")
     for name, term in losses.terms.items():
-        _require(bool(term.isfinite().all()), f"the term {name!r} is not finite: {term}")
+        require(bool(term.isfinite().all()), f"the term {name!r} is not finite: {term}")
     weighted = sum(losses.weights[name] * float(term.detach().sum()) for name, term in losses.terms.items())
-    _require(abs(weighted - float(losses.total.detach())) < 1e-3 * (1 + abs(weighted)), "the total is not the sum")
+    require(abs(weighted - float(losses.total.detach())) < 1e-3 * (1 + abs(weighted)), "the total is not the sum")
 
 
 def gradient_reaches_what_trains(task: PretextTask, detector: DetectorConfig) -> None:
@@ -137,9 +140,9 @@ def gradient_reaches_what_trains(task: PretextTask, detector: DetectorConfig) ->
         own_head = inner == name
         learns = own_head or not all(map(task.rests, owners))
         if not learns:
-            _require(parameter.grad is None, f"{name} gets a gradient, but {owners} rests")
+            require(parameter.grad is None, f"{name} gets a gradient, but {owners} rests")
         elif parameter.requires_grad:
-            _require(parameter.grad is not None, f"{name} gets no gradient, but it should learn")
+            require(parameter.grad is not None, f"{name} gets no gradient, but it should learn")
 
 
 def one_batch_can_be_learned(task: PretextTask, detector: DetectorConfig) -> None:
@@ -156,21 +159,21 @@ def one_batch_can_be_learned(task: PretextTask, detector: DetectorConfig) -> Non
         objective.begin(step, STEPS)
         totals.append(_step(objective, batch, optimizer))
     first, last = totals[0], sum(totals[-5:]) / 5
-    _require(last < FALL * first, f"the loss of one batch went from {first:.3f} to {last:.3f} in {STEPS} steps")
+    require(last < FALL * first, f"the loss of one batch went from {first:.3f} to {last:.3f} in {STEPS} steps")
 
 
 def answers_are_measured(task: PretextTask, detector: DetectorConfig) -> None:
     """There is one answer per image, boxes in it are finite, and the evaluator ends in the headline metric."""
     objective, batch = _objective(task, detector).eval(), _batch(task, training=False)
     found = objective.answer(batch)
-    _require(len(found) == len(batch), f"{len(found)} answers for {len(batch)} images")
+    require(len(found) == len(batch), f"{len(found)} answers for {len(batch)} images")
     for one in found:
         if isinstance(one, Detections):
-            _require(bool(one.boxes.isfinite().all()), "a found box is not finite")
-    evaluator = task.evaluator(Photos())
+            require(bool(one.boxes.isfinite().all()), "a found box is not finite")
+    evaluator = task.evaluator(prepared(task, Photos(), training=False))
     evaluator.update(list(found), without_pixels(batch))
     results = evaluator.results()
-    _require(task.headline in results, f"the evaluator gives {sorted(results)}, without headline {task.headline!r}")
+    require(task.headline in results, f"the evaluator gives {sorted(results)}, without headline {task.headline!r}")
 
 
 def weights_come_back(task: PretextTask, detector: DetectorConfig) -> None:
@@ -181,14 +184,14 @@ def weights_come_back(task: PretextTask, detector: DetectorConfig) -> None:
         path = Path(folder) / "model.safetensors"
         save_weights(path, objective, info)
         again, _ = restore_objective(path)
-    _require(again.state_dict().keys() == objective.state_dict().keys(), "the rebuilt objective has other tensors")
+    require(again.state_dict().keys() == objective.state_dict().keys(), "the rebuilt objective has other tensors")
     for here, there in zip(objective.answer(batch), again.eval().answer(batch), strict=True):
         same_answer = all(
             torch.equal(value, getattr(there, field.name))
             for field in fields(here)  # type: ignore[arg-type]  # every answer is a dataclass
             if isinstance(value := getattr(here, field.name), Tensor)
         )
-        _require(same_answer, "the rebuilt objective answers differently")
+        require(same_answer, "the rebuilt objective answers differently")
 
 
 PRETEXT_LAWS: tuple[Law, ...] = (
@@ -207,7 +210,7 @@ PRETEXT_LAWS: tuple[Law, ...] = (
 """All laws of pretext tasks."""
 
 
-class Photos:
+class Photos(Source):
     """A source of made-up images with labels that no pretext task may read."""
 
     classes = ("thing",)
@@ -226,7 +229,7 @@ class Photos:
 def _photo(index: int) -> Sample:
     """Return an image of soft colours, in which one place differs from another."""
     height, width = SIZES[index]
-    coarse = torch.rand(1, 3, 6, 6, generator=_seeded(index))
+    coarse = torch.rand(1, 3, 6, 6, generator=seeded(index))
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
     image = (255 * smooth).to(torch.uint8)
     return Sample(image=image, targets=_labels(2), key=f"photo-{index}", original_size=(height, width))
@@ -237,13 +240,13 @@ def _labels(count: int) -> Targets:
     return Targets(boxes=boxes, labels=torch.zeros(count, dtype=torch.int64))
 
 
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def _batch(task: PretextTask, *, training: bool = True) -> Batch:
-    views = task.views(training=training)
-    return collate([views(_photo(index), _seeded(index)) for index in range(len(SIZES))])
+    source, views = prepared(task, Photos(), training=training), task.views(training=training)
+    made = []
+    for index in range(len(source)):
+        generator = seeded(index)
+        made.append(views(source.draw(index, generator), generator))
+    return collate(made)
 
 
 def _objective(task: PretextTask, config: DetectorConfig) -> Objective:
@@ -261,8 +264,3 @@ def _step(objective: Objective, batch: Batch, optimizer: torch.optim.Optimizer) 
     total.backward()
     optimizer.step()
     return float(total.detach())
-
-
-def _require(kept: bool, broken: str) -> None:
-    if not kept:
-        raise AssertionError(broken)

@@ -10,7 +10,7 @@ from ssldet.data.leaks import Leaks, find_leaks
 from ssldet.data.sources import open_source, split_spec
 from ssldet.errors import ConfigError, DataError
 from ssldet.registry import find, names
-from ssldet.types import Source
+from ssldet.source import Source
 from ssldet.verbs.choosing import Specs, texts
 
 RULES = ImageRules()

@@ -17,6 +17,7 @@ from ssldet.data.problems import pictures
 from ssldet.data.sources import open_source
 from ssldet.engine.assemble import assemble
 from ssldet.engine.folder import RunFolder
+from ssldet.engine.sources import prepared
 from ssldet.errors import ConfigError
 from ssldet.recipe import check, override, read_document
 from ssldet.report.page import write_report
@@ -77,11 +78,9 @@ def preview(
     if not isinstance(run.task, PretextTask):
         raise ConfigError(f"{recipe}: its task reads labels; preview shows the problems of pretext tasks")
     check(run)
-    source = open_source(run.data.train, run.data.rules)
+    source = prepared(run.task, open_source(run.data.train, run.data.rules))
     size = max(1, min(run.data.batch_size, len(source)))
-    loader = training_batches(
-        source, run.task.views(), seed=run.seed, batch_size=size, total_steps=PROBE_BATCHES, strip_labels=True
-    )
+    loader = training_batches(source, run.task.views(), seed=run.seed, batch_size=size, total_steps=PROBE_BATCHES)
     batches = list(islice(loader, PROBE_BATCHES))
     probe = assemble(run, source).eval().probe(batches)
     if not draw:

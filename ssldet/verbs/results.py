@@ -10,8 +10,9 @@ import torch
 
 from ssldet.data.segments import write_segments
 from ssldet.errors import ConfigError
+from ssldet.source import Measurable, Source
 from ssldet.task import Task
-from ssldet.types import Batch, Detections, Segmentation, Source
+from ssldet.types import Batch, Detections, Segmentation
 
 
 def results_file(path: Path, task: Task, source: Source) -> "RowResults | PanopticResults":
@@ -21,15 +22,20 @@ def results_file(path: Path, task: Task, source: Source) -> "RowResults | Panopt
         path: Where to write.
         task: What the model was taught.
         source: The labelled source that it is shown, whose ids the file uses.
+
+    Raises:
+        ConfigError: The source has no ids.
     """
-    panoptic = task.needs.masks and bool(getattr(source, "is_thing", None))
+    if not isinstance(source, Measurable):
+        raise ConfigError(f"{path}: results need the ids of labelled data; give one coco:…, voc:… or panoptic:…")
+    panoptic = task.needs.masks and bool(source.is_thing)
     return PanopticResults(path, source) if panoptic else RowResults(path, source)
 
 
 class RowResults:
     """Boxes, and masks where there are any, as COCO's list of results."""
 
-    def __init__(self, path: Path, source: Source) -> None:
+    def __init__(self, path: Path, source: Measurable) -> None:
         """Start without rows.
 
         Args:
@@ -41,7 +47,7 @@ class RowResults:
 
     def take(self, found: Sequence[Detections], batch: Batch) -> None:
         """Take in what was found in a batch."""
-        self._rows += self._source.to_results(found, batch)  # type: ignore[attr-defined]
+        self._rows += self._source.to_results(found, batch)
 
     def close(self) -> None:
         """Write the file."""
@@ -56,7 +62,7 @@ class PanopticResults:
         folder: The folder of the PNGs: beside the file, of the same name without suffix.
     """
 
-    def __init__(self, path: Path, source: Source | None = None) -> None:
+    def __init__(self, path: Path, source: Measurable | None = None) -> None:
         """Make the folder.
 
         Args:
@@ -75,7 +81,8 @@ class PanopticResults:
 
     def take(self, found: Sequence[Detections], batch: Batch) -> None:
         """Take in what was found in a batch of the source."""
-        source: Any = self._source
+        source = self._source
+        assert source is not None
         ids = dict(zip(source.keys, source.image_ids, strict=True))
         for one, key in zip(found, batch.keys, strict=True):
             if one.segmentation is not None:

@@ -25,8 +25,8 @@ from ssldet.nn.backbones import adopt
 from ssldet.ranks import rank
 from ssldet.recipe import check, from_document, override
 from ssldet.registry import name_of
+from ssldet.source import Source
 from ssldet.task import PretextTask, Task
-from ssldet.types import Source
 from ssldet.verbs.choosing import Specs, changes_of, recipe_of, resolve, texts
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -13,18 +13,21 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ssldet import chance
 from ssldet.classes import match_classes
+from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
-from ssldet.data.sources import open_source
+from ssldet.data.sources import Unlabelled, open_source
 from ssldet.engine.evaluate import answers
-from ssldet.engine.sources import evaluation_batches_of
+from ssldet.engine.sources import evaluation_batches_of, prepared
 from ssldet.errors import ConfigError, DataError, UnreadableError
 from ssldet.importing.base import Opened
 from ssldet.patches import PatchObjective
 from ssldet.recipe import override
 from ssldet.registry import find, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
-from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Source
+from ssldet.source import Source
+from ssldet.types import Answer, Batch, Detections, Sample, Segmentation
 from ssldet.verbs.opening import open_model, pick_device
 from ssldet.verbs.results import PanopticResults, file_name, results_file, rows_of
 
@@ -86,11 +89,12 @@ def evaluate(
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
     opened = open_model(start)
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, accelerate=accelerate or None)
-    source = opened.task.prepare(_open(specs, masks=opened.task.needs.masks), training=False)
+    source = prepared(opened.task, _open(specs, masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
     translate = _translation(opened.classes, source.classes)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
-    for batch, answered in _detect(opened, source, batch_size, workers):
+    batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers)
+    for batch, answered in _asking(opened)(batches):
         found = [translate(one) for one in answered]
         evaluator.update(found, batch)
         if saved is not None:
@@ -140,11 +144,13 @@ def predict(
     segmented: PanopticResults | None = None
     category_ids = opened.info.get("category_ids")
     classes = opened.classes if queries is None else tuple(queries[number].key for number in range(len(queries)))
-    for (batch, found), sample in zip(_detect(opened, source, 1, 0, queries), _readable(source), strict=True):
-        key, segmentation = batch.keys[0], found[0].segmentation
-        results += rows_of(found[0], key, classes, category_ids)
+    ask, views = _asking(opened, queries), opened.task.views(training=False)
+    for index, sample in _readable(Unlabelled(source)):
+        ((_, (found,)),) = ask([collate([views(sample, chance.generator(0, "views", 0, index))])])
+        key, segmentation = sample.key, found.segmentation
+        results += rows_of(found, key, classes, category_ids)
         if segmentation is None:
-            picture = draw_detections(sample.image, found[0], classes=classes, threshold=threshold)
+            picture = draw_detections(sample.image, found, classes=classes, threshold=threshold)
         else:
             picture = draw_segmentation(sample.image, segmentation, classes=classes)
             segmented = segmented or PanopticResults(folder / "panoptic.json")
@@ -178,11 +184,11 @@ def _open(specs: Sequence[str], rules: ImageRules = RULES, *, masks: bool = Fals
     return open_source(specs, rules, masks=masks)
 
 
-def _readable(source: Source) -> Iterator[Sample]:
-    """Yield what the loader yields: every image in order, without those that can't be read."""
-    for number in range(len(source)):
+def _readable(source: Source) -> Iterator[tuple[int, Sample]]:
+    """Yield every image in order with its number, without those that can't be read."""
+    for index in range(len(source)):
         try:
-            yield source[number]
+            yield index, source[index]
         except UnreadableError as error:
             log.warning("%s; left out", error)
 
@@ -253,14 +259,18 @@ def _renumber(found: Segmentation, places: Int[Tensor, " C"]) -> Segmentation:
     )
 
 
-def _detect(
-    opened: Opened, source: Source, batch_size: int, workers: int, queries: Source | None = None
-) -> Iterator[tuple[Batch, list[Any]]]:
-    """Yield every batch with the answer to each of its images, both on the CPU."""
+def _asking(
+    opened: Opened, queries: Source | None = None
+) -> Callable[[Iterable[Batch]], Iterator[tuple[Batch, list[Any]]]]:
+    """Return what yields every batch with the answer to each of its images, both on the CPU.
+
+    Args:
+        opened: The model.
+        queries: Patches to look for instead, with a model that was taught that.
+    """
     device = pick_device()
     objective = opened.objective.to(device).eval()
     answer: Callable[[Batch], Sequence[Answer]] = objective.answer
     if queries is not None and isinstance(objective, PatchObjective):
         answer = partial(objective.localise, patches=[queries[number].image for number in range(len(queries))])
-    batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers)
-    return answers(objective, batches, device, opened.precision, answer)
+    return partial(answers, objective, device=device, precision=opened.precision, answer=answer)

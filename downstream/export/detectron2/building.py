@@ -15,8 +15,9 @@ from downstream.one_shot import OneShot
 from ssldet.detectors.base import DetectorConfig
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.recipe import from_document, override
+from ssldet.source import Source
 from ssldet.task import Task
-from ssldet.types import Sample, Skipped
+from ssldet.types import Sample
 from ssldet.verbs.choosing import resolve
 from ssldet.weights.detectron2 import configuration_beside, look_up
 
@@ -68,7 +69,7 @@ def blueprint(
     fields = {name for names in run.task.stage.parts.values() for name in names}
     known = {f"task.{name}": value for name, value in stated.get("TASK", {}).items() if name in fields}
     run = override(replace(run, detector=detector), known | dict(overrides or {}))
-    task = run.task.stage.learns_from(run.task, _Named(tuple(classes), frozenset(stuff)))
+    task = run.task.stage.learns_from(run.task, _Named(classes, stuff))
     return Blueprint(task=task, detector=task.stage.receives(run.detector))
 
 
@@ -97,18 +98,22 @@ def read_sidecar(weights: str) -> dict[str, Any]:
         raise CheckpointError(f"{beside}: does not say which detector {path.name} holds ({error!r})") from error
 
 
-@dataclass(frozen=True)
-class _Named:
+class _Named(Source):
     """A source without images: a task asks no more than this when it is built."""
 
-    classes: tuple[str, ...]
-    stuff: frozenset[int]
-    fingerprint: str = ""
-    skipped: tuple[Skipped, ...] = ()
+    fingerprint = ""
+    skipped = ()
+
+    def __init__(self, classes: Sequence[str], stuff: Sequence[int]) -> None:
+        self._classes, self._stuff = tuple(classes), frozenset(stuff)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self._classes
 
     @property
     def is_thing(self) -> tuple[bool, ...]:
-        return tuple(label not in self.stuff for label in range(len(self.classes)))
+        return tuple(label not in self._stuff for label in range(len(self._classes)))
 
     def __len__(self) -> int:
         return 0

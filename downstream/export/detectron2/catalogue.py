@@ -19,8 +19,8 @@ from ssldet.boxes import to_absolute
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source, split_spec
 from ssldet.errors import DataError
+from ssldet.source import Source
 from ssldet.task import Task
-from ssldet.types import Source
 from ssldet.weights.cache import cache_folder
 
 VOC_YEAR = 2007
@@ -67,7 +67,7 @@ def dataset(spec: str, task: Task, *, training: bool) -> list[dict[str, Any]]:
     if not isinstance(task, OneShot):
         rows: list[dict[str, Any]] = DatasetCatalog.get(register(spec))
         return rows
-    pairs: Any = prepared(spec, task, training=training)
+    pairs = prepared(spec, task, training=training)
     return [
         {"file_name": str(pairs.path_of(number)), "image_id": number, "ssldet_place": (spec, number)}
         for number in range(len(pairs))
@@ -181,7 +181,7 @@ def _segments(source: PanopticImages, index: int) -> dict[str, Any]:
 
 
 def _stuff(source: Source) -> tuple[int, ...]:
-    return tuple(label for label, thing in enumerate(getattr(source, "is_thing", ())) if not thing)
+    return tuple(label for label, thing in enumerate(source.is_thing) if not thing)
 
 
 def _facts(form: str, rest: str, source: LabelledImages) -> dict[str, Any]:

@@ -64,9 +64,7 @@ class Mapper:
             return self._foreign(entry)
         spec, number = entry["ssldet_place"]
         source = prepared(spec, self.task, training=self.training)
-        draw = getattr(source, "draw", None)
-        sample: Sample = draw(number, generator) if self.training and draw else source[number]
-        return sample
+        return source.draw(number, generator) if self.training else source[number]
 
     def _foreign(self, entry: Mapping[str, Any]) -> Sample:
         """Read an image of a dataset that detectron2 brings or that somebody else registered."""

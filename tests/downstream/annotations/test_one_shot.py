@@ -160,9 +160,7 @@ def test_the_stream_depends_on_the_seed_alone(images: LabelledImages, workers: i
 
     def stream(seed: int, batch_size: int, steps: int, workers: int = 0) -> tuple[Tensor, list[str]]:
         pairs = pickle.loads(pickle.dumps(training(images)))
-        loader = training_batches(
-            pairs, views, seed=seed, batch_size=batch_size, total_steps=steps, workers=workers, strip_labels=False
-        )
+        loader = training_batches(pairs, views, seed=seed, batch_size=batch_size, total_steps=steps, workers=workers)
         batches = list(loader)
         assert all(batch.problem.pixels is not None for batch in batches)
         return torch.cat([batch.problem.pixels for batch in batches]), [key for batch in batches for key in batch.keys]

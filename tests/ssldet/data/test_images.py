@@ -18,7 +18,8 @@ from PIL import Image, ImageFile
 from ssldet.data import images
 from ssldet.data.images import BACKDROP, ImageRules, image_sizes, open_images, read_image
 from ssldet.errors import DataError, SetupError, UnreadableError
-from ssldet.types import Skipped, Source
+from ssldet.source import Source
+from ssldet.types import Skipped
 
 RULES = ImageRules(min_side=17, max_pixels=1_000_000)
 

@@ -11,7 +11,8 @@ from ssldet.data.images import ImageRules
 from ssldet.data.leaks import find_leaks, seen_before
 from ssldet.data.sources import open_source
 from ssldet.errors import ConfigError
-from ssldet.types import Source
+from ssldet.source import Source
+from ssldet.types import Sample
 from ssldet.verbs import compare_data
 
 RULES = ImageRules(min_side=17, max_pixels=10**6)
@@ -77,19 +78,19 @@ def test_what_can_not_be_decoded_is_counted(folders: tuple[Path, Path]) -> None:
 
 
 def test_a_source_that_hides_its_files_is_refused(folders: tuple[Path, Path]) -> None:
-    class Hidden:
-        classes: tuple[str, ...] = ()
+    class Hidden(Source):
+        classes = ()
         fingerprint = "x"
         skipped = ()
 
         def __len__(self) -> int:
             return 2
 
-        def __getitem__(self, index: int) -> None:
+        def __getitem__(self, index: int) -> Sample:
             raise IndexError(index)
 
     with pytest.raises(ConfigError, match="where its images lie"):
-        find_leaks(Hidden(), opened(folders[0]), RULES)  # type: ignore[arg-type]
+        find_leaks(Hidden(), opened(folders[0]), RULES)
 
 
 def test_what_lies_where_was_looked_before_is_told_without_a_search(folders: tuple[Path, Path]) -> None:

@@ -4,17 +4,20 @@ import signal
 import time
 from dataclasses import dataclass, replace
 from multiprocessing.util import get_temp_dir
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 import torch
 
-from ssldet.data.loader import ATTEMPTS, Stream, evaluation_batches, order, training_batches
+from ssldet.data.loader import ATTEMPTS, Stream, evaluation_batches, training_batches
+from ssldet.data.sources import Unlabelled
 from ssldet.errors import AnnotationError, ConfigError, DataError, UnreadableError
+from ssldet.source import Source
 from ssldet.types import Gather, Problem, Sample, Targets
 
 
-class Numbers:
+class Numbers(Source):
     """A source whose image i is full of i; some images can't be read."""
 
     classes = ("thing",)
@@ -29,7 +32,7 @@ class Numbers:
 
     def __getitem__(self, index):
         if index in self.bad:
-            raise UnreadableError(self.path_of(index), "truncated")
+            raise UnreadableError(f"{index}.jpg", "truncated")
         return Sample(
             image=torch.full((3, 4 + index % 3, 5), index, dtype=torch.uint8),
             targets=Targets(boxes=torch.full((index % 3, 4), 0.5), labels=torch.zeros(index % 3, dtype=torch.int64)),
@@ -38,7 +41,7 @@ class Numbers:
         )
 
     def path_of(self, index):
-        return f"{index}.jpg"
+        return Path(f"{index}.jpg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ def noise(sample, generator):
 
 
 def stream(source=None, views=noise, **options):
-    given = {"seed": 7, "batch_size": 4, "total_steps": 6, "strip_labels": False, **options}
+    given = {"seed": 7, "batch_size": 4, "total_steps": 6, **options}
     return list(training_batches(Numbers(11) if source is None else source, views, **given))
 
 
@@ -69,7 +72,7 @@ def test_shows_every_image_once_an_epoch_and_never_stops_at_its_edge():
     keys = [key for key, *_ in seen(stream(total_steps=11))]  # 44 places: 4 epochs of 11
     for epoch in range(4):
         assert sorted(keys[epoch * 11 : (epoch + 1) * 11], key=int) == [str(i) for i in range(11)]
-        assert keys[epoch * 11 : (epoch + 1) * 11] == [str(i) for i in order(11, 7, epoch).tolist()]
+        assert keys[epoch * 11 : (epoch + 1) * 11] == [str(i) for i in Numbers(11).order(7, epoch).tolist()]
     assert keys[:11] != keys[11:22]
 
 
@@ -94,9 +97,7 @@ def test_the_number_of_workers_changes_nothing(workers):
 
 @pytest.mark.parametrize("start", [1, 2, 5, 6])
 def test_starting_in_the_middle_gives_the_tail(start):
-    batches = training_batches(
-        Numbers(11), noise, seed=7, batch_size=4, total_steps=6, start_step=start, strip_labels=False
-    )
+    batches = training_batches(Numbers(11), noise, seed=7, batch_size=4, total_steps=6, start_step=start)
     assert len(batches) == 6 - start
     assert seen(batches) == seen(stream())[start * 4 :]
 
@@ -119,9 +120,29 @@ def test_an_empty_source_is_refused():
         stream(Numbers(0))
 
 
-def test_stripping_hides_every_label():
-    assert sum(count for *_, count in seen(stream())) > 0
-    assert sum(count for *_, count in seen(stream(strip_labels=True))) == 0
+def test_without_labels_the_same_images_come_in_the_same_order():
+    labelled, unlabelled = seen(stream()), seen(stream(Unlabelled(Numbers(11))))
+    assert sum(count for *_, count in labelled) > 0
+    assert sum(count for *_, count in unlabelled) == 0
+    assert [entry[:2] for entry in labelled] == [entry[:2] for entry in unlabelled]
+
+
+class Backwards(Numbers):
+    """A source with an order of its own and with items that depend on chance."""
+
+    def order(self, seed, epoch):
+        return torch.arange(len(self)).flip(0).roll(epoch)
+
+    def draw(self, index, generator):
+        return replace(self[index], key=f"{index}:{int(torch.randint(10**6, (), generator=generator))}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_source_may_give_its_own_order_and_draw_its_items(workers):
+    keys = [key for key, *_ in seen(stream(Backwards(6), total_steps=3, workers=workers))]
+    assert [int(key.split(":")[0]) for key in keys] == [5, 4, 3, 2, 1, 0, 0, 5, 4, 3, 2, 1]
+    assert len(set(keys)) == 12
+    assert keys == [key for key, *_ in seen(stream(Backwards(6), total_steps=3))]
 
 
 def test_the_global_stream_of_chance_is_left_alone():
@@ -246,7 +267,7 @@ def test_workers_that_always_die_end_in_one_clear_line(tmp_path):
 
 def test_workers_killed_from_outside_while_the_consumer_is_busy():
     batches, done = (
-        iter(training_batches(Numbers(11), slow, seed=7, batch_size=4, total_steps=8, workers=2, strip_labels=False)),
+        iter(training_batches(Numbers(11), slow, seed=7, batch_size=4, total_steps=8, workers=2)),
         [],
     )
     for number, batch in enumerate(batches):
@@ -260,9 +281,7 @@ def test_workers_killed_from_outside_while_the_consumer_is_busy():
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_signals_for_the_whole_job_do_not_reach_the_workers(name):
-    batches = iter(
-        training_batches(Numbers(11), slow, seed=7, batch_size=4, total_steps=6, workers=2, strip_labels=False)
-    )
+    batches = iter(training_batches(Numbers(11), slow, seed=7, batch_size=4, total_steps=6, workers=2))
     done = [next(batches)]
     before = children()
     # From another process than the parent, as a scheduler does.
@@ -289,9 +308,7 @@ def children():
 
 
 def test_leaving_early_leaves_no_worker_behind():
-    batches = iter(
-        training_batches(Numbers(11), noise, seed=7, batch_size=4, total_steps=1000, workers=2, strip_labels=False)
-    )
+    batches = iter(training_batches(Numbers(11), noise, seed=7, batch_size=4, total_steps=1000, workers=2))
     next(batches)
     assert len(children()) == 2
     begin = time.perf_counter()
@@ -317,13 +334,13 @@ def test_workers_use_one_thread():
 
 
 def test_waiting_is_measured():
-    loader = training_batches(Numbers(11), slow, seed=7, batch_size=4, total_steps=3, strip_labels=False)
+    loader = training_batches(Numbers(11), slow, seed=7, batch_size=4, total_steps=3)
     list(loader)
     assert 0.1 < loader.waited < 5
 
 
 def test_a_stream_that_starts_later_yields_the_same_batches():
-    stream = Stream(count=5, seed=1, batch_size=4, steps=range(9), rank=0, world=1, accumulate=2)
+    stream = Stream(source=Numbers(5), seed=1, batch_size=4, steps=range(9), rank=0, world=1, accumulate=2)
     whole = list(stream)
     assert len(whole) == len(stream) == 18
     stream.start = 7

@@ -8,16 +8,20 @@ from PIL import Image
 
 from ssldet import registry
 from ssldet.data.images import ImageRules, ImageSource
-from ssldet.data.sources import ConcatSource, open_source
+from ssldet.data.sources import ConcatSource, PartSource, open_source
 from ssldet.errors import DataError
-from ssldet.types import Sample, Skipped, Source, Targets
+from ssldet.source import Source
+from ssldet.types import Sample, Skipped, Targets
 
 RULES = ImageRules(min_side=17, max_pixels=1_000_000)
 
 
-class Labelled:
-    def __init__(self, classes, count, fingerprint="x"):
+class Labelled(Source):
+    classes = fingerprint = skipped = category_ids = is_thing = ()  # given to each one
+
+    def __init__(self, classes, count, fingerprint="x", category_ids=(), is_thing=()):
         self.classes, self.count, self.fingerprint = classes, count, fingerprint
+        self.category_ids, self.is_thing = category_ids, is_thing
         self.skipped = (Skipped(path=f"{fingerprint}.jpg", reason="empty"),)
 
     def __len__(self):
@@ -71,7 +75,8 @@ def test_formats_and_folders_together_are_unlabelled(folder):
     assert [len(source[i].targets) for i in range(len(source))] == [0, 0, 0, 0]
     assert source.skipped == (Skipped(path="cat,dog.jpg", reason="empty"),)
     assert source.path_of(3) == folder / "a" / "1.png"
-    assert source.path_of(1) == "image 1 of source 0"
+    assert source.path_of(1) is None
+    assert source.targets_of(1) is None
 
 
 def test_equal_classes_join_and_others_do_not():
@@ -87,6 +92,30 @@ def test_equal_classes_join_and_others_do_not():
         open_source(["toys:cat,dog", "toys:cat,cow,dog"], RULES)
     with pytest.raises(DataError, match=r"2 and 1 classes\)"):
         open_source(["toys:cat,dog", "toys:cat"], RULES)
+
+
+def test_joined_sources_keep_what_they_say_of_their_classes(caplog):
+    one = Labelled(("cat", "sky"), 3, "a", category_ids=(17, 119), is_thing=(True, False))
+    other = Labelled(("cat", "sky"), 2, "b", category_ids=(17, 119))
+    both = ConcatSource([one, other])
+    assert (both.category_ids, both.is_thing) == ((17, 119), (True, False))
+    part = PartSource(both, [4, 0, 1])
+    assert (part.category_ids, part.is_thing, len(part)) == ((17, 119), (True, False), 3)
+    assert not caplog.records
+    unlabelled = ConcatSource([one, Labelled((), 2, "c")])
+    assert (unlabelled.classes, unlabelled.category_ids, unlabelled.is_thing) == ((), (), ())
+
+
+def test_sets_that_number_their_classes_differently_take_the_numbers_of_the_first(caplog):
+    unnumbered, coco = Labelled(("cat", "dog"), 2), Labelled(("cat", "dog"), 3, "a", (7, 4))
+    assert ConcatSource([unnumbered, coco, Labelled(("cat", "dog"), 1, "b", (0, 1))]).category_ids == (7, 4)
+    assert "number their classes differently" in caplog.text
+
+
+def test_sets_that_disagree_on_what_can_be_counted_are_not_joined():
+    kinds = [Labelled(("cat", "sky"), 2, is_thing=(True, sky)) for sky in (True, False)]
+    with pytest.raises(DataError, match="'sky' is a countable thing in one and stuff in another"):
+        ConcatSource(kinds)
 
 
 def test_the_fingerprint_knows_the_order():
@@ -141,6 +170,6 @@ def test_a_fraction_has_its_own_fingerprint_and_keeps_what_the_whole_is(tmp_path
     other = open_source([str(tmp_path)], RULES, fraction=0.5, fraction_seed=3)
     assert len({whole.fingerprint, part.fingerprint, other.fingerprint}) == 3
     assert (part.classes, part.skipped) == (whole.classes, whole.skipped)
-    assert part.path_of(0) == tmp_path / part[0].key  # type: ignore[attr-defined]
+    assert part.path_of(0) == tmp_path / part[0].key
     with pytest.raises(IndexError):
         part[4]

@@ -17,17 +17,23 @@ from ssldet.class_scores import SoftmaxScores
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
 from ssldet.errors import DivergedError, UnreadableError
+from ssldet.source import Source
 from ssldet.task import Objective, PretextTask, Views
 from ssldet.types import Batch, Detections, Losses, Predictions, Queries, Sample, Skipped, Targets
 
 
-class FakeSource:
-    """Noise images by number; `classes` and `skipped` as given, `bad` ones can't be read."""
+class FakeSource(Source):
+    """Noise images by number; `skipped` as given, `bad` ones can't be read."""
+
+    classes = ("cat", "dog")
 
     def __init__(self, count: int, *, bad: Sequence[int] = (), skipped: int = 0, salt: str = "") -> None:
         self.count, self.bad, self.salt = count, frozenset(bad), salt
-        self.classes = ("cat", "dog")
-        self.skipped = tuple(Skipped(path=f"scan-{n}.jpg", reason="empty") for n in range(skipped))
+        self._skipped = tuple(Skipped(path=f"scan-{n}.jpg", reason="empty") for n in range(skipped))
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        return self._skipped
 
     @property
     def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ from ssldet import registry
 from ssldet.engine.assemble import assemble
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone, original_state, own
+from ssldet.source import Source
 from ssldet.types import Sample, Targets
 
 
@@ -78,8 +79,8 @@ def test_each_backbone_gets_a_copy_with_the_networks_own_weights_and_statistics(
     assert network.first[1].running_mean.tolist() == [3] * 5
 
 
-class Images:
-    classes: tuple[str, ...] = ()
+class Images(Source):
+    classes = ()
     fingerprint = "noise"
     skipped = ()
 

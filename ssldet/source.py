@@ -1,0 +1,228 @@
+"""The interface of data: what a source of images must have, what it may say, and how one is wrapped in another.
+
+Source          images by number: five members are abstract; all others say "not known" until overridden
+Measurable      a labelled source that knows the ids of its format, so that a metric can be computed on it
+WrappedSource   another source with something changed; whatever is not overridden comes from the source inside
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ssldet import chance
+from ssldet.types import Batch, Detections, Sample, Skipped, Targets
+
+GroundTruth = dict[str, list[dict[str, Any]]]
+"""Annotations in COCO's form, with original ids: `images`, `categories` and `annotations`."""
+
+
+class Source(ABC):
+    """Images by number, labelled or not: what a data specification opens into.
+
+    Reading is random access and free of state, so that any worker may read any image in any order. It must
+    pickle. `ssldet.testing.check_source` checks all that is promised here.
+    """
+
+    # What every source must have.
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of `Targets.labels`; empty where the images carry no labels."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Short hash of what is in the set and in which order; a run refuses to resume on another one."""
+
+    @property
+    @abstractmethod
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Files that were listed but can't be used, known before training starts."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of usable images."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image whole, with its labels if there are any; the same index gives the same sample.
+
+        Raises:
+            IndexError: There is no such image; negative numbers count as such.
+            UnreadableError: The file can't be decoded; the loader replaces it and counts it.
+        """
+
+    # What a source may know. The defaults say "not known".
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Original id of each class; empty where there are none."""
+        return ()
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """Whether each class is one of countable things; empty where the source does not tell things from stuff."""
+        return ()
+
+    def path_of(self, index: int) -> Path | None:
+        """Return where an image lies, without reading it; `None` where it is no file of its own."""
+        return None
+
+    def targets_of(self, index: int) -> Targets | None:
+        """Return the boxes and labels of an image without reading it; `None` where that is not possible."""
+        return None
+
+    def with_classes(self, classes: Sequence[str]) -> "Source | None":
+        """Return the same images with their classes counted in another order; `None` where that is not possible.
+
+        Args:
+            classes: The same names in the wanted order.
+        """
+        return None
+
+    # What a source may do in its own way.
+
+    def draw(self, index: int, generator: torch.Generator) -> Sample:
+        """Read one image for training; what the loader calls.
+
+        A source whose items depend on chance overrides this: all chance must come from the generator, which is made
+        from (seed, epoch, index) and goes on to the task's views.
+        """
+        return self[index]
+
+    def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return in which order an epoch of training shows the images: a permutation, a function of seed and epoch.
+
+        Args:
+            seed: Seed of the run.
+            epoch: Number of the epoch, from 0.
+        """
+        return torch.randperm(len(self), generator=chance.generator(seed, "order", epoch))
+
+
+class Measurable(Source):
+    """A labelled source on which a metric can be computed: it knows the ids of its images and classes."""
+
+    @property
+    @abstractmethod
+    def keys(self) -> tuple[str, ...]:
+        """`Sample.key` of each image."""
+
+    @property
+    @abstractmethod
+    def image_ids(self) -> tuple[int, ...] | tuple[str, ...]:
+        """Original id of each image."""
+
+    @abstractmethod
+    def ground_truth(self) -> GroundTruth:
+        """Return the annotations in COCO's form, with original ids."""
+
+    @abstractmethod
+    def to_results(self, detections: Sequence[Detections], batch: Batch) -> list[dict[str, Any]]:
+        """Return detections as COCO results with original ids: boxes are absolute xywh, masks compressed run lengths.
+
+        Args:
+            detections: One entry per image, absolute xyxy in pixels of the image on disk.
+            batch: Where they were found.
+        """
+
+
+class WrappedSource(Source):
+    """A source around another one: image for image the same, until a subclass overrides something.
+
+    A subclass with other images than the source inside overrides `inner`, `__len__`, `fingerprint` and `order`.
+
+    Attributes:
+        source: The source inside.
+    """
+
+    def __init__(self, source: Source) -> None:
+        """Wrap.
+
+        Args:
+            source: The source inside.
+        """
+        self.source = source
+
+    def inner(self, index: int) -> int:
+        """Return the number, in the source inside, of the image that stands at an index.
+
+        Raises:
+            IndexError: There is no such image.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return index
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those of the source inside."""
+        return self.source.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the source inside."""
+        return self.source.fingerprint
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Those of the source inside."""
+        return self.source.skipped
+
+    def __len__(self) -> int:
+        """Number of images of the source inside."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image.
+
+        Raises:
+            UnreadableError: The file can't be decoded.
+        """
+        return self.source[self.inner(index)]
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """Those of the source inside."""
+        return self.source.category_ids
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """That of the source inside."""
+        return self.source.is_thing
+
+    def path_of(self, index: int) -> Path | None:
+        """Return where an image lies, if the source inside knows."""
+        return self.source.path_of(self.inner(index))
+
+    def targets_of(self, index: int) -> Targets | None:
+        """Return the boxes and labels of an image without reading it, if the source inside can."""
+        return self.source.targets_of(self.inner(index))
+
+    def with_classes(self, classes: Sequence[str]) -> "WrappedSource | None":
+        """Return the same wrapper around the source with its classes in another order, if the source inside can.
+
+        Args:
+            classes: The same names in the wanted order.
+        """
+        source = self.source.with_classes(classes)
+        if source is None:
+            return None
+        other = copy(self)
+        other.source = source
+        return other
+
+    def draw(self, index: int, generator: torch.Generator) -> Sample:
+        """Read one image for training, as the source inside draws it."""
+        return self.source.draw(self.inner(index), generator)
+
+    def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return the order of the source inside."""
+        return self.source.order(seed, epoch)
