@@ -11,6 +11,7 @@ from PIL import Image
 import ssldet
 from downstream.annotations.shapes import write_shapes
 from pretext.random_query_patch import RandomQueryPatch
+from ssldet.data.images import ImageSource
 from ssldet.engine.run import OptimConfig
 from ssldet.errors import CheckpointError, ConfigError, DataError
 from ssldet.recipe import override
@@ -165,9 +166,15 @@ def test_segmentations_follow_class_names_too() -> None:
     assert found.segments.tolist() == [[0, 1, 2, 0]]
 
 
-def test_predictions_are_pictures_and_coco_results(finetuned: ssldet.Trained, place: Path) -> None:
+def test_predictions_are_pictures_and_coco_results(
+    finetuned: ssldet.Trained, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = ImageSource.__getitem__
+    monkeypatch.setattr(ImageSource, "__getitem__", lambda source, index: read.append(index) or original(source, index))
     answer = finetuned.predict(place / "made" / "images", out=place / "seen")
     assert answer["images"] == 12
+    assert read == list(range(12)), "every image is decoded once"
     assert len(list((place / "seen").glob("*.png"))) == 12
     rows = json.loads((place / "seen" / "predictions.json").read_text())
     assert {"image_id", "category_id", "category", "bbox", "score"} == rows[0].keys()
