@@ -22,6 +22,17 @@ SPLITS = ("train", "val", "test")
 """Entries of data.yaml that name images."""
 SLACK = 0.01
 """How far a coordinate may lie outside 0..1, since exporters round; it is cut back."""
+TASKS = ("detect", "segment", "pose", "obb")
+"""Values of the entry `task` of data.yaml whose rows hold boxes, or points of which the box is taken."""
+KEYPOINT_SIGNS = ("flip_idx", "kpt_names")
+"""Entries of data.yaml that only sets with keypoints have."""
+MAX_KEYPOINTS = 10_000
+"""Largest number of keypoints of one object that is taken seriously."""
+BOXED = (
+    "rows, all that are no boxes, were read as polygons, but their points lie in the box of their first four numbers; "
+    "are they keypoints? state kpt_shape in data.yaml"
+)
+"""What is said of polygons that look like a box with keypoints."""
 POLYGON = 7
 """Words of the shortest polygon row: the class and three points."""
 
@@ -46,7 +57,9 @@ def open_yolo(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledI
 def gather_yolo(rest: str, problems: Problems, rules: ImageRules, *, masks: bool = False) -> Annotated:
     """Read what is sound of a YOLO split. Rows are fractions, so the sizes of the images are read as well.
 
-    An image without a label file, or with an empty one, has no objects. Rows repeated word for word count once.
+    An image without a label file, or with an empty one, has no objects. Rows repeated word for word count once. Where
+    data.yaml states `kpt_shape`, the numbers behind the box are keypoints and are not read. The box of a polygon, or of
+    the four corners of an oriented box, is the smallest upright one around it.
 
     Args:
         rest: `ROOT` or `ROOT:SPLIT`.
@@ -61,19 +74,22 @@ def gather_yolo(rest: str, problems: Problems, rules: ImageRules, *, masks: bool
     path = _description(Path(place))
     description = _parse(path)
     classes = _classes(description, path.name, problems)
+    keypoints = _keypoint_numbers(description, path.name, problems)
     folder, names = _images(description, split or "train", path)
     sizes = [(0, 0) if isinstance(size, UnreadableError) else size for size in image_sizes(folder, names, rules)]
     rows = Rows()
     files = [label_file(folder / name) for name in names]
     places = [_short(file, path.parent) for file in files]
-    labelled = 0
+    labelled, boxed = 0, list[bool]()
     for image, (file, size) in enumerate(zip(files, sizes, strict=True)):
         if not file.exists():
             rows.count("images without a label file, taken as images without objects")
             continue
         labelled += 1
-        reader = _Reader(places[image], image, size, classes, masks)
+        reader = _Reader(places[image], image, size, classes, masks, keypoints, boxed)
         reader.read(_lines(file, places[image], problems), rows, problems)
+    if boxed and all(boxed):
+        rows.notes[BOXED] = len(boxed)
     if not labelled:
         raise AnnotationError(f"{path}: none of {len(files)} images has a label file; {files[0]} is not there")
     labels = rows.labels(classes=classes, category_ids=range(len(classes)), image_ids=names, files=names, sizes=sizes)
@@ -100,6 +116,8 @@ class _Reader:
     size: tuple[int, int]
     classes: Sequence[str]
     masks: bool
+    keypoints: int
+    boxed: list[bool]
 
     def read(self, lines: Sequence[str], rows: Rows, problems: Problems) -> None:
         """Take in the rows of the file; what is wrong with them goes to the problems."""
@@ -113,12 +131,12 @@ class _Reader:
                 rows.count("repeated rows, taken once")
 
     def _row(self, place: str, words: list[str], rows: Rows, problems: Problems) -> None:
-        if len(words) != 5 and (len(words) < POLYGON or len(words) % 2 == 0):
-            remedy = "expects class, centre x, centre y, width, height, or a class and the points of a polygon"
-            if len(words) == 6:
-                remedy += "; is the last number a confidence? these are labels, not predictions"
-            problems.add(place, f"{len(words)} words ({shown(' '.join(words))})", remedy)
+        if not self._is_length(len(words)):
+            problems.add(place, f"{len(words)} words ({shown(' '.join(words))})", self._expected(len(words)))
             return
+        if self.keypoints and len(words) > 5:
+            rows.count("rows with keypoints, of which the box was read")
+            words = words[:5]
         label, numbers = number_in(words[0]), [number_in(word) for word in words[1:]]
         if label is None or label % 1 or not 0 <= label < len(self.classes):
             remedy = f"expects a class from 0 to {len(self.classes) - 1}, as data.yaml names them"
@@ -137,6 +155,23 @@ class _Reader:
             return
         self._add(int(label), np.asarray(numbers, dtype=np.float64), rows)
 
+    def _is_length(self, count: int) -> bool:
+        """Say whether a row may have this many words."""
+        if self.keypoints:
+            return count in {5, 5 + self.keypoints}
+        return count == 5 or (count >= POLYGON and count % 2 == 1)
+
+    def _expected(self, count: int) -> str:
+        if self.keypoints:
+            remedy = f"expects class, centre x, centre y, width, height and {self.keypoints} numbers of keypoints"
+            return f"{remedy}, as kpt_shape in data.yaml states"
+        remedy = "expects class, centre x, centre y, width, height, or a class and the points of a polygon"
+        if count == 6:
+            remedy += "; is the last number a confidence or an angle? these are labels of upright boxes"
+        elif count > POLYGON:
+            remedy += "; are there keypoints behind the box? state kpt_shape in data.yaml"
+        return remedy
+
     def _add(self, label: int, fractions: Float[np.ndarray, " N"], rows: Rows) -> None:
         height, width = self.size
         if not width:
@@ -147,6 +182,7 @@ class _Reader:
             x, y, across, down = fractions
             corners = np.array([[x - across / 2, y - down / 2], [x + across / 2, y + down / 2]])
         else:
+            self.boxed.append(_within_own_box(fractions))
             corners = fractions.reshape(-1, 2).clip(0, 1)
             if self.masks:
                 outline = json.dumps([(corners * (width, height)).ravel().tolist()]).encode()
@@ -212,6 +248,29 @@ def _classes(description: dict[Any, Any], place: str, problems: Problems) -> lis
     return names
 
 
+def _keypoint_numbers(description: dict[Any, Any], place: str, problems: Problems) -> int:
+    """Return how many numbers of keypoints follow the box of each row; 0 where there are no keypoints."""
+    shape, task = description.get("kpt_shape"), description.get("task")
+    if task is not None and task not in TASKS:
+        problems.add(f"{place}: task", shown(task), f"expects labels of objects: {', '.join(TASKS)}")
+    if shape is None:
+        sign = next((name for name in KEYPOINT_SIGNS if description.get(name)), None)
+        if task == "pose" or sign is not None:
+            what = f"{sign} without kpt_shape" if sign else "pose without kpt_shape"
+            problems.add(
+                f"{place}: {sign or 'task'}", what, "state kpt_shape: [points, 2 or 3], else rows are ambiguous"
+            )
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(number) is int for number in shape):
+        sound = False
+    else:
+        sound = 0 < shape[0] <= MAX_KEYPOINTS and shape[1] in {2, 3}
+    if not sound:
+        problems.add(f"{place}: kpt_shape", shown(shape), "expects [points, 2] or [points, 3]")
+        return 0
+    return int(shape[0] * shape[1])
+
+
 def _images(description: dict[Any, Any], split: str, path: Path) -> tuple[Path, list[str]]:
     """Return the images of a split: the folder that all lie in, and their names in it."""
     entry = description.get(split)
@@ -251,6 +310,13 @@ def _short(path: Path, home: Path) -> str:
     """Return a path as seen from a folder, to name in messages."""
     absolute, home = path.absolute(), home.absolute()
     return str(absolute.relative_to(home) if absolute.is_relative_to(home) else absolute)
+
+
+def _within_own_box(fractions: Float[np.ndarray, " N"]) -> bool:
+    """Say whether the first four numbers, read as a box, hold all following points: as a box holds its keypoints."""
+    points = fractions[4:].reshape(-1, 2)
+    points = points[points.any(axis=1)]
+    return bool((np.abs(points - fractions[:2]) <= fractions[2:4] / 2 + SLACK).all())
 
 
 def _is_fraction(value: float | None) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from downstream.annotations.labelled import LabelledImages
-from downstream.annotations.yolo import label_file, open_yolo
+from downstream.annotations.yolo import BOXED, label_file, open_yolo
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError
 
@@ -84,6 +84,11 @@ DESCRIPTIONS = {
     "an alias": ("a: &a [x]\nb: [*a, *a]\ntrain: images/train\nnames: [cat]", "alias"),
     "code": ("train: !!python/object/apply:os.system [touch x]\nnames: [cat]", "not YAML"),
     "deep": ("a: " + "[" * 1200, "not YAML"),
+    "keypoints of no size": (YAML + "kpt_shape: [0, 2]\n", "kpt_shape: [0, 2]; expects [points, 2] or"),
+    "keypoints as text": (YAML + "kpt_shape: 17x3\n", "kpt_shape: '17x3'; expects"),
+    "keypoints untold": (YAML + "task: pose\n", "pose without kpt_shape; state kpt_shape"),
+    "mirrored keypoints untold": (YAML + "flip_idx: [1, 0]\n", "flip_idx without kpt_shape"),
+    "another task": (YAML + "task: classify\n", "task: 'classify'; expects labels of objects"),
 }
 
 
@@ -93,6 +98,32 @@ def test_a_faulty_description_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(AnnotationError) as caught:
         opened(write(tmp_path, description=text))
     assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize(("shape", "points"), [("[3, 2]", "0.3 0.4 0.5 0.6 0.6 0.5"), ("[2, 3]", "0.3 0.4 2 0 0 0")])
+def test_keypoints_are_no_polygon(tmp_path: Path, shape: str, points: str) -> None:
+    rows = f"1 0.5 0.5 0.3 0.4 {points}\n0 0.25 0.25 0.1 0.2\n"
+    source = opened(write(tmp_path, rows, YAML + f"kpt_shape: {shape}\n"))
+    assert source.ground_truth()["annotations"][0]["bbox"] == pytest.approx([21, 12, 18, 16])
+    assert source.labels.notes["rows with keypoints, of which the box was read"] == 1
+    with pytest.raises(AnnotationError, match=r"a\.txt:1: a box; has no mask"):
+        opened(tmp_path, masks=True)
+
+
+def test_rows_must_have_the_keypoints_that_are_stated(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"a\.txt:1: 9 words .*and 6 numbers of keypoints, as kpt_shape"):
+        opened(write(tmp_path, "0 0.5 0.5 0.1 0.1 0.2 0.3 0.4 0.5", YAML + "kpt_shape: [3, 2]\n"))
+
+
+def test_keypoints_that_nobody_stated_are_suspected(tmp_path: Path) -> None:
+    pose, polygon = "0 0.5 0.5 0.2 0.2 0.45 0.45 0.55 0.5", "1 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5"
+    assert opened(write(tmp_path, pose)).labels.notes[BOXED] == 1
+    assert BOXED not in opened(write(tmp_path, f"{pose}\n{polygon}")).labels.notes
+
+
+def test_an_oriented_box_gives_the_upright_box_around_it(tmp_path: Path) -> None:
+    source = opened(write(tmp_path, "0 0.5 0.1 0.9 0.5 0.5 0.8 0.1 0.5", YAML + "task: obb\n"))
+    assert source.ground_truth()["annotations"][0]["bbox"] == pytest.approx([6, 4, 48, 28])
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
