@@ -337,7 +337,9 @@ def _join_plugins() -> None:
 
 def _calling(name: str) -> Callable[..., None]:
     def call(*words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
-        plugin: App = registry.find("ssldet.verbs", name)
+        plugin = registry.find("ssldet.verbs", name)
+        if not isinstance(plugin, App):
+            raise ConfigError(f"verb {name!r} is {type(plugin).__name__!r} and no cyclopts App; tell who made it")
         plugin(words, exit_on_error=False, print_error=False, result_action="return_value")
 
     return call

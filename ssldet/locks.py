@@ -1,8 +1,11 @@
 """folder -> who is at work in it: a lock that the system itself releases when its holders die, however they die."""
 
+import errno
 import fcntl
 from pathlib import Path
 from typing import BinaryIO
+
+from ssldet.errors import SetupError
 
 NAME = ".lock"
 """The file in the folder; its text says who holds the lock, or held it and died."""
@@ -33,15 +36,26 @@ class FolderLock:
         return self._file
 
     def take(self) -> bool:
-        """Take the lock if nobody else has it; say whether it is held now."""
+        """Take the lock if nobody else has it; say whether it is held now.
+
+        Raises:
+            SetupError: The file can't be opened, or its file system has no locks.
+        """
         if self._file is not None:
             return True
-        file = self.path.open("a+b")
+        try:
+            if self.path.exists() and not self.path.is_file():
+                raise SetupError(f"{self.path}: is no regular file and can't be locked; delete it")
+            file = self.path.open("a+b")
+        except OSError as error:
+            raise SetupError(f"{self.path}: can't be written ({error.strerror}); choose another folder") from error
         try:
             (fcntl.flock if self.inherited else fcntl.lockf)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             file.close()
-            return False
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise SetupError(f"{self.path}: can't be locked ({error.strerror}); choose a folder elsewhere") from error
         self._file = file
         return True
 

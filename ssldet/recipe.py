@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import tomli_w
 
 from ssldet.errors import ConfigError, suggest
-from ssldet.registry import find, name_of
+from ssldet.registry import find_or_imported, name_of
 
 Config = TypeVar("Config")
 
@@ -73,8 +73,7 @@ def override(config: Config, assignments: Mapping[str, object]) -> Config:
                 break
             branch, owner = branch[step], getattr(owner, step)
         else:
-            hints = _hints(type(owner))
-            if leaf not in hints:
+            if leaf not in _hints(type(owner)) and not (leaf == "name" and hasattr(owner, "group")):
                 wrong.append(_no_field(owner, leaf, ".".join(parents)))
             elif is_dataclass(getattr(owner, leaf)) and not isinstance(value, Mapping) and not is_dataclass(value):
                 inner = ", ".join(f"{path}.{name}" for name in _hints(type(getattr(owner, leaf))))
@@ -228,7 +227,7 @@ def _build(kind: type, document: Mapping[str, Any], prefix: str) -> tuple[Any, l
         if "name" not in document:
             return None, [f"{prefix}name: missing; it says which class to build"]
         try:
-            kind = find(group, str(document["name"]))
+            kind = _class_of(kind, group, str(document["name"]))
         except ConfigError as error:
             return None, [f"{prefix}name: {error}"]
     hints = _hints(kind)
@@ -247,6 +246,14 @@ def _build(kind: type, document: Mapping[str, Any], prefix: str) -> tuple[Any, l
         values[field.name], problems = _read(hints[field.name], document[field.name], path)
         wrong += problems
     return (None if wrong else kind(**values)), wrong
+
+
+def _class_of(base: type, group: str, name: str) -> type:
+    """Return the class that a document names; what only looks like one, such as a function, is never called."""
+    chosen = find_or_imported(group, name)
+    if not (isinstance(chosen, type) and issubclass(chosen, base) and is_dataclass(chosen)):
+        raise ConfigError(f"{name!r} is no {base.__name__}")
+    return chosen
 
 
 def _read(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:

@@ -1,10 +1,17 @@
 """group, name -> object: what installed packages offer through entry points, listed without importing any of it."""
 
+import logging
+import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from ssldet.errors import ConfigError, suggest
+
+log = logging.getLogger(__name__)
+
+OURS = ("ssldet", "pretext", "downstream")
+"""The packages of this distribution."""
 
 GROUPS = {
     "ssldet.tasks": "task",
@@ -33,44 +40,108 @@ def names(group: str) -> list[str]:
 
 
 def find(group: str, name: str) -> Any:
-    """Import and return the object behind a name.
+    """Import and return the object that an installed package registered; nothing else is ever imported here.
+
+    Args:
+        group: One of `GROUPS`.
+        name: As listed by `names`.
+
+    Raises:
+        ConfigError: No such name, two packages claim it, or its package fails when it is imported.
+    """
+    claims = _claims(group)
+    if name not in claims:
+        known = ", ".join(sorted(claims)) or "none"
+        raise ConfigError(f"no {_word(group)} {name!r}{suggest(name, claims)}; installed: {known}")
+    entries = _ours_first(claims[name])
+    if len(entries) > 1:
+        rivals = " and ".join(sorted(entry.value for entry in entries))
+        raise ConfigError(f"{_word(group)} {name!r} is claimed by {rivals}; uninstall one of the packages")
+    return _import(entries[0])
+
+
+def find_or_import(group: str, name: str) -> Any:
+    """Return what a person named on the command line or in a call; only here may a name import an unregistered module.
 
     Args:
         group: One of `GROUPS`.
         name: As listed by `names`, or `package.module:Object` for one that no package registers.
 
     Raises:
-        ConfigError: No such name, two packages claim it, or its package does not import.
+        ConfigError: As `find`.
     """
-    claims = _claims(group)
-    word = GROUPS.get(group, group)
-    if ":" in name:
-        claims = {name: [EntryPoint(name=name, value=name, group=group)]}
-    if name not in claims:
-        known = ", ".join(sorted(claims)) or "none"
-        raise ConfigError(f"no {word} {name!r}{suggest(name, claims)}; installed: {known}")
-    entries = claims[name]
-    if len(entries) > 1:
-        rivals = " and ".join(sorted(entry.value for entry in entries))
-        raise ConfigError(f"{word} {name!r} is claimed by {rivals}; uninstall one of the packages")
-    try:
-        return entries[0].load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{word} {name!r} ({entries[0].value}) can't be imported: {error}") from error
+    return _import(EntryPoint(name=name, value=name, group=group)) if ":" in name else find(group, name)
 
 
-def name_of(group: str, value: object) -> str:
-    """Return a name that `find` turns back into this class or function: the registered one, else `module:Object`.
+def find_or_imported(group: str, name: str) -> Any:
+    """Return what a file names: a registered object, or `package.module:Object` of a module that is imported already.
+
+    A file must not choose which code runs, so this never imports a module that no package registered.
 
     Args:
         group: One of `GROUPS`.
-        value: What `find` would return.
+        name: What the file says.
+
+    Raises:
+        ConfigError: As `find`; or nobody has imported the module so far, and the message says how its owner does.
+    """
+    module, colon, path = name.partition(":")
+    if not colon:
+        return find(group, name)
+    value: Any = sys.modules.get(module)
+    for part in path.split("."):
+        value = getattr(value, part, None)
+    if value is None:
+        word = _word(group)
+        raise ConfigError(
+            f"{word} {name!r} is not registered, and a file may not choose what is imported; if you trust it, add "
+            f"--set {word}.name={name}, or import {module} before you call ssldet"
+        )
+    return value
+
+
+def name_of(group: str, value: object) -> str:
+    """Return the name of this class or function: the registered one, else `module:Object`.
+
+    Args:
+        group: One of `GROUPS`.
+        value: What `find` or `find_or_imported` would return.
     """
     target = f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', '?')}"
     for name, entries in _claims(group).items():
         if any(entry.value == target for entry in entries):
             return name
     return target
+
+
+def _word(group: str) -> str:
+    return GROUPS.get(group, group)
+
+
+def _import(entry: EntryPoint) -> Any:
+    """Load an entry; whatever a package does on import, it costs one line and never the program."""
+    try:
+        return entry.load()
+    except (Exception, SystemExit) as error:  # a package's own code may fail in any way
+        told = str(error).strip().partition("\n")[0]
+        why = told if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {told}"
+        raise ConfigError(f"{_word(entry.group)} {entry.name!r} ({entry.value}) can't be imported: {why}") from error
+
+
+def _ours_first(entries: list[EntryPoint]) -> list[EntryPoint]:
+    """Let a name of this package stay what it is, whatever another package claims."""
+    ours = [entry for entry in entries if entry.value.partition(".")[0].partition(":")[0] in OURS]
+    if not ours or len(ours) == len(entries):
+        return entries
+    rivals = ", ".join(sorted(entry.value for entry in entries if entry not in ours))
+    _warn(f"{_word(ours[0].group)} {ours[0].name!r} stays {ours[0].value}; {rivals} claims a name that is taken")
+    return ours
+
+
+@cache
+def _warn(message: str) -> None:
+    """Say something once."""
+    log.warning(message)
 
 
 @cache

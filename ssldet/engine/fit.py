@@ -79,7 +79,7 @@ def fit(
             documents = dict(documents or {})
             objective = assemble(run, sources.train, documents)
         objective.detector.train_only(learning_sections(run.task, objective.detector))
-        if not resume and folder.status().get("status") != "created":
+        if not resume and not folder.held:
             folder = RunFolder.create(folder.path, run)
         for name, document in (documents or {}).items():
             folder.write_json(name, document)

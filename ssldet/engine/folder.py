@@ -77,12 +77,23 @@ class RunFolder:
         except OSError as error:
             raise SetupError(f"{folder.path}: can't be made ({error.strerror}); choose another --out") from error
         folder.lock()
+        try:
+            # Again, because another process may have begun and ended here since.
+            folder._require_unused(run)
+        except ConfigError:
+            folder.release()
+            raise
         for name in ("run.json", *_LEFT_BEHIND):
             (folder.path / name).unlink(missing_ok=True)
         Checkpoints(folder.checkpoints).sweep()
         folder.update(schema=SCHEMA, status="created", steps=0, seed=run.seed, versions=_versions())
         folder.write_run(run, command)
         return folder
+
+    @property
+    def held(self) -> bool:
+        """Whether this process may write here."""
+        return self._lock.file is not None
 
     def lock(self) -> None:
         """Let no other process write here; the system itself releases the lock of a process that died.

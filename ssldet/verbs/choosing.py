@@ -5,7 +5,10 @@ from pathlib import Path
 
 from ssldet.engine.run import Run
 from ssldet.recipe import load as load_record
-from ssldet.registry import find, names
+from ssldet.registry import find_or_import, names
+
+_NAMED = {"task.name": "ssldet.tasks", "detector.name": "ssldet.detectors"}
+"""Fields of a run that name a class -> the group that it is found in."""
 
 Specs = str | Path | Sequence[str | Path]
 """One data specification or several: folders, globs, file lists, `coco:…`, `voc:…`."""
@@ -24,7 +27,7 @@ def resolve(recipe: str | Path | Run) -> Run:
         return recipe
     if str(recipe).endswith(".toml"):
         return load_record(Run, Path(recipe))
-    run: Run = find("ssldet.recipes", str(recipe))()
+    run: Run = find_or_import("ssldet.recipes", str(recipe))()
     return run
 
 
@@ -52,8 +55,12 @@ def changes_of(
         val: What to evaluate on; empty keeps the recipe's.
         steps: Length in optimiser steps; goes before `epochs`.
         epochs: Length in passes over the training set.
-        overrides: Dotted recipe fields and their values.
+        overrides: Dotted recipe fields and their values. `task.name` or `detector.name` may be a `module:Object` that
+            no package registers: the module is imported here, because the caller named it, and files that name the
+            same class can then be read.
     """
+    for path in _NAMED.keys() & (overrides or {}).keys():
+        find_or_import(_NAMED[path], str((overrides or {})[path]))
     changes: dict[str, object] = {}
     if train := texts(train):
         changes["data.train"] = train

@@ -9,7 +9,7 @@ from ssldet.data.inspection import Inspection, inspect_images
 from ssldet.data.leaks import Leaks, find_leaks
 from ssldet.data.sources import open_source, split_spec
 from ssldet.errors import ConfigError, DataError
-from ssldet.registry import find, names
+from ssldet.registry import find, find_or_import, names
 from ssldet.source import Source
 from ssldet.verbs.choosing import Specs, texts
 
@@ -61,7 +61,7 @@ def convert_data(spec: str, *, to: str, out: str | Path) -> Written:
         ConfigError: The file exists.
         AnnotationError: The data are not sound; nothing is written then.
     """
-    write = find("ssldet.converters", to)
+    write = find_or_import("ssldet.converters", to)
     path = Path(out)
     if path.exists():
         raise ConfigError(f"{path}: exists and is not overwritten; choose another name")

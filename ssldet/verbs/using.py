@@ -24,7 +24,7 @@ from ssldet.errors import ConfigError, DataError, UnreadableError
 from ssldet.importing.base import Opened
 from ssldet.patches import PatchObjective
 from ssldet.recipe import override
-from ssldet.registry import find, names
+from ssldet.registry import find, find_or_import, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
 from ssldet.types import Answer, Batch, Detections, Sample, Segmentation
@@ -174,7 +174,7 @@ def export(start: str | Path, *, to: str, out: str | Path) -> Exported:
     Raises:
         CheckpointError: The format can't hold this detector, or what came back differs.
     """
-    exporter = find("ssldet.exporters", to)
+    exporter = find_or_import("ssldet.exporters", to)
     opened = open_model(start)
     report: Exported = exporter(opened.objective, opened.info, Path(out))
     return report

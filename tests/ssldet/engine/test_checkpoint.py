@@ -7,10 +7,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ssldet.citations import cited
 from ssldet.classes import match_classes
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.engine.checkpoint import (
@@ -23,8 +25,10 @@ from ssldet.engine.checkpoint import (
     section_of,
     transfer,
 )
-from ssldet.errors import CheckpointError
+from ssldet.engine.run import Run
+from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
+from ssldet.recipe import load, to_document
 
 
 @pytest.fixture
@@ -45,6 +49,28 @@ def test_an_objective_comes_back_with_what_it_is(saved: tuple[Path, Any, Any], f
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in objective.state_dict().items())
     assert (info["step"], info["classes"], info["schema"], info["data"]) == (12, ["cat", "dog"], 1, "fake-10-")
     assert info["detector"] == {"name": "engine_fakes:FakeDetectorConfig", "num_classes": 2, "num_queries": 3}
+
+
+@pytest.mark.parametrize("part", ["task", "detector"])
+def test_no_file_chooses_what_is_imported(
+    saved: tuple[Path, Any, Any], fakes: ModuleType, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, objective, run = saved
+    trace = path.with_name("imported")
+    (path.parent / "stranger_module.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Thing: ...\n")
+    monkeypatch.syspath_prepend(path.parent)
+    info = describe(run, fakes.FakeSource(10), 12, [{part: {"name": "stranger_module:Thing"}}])
+    for name in ("stranger_module:Thing", "os:system", "subprocess:Popen", f"{__name__}:Any"):
+        save_weights(path, objective, {**info, part: {"name": name}})
+        with pytest.raises(ConfigError, match="name: "):
+            restore_objective(path)
+        record = path.with_name("run.toml")
+        document = to_document(run)
+        record.write_text(tomli_w.dumps({**document, part: {**document[part], "name": name}}))
+        with pytest.raises(ConfigError, match=f"{part}.name: "):
+            load(Run, record)
+    assert cited(info["lineage"]) == ""
+    assert not trace.exists()
 
 
 def test_tied_and_non_contiguous_tensors_are_saved(tmp_path: Path, fakes: ModuleType) -> None:

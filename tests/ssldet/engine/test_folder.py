@@ -60,6 +60,31 @@ def test_a_folder_in_which_nothing_was_trained_can_be_used_again(tmp_path: Path,
     assert not list(again.checkpoints.iterdir())
 
 
+def test_a_start_after_a_kill_takes_the_lock_and_its_own_settings(
+    tmp_path: Path, fakes: ModuleType, fork: Callable[..., Any]
+) -> None:
+    from ssldet.engine.fit import fit
+
+    RunFolder.create(tmp_path / "a", fakes.a_run(seed=1)).release()
+    codes: list[int] = []
+
+    def try_to_start(*_: Any) -> Any:
+        codes.append(fork(lambda: fit(fakes.a_run(), RunFolder(tmp_path / "a"))).wait())
+        codes.append(fork(lambda: fit(fakes.a_run(), RunFolder(tmp_path / "a"), resume=True)).wait())
+        raise ValueError("no picture")
+
+    fit(fakes.a_run(seed=2, preview_every=0), RunFolder(tmp_path / "a"), preview=try_to_start)
+    assert codes[1:2] == codes[3:4] == [SetupError.exit_code]
+    assert 0 not in codes
+    assert RunFolder(tmp_path / "a").run().seed == RunFolder(tmp_path / "a").status()["seed"] == 2
+
+
+def test_a_lock_that_is_no_file_is_said_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(SetupError, match="no regular file"):
+        RunFolder(tmp_path).lock()
+
+
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(
     tmp_path: Path, fakes: ModuleType, fork: Callable[..., Any]
 ) -> None:
