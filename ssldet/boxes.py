@@ -1,4 +1,4 @@
-"""boxes -> boxes, overlaps: pure geometry; every function says its format, because a bare `boxes` is a bug.
+"""boxes -> boxes, overlaps: pure geometry; the name or the arguments of every function say its box format.
 
 Normalised boxes are fractions of the valid image, padding excluded; absolute boxes are pixels.
 """

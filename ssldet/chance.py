@@ -1,4 +1,4 @@
-"""words -> seed: every draw in the house is a pure function of what it is for, so nothing random needs saving."""
+"""words -> seed: every random draw is a pure function of its purpose, so no random state needs saving."""
 
 import hashlib
 import random
@@ -25,10 +25,10 @@ def generator(*words: int | str) -> torch.Generator:
 
 
 def reseed(*words: int | str) -> None:
-    """Set PyTorch's global streams, which dropout draws from, on the CPU and on the accelerator that is in use.
+    """Seed PyTorch's global generators, which dropout draws from, on the CPU and on the accelerator in use.
 
     Args:
-        words: See `seed_of`.
+        words: What the draws are for, as in `seed_of`.
     """
     seed = seed_of(*words)
     # Not torch.manual_seed: it visits every kind of device there is, which costs milliseconds.
@@ -39,13 +39,13 @@ def reseed(*words: int | str) -> None:
 
 @contextmanager
 def lent(source: torch.Generator) -> Iterator[None]:
-    """Let code that knows only the global streams of Python, NumPy and PyTorch draw from a generator.
+    """Let code that draws from the global generators of Python, NumPy and PyTorch draw from this one.
 
-    Meant for transforms of other libraries. What they draw is a function of the generator, and the global streams go on
-    afterwards as if nothing had happened. Not for code that draws on an accelerator.
+    Meant for transforms of other libraries. What they draw is a function of the generator, and the state of the global
+    generators is restored afterwards. Not for code that draws on an accelerator.
 
     Args:
-        source: Gives one seed, whatever is drawn from it.
+        source: Advances by one draw, however much the code draws.
     """
     seed = int(torch.randint(2**32, (), generator=source))
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""class names, class names -> which one is which: to hand a class head over, and to read its answers."""
+"""names of two class heads -> which classes are the same: to transfer a class head, and to read its outputs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 SAME = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
-"""Names that VOC and COCO give to one thing; those that differ by a space alone need no entry."""
+"""VOC's name -> COCO's name of the same class; names that differ by a space alone need no entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRows:
-    """Which class of one numbering each class of another one is.
+    """For each class of one class head, the row of the same class in another one.
 
     Attributes:
-        theirs: Names in the one numbering; empty text where a number stands for no class.
-        ours: Names in the other.
-        rows: For each of ours the number of the same class in theirs; none where they don't have it.
+        theirs: Class names of the other head, in the order of its rows; empty text where a row stands for no class.
+        ours: Class names of our head.
+        rows: For each of our classes its row in their head; `None` where they don't have that class.
     """
 
     theirs: tuple[str, ...]
@@ -25,46 +25,46 @@ class ClassRows:
 
     @property
     def found(self) -> tuple[str, ...]:
-        """Those of ours that they have too."""
+        """Our classes that they have too."""
         return tuple(name for name, row in zip(self.ours, self.rows, strict=True) if row is not None)
 
     @property
     def fresh(self) -> tuple[str, ...]:
-        """Those of ours that they don't have."""
+        """Our classes that they don't have."""
         return tuple(name for name, row in zip(self.ours, self.rows, strict=True) if row is None)
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Those of theirs that we don't ask for."""
-        asked = set(self.rows)
-        return tuple(name for row, name in enumerate(self.theirs) if name and row not in asked)
+        """Their classes that we don't have."""
+        matched = set(self.rows)
+        return tuple(name for row, name in enumerate(self.theirs) if name and row not in matched)
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return one line."""
         parts = [f"{len(self.found)} of {len(self.ours)} classes found by name among {len(self.theirs)}"]
         moved = [
             f"{name} from {row} ({self.theirs[row]})"
             for name, row in zip(self.ours, self.rows, strict=True)
             if row is not None
         ]
-        parts += [f"{word}: {_few(names)}" for word, names in (("rows", moved), ("new", self.fresh)) if names]
+        parts += [f"{word}: {_first_names(names)}" for word, names in (("rows", moved), ("new", self.fresh)) if names]
         if self.unused:
-            parts.append(f"left behind: {_few(self.unused)}")
+            parts.append(f"left behind: {_first_names(self.unused)}")
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values: which row each class started from, null for a fresh one."""
+        """Return plain values: the row that each class started from, null for a fresh one."""
         return {"rows": dict(zip(self.ours, self.rows, strict=True)), "unused": list(self.unused)}
 
 
 def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> ClassRows:
     """Find our classes among theirs by name; case, spaces, hyphens and underscores make no difference.
 
-    VOC's and COCO's words for one thing are known to be one. A name that means two of theirs means none.
+    VOC's and COCO's names of the same class match (`SAME`). A name that fits two of theirs is not matched.
 
     Args:
-        theirs: Names in the one numbering; empty text where a number stands for no class.
-        ours: Names in the other.
+        theirs: Class names of the other head; empty text where a row stands for no class.
+        ours: Class names of our head.
     """
     plain = [_plain(name) for name in theirs]
     count = Counter(plain)
@@ -79,6 +79,6 @@ def _plain(name: str) -> str:
     return SAME.get(joined, joined)
 
 
-def _few(words: Sequence[str], shown: int = 10) -> str:
-    more = f" and {len(words) - shown} more" if len(words) > shown else ""
-    return ", ".join(words[:shown]) + more
+def _first_names(names: Sequence[str], shown: int = 10) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -19,11 +19,11 @@ from ssldet.types import Matches, Predictions, Targets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaddedTargets:
-    """The targets of a batch, filled up to the largest number in one image.
+    """The targets of a batch, padded to the largest number in one image.
 
     Attributes:
-        boxes: Normalised cxcywh; zeros where filled up.
-        labels: Class of each box; zero where filled up.
+        boxes: Normalised cxcywh; zeros in the padding.
+        labels: Class of each box; zero in the padding.
         embeddings: Feature vector of each target, where the task has them.
     """
 
@@ -34,7 +34,7 @@ class PaddedTargets:
 
 @runtime_checkable
 class CostTerm(Protocol):
-    """One part of the cost of answering a target with a prediction."""
+    """One part of the cost of matching a prediction with a target."""
 
     @property
     def weight(self) -> float:
@@ -48,7 +48,7 @@ class CostTerm(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCost:
-    """What a wrong class costs, as the detector's class scores define it; for DETR minus the target's probability.
+    """Cost of the class, as the detector's class scores define it; for DETR minus the probability of the target's.
 
     Attributes:
         weight: Factor in the total cost.
@@ -57,7 +57,7 @@ class ClassCost:
     weight: float = 1.0
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Float[Tensor, "L B Q T"]:
-        """Return the cost; NaN for a label that the detector does not have, which the matcher then explains."""
+        """Return the cost; NaN for a label that the detector does not have, which the matcher reports."""
         return predictions.scores.cost(predictions.logits.float(), targets.labels)
 
 
@@ -92,7 +92,7 @@ class BoxGIoUCost:
 
 
 class Matcher:
-    """Optimal assignment of every image's targets to its queries, solved for each decoder layer apart.
+    """Optimal assignment of every image's targets to its queries, solved for each decoder layer separately.
 
     Where an image (or a group) has more targets than queries, as many are matched as there are queries.
 
@@ -105,22 +105,22 @@ class Matcher:
     def __init__(
         self, costs: Sequence[CostTerm] | None = None, scope: Literal["global", "own_group"] = "global"
     ) -> None:
-        """Choose what counts.
+        """Choose the parts of the cost.
 
         Args:
-            costs: None means DETR's: class 1, L1 5, generalised overlap 2.
-            scope: See the attributes.
+            costs: Parts of the cost; `None` takes DETR's: class 1, L1 5, generalised overlap 2.
+            scope: Queries that may answer a target: all of them, or those of the target's own group.
         """
         self.costs = (ClassCost(), BoxL1Cost(), BoxGIoUCost()) if costs is None else tuple(costs)
         self.scope = scope
 
     @torch.no_grad()
     def __call__(self, predictions: Predictions, targets: list[Targets]) -> Matches:
-        """Match.
+        """Match predictions with targets.
 
         Args:
-            predictions: What the detector answered.
-            targets: What there was to find, one entry an image.
+            predictions: Outputs of the detector.
+            targets: What there was to find, one entry per image.
 
         Returns:
             The matches, ordered by layer and image.
@@ -137,14 +137,14 @@ class Matcher:
             parts = [term.weight * term(predictions, padded) for term in self.costs]
             cost = torch.stack(parts).sum(0).cpu().numpy()  # the only wait for the device
         if not np.isfinite(cost).all():
-            _refuse(cost, targets, predictions.scores.num_classes(predictions.logits.shape[-1]))
+            _raise_cause(cost, targets, predictions.scores.num_classes(predictions.logits.shape[-1]))
         if self.scope == "global":
-            found = _gather(_solve_images(cost, counts))
+            matched = _gather(_solve_images(cost, counts))
         else:
-            found = _within_groups(cost, *_groups(predictions, targets))
+            matched = _within_groups(cost, *_groups(predictions, targets))
         first = np.concatenate([[0], np.cumsum(counts)])
-        found[3] += first[found[1]]
-        layer, image, query, target = torch.from_numpy(found).to(device)
+        matched[3] += first[matched[1]]
+        layer, image, query, target = torch.from_numpy(matched).to(device)
         return Matches(layer=layer, image=image, query=query, target=target)
 
 
@@ -158,12 +158,12 @@ def _pad(targets: list[Targets]) -> PaddedTargets:
 
 
 def _groups(predictions: Predictions, targets: list[Targets]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the group of each query, and of each target of each image; -1 where targets are filled up."""
-    wanted = [entry.groups for entry in targets if entry.groups is not None]
-    if predictions.groups is None or len(wanted) != len(targets):
+    """Return the group of each query, and of each target of each image; -1 in the padding of targets."""
+    present = [entry.groups for entry in targets if entry.groups is not None]
+    if predictions.groups is None or len(present) != len(targets):
         missing = "the queries" if predictions.groups is None else "the targets"
         raise ConfigError(f"matching within own groups needs groups, but {missing} have none; use scope='global'")
-    return predictions.groups.cpu().numpy(), pad_sequence(wanted, batch_first=True, padding_value=-1).cpu().numpy()
+    return predictions.groups.cpu().numpy(), pad_sequence(present, batch_first=True, padding_value=-1).cpu().numpy()
 
 
 def _solve_images(cost: NDArray[Any], counts: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -175,9 +175,9 @@ def _solve_images(cost: NDArray[Any], counts: NDArray[Any]) -> Iterator[NDArray[
 def _within_groups(cost: NDArray[Any], of_query: NDArray[Any], of_target: NDArray[Any]) -> NDArray[Any]:
     """Return rows of layer, image, query and target (counted within its image)."""
     allowed = (of_query[:, None] == of_target[:, None, :]) & (of_target >= 0)[:, None, :]
-    rivals = (of_target[:, :, None] == of_target[:, None, :]) & (of_target >= 0)[:, None, :]
-    if (rivals.sum(-1) <= 1).all():
-        # One target a group: the assignment is the cheapest query of the group.
+    same_group = (of_target[:, :, None] == of_target[:, None, :]) & (of_target >= 0)[:, None, :]
+    if (same_group.sum(-1) <= 1).all():
+        # One target per group: the assignment is the cheapest query of the group.
         best = np.where(allowed, cost, np.inf).argmin(2)
         layer, image, target = np.nonzero(np.broadcast_to(allowed.any(1), best.shape))
         return np.stack([layer, image, best[layer, image, target], target])
@@ -203,8 +203,8 @@ def _gather(parts: Iterator[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate([np.zeros((4, 0), np.int64), *parts], axis=1)
 
 
-def _refuse(cost: NDArray[Any], targets: list[Targets], num_classes: int) -> None:
-    """Say what made a cost not finite."""
+def _raise_cause(cost: NDArray[Any], targets: list[Targets], num_classes: int) -> None:
+    """Raise an error that says what made a cost not finite."""
     for image, entry in enumerate(targets):
         for label in entry.labels.tolist():
             if not 0 <= label < num_classes:

@@ -1,7 +1,7 @@
-"""patches, images -> answers: what tasks have in common that show a detector patches and ask where such things are.
+"""patches, images -> detections: the parts shared by tasks that give a detector patches to find in images.
 
 Random query patch detection asks for patches of the image itself, one-shot detection for objects of another image; both
-describe a patch by the detector's own features and add it to the object queries.
+describe a patch by the detector's own features and add these to the object queries.
 """
 
 from abc import abstractmethod
@@ -41,10 +41,10 @@ def patches_of(batch: Batch) -> Patches:
 
 
 class PatchObjective(Objective):
-    """Asks a detector for patches.
+    """Asks a detector to find patches in images.
 
     Attributes:
-        detector: The detector that is asked.
+        detector: The detector.
         patch_queries: Patch features -> queries.
     """
 
@@ -52,7 +52,7 @@ class PatchObjective(Objective):
 
     @abstractmethod
     def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
-        """Bring a patch of any size to the size that the task shows to the detector."""
+        """Resize a patch of any size to the size that the task uses."""
 
     def describe(
         self, patches: UInt8[Tensor, "B P 3 h w"], jitter: Float[Tensor, "B P J"] | None = None
@@ -74,7 +74,7 @@ class PatchObjective(Objective):
 
         Args:
             batch: Where to look.
-            features: Of the patches that each image is searched for.
+            features: Features of the patches to find in each image.
         """
         queries = self.patch_queries(features, self.detector.default_queries(1), self.detector.patches_join)
         images = self.detector.normalise(batch.images, batch.padding)
@@ -82,22 +82,22 @@ class PatchObjective(Objective):
         return predictions
 
     def answers(self, batch: Batch, features: Float[Tensor, "B P E"]) -> list[Detections]:
-        """Return the answers of all queries; labels are the numbers of the patches, boxes are in pixels on disk."""
+        """Return a detection per query; labels are the numbers of the patches, boxes are in pixels on disk."""
         predictions = self.ask(batch, features)
-        found = detections(predictions, batch.original_sizes)
+        per_image = detections(predictions, batch.original_sizes)
         assert predictions.groups is not None
-        return [replace(one, labels=predictions.groups.to(one.labels)) for one in found]
+        return [replace(one, labels=predictions.groups.to(one.labels)) for one in per_image]
 
     @torch.no_grad()
     def localise(self, batch: Batch, patches: Sequence[UInt8[Tensor, "3 _ _"]]) -> list[Detections]:
-        """Look for any patches in every image of a batch (UP-DETR, figure 5).
+        """Find any patches in every image of a batch (UP-DETR, figure 5).
 
         Args:
             batch: Where to look; its own patches are not used.
             patches: What to look for, of any size and number.
 
         Returns:
-            The answers of all queries, for each image; labels are the numbers of the patches.
+            For each image a detection per query; labels are the numbers of the patches.
         """
         rounds = []
         at_once = self.patch_queries.num_patches

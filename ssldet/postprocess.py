@@ -1,4 +1,4 @@
-"""Predictions -> Detections: the last layer's answer in pixels of the images on disk."""
+"""Predictions -> Detections: boxes of the last layer in pixels of the images on disk."""
 
 import torch
 from jaxtyping import Int
@@ -11,14 +11,14 @@ from ssldet.types import Detections, Predictions
 
 @torch.no_grad()
 def detections(predictions: Predictions, original_sizes: Int[Tensor, "B 2"]) -> list[Detections]:
-    """Turn every query into one detection: no threshold, no suppression, as DETR has it.
+    """Turn every query into one detection, without threshold or suppression, as DETR does.
 
     Args:
-        predictions: What the detector answered; only the last layer counts.
+        predictions: Outputs of the detector; only the last layer is used.
         original_sizes: Height and width of each image on disk.
 
     Returns:
-        As many detections an image as there are queries; boxes are absolute xyxy and not cut off at the image's edge.
+        As many detections per image as there are queries; boxes are absolute xyxy and not clipped to the image.
 
     Raises:
         DivergedError: A box or score is not finite.

@@ -1,4 +1,4 @@
-"""learned embeddings, patch features -> Queries: what the decoder is asked, and in which groups."""
+"""learned embeddings, patch features -> Queries: the queries of the decoder, and their groups."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ class LearnedQueries(nn.Module):
     """Query embeddings of plain detection, the same for every image.
 
     Attributes:
-        embedding: One row a query.
+        embedding: One row per query.
     """
 
     embedding: Float[nn.Parameter, "Q D"]
@@ -32,7 +32,7 @@ class LearnedQueries(nn.Module):
         self.embedding = nn.Parameter(torch.randn(num_queries, width) * scale)
 
     def forward(self, batch_size: int) -> Queries:
-        """Ask the same of every image.
+        """Return the queries, the same for every image.
 
         Args:
             batch_size: Number of images.
@@ -45,7 +45,7 @@ class PlacedQueries(nn.Module):
     """Queries of Deformable DETR: each has a content, a position, and a point that the position stands for.
 
     Attributes:
-        embedding: One row a query: its position, then its content.
+        embedding: One row per query: its position, then its content.
         reference: Position -> logits of the point that a query looks around.
     """
 
@@ -65,7 +65,7 @@ class PlacedQueries(nn.Module):
         nn.init.zeros_(self.reference.bias)
 
     def forward(self, batch_size: int) -> Queries:
-        """Ask the same of every image.
+        """Return the queries, the same for every image.
 
         Args:
             batch_size: Number of images.
@@ -111,9 +111,10 @@ class PatchQueries(nn.Module):
             feature_channels: Channels of a patch feature.
             width: Width of the transformer.
             num_patches: Patches of one image in training; at other times there may be fewer.
-            masking: What is drawn for masking: single queries, as the released UP-DETR does, or whole patches.
-            mask_ratio: Chance that a patch feature is hidden; what remains is not rescaled.
-            shuffle: Give the embeddings to the slots in a new order at every training call, one for all images.
+            masking: Mask single queries, as the released UP-DETR does, or whole patches.
+            mask_ratio: Probability that a patch feature is masked; the others are not rescaled.
+            shuffle: Assign the embeddings to the queries in a new random order at every training call, the same for all
+                images.
             grouped_attention: Let queries of one patch attend to one another only.
             normalise: Bring projected features to zero mean and unit variance, without parameters.
         """
@@ -126,10 +127,10 @@ class PatchQueries(nn.Module):
     def forward(
         self, features: Float[Tensor, "B P E"], own: Queries, joins: Literal["content", "position"] = "position"
     ) -> Queries:
-        """Ask for the patches of each image.
+        """Return queries that ask for the patches of each image.
 
         Args:
-            features: One vector a patch.
+            features: One vector per patch.
             own: The detector's own queries for one image, to be shared among `num_patches` patches. Fewer patches
                 (outside training) take the first of them, so that a patch is asked for as it was in training.
             joins: Which part of a query features are added to; see `Detector.patches_join`.
@@ -143,7 +144,7 @@ class PatchQueries(nn.Module):
         if patches > self.num_patches or (self.training and patches != self.num_patches):
             allowed = "exactly" if self.training else "at most"
             raise ConfigError(
-                f"PatchQueries got {patches} patches an image but was built with num_patches={self.num_patches} and "
+                f"PatchQueries got {patches} patches per image but was built with num_patches={self.num_patches} and "
                 f"takes {allowed} that many{' in training' if self.training else ''}; build it with "
                 f"num_patches={patches}"
             )

@@ -1,4 +1,4 @@
-"""The nouns of the house: what travels from room to room, and the one legend of its axes.
+"""The data types that all packages share, and the one legend of their axes.
 
 Axis letters mean the same everywhere in the project:
 
@@ -25,22 +25,22 @@ Movable = TypeVar("Movable", bound="OnDevice")
 
 
 class OnDevice:
-    """Mixin of the dataclasses below: move all tensors, however deep, at once."""
+    """Mixin of the dataclasses below that moves all of their tensors at once, nested ones too."""
 
     __slots__ = ()
 
     def to(self: Movable, device: torch.device | str, *, non_blocking: bool = False) -> Movable:
-        """Return the same thing on another device."""
+        """Return a copy on another device."""
         return _each(self, lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: Movable) -> Movable:
-        """Return the same thing in page-locked memory; the data loader calls this before a copy to an accelerator."""
+        """Return a copy in page-locked memory; the data loader makes one before a batch goes to an accelerator."""
         return _each(self, lambda part: part.pin_memory())
 
 
-def _each(thing: Movable, change: Callable[[Any], Any]) -> Movable:
-    moved = {f.name: _changed(getattr(thing, f.name), change) for f in fields(thing)}  # type: ignore[arg-type]
-    return replace(thing, **moved)  # type: ignore[type-var]
+def _each(value: Movable, change: Callable[[Any], Any]) -> Movable:
+    moved = {f.name: _changed(getattr(value, f.name), change) for f in fields(value)}  # type: ignore[arg-type]
+    return replace(value, **moved)  # type: ignore[type-var]
 
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -76,13 +76,13 @@ class Problem(OnDevice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets(OnDevice):
-    """What there is to find in one image.
+    """The objects or patches to find in one image.
 
     Attributes:
         boxes: Normalised cxcywh.
         labels: Class index of each box, contiguous from 0.
         embeddings: A feature vector that the matched prediction should reproduce, where a task asks for one.
-        groups: The query group that may answer each target; none means that any query may.
+        groups: The query group that may answer each target; `None` means that any query may.
         masks: The pixels of each target, on the image that the boxes are relative to; in a batch, on its canvas.
     """
 
@@ -103,7 +103,7 @@ class Skipped:
 
     Attributes:
         path: The file, shown with escapes where its name is not UTF-8.
-        reason: One of the words of the images room: `truncated`, `not-an-image`, `too-large`, …
+        reason: One of the words that `ssldet.data.images` uses: `truncated`, `not-an-image`, `too-large`, …
     """
 
     path: str
@@ -114,15 +114,15 @@ class Skipped:
 class Sample:
     """One image, and what a task made of it.
 
-    A source gives it whole (every box in `targets`, absolute sizes in `original_size`); a task's views return it
-    resized and cropped, and may add a problem.
+    A source returns the whole image with all of its boxes; a task's views return it resized and cropped, and may add a
+    problem.
 
     Attributes:
         image: Pixels, RGB.
         targets: Boxes relative to `image`.
         key: Identity of the image in its source: path or image id, unique within the source.
         original_size: Height and width on disk, after EXIF rotation.
-        problem: What a task added, such as patches to look for; `None` where there is only the image.
+        problem: What a task added, such as patches to look for; `None` where it added nothing.
         skipped: Files that were tried before this one and could not be used.
     """
 
@@ -135,12 +135,12 @@ class Sample:
 
 
 Views = Callable[[Sample, torch.Generator], Sample]
-"""Turns one source image into one training sample; all chance comes from the generator. Must pickle."""
+"""Turns one source image into one training sample; all randomness comes from the generator. Must be picklable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch(OnDevice):
-    """Samples on one canvas.
+    """Samples padded to one canvas.
 
     Attributes:
         images: Pixels, padded at the bottom and the right.
@@ -169,12 +169,12 @@ class Batch(OnDevice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queries(OnDevice):
-    """What the decoder is asked.
+    """The queries of the decoder.
 
     Attributes:
         content: Starting content of each query; DETR starts from zeros.
         position: Query embedding, added to queries and keys of every decoder layer.
-        groups: Group of each query slot, which matching may ask for; none means one group.
+        groups: Group of each query slot, which matching may need; `None` means one group.
         attend_within_groups: Whether queries of different groups are hidden from one another in self-attention.
     """
 
@@ -185,15 +185,15 @@ class Queries(OnDevice):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene(OnDevice):
-    """What a detector saw of each image, kept for heads that look at it again.
+class EncodedImages(OnDevice):
+    """Features of each image before and after the encoder, kept for heads that need them, such as those of masks.
 
     Attributes:
         cells: Projected features, as they enter the encoder.
         encoded: The same cells after the encoder, row by row.
-        padding: True for cells without image; none where nothing is padded.
+        padding: True for cells without image; `None` where nothing is padded.
         finer: Levels of the backbone that are finer than the cells, finest first.
-        canvas: True for pixels without image; none where that was not said.
+        canvas: True for pixels without image; `None` where the detector was given no padding.
     """
 
     cells: Float[Tensor, "B D h w"]
@@ -205,25 +205,25 @@ class Scene(OnDevice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions(OnDevice):
-    """What the detector answers, for all decoder layers; the last layer is the answer that counts.
+    """Outputs of a detector for all decoder layers; the last layer gives the detections.
 
     Attributes:
         logits: Outputs of the class head; `scores` says how to read them.
         boxes: Normalised cxcywh.
         states: Decoder outputs after the shared norm, for heads that a task owns.
         groups: Group of each query slot, carried over from the queries.
-        scene: What the images looked like, where the detector can draw masks; see `Detector.masks`.
-        masks: Logits of the masks of those answers of the last layer that were matched, in the order of the matches,
-            on the whole canvas with its padding; the criterion has them drawn.
+        encoded_images: Features of the images, where the detector can draw masks; see `Detector.masks`.
+        masks: Mask logits of the matched predictions of the last layer, in the order of the matches, on the whole
+            canvas with its padding; set by the criterion.
         scores: How class logits are read.
-        proposals: What the encoder of a two-stage detector proposed: one layer, with a number of queries of its own.
+        proposals: Proposals of the encoder of a two-stage detector: one layer, with a number of queries of its own.
     """
 
     logits: Float[Tensor, "L B Q C"]
     boxes: Float[Tensor, "L B Q 4"]
     states: Float[Tensor, "L B Q D"]
     groups: Int[Tensor, " Q"] | None = None
-    scene: Scene | None = None
+    encoded_images: EncodedImages | None = None
     masks: Float[Tensor, "N _ _"] | None = None
     scores: ClassScores = field(default_factory=SoftmaxScores)
     proposals: "Predictions | None" = None
@@ -231,7 +231,7 @@ class Predictions(OnDevice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matches(OnDevice):
-    """Which prediction answers which target, over all layers and images at once.
+    """Pairs of a prediction and the target that it is compared with, over all layers and images at once.
 
     Attributes:
         layer: Decoder layer of each match.
@@ -248,7 +248,7 @@ class Matches(OnDevice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """Named loss terms, each with its weight, and numbers that are only watched.
+    """Named loss terms, each with its weight, and metrics that are only logged.
 
     Attributes:
         terms: One value per decoder layer, unweighted; the last is the final layer's.
@@ -262,19 +262,19 @@ class Losses:
 
     @property
     def total(self) -> Float[Tensor, ""]:
-        """Weighted sum of all terms over all layers: what the optimiser sees."""
+        """Weighted sum of all terms over all layers, which the optimiser minimises."""
         parts = [self.weights[name] * term.sum() for name, term in self.terms.items()]
         return torch.stack(parts).sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segmentation(OnDevice):
-    """Every pixel of one image told apart, as truth or as answer: no pixel belongs to two segments.
+    """The segments of one image, true or predicted: each pixel belongs to one segment or to none.
 
     Attributes:
         segments: Which segment each pixel of the image on disk belongs to, counted from 1; 0 belongs to none (void).
         labels: Class index of each segment, contiguous from 0, things and stuff in one numbering.
-        crowd: Whether a segment stands for many objects that nobody told apart; none where none does.
+        crowd: Whether a segment stands for many objects that were not separated; `None` where no segment does.
     """
 
     segments: Int[Tensor, "H W"]
@@ -283,7 +283,7 @@ class Segmentation(OnDevice):
 
 
 class Answer(OnDevice):
-    """What an objective says of one image: boxes are one kind, the vector of a whole image another."""
+    """Output of an objective for one image: `Detections` are one kind, an `Embedding` is another."""
 
     __slots__ = ()
 
@@ -301,14 +301,14 @@ class Embedding(Answer):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detections(Answer):
-    """What was found in one image.
+    """Objects or patches that were found in one image.
 
     Attributes:
         boxes: Absolute xyxy in pixels of the image on disk.
         scores: Confidence in 0..1.
         labels: Class index of each box, contiguous from 0; for a patch query, the number of the patch.
-        masks: The pixels of each one, on the image on disk; they may overlap.
-        segmentation: The whole image told apart, where a task does that.
+        masks: The pixels of each detection, on the image on disk; masks may overlap.
+        segmentation: Segments of the whole image, where a task predicts them.
     """
 
     boxes: Float[Tensor, "N 4"]
@@ -322,11 +322,11 @@ class Detections(Answer):
         return len(self.scores)
 
     def above(self, score: float) -> "Detections":
-        """Keep what is at least this confident."""
+        """Keep the detections that are at least this confident."""
         return self.only(self.scores >= score)
 
     def only(self, keep: Bool[Tensor, " N"]) -> "Detections":
-        """Keep some; what is said of the whole image stays."""
+        """Keep the chosen detections; the segmentation of the whole image stays."""
         masks = None if self.masks is None else self.masks[keep]
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
 
@@ -335,7 +335,7 @@ def concatenate(targets: Sequence[Targets], *, masks: bool = False) -> Targets:
     """Join the targets of a batch, in order: the numbering that `Matches.target` uses.
 
     Args:
-        targets: One entry an image.
+        targets: One entry per image.
         masks: Join masks too, which are large.
     """
     return Targets(

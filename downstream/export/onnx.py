@@ -53,7 +53,7 @@ class _Graph(nn.Module):
     def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, ...]:
         predictions = self.detector(self.detector.normalise(images, padding), padding)
         logits, boxes = predictions.logits[-1], predictions.boxes[-1]
-        if predictions.scene is None:
+        if predictions.encoded_images is None:
             return logits, boxes
         count, queries = logits.shape[:2]
         every = torch.arange(count * queries, device=logits.device)

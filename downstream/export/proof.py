@@ -186,7 +186,7 @@ def answers(detector: Detector, images: Float[Tensor, "B 3 H W"], padding: Bool[
     try:
         predictions = detector.eval()(images, padding)
         found = [predictions.logits, predictions.boxes]
-        if predictions.scene is not None:
+        if predictions.encoded_images is not None:
             count, queries = predictions.logits.shape[1:3]
             every = torch.arange(count * queries, device=images.device)
             found.append(detector.masks(predictions, every // queries, every % queries))

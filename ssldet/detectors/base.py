@@ -1,4 +1,4 @@
-"""images, Queries -> Predictions: what every detector offers to tasks, engine and export."""
+"""images, Queries -> Predictions: the interface of detectors, which tasks, engine and export use."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -15,13 +15,13 @@ from ssldet.types import Predictions, Queries
 
 
 class Detector(nn.Module, ABC):
-    """A detection transformer whose parts are visible by name.
+    """A detection transformer whose parts have names.
 
     Attributes:
         sections: Name of each part -> the prefixes of its parameters and buffers in `state_dict()`. Together the
-            sections cover the whole state. Freezing and transfer speak of sections, never of parameter names. Common
+            sections cover the whole state. Freezing and transfer take names of sections, never of parameters. Common
             names are `backbone`, `projection`, `encoder`, `decoder`, `queries`, `box_head`, `class_head` and
-            `mask_head`; a detector may have others, which then learn and are handed over like the rest.
+            `mask_head`; a detector may have others, which are trained and transferred like the rest.
         scores: How the outputs of the class head are read.
         num_classes: Number of classes, "no object" not counted.
         num_queries: Number of object queries.
@@ -38,10 +38,10 @@ class Detector(nn.Module, ABC):
     num_queries: int
     width: int
     feature_channels: int
-    _resting: tuple[str, ...] = ()
+    _frozen: tuple[str, ...] = ()
 
     def train_only(self, sections: Iterable[str]) -> None:
-        """Let these sections learn; the others lose their gradients and stay in evaluation mode.
+        """Train these sections; the others need no gradients and stay in evaluation mode.
 
         Args:
             sections: Names of sections.
@@ -56,13 +56,13 @@ class Detector(nn.Module, ABC):
         for name, parts in self.sections.items():
             for part in parts:
                 self.get_submodule(part).requires_grad_(name in learning)
-        self._resting = tuple(part for name, parts in self.sections.items() if name not in learning for part in parts)
+        self._frozen = tuple(part for name, parts in self.sections.items() if name not in learning for part in parts)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Detector":
-        """Switch the mode; sections that do not learn stay in evaluation mode."""
+        """Switch the mode; frozen sections stay in evaluation mode."""
         super().train(mode)
-        for part in self._resting:
+        for part in self._frozen:
             self.get_submodule(part).eval()
         return self
 
@@ -87,18 +87,18 @@ class Detector(nn.Module, ABC):
         padding: Bool[Tensor, "B H W"] | None = None,
         queries: Queries | None = None,
     ) -> Predictions:
-        """Detect.
+        """Detect objects in images.
 
         Args:
             images: Normalised images.
             padding: True where the canvas holds no image; `None` means that all of it does.
-            queries: What to ask; `None` means the detector's own queries.
+            queries: The queries of the decoder; `None` means the detector's own queries.
         """
 
     def masks(
         self, predictions: Predictions, image: Int[Tensor, " N"], query: Int[Tensor, " N"]
     ) -> Float[Tensor, "N h w"]:
-        """Draw the masks of some answers of the last layer; the same as drawing all, at the cost of these.
+        """Draw the masks of some predictions of the last layer; each is the same as if all were drawn.
 
         Args:
             predictions: What `forward` returned.

@@ -1,4 +1,4 @@
-"""images, Queries -> Predictions: DETR (Carion et al. 2020), and the composition root that builds it."""
+"""images, Queries -> Predictions: DETR (Carion et al. 2020), and the configuration that builds it."""
 
 import math
 from dataclasses import dataclass, field
@@ -20,16 +20,16 @@ from ssldet.nn.position import SinePosition
 from ssldet.nn.transformer import Decoder, Encoder
 from ssldet.queries import LearnedQueries
 from ssldet.recipe import Within
-from ssldet.types import Predictions, Queries, Scene
+from ssldet.types import EncodedImages, Predictions, Queries
 
 SECTIONS = ("backbone", "projection", "encoder", "decoder", "queries", "box_head", "class_head")
 """Sections of every DETR, each an attribute of that name."""
 
 
 class DETR(Detector):
-    """The detection transformer, its parts injected. Every section is the attribute of that name.
+    """The detection transformer, composed of the parts it is given. Every section is the attribute of that name.
 
-    The section `mask_head` is `mask_attention` and `mask_head`; a detector without masks has neither.
+    The section `mask_head` consists of `mask_attention` and `mask_head`; a detector without masks has neither.
 
     Attributes:
         backbone: Images -> features.
@@ -59,21 +59,21 @@ class DETR(Detector):
         mask_attention: AttentionMaps | None = None,
         mask_head: MaskHead | None = None,
     ) -> None:
-        """Join the parts.
+        """Compose the detector.
 
         Args:
-            backbone: See the attributes.
-            projection: Convolution of size 1.
+            backbone: Images -> features.
+            projection: Convolution of size 1: features -> cells of the transformer's width.
             position: Padding -> position encoding.
-            encoder: See the attributes.
-            decoder: See the attributes.
-            queries: See the attributes.
-            box_head: See the attributes.
-            class_head: See the attributes.
-            normalise_features: See `DETRConfig`.
-            position_at_input: See `DETRConfig`.
-            mask_attention: See the attributes; both or none.
-            mask_head: See the attributes.
+            encoder: Cells -> encoded cells.
+            decoder: Queries, encoded cells -> states.
+            queries: The learned queries.
+            box_head: States -> boxes.
+            class_head: States -> logits; the last class is "no object".
+            normalise_features: Bring each projected cell to zero mean and unit variance, without parameters.
+            position_at_input: Add the position encoding to the encoder's input too.
+            mask_attention: Last states, encoded cells -> attention maps; given where `mask_head` is.
+            mask_head: Attention maps, cells, finer levels -> masks; `None` for a detector without masks.
         """
         super().__init__()
         self.backbone = backbone
@@ -118,7 +118,7 @@ class DETR(Detector):
         padding: Bool[Tensor, "B H W"] | None = None,
         queries: Queries | None = None,
     ) -> Predictions:
-        """Detect; see `Detector.forward`."""
+        """Detect objects, as `Detector.forward` says."""
         # Not len(images), which would fix the number of images in an exported graph.
         queries = queries or self.default_queries(images.shape[0])
         *finer, features = [self.features(images)] if self.mask_head is None else self.backbone.levels(images)
@@ -132,27 +132,27 @@ class DETR(Detector):
         encoded = self.encoder(cells + position if self.position_at_input else cells, position, hidden_cells)
         apart = queries.groups if queries.attend_within_groups else None
         states = self.decoder(queries.content, queries.position, encoded, position, hidden_cells, apart)
-        scene = None
+        kept = None
         if self.mask_head is not None:
             projected = cells.transpose(1, 2).unflatten(2, features.shape[-2:])
-            scene = Scene(cells=projected, encoded=encoded, padding=hidden_cells, finer=finer, canvas=padding)
-        return self._answer(states, queries, scene)
+            kept = EncodedImages(cells=projected, encoded=encoded, padding=hidden_cells, finer=finer, canvas=padding)
+        return self._apply_heads(states, queries, kept)
 
     def masks(
         self, predictions: Predictions, image: Int[Tensor, " N"], query: Int[Tensor, " N"]
     ) -> Float[Tensor, "N h w"]:
-        """Draw the masks of some answers of the last layer; see `Detector.masks`."""
-        scene = predictions.scene
-        if scene is None or self.mask_attention is None or self.mask_head is None:
+        """Draw the masks of some predictions of the last layer, as `Detector.masks` says."""
+        kept = predictions.encoded_images
+        if kept is None or self.mask_attention is None or self.mask_head is None:
             return super().masks(predictions, image, query)
         # All maps are cheap, compared with the head; gathering the cells of each mask would not be.
-        maps: Tensor = self.mask_attention(predictions.states[-1], scene.encoded, scene.padding)
-        chosen = maps[image, query].reshape(image.shape[0], maps.shape[2], *scene.cells.shape[-2:])
-        result: Tensor = self.mask_head(scene.cells, chosen, image, scene.finer)
+        maps: Tensor = self.mask_attention(predictions.states[-1], kept.encoded, kept.padding)
+        chosen = maps[image, query].reshape(image.shape[0], maps.shape[2], *kept.cells.shape[-2:])
+        result: Tensor = self.mask_head(kept.cells, chosen, image, kept.finer)
         return result
 
-    def _answer(self, states: Tensor, queries: Queries, scene: Scene | None) -> Predictions:
-        """Apply the heads to all layers at once, in 32 bits whatever the rest runs in: boxes need the digits."""
+    def _apply_heads(self, states: Tensor, queries: Queries, kept: EncodedImages | None) -> Predictions:
+        """Apply the heads to all layers at once, in 32 bits even in mixed precision, because boxes need the digits."""
         with torch.autocast(states.device.type, enabled=False):
             states = states.float()
             return Predictions(
@@ -160,17 +160,17 @@ class DETR(Detector):
                 boxes=self.box_head(states),
                 states=states,
                 groups=queries.groups,
-                scene=scene,
+                encoded_images=kept,
                 scores=self.scores,
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DETRConfig(DetectorConfig):
-    """The choices that define a DETR. Defaults are those of the released UP-DETR, whose weights then fit.
+    """The choices that define a DETR. The defaults fit the weights of the released UP-DETR.
 
     Attributes:
-        backbone: Which network looks at the image.
+        backbone: The network that computes features of the image.
         num_classes: Number of classes, "no object" not counted; raw COCO ids need 91.
         num_queries: Number of object queries: the most objects that can be found in one image.
         width: Width of the transformer; must be divisible by `heads` and by 4.
@@ -183,10 +183,10 @@ class DETRConfig(DetectorConfig):
         normalise_features: Bring each projected cell to zero mean and unit variance, without parameters. Helps small
             models whose backbone has odd scales; released weights were trained without it.
         query_scale: Standard deviation of fresh query embeddings. 0.3 helps small models tell patches apart.
-        position_at_input: Add the position encoding to the encoder's input too, so that values know where they are.
-            Helps small models; released weights were trained without it.
-        masks: Draw a mask for any query that is asked for one: a section `mask_head`, which only tasks with masks
-            train. Needs a backbone with finer levels.
+        position_at_input: Add the position encoding to the encoder's input too, and so to its values. Helps small
+            models; released weights were trained without it.
+        masks: Add mask heads, the section `mask_head`, which only tasks with masks train. Needs a backbone with finer
+            levels.
         mask_attention: Whether each attention map behind a mask sums to one, or, as in the panoptic weights that DETR's
             authors released, all maps of a query together.
     """
@@ -210,7 +210,7 @@ class DETRConfig(DetectorConfig):
     mask_attention: Literal["per_head", "joint"] = "per_head"
 
     def problems(self) -> list[str]:
-        """Say what no single field can know."""
+        """Return contradictions between fields, one line each."""
         step = math.lcm(self.heads, 4)
         if self.width % step == 0:
             return []

@@ -1,4 +1,4 @@
-"""Predictions, Targets -> Losses: match once, then ask every term of an open list."""
+"""Predictions, Targets -> Losses: match once, then compute every term of an open list."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ class Criterion:
         matcher: Predictions, Targets -> Matches.
         terms: Parts of the loss; a task may add its own.
         draw: Draws the masks of matched queries, for terms that compare masks; `None` where no term does.
-        proposals: Compares what the encoder of a two-stage detector proposed with the same targets.
+        proposals: Criterion of the encoder's proposals of a two-stage detector, compared with the same targets.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Criterion:
         draw: Draw | None = None,
         proposals: "Criterion | None" = None,
     ) -> None:
-        """Join the parts.
+        """Set up the criterion.
 
         Args:
             matcher: Decides which prediction answers which target.
@@ -50,14 +50,14 @@ class Criterion:
             raise ValueError(f"two loss terms share a name: {names}")
 
     def __call__(self, predictions: Predictions, targets: list[Targets]) -> Losses:
-        """Compare.
+        """Match predictions with targets and compute all terms.
 
         Args:
-            predictions: What the detector answered.
+            predictions: Outputs of the detector.
             targets: What there was to find, one entry per image.
 
         Returns:
-            Every term of the answers and, with the prefix `proposal_`, of the encoder's proposals where there are any.
+            Every term of the predictions and, with the prefix `proposal_`, of the encoder's proposals if there are any.
         """
         # Before anything that can fail on one rank: the others would wait for its count.
         num_boxes = mean_boxes(sum(map(len, targets)), predictions.boxes.device)
@@ -76,17 +76,17 @@ class Criterion:
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             matches = self.matcher(predictions, targets)
         if self.draw is not None:
-            # Of the last layer only, the answer that counts; in the precision of the detector, to which this belongs.
+            # Of the last layer only, which gives the detections; in the precision of the detector that draws them.
             last = matches.layer == len(predictions.logits) - 1
             masks = self.draw(predictions, matches.image[last], matches.query[last])
             predictions = replace(predictions, masks=masks)
         with torch.autocast(predictions.boxes.device.type, enabled=False):
-            everything = concatenate(targets, masks=predictions.masks is not None)
-            predictions = _on_pixels(predictions, everything)
+            joined = concatenate(targets, masks=predictions.masks is not None)
+            predictions = _on_pixels(predictions, joined)
             return Losses(
-                terms={term.name: term(predictions, everything, matches, num_boxes) for term in self.terms},
+                terms={term.name: term(predictions, joined, matches, num_boxes) for term in self.terms},
                 weights={term.name: term.weight for term in self.terms},
-                metrics=watch(predictions, targets, matches),
+                metrics=measure(predictions, targets, matches),
             )
 
 
@@ -96,7 +96,7 @@ def _as_one_class(targets: Targets) -> Targets:
 
 
 def _on_pixels(predictions: Predictions, targets: Targets) -> Predictions:
-    """Bring drawn masks to the size of the true ones."""
+    """Resize drawn masks to the size of the true ones."""
     if predictions.masks is None or targets.masks is None:
         return predictions
     cells = predictions.masks.float().unsqueeze(1)
@@ -109,37 +109,37 @@ def mean_boxes(count: int, device: torch.device) -> float:
 
     Args:
         count: Targets on this rank.
-        device: Where the ranks talk to one another.
+        device: Device on which the ranks communicate.
     """
     return max(ranks.mean_count(count, device), 1.0)
 
 
 @torch.no_grad()
-def watch(predictions: Predictions, targets: list[Targets], matches: Matches) -> dict[str, Float[Tensor, ""]]:
-    """Measure the last layer: numbers that tell a person how training goes and that nothing is optimised for.
+def measure(predictions: Predictions, targets: list[Targets], matches: Matches) -> dict[str, Float[Tensor, ""]]:
+    """Return metrics of the last layer for the log; they are no part of the loss.
 
     Args:
-        predictions: What the detector answered.
-        targets: What there was to find, one entry an image.
+        predictions: Outputs of the detector.
+        targets: What there was to find, one entry per image.
         matches: Which prediction answers which target.
 
     Returns:
         `class_error`: share of matched queries, 0..1, whose most likely class is not the target's.
         `matched_iou`: mean overlap of matched boxes.
-        `cardinality_error`: mean difference between the number of objects said and true.
+        `cardinality_error`: mean difference between the predicted and the true number of objects.
     """
-    everything = concatenate(targets)
+    joined = concatenate(targets)
     logits, boxes = predictions.logits[-1], predictions.boxes[-1].float()
     # Weights instead of a selection: the number of matches of one layer is not known without waiting for the device.
     last = (matches.layer == len(predictions.logits) - 1).float()
     count = last.sum().clamp(min=1)
-    said = predictions.scores.most_likely(logits[matches.image, matches.query])
-    found = cxcywh_to_xyxy(boxes[matches.image, matches.query])
-    overlap = elementwise_iou(found, cxcywh_to_xyxy(everything.boxes[matches.target]))
+    labels = predictions.scores.most_likely(logits[matches.image, matches.query])
+    matched = cxcywh_to_xyxy(boxes[matches.image, matches.query])
+    overlap = elementwise_iou(matched, cxcywh_to_xyxy(joined.boxes[matches.target]))
     objects = predictions.scores.says_object(logits).sum(1)
     true = torch.tensor([len(entry) for entry in targets], device=logits.device)
     return {
-        "class_error": (last * (said != everything.labels[matches.target])).sum() / count,
+        "class_error": (last * (labels != joined.labels[matches.target])).sum() / count,
         "matched_iou": (last * overlap).sum() / count,
         "cardinality_error": (objects - true).abs().float().mean(),
     }

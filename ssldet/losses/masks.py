@@ -1,7 +1,7 @@
-"""Predictions with masks, Targets, Matches -> DETR's two loss terms of masks, on the matched answers of the last layer.
+"""Predictions with masks, Targets, Matches -> DETR's two mask losses, on the matched predictions of the last layer.
 
-Known difference: padding has no part in either term, so that a loss does not depend on the other images of its batch.
-The authors' code averages and sums over the whole canvas, with a remark that it should not; `padding` brings that back.
+Known difference: padding is left out of both terms, so that a loss does not depend on the other images of its batch.
+The authors' code averages and sums over the whole canvas, and remarks that it should not; `padding=True` does so too.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class MaskFocalTerm:
     Attributes:
         weight: Factor in the total.
         alpha: Weight of pixels inside the true mask; those outside weigh one minus this.
-        gamma: How much less a pixel weighs that is right already.
+        gamma: Exponent by which pixels that are right already count less.
         padding: Count the pixels of padding too, as the authors' code does.
     """
 
@@ -43,7 +43,7 @@ class MaskFocalTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskDiceTerm:
-    """One minus the Dice overlap of masks, one pixel added above and below.
+    """One minus the Dice overlap of masks, with one added to its numerator and denominator.
 
     Attributes:
         weight: Factor in the total.
@@ -69,10 +69,10 @@ def _compared(
 ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N K"], Float[Tensor, "N K"]]:
     """Return logits, truth and which pixels count, for each match of the last layer."""
     if predictions.masks is None or targets.masks is None:
-        raise ValueError("terms of masks need targets with masks, and a criterion that has masks drawn")
+        raise ValueError("mask terms need targets with masks, and a criterion with `draw`")
     last = matches.layer == len(predictions.logits) - 1
     truth = targets.masks[matches.target[last]].flatten(1)
-    padded = None if padding or predictions.scene is None else predictions.scene.canvas
+    padded = None if padding or predictions.encoded_images is None else predictions.encoded_images.canvas
     counted = torch.ones_like(truth) if padded is None else ~padded[matches.image[last]].flatten(1)
     return predictions.masks.flatten(1).float(), truth.float(), counted.float()
 

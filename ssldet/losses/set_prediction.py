@@ -1,4 +1,4 @@
-"""weights -> Criterion: set prediction as DETR has it, built once for pretext and labelled tasks alike."""
+"""weights -> Criterion: DETR's set prediction loss, for pretext and labelled tasks."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from ssldet.matching import BoxGIoUCost, BoxL1Cost, ClassCost, Matcher
 
 @runtime_checkable
 class Weights(Protocol):
-    """Weights that count in the loss and in the matching alike; tasks have them among their fields."""
+    """Weights that loss and matching share; tasks have them among their fields."""
 
     @property
     def class_weight(self) -> float:
@@ -36,15 +36,15 @@ def set_prediction(
     extra: Sequence[Term] = (),
     draw: Draw | None = None,
 ) -> Criterion:
-    """Return what matches predictions with targets and compares them: class, L1 distance and generalised overlap.
+    """Return a criterion of class, L1 distance and generalised overlap, with a matcher of the same three costs.
 
     Proposals of an encoder, where a detector makes any, are compared by the same three terms; they have no groups.
 
     Args:
-        weights: Of the three costs and terms.
-        no_object_weight: Weight of queries without a target, see `ClassTerm`.
-        scope: Which queries may answer a target, see `Matcher`.
-        extra: Further terms of a task, on the answers alone.
+        weights: Weights of the three costs and terms.
+        no_object_weight: Weight of queries without a target in the class term.
+        scope: Queries that may answer a target: all of them, or those of the target's own group.
+        extra: Further terms of a task; proposals are not compared by them.
         draw: Draws masks, for terms that compare them.
     """
     costs = (

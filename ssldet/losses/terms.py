@@ -1,4 +1,4 @@
-"""Predictions, Targets, Matches -> one value a layer: DETR's three loss terms; tasks may bring their own.
+"""Predictions, Targets, Matches -> one value per layer: DETR's three loss terms; tasks may add their own.
 
 A term is anything with a name, a weight and this call; the criterion takes an open list of them.
 """
@@ -25,7 +25,7 @@ class Term(Protocol):
 
     @property
     def weight(self) -> float:
-        """Its factor in the total."""
+        """Factor of the term in the total."""
         ...
 
     def __call__(
@@ -34,17 +34,17 @@ class Term(Protocol):
         """Return the unweighted value of every decoder layer.
 
         Args:
-            predictions: What the detector answered.
-            targets: Targets of the whole batch, concatenated: what `matches.target` counts through.
+            predictions: Outputs of the detector.
+            targets: Targets of the whole batch, concatenated, so that `matches.target` indexes them.
             matches: Which prediction answers which target.
-            num_boxes: What sums over boxes are divided by.
+            num_boxes: Number by which sums over boxes are divided.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTerm:
-    """Classification loss of every query, as the detector's class scores define it; unmatched ones find "no object".
+    """Classification loss of every query, as the detector's class scores define it; unmatched queries are "no object".
 
     Attributes:
         weight: Factor in the total.
@@ -80,8 +80,8 @@ class BoxL1Term:
         self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
     ) -> Float[Tensor, " L"]:
         """Return the sum over matches divided by `num_boxes`."""
-        found = predictions.boxes[matches.layer, matches.image, matches.query].float()
-        distance = (found - targets.boxes[matches.target]).abs().sum(-1)
+        boxes = predictions.boxes[matches.layer, matches.image, matches.query].float()
+        distance = (boxes - targets.boxes[matches.target]).abs().sum(-1)
         return sum_by_layer(distance, matches, len(predictions.boxes)) / num_boxes
 
 
@@ -100,17 +100,17 @@ class BoxGIoUTerm:
         self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
     ) -> Float[Tensor, " L"]:
         """Return the sum over matches divided by `num_boxes`."""
-        found = predictions.boxes[matches.layer, matches.image, matches.query].float()
-        overlap = elementwise_giou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(targets.boxes[matches.target]))
+        boxes = predictions.boxes[matches.layer, matches.image, matches.query].float()
+        overlap = elementwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets.boxes[matches.target]))
         return sum_by_layer(1 - overlap, matches, len(predictions.boxes)) / num_boxes
 
 
 def sum_by_layer(values: Float[Tensor, " N"], matches: Matches, layers: int) -> Float[Tensor, " L"]:
-    """Add up one value a match within each decoder layer.
+    """Add up the values of the matches of each decoder layer.
 
     Args:
-        values: One value a match.
-        matches: Says the layer of each.
+        values: One value per match.
+        matches: The layer of each match.
         layers: Number of decoder layers.
     """
     return values.new_zeros(layers).index_add(0, matches.layer, values)

@@ -14,13 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 FINER_LEVELS = 3
-"""Most levels that the head goes up; with a ResNet it ends at stride 4."""
+"""Largest number of finer levels that the head uses; with a ResNet it ends at stride 4."""
 NORM_GROUPS = 8
-"""Most groups of channels that are normalised apart."""
+"""Largest number of groups of channels in group normalisation."""
 
 
 class AttentionMaps(nn.Module):
-    """How strongly each query looks at each cell, one map a head."""
+    """Attention weights of each query over the cells, one map per head."""
 
     def __init__(self, width: int, heads: int, softmax: Literal["per_head", "joint"]) -> None:
         """Create the weights.
@@ -47,9 +47,9 @@ class AttentionMaps(nn.Module):
         """Return the maps, N being the heads.
 
         Args:
-            states: Who looks.
-            cells: What is looked at.
-            padding: True for cells without image, which get nothing.
+            states: Decoder states, from which the queries of the attention are computed.
+            cells: Encoded cells, from which its keys are computed.
+            padding: True for cells without image, whose weight is zero.
         """
         queries: Tensor = self.q_linear(states).unflatten(-1, (self.heads, -1))
         keys: Tensor = self.k_linear(cells).unflatten(-1, (self.heads, -1))
@@ -84,8 +84,8 @@ class MaskHead(nn.Module):
             self.add_module(f"lay{number}", nn.Conv2d(before, after, 3, padding=1))
             self.add_module(f"gn{number}", nn.GroupNorm(_groups(after), after))
         self.out_lay = nn.Conv2d(channels[-1], 1, 3, padding=1)
-        for number, given in enumerate(self.finer_channels, start=1):
-            self.add_module(f"adapter{number}", nn.Conv2d(given, channels[number + 1], 1))
+        for number, before in enumerate(self.finer_channels, start=1):
+            self.add_module(f"adapter{number}", nn.Conv2d(before, channels[number + 1], 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
@@ -110,8 +110,8 @@ class MaskHead(nn.Module):
         states = self._refine(1, states)
         states = self._refine(2, states)
         for number, level in enumerate(finer[-len(self.finer_channels) :][::-1], start=1):
-            seen: Tensor = self.get_submodule(f"adapter{number}")(level)
-            states = seen[image] + F.interpolate(states, size=seen.shape[-2:], mode="nearest")
+            adapted: Tensor = self.get_submodule(f"adapter{number}")(level)
+            states = adapted[image] + F.interpolate(states, size=adapted.shape[-2:], mode="nearest")
             states = self._refine(number + 2, states)
         result: Tensor = self.out_lay(states)
         return result.squeeze(1)

@@ -1,4 +1,4 @@
-"""cells, queries -> decoder states: DETR's encoder and decoder, with query groups that do not see one another.
+"""cells, queries -> decoder states: DETR's encoder and decoder; query groups do not attend to one another.
 
 Parameters carry the names of DETR's files (`self_attn.in_proj_weight`, `multihead_attn`, `linear1`, `norm1`, …), which
 are those of `torch.nn.MultiheadAttention`; the attention itself is computed by PyTorch's fused kernel.
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """How queries are laid out so that groups of one size need no mask.
+    """Layout of queries in which groups of one size need no attention mask.
 
     Attributes:
-        count: Number of groups that are computed apart; 1 where they differ in size.
-        order: Permutation that makes groups contiguous; none where they are already.
-        hidden: True where one query must not see another; none unless groups differ in size.
+        count: Number of groups that are computed separately; 1 where they differ in size.
+        order: Permutation that makes groups contiguous; `None` where they are contiguous already.
+        hidden: True where one query must not attend to another; `None` unless groups differ in size.
     """
 
     count: int = 1
@@ -28,11 +28,11 @@ class Grouping:
 
     @staticmethod
     def of(groups: Int[Tensor, " Q"] | None) -> "Grouping":
-        """Lay out queries by their group.
+        """Return the layout of queries in groups.
 
         Args:
-            groups: Group of each query, any numbers; none means one group. Best kept on the CPU: looking at it there
-                doesn't wait for the device.
+            groups: Group of each query, any numbers; `None` means one group. Best kept on the CPU, where reading it
+                does not wait for the device.
         """
         if groups is None:
             return Grouping()
@@ -54,15 +54,15 @@ class Grouping:
         """Bring queries into the order in which groups are contiguous.
 
         Args:
-            queries: Anything that each query has.
+            queries: Contents, positions or other vectors of the queries.
         """
         return queries if self.order is None else queries[:, self.order]
 
     def restore(self, answers: Float[Tensor, "*N Q D"]) -> Float[Tensor, "*N Q D"]:
-        """Bring answers back into the order of the queries.
+        """Bring results back into the order of the queries.
 
         Args:
-            answers: Anything that was made of arranged queries.
+            answers: Vectors that were computed from arranged queries.
         """
         return answers if self.order is None else answers[..., self.order.argsort(), :]
 
@@ -95,23 +95,23 @@ class Attention(nn.Module):
         hidden: Bool[Tensor, "#B #N M"] | None = None,
         groups: int = 1,
     ) -> Float[Tensor, "B N D"]:
-        """Let every query gather from the values.
+        """Attend from every query to the values.
 
         Args:
-            query: Who asks.
-            key: Who is compared.
-            value: What is gathered.
-            hidden: True where a query must not see a value.
+            query: Inputs of the queries.
+            key: Inputs of the keys.
+            value: Inputs of the values.
+            hidden: True where a query must not attend to a value.
             groups: Number of contiguous groups, of one size, that attend within themselves only.
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            self._split(F.linear(given, weight, bias), groups)
-            for given, weight, bias in zip((query, key, value), weights, biases, strict=True)
+            self._split(F.linear(states, weight, bias), groups)
+            for states, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        seen = None if hidden is None else ~hidden.unsqueeze(1)
+        visible = None if hidden is None else ~hidden.unsqueeze(1)
         dropout = self.dropout if self.training else 0.0
-        gathered = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+        gathered = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
         return _call(self.out_proj, gathered.transpose(1, 2).reshape(query.shape))
 
     def _split(self, projected: Tensor, groups: int) -> Tensor:
@@ -121,7 +121,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: residual branches and the feed-forward network."""
+    """The base of encoder and decoder layers: residual branches and the feed-forward network."""
 
     def __init__(self, width: int, feedforward: int, dropout: float, *, pre_norm: bool) -> None:
         """Create the weights of the feed-forward network.
@@ -173,7 +173,7 @@ class EncoderLayer(Layer):
         position: Float[Tensor, "#B K D"],
         hidden: Bool[Tensor, "B 1 K"] | None = None,
     ) -> Float[Tensor, "B K D"]:
-        """Mix the cells.
+        """Return the cells after attention and feed-forward network.
 
         Args:
             cells: Features.
@@ -215,15 +215,15 @@ class DecoderLayer(Layer):
         hidden: Bool[Tensor, "B 1 K"] | None = None,
         grouping: Grouping | None = None,
     ) -> Float[Tensor, "B Q D"]:
-        """Refine the queries.
+        """Return the contents of the queries after attention and feed-forward network.
 
         Args:
-            content: What the queries have gathered so far.
+            content: Contents of the queries after the layer before.
             position: Query embedding, added to queries and keys, not to values.
             keys: Encoded cells with their position.
             values: Encoded cells.
             hidden: True for cells without image.
-            grouping: Which queries see one another; none means all.
+            grouping: Layout of the queries in groups; `None` means one group.
         """
         grouping = grouping or Grouping()
         apart = None if grouping.hidden is None else grouping.hidden.unsqueeze(0)
@@ -231,8 +231,8 @@ class DecoderLayer(Layer):
         placed = value + position
         mixed = self.self_attn(placed, placed, value, hidden=apart, groups=grouping.count)
         content = self._after(self.norm1, content, mixed)
-        asking = self._before(self.norm2, content) + position
-        content = self._after(self.norm2, content, self.multihead_attn(asking, keys, values, hidden=hidden))
+        placed = self._before(self.norm2, content) + position
+        content = self._after(self.norm2, content, self.multihead_attn(placed, keys, values, hidden=hidden))
         return self._after(self.norm3, content, self._feed(self._before(self.norm3, content)))
 
 
@@ -242,7 +242,7 @@ class Encoder(nn.Module):
     def __init__(
         self, width: int, heads: int, feedforward: int, dropout: float, *, layers: int, pre_norm: bool
     ) -> None:
-        """Stack the layers; see `EncoderLayer` for the other arguments.
+        """Stack the layers.
 
         Args:
             width: Width of the cells.
@@ -269,7 +269,7 @@ class Encoder(nn.Module):
 
         Args:
             cells: Projected backbone features.
-            position: Where each cell lies.
+            position: Position encoding of the cells.
             padding: True for cells without image.
         """
         hidden = None if padding is None else padding.unsqueeze(1)
@@ -279,12 +279,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers, all of which answer, through one shared norm."""
+    """A stack of decoder layers; the states after each of them pass one shared norm."""
 
     def __init__(
         self, width: int, heads: int, feedforward: int, dropout: float, *, layers: int, pre_norm: bool
     ) -> None:
-        """Stack the layers; see `DecoderLayer` for the other arguments.
+        """Stack the layers.
 
         Args:
             width: Width of the queries.
@@ -310,18 +310,19 @@ class Decoder(nn.Module):
         padding: Bool[Tensor, "B K"] | None = None,
         groups: Int[Tensor, " Q"] | None = None,
     ) -> Float[Tensor, "L B Q D"]:
-        """Answer the queries; returns the states after every layer, normalised.
+        """Return the states after every layer, normalised.
 
         Args:
             content: Starting content of the queries.
             position: Query embedding.
             cells: Encoded cells.
-            cell_position: Where each cell lies.
+            cell_position: Position encoding of the cells.
             padding: True for cells without image.
-            groups: Group of each query; groups do not see one another. None means one group.
+            groups: Group of each query; queries of different groups do not attend to one another; `None`
+                means one group.
         """
         hidden = None if padding is None else padding.unsqueeze(1)
-        # Nothing else in the decoder depends on the order of queries, so they are sorted once and put back once.
+        # Nothing else in the decoder depends on the order of queries, so they are sorted once and restored once.
         grouping = Grouping.of(groups).to(content.device)
         content, position = grouping.arrange(content), grouping.arrange(position)
         keys = cells + cell_position
@@ -338,10 +339,10 @@ def _call(module: nn.Module, states: Tensor) -> Tensor:
 
 
 def draw_matrices(module: nn.Module) -> None:
-    """Start every matrix as DETR does; vectors keep their own start.
+    """Initialise every matrix as DETR does; vectors keep their initial values.
 
     Args:
-        module: What has the matrices.
+        module: Module whose matrices are drawn.
     """
     for parameter in module.parameters():
         if parameter.dim() > 1:

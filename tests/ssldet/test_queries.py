@@ -166,7 +166,7 @@ def test_outside_training_fewer_patches_take_the_first_embeddings_and_nothing_is
 
 
 def test_a_wrong_number_of_patches_retells_the_call() -> None:
-    with pytest.raises(ConfigError, match=r"got 2 patches an image but was built with num_patches=3 .* exactly"):
+    with pytest.raises(ConfigError, match=r"got 2 patches per image but was built with num_patches=3 .* exactly"):
         ask(build(), some_embedding(), patches=2)
     with pytest.raises(ConfigError, match=r"got 4 patches .* at most"):
         ask(build().eval(), some_embedding(), patches=4)

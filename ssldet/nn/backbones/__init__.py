@@ -1,4 +1,4 @@
-"""BackboneConfig -> Backbone: any network of torchvision or timm behind one door, B 3 H W -> levels, NCHW."""
+"""BackboneConfig -> Backbone: any network of torchvision or timm with one interface, B 3 H W -> levels, NCHW."""
 
 from torch import nn
 from torchvision import models
@@ -9,7 +9,7 @@ from ssldet.nn.backbones.from_timm import build_timm
 from ssldet.nn.backbones.from_torchvision import NO_DILATION, build_torchvision
 from ssldet.nn.backbones.network import IMAGENET_MEAN, IMAGENET_STD, SUITABLE, Backbone, Network, original_state
 from ssldet.nn.backbones.norms import FixedNorm, calibrate
-from ssldet.nn.backbones.own import Factory, build_own, enter, name_for, own_names
+from ssldet.nn.backbones.own import Factory, build_own, name_for, own_names, remember
 from ssldet.nn.backbones.tiny import build_tiny
 
 __all__ = [
@@ -33,10 +33,10 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """Build the architecture with fresh weights.
 
     Args:
-        config: Which one.
+        config: The architecture and its options.
 
     Raises:
-        ConfigError: No such network, or one that can't serve as a backbone.
+        ConfigError: There is no such network, or it can't be used as a backbone.
     """
     library, name = _locate(config.name)
     build = {"tiny": build_tiny, "own": build_own, "torchvision": build_torchvision, "timm": build_timm}[library]
@@ -52,14 +52,14 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 
 
 def register_backbone(name: str, network: nn.Module | Factory) -> None:
-    """Make a network of your own known as a backbone, for this process; packages use the group `ssldet.backbones`.
+    """Register a network of your own as a backbone, for this process; packages use the group `ssldet.backbones`.
 
     It maps normalised images `B 3 H W` to a level `B E h w`, or to a list or dictionary of levels from fine to coarse.
     Attributes `mean` and `std`, three numbers each for pixels in 0..1, replace ImageNet's. The weights that it comes
     with are kept.
 
     Args:
-        name: What `BackboneConfig.name` shall say; the same name replaces an earlier one.
+        name: The value of `BackboneConfig.name` that stands for it; registering a name again replaces the network.
         network: The network, of which every detector gets a copy, or a function without arguments that makes one.
 
     Raises:
@@ -69,14 +69,14 @@ def register_backbone(name: str, network: nn.Module | Factory) -> None:
         raise ConfigError(f"backbone name {name!r}: use letters, digits, '-' and '_', such as 'mine'")
     if name not in own_names() and name in _plain_names():
         raise ConfigError(f"backbone name {name!r} is taken by a network of ours, torchvision or timm; use 'my_{name}'")
-    enter(name, network)
+    remember(name, network)
 
 
 def adopt(network: nn.Module) -> str:
     """Register a network under the name of its class, numbered where that is taken, and return the name.
 
     Args:
-        network: See `register_backbone`.
+        network: A network as `register_backbone` takes it.
     """
     name = name_for(network)
     register_backbone(name, network)
@@ -84,7 +84,7 @@ def adopt(network: nn.Module) -> str:
 
 
 def _locate(name: str) -> tuple[str, str]:
-    """Return library and model of a name; torchvision comes first where both have it."""
+    """Return the library and the model of a name; torchvision is preferred where both libraries have it."""
     library, _, model = name.rpartition("/")
     if name == "tiny":
         return "tiny", name
@@ -105,7 +105,7 @@ def _locate(name: str) -> tuple[str, str]:
 
 
 def backbone_names() -> list[str]:
-    """List what `BackboneConfig.name` may be; a model that gives no feature map is refused when it is built."""
+    """Return the values that `BackboneConfig.name` takes; a model without feature maps is refused when it is built."""
     import timm
 
     return [

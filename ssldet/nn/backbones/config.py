@@ -1,4 +1,4 @@
-"""words -> BackboneConfig: which network looks at the image; no tensor in here."""
+"""words -> BackboneConfig: the network that computes features of the image; no tensors in this module."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,14 +8,14 @@ from ssldet.recipe import Within
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which network looks at the image.
+    """The network that computes features of the image.
 
     Attributes:
         name: A torchvision or timm model (`resnet50`, `torchvision/resnet50`, `timm/resnet50`), a registered network of
             your own, or `tiny`, a small network for work without an accelerator. `resnet50.swav` is short for the name
             `resnet50` with the weights `swav`.
-        weights: Where its weights come from; none leaves them fresh. Read by whoever loads weights, not here.
-        coverage: Least share of the backbone that its weights must fill.
+        weights: File or name of its weights; `None` leaves them fresh. The engine loads them, not `build_backbone`.
+        coverage: Least share of the backbone's tensors and parameters that the weights must fill.
         output_stride: Stride of the last level; 16 dilates the last stage instead (DETR-DC5). `tiny` always has 8.
         frozen_norm: Replace batch normalisation by its fixed form.
         frozen_stages: How far the backbone stays frozen even when it trains: 1 freezes all up to stride 4 (DETR), 2 up
@@ -33,14 +33,14 @@ class BackboneConfig:
     tiny_channels: tuple[int, ...] = (32, 64, 128)
 
     def __post_init__(self) -> None:
-        """Bring `NAME.TAG` into its canonical form, name and weights apart; a contradiction is left to `problems`."""
+        """Split `NAME.TAG` into name and weights; a contradiction is left to `problems`."""
         name, tag = split_tag(self.name)
         if tag is not None and self.weights in (None, tag):
             object.__setattr__(self, "name", name)
             object.__setattr__(self, "weights", tag)
 
     def problems(self) -> list[str]:
-        """Say what no single field can know."""
+        """Return contradictions between fields, one line each."""
         wrong = []
         name, tag = split_tag(self.name)
         if tag is not None:
@@ -62,7 +62,7 @@ def split_tag(word: str) -> tuple[str, str | None]:
         word: Such as `resnet50`, `timm/convnext_tiny.fb_in22k` or `resnet50.swav`.
 
     Returns:
-        Name and tag; none where there is no tag.
+        Name and tag; `None` in place of a missing tag.
     """
     library, slash, model = word.rpartition("/")
     name, _, tag = model.partition(".")

@@ -1,4 +1,4 @@
-"""a name or a pattern -> what these backbones are like, without weights, images or network."""
+"""a name or a pattern -> channels, strides and sizes of backbones, without weights, images or downloads."""
 
 import warnings
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ssldet.nn.backbones.config import BackboneConfig
 
 @dataclass(frozen=True)
 class Description:
-    """What one backbone is like.
+    """Channels, strides and size of one backbone.
 
     Attributes:
         name: Its full name.
@@ -74,38 +74,38 @@ TESTED: tuple[Description, ...] = (
     Description("timm/beit_base_patch16_224", (768,), (16,), 85.8),
     Description("timm/eva02_tiny_patch14_224", (192,), (14,), 5.5),
 )
-"""One small member of each family that the contract tests drive; they also measure these numbers again."""
+"""One small member of each family that the contract tests run; they also measure these numbers again."""
 
 
 def describe(name: str) -> Description:
-    """Measure a backbone on PyTorch's device without memory: nothing is allocated or computed.
+    """Measure a backbone on PyTorch's meta device: nothing is allocated or computed.
 
     Args:
         name: As `BackboneConfig.name` takes it.
 
     Raises:
-        ConfigError: It can't serve as a backbone; the message says why.
+        ConfigError: The network can't be used as a backbone; the message says why.
     """
     config = BackboneConfig(name=name, frozen_stages=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how fresh weights are drawn that nobody looks at
+        warnings.simplefilter("ignore")  # about the drawing of weights, which are not used
         try:
             with torch.device("meta"):
                 backbone = build_backbone(config)
         except NotImplementedError:
-            backbone = build_backbone(config)  # some networks look at values while they are made
+            backbone = build_backbone(config)  # some networks read values while they are built
     return described(name, backbone)
 
 
 def described(name: str, backbone: Backbone) -> Description:
-    """Return what a backbone that is there is like.
+    """Return channels, strides and size of a backbone that is built.
 
     Args:
         name: Its full name.
         backbone: The backbone.
     """
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
-    # Fixed norms hold as buffers what free ones learn.
+    # Fixed norms hold as buffers the parameters of trained ones.
     buffers = backbone.body.named_buffers()
     parameters += sum(buffer.numel() for key, buffer in buffers if key.endswith(("weight", "bias")))
     return Description(name, backbone.level_channels, backbone.level_strides, round(parameters / 1e6, 1))
@@ -118,12 +118,12 @@ def matching(pattern: str) -> list[str]:
         pattern: Such as `timm/convnext*` or `swin*`.
 
     Raises:
-        ConfigError: None fits.
+        ConfigError: No name fits.
     """
-    known = backbone_names()
-    found = [name for name in known if fnmatchcase(name, pattern) or fnmatchcase(name.rpartition("/")[2], pattern)]
+    every = backbone_names()
+    found = [name for name in every if fnmatchcase(name, pattern) or fnmatchcase(name.rpartition("/")[2], pattern)]
     if not found:
-        nearest = suggest(pattern.strip("*"), [name.rpartition("/")[2] for name in known])
+        nearest = suggest(pattern.strip("*"), [name.rpartition("/")[2] for name in every])
         raise ConfigError(f"no backbone fits {pattern!r}{nearest}; '*' lists all names")
     return found
 

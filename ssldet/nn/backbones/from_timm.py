@@ -22,23 +22,23 @@ ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"dynamic_img_pad": True},
     {},
 )
-"""What timm's families call "images of any size"; the first that a family knows is taken."""
+"""Options by which timm's families take images of any size; the first that a family accepts is used."""
 TRIAL_SIZE = (233, 105)
-"""A blank image no side of which, padded to a multiple of 1, 4 or 16, is a multiple of more than that."""
+"""Sides of a blank image which, padded to a multiple of 1, 4 or 16, are multiples of nothing larger."""
 WHY_NOT = {
     "crossvit": f"it resizes every image to one size; use {SUITABLE}",
     "hiera": f"its positions are made for one image size; use {SUITABLE}",
     "maxxvit": f"its windows must divide the image and grow with it; use {SUITABLE}",
     "mvitv2": f"its relative positions end at one image size; use {SUITABLE}",
 }
-"""Module of timm -> why its models can't be used, where the error they raise does not say it."""
+"""Module of timm -> why its models can't be used, where the error that they raise does not say so."""
 
 
 def build_timm(name: str, config: BackboneConfig) -> Network:
-    """Build a timm model without its head and without the stages behind its last level.
+    """Build a timm model without its head and without the stages after its last level.
 
     Raises:
-        ConfigError: It gives no feature maps, not of images of any size, or not with this stride.
+        ConfigError: The model has no feature maps, or not for images of any size, or not with this stride.
     """
     import timm
 
@@ -72,7 +72,7 @@ def build_timm(name: str, config: BackboneConfig) -> Network:
 
 
 def _create(name: str, output_stride: int) -> Any:
-    """Build the model for images of any size, dilated where that is asked and needed."""
+    """Build the model for images of any size, dilated where the stride needs it."""
     import timm
 
     library: Any = timm
@@ -88,7 +88,7 @@ def _create(name: str, output_stride: int) -> Any:
 
 
 def _level_indices(reductions: Sequence[int], *, dilated: bool) -> list[int]:
-    """Return which intermediates are levels: one of each stride, or, where dilation keeps the stride, of each stage."""
+    """Return the indices of the levels: one per stride, or, where dilation keeps the stride, one per stage."""
     if len(set(reductions)) == 1:
         return [len(reductions) - 1]
     within = [index for index, reduction in enumerate(reductions) if FINEST <= reduction <= COARSEST]
@@ -98,13 +98,13 @@ def _level_indices(reductions: Sequence[int], *, dilated: bool) -> list[int]:
 
 
 def _has_final_norm(body: nn.Module) -> bool:
-    """Say whether tokens leave through a norm, without which their scale means nothing."""
+    """Tell whether the tokens pass a final norm, without which their scale means nothing."""
     norm = getattr(body, "norm", None)
     return isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity)
 
 
 def _quarters(body: Any) -> list[list[str]]:
-    """Name the parts of four stages of equally many blocks; what comes before them belongs to the first."""
+    """Return the modules of four stages of equally many blocks; those before the blocks belong to the first stage."""
     count = len(body.blocks)
     stages = [[f"blocks.{n}" for n in range(k * count // 4, (k + 1) * count // 4)] for k in range(4)]
     others = [name for name, _ in body.named_children() if name != "blocks"]
@@ -122,7 +122,7 @@ def _run(body: Any, images: Tensor, *, indices: Sequence[int], norm: bool, multi
 
 
 def _multiple(body: Any, indices: Sequence[int], norm: bool) -> int:
-    """Return what the sides of images must be multiples of, so that levels come out as declared."""
+    """Return the number of which image sides must be multiples, so that levels have the declared shapes."""
     body.eval()
     blank = torch.zeros(1, 3, *TRIAL_SIZE, device=next(body.parameters()).device)
     declared = [body.feature_info[index] for index in indices]

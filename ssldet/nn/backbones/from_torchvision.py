@@ -1,4 +1,4 @@
-"""torchvision model -> Network: its parts run one after the other, and each stride's last one is a level."""
+"""torchvision model -> Network: its blocks run one after the other, and the last one of each stride is a level."""
 
 from collections import OrderedDict
 from collections.abc import Collection
@@ -15,21 +15,21 @@ from ssldet.nn.backbones.network import PROBE_SIDES, Network, blocks
 from ssldet.nn.backbones.norms import freeze_norms
 
 HEADS = {"avgpool", "fc", "classifier", "dropout", "flatten", "head", "heads", "aux1", "aux2", "AuxLogits"}
-"""What torchvision calls the parts behind the last level."""
+"""Names that torchvision gives to the modules after the last level."""
 FINEST = 4
 """Least stride of a level."""
 NO_DILATION = (
     "it has no form with output_stride=16; use 32, or a ResNet, RegNet or ConvNeXt of timm's, or a transformer whose "
     "patches have 16 pixels"
 )
-"""What to answer where a stride of 16 can't be had."""
+"""Message for models without a stride of 16."""
 
 
 def build_torchvision(name: str, config: BackboneConfig) -> Network:
     """Build a torchvision model without its head.
 
     Raises:
-        ConfigError: It gives no feature maps, or not with this stride.
+        ConfigError: The model has no feature maps, or not with this stride.
     """
     options: dict[str, Any] = {}
     if config.output_stride == 16:
@@ -69,7 +69,7 @@ TIMM_TWINS = {
 
 
 def _run(body: nn.Module, images: Tensor, *, ends: Collection[str], channels_last: bool) -> list[Tensor]:
-    """Return what the blocks named `ends` answer; `channels_last` says that all but the last do so as NHWC."""
+    """Return the outputs of the blocks named `ends`; `channels_last` means that all but the last output are NHWC."""
     levels = []
     for name, block in blocks(body):
         images = block(images)
@@ -94,7 +94,7 @@ def _level_ends(body: nn.Module) -> tuple[str, ...]:
         features = torch.zeros(1, 3, side, side, device=device)
         for name, block in blocks(body):
             features = block(features)
-            # A side both in NCHW and in NHWC, as the image is square.
+            # The third axis is a side both in NCHW and in NHWC, as the image is square.
             stride = side // features.shape[2]
             if stride >= FINEST:
                 ends[stride] = name

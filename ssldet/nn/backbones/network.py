@@ -1,7 +1,7 @@
-"""B 3 H W -> feature levels: a library's network behind the one face that detectors know.
+"""B 3 H W -> feature levels: the network of any library, with the one interface that detectors use.
 
-The original module tree stays whole under `body`, with its original names, so that anybody's weights file for the
-architecture fits; heads and later stages that the last level does not need are cut off. No weights are loaded here.
+The original module tree stays under `body`, with its original names, so that any weights file for the architecture
+fits; heads and later stages that the last level does not need are cut off. No weights are loaded here.
 """
 
 import math
@@ -22,28 +22,28 @@ PROBE_SIDES = (64, 128)
 SUITABLE = "'resnet50', 'timm/swin_tiny_patch4_window7_224' or 'timm/vit_small_patch16_dinov3'"
 """Networks to use instead of one that can't be used."""
 
-Run = Callable[[nn.Module, Tensor], Sequence[Tensor]]
+ComputeLevels = Callable[[nn.Module, Tensor], Sequence[Tensor]]
 """body, `B 3 H W` -> levels `B _ _ _`, from fine to coarse."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What a family of networks hands over.
+    """A network of a library, and what a backbone needs to know of it.
 
     Attributes:
         body: The network.
-        run: How to get its levels.
-        original: Names of the state that the library's own headless model has; none means just those of `body`.
-        stages: Names of the parts of `body` that belong to each stage, in order; none finds them by their strides.
-        strides: Strides of the levels, where rounding hides them; none measures them.
+        run: Computes its levels.
+        original: Names of the state that the library's own headless model has; `None` means those of `body`.
+        stages: Names of the parts of `body` that belong to each stage, in order; `None` finds them by their strides.
+        strides: Strides of the levels, where rounding hides them; `None` measures them.
         mean: Channel means of the pixels it was made for, in 0..1.
         std: Channel deviations of the same.
         interpolation: How those images had been resized.
-        keeps_weights: Its first weights mean something and are not to be replaced.
+        keeps_weights: Whether its weights are those of its owner, and are not to be replaced or calibrated.
     """
 
     body: nn.Module
-    run: Run
+    run: ComputeLevels
     original: tuple[str, ...] | None = None
     stages: Sequence[Sequence[str]] | None = None
     strides: Sequence[int] | None = None
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         mean: Channel means of the pixels it was made for, in 0..1.
         std: Channel deviations of the same.
         interpolation: How the images that it was made for had been resized; for information.
-        keeps_weights: Its first weights mean something and are not to be replaced.
+        keeps_weights: Whether its weights are those of its owner, and are not to be replaced or calibrated.
         pruned: Names of the original state that were cut off, because no level needs them.
     """
 
@@ -73,14 +73,14 @@ class Backbone(nn.Module):
     _std: Tensor
 
     def __init__(self, network: Network, *, frozen_stages: int = 0) -> None:
-        """Look at a network and freeze its first stages.
+        """Measure a network and freeze its first stages.
 
         Args:
             network: The network.
-            frozen_stages: See `BackboneConfig`.
+            frozen_stages: Number of stages that stay frozen, as `BackboneConfig` counts them.
 
         Raises:
-            ConfigError: The network does not answer an image with feature maps.
+            ConfigError: The network does not return feature maps.
         """
         super().__init__()
         self.body, self._run = network.body, network.run
@@ -88,22 +88,22 @@ class Backbone(nn.Module):
         self.keeps_weights = network.keeps_weights
         self.register_buffer("_mean", torch.tensor(self.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(3, 1, 1), persistent=False)
-        found = _probe(network)
-        self.level_channels, self.level_strides = found.channels, found.strides
+        measured = _measure(network)
+        self.level_channels, self.level_strides = measured.channels, measured.strides
         self.channels, self.stride = self.level_channels[-1], self.level_strides[-1]
         self._original = tuple(self.body.state_dict()) if network.original is None else network.original
         kept = set(self.body.state_dict())
         self.pruned = tuple(name for name in self._original if name not in kept and not _restorable(name, kept))
-        self._frozen = _first_stages(network, found.block_strides, frozen_stages)
+        self._frozen = _first_stages(network, measured.block_strides, frozen_stages)
         names = [name for name, _ in self.body.named_parameters()]
-        self._resting = {name for name in names if name not in found.learning or _is_inside(name, self._frozen)}
+        self._untrained = {name for name in names if name not in measured.learning or _is_inside(name, self._frozen)}
         self.requires_grad_(True)
 
     def requires_grad_(self, requires_grad: bool = True) -> "Backbone":
-        """Freeze or thaw; the first stages, and what no level depends on, stay frozen in any case."""
+        """Freeze or unfreeze; the first stages, and parameters on which no level depends, always stay frozen."""
         super().requires_grad_(requires_grad)
         for name, parameter in self.body.named_parameters():
-            if name in self._resting:
+            if name in self._untrained:
                 parameter.requires_grad_(False)
         return self
 
@@ -161,7 +161,7 @@ def original_state(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def blocks(body: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Walk the parts that a stage may end with: children, and the children of sequences and lists."""
+    """Yield the modules that a stage may end with: children, and the children of sequences and lists."""
     for name, child in body.named_children():
         if isinstance(child, nn.Sequential | nn.ModuleList):
             yield from ((f"{name}.{inner}", block) for inner, block in child.named_children())
@@ -196,21 +196,21 @@ def _first_stages(network: Network, block_strides: dict[str, int], count: int) -
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class _Measured:
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     block_strides: dict[str, int]
     learning: set[str]
 
 
-def _probe(network: Network) -> _Found:
-    """Show the network a blank image: channels and strides of its levels and blocks, parameters that they rest on."""
+def _measure(network: Network) -> _Measured:
+    """Run the network on a blank image: channels and strides of levels, strides of blocks, parameters in use."""
     body, problem = network.body, None
     device = next((parameter.device for parameter in body.parameters()), torch.device("cpu"))
     for side in PROBE_SIDES:
         body.eval()
         try:
-            with torch.enable_grad(), _listening(body) as sides:
+            with torch.enable_grad(), _noting_sides(body) as sides:
                 levels = list(network.run(body, torch.zeros(1, 3, side, side, device=device)))
             break
         except Exception as error:
@@ -224,7 +224,7 @@ def _probe(network: Network) -> _Found:
             shape = tuple(level.shape) if isinstance(level, Tensor) else type(level).__name__
             raise ConfigError(f"answers images B 3 H W with {shape} instead of levels B E h w; use {SUITABLE}")
     strides = tuple(round(side / level.shape[2]) for level in levels)
-    return _Found(
+    return _Measured(
         channels=tuple(level.shape[1] for level in levels),
         strides=strides if network.strides is None else tuple(network.strides),
         block_strides=_block_strides(body, sides, side),
@@ -233,21 +233,21 @@ def _probe(network: Network) -> _Found:
 
 
 @contextmanager
-def _listening(body: nn.Module) -> Iterator[dict[str, int]]:
-    """Note the side of the coarsest map that each block answers."""
+def _noting_sides(body: nn.Module) -> Iterator[dict[str, int]]:
+    """Note the side of the coarsest map that each block returns."""
     sides: dict[str, int] = {}
 
-    def listen(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
             maps = output if isinstance(output, list | tuple) else [output]
             # The third axis is a side both in NCHW and in NHWC, as the image is square.
-            found = [part.shape[2] for part in maps if isinstance(part, Tensor) and part.dim() == 4]
-            if found:
-                sides[name] = min(found)
+            lengths = [part.shape[2] for part in maps if isinstance(part, Tensor) and part.dim() == 4]
+            if lengths:
+                sides[name] = min(lengths)
 
         return note
 
-    hooks = [block.register_forward_hook(listen(name)) for name, block in blocks(body)]
+    hooks = [block.register_forward_hook(hook_of(name)) for name, block in blocks(body)]
     try:
         yield sides
     finally:
@@ -256,20 +256,20 @@ def _listening(body: nn.Module) -> Iterator[dict[str, int]]:
 
 
 def _block_strides(body: nn.Module, sides: dict[str, int], image_side: int) -> dict[str, int]:
-    """Return the stride that each block ends with, rounded down to a power of two; it never falls on the way."""
-    strides, seen = {}, None
+    """Return the stride that each block ends with, rounded down to a power of two; it never decreases."""
+    strides, smallest = {}, None
     for name, block in blocks(body):
-        side = sides.get(name, seen)
+        side = sides.get(name, smallest)
         if side is None and any(True for _ in block.parameters()):
-            return {}  # what comes first can't be placed
-        seen = side if seen is None or side is None else min(side, seen)
-        if seen is not None:
-            strides[name] = 2 ** int(math.log2(image_side / seen))
+            return {}  # the strides of the first blocks are not known
+        smallest = side if smallest is None or side is None else min(side, smallest)
+        if smallest is not None:
+            strides[name] = 2 ** int(math.log2(image_side / smallest))
     return strides
 
 
 def _parameters_behind(level: Tensor, body: nn.Module) -> set[str]:
-    """Return the names of the parameters that get a gradient from a level: those its graph leads to."""
+    """Return the names of the parameters that get a gradient from a level: the leaves of its graph."""
     nodes, seen, leaves = [level.grad_fn], set(), set()
     while nodes:
         node = nodes.pop()

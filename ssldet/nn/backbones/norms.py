@@ -1,4 +1,4 @@
-"""a network -> the same with batch normalisation that never changes, and statistics to fix it at."""
+"""network -> the same network with fixed batch normalisation, and the statistics for it."""
 
 from importlib import import_module
 from typing import Any
@@ -48,7 +48,7 @@ def _fixed(norm: Any) -> FixedNorm:
 
 
 def calibrate(network: nn.Module, images: Float[Tensor, "B 3 H W"]) -> None:
-    """Set the statistics of every batch norm from these images, layer by layer, as if it had long seen such images.
+    """Set the statistics of every batch norm from these images, layer by layer, as training on such images would.
 
     A network with fresh weights needs this before its norms are fixed: nothing else scales its features.
 

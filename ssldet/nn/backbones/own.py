@@ -22,19 +22,19 @@ _registered: dict[str, nn.Module | Factory] = {}
 
 
 def own_names() -> list[str]:
-    """List the networks that were registered here or by an installed package."""
+    """Return the names that were registered in this process or by an installed package."""
     return sorted({*_registered, *names(GROUP)})
 
 
-def enter(name: str, network: nn.Module | Factory) -> None:
-    """Keep a network, or what makes one, under a name; the last one entered counts."""
+def remember(name: str, network: nn.Module | Factory) -> None:
+    """Store a network, or a function that makes one, under a name; the last one stored counts."""
     _registered[name] = network
 
 
 def name_for(network: nn.Module) -> str:
-    """Return the name that a network has already, else a free one after its class."""
-    for name, known in _registered.items():
-        if known is network:
+    """Return the name under which a network is registered, else a free one after its class."""
+    for name, registered in _registered.items():
+        if registered is network:
             return name
     base = type(network).__name__
     free = (name for number in count(1) if (name := base if number == 1 else f"{base}-{number}") not in own_names())
@@ -42,14 +42,14 @@ def name_for(network: nn.Module) -> str:
 
 
 def build_own(name: str, config: BackboneConfig) -> Network:
-    """Make a network by its registered factory.
+    """Copy a registered network, or call its factory.
 
     Raises:
-        ConfigError: The factory fails or answers with something else than a module, or its mean or deviation are odd.
+        ConfigError: The factory fails or does not return a module, or its mean or deviation is not three numbers.
     """
-    known = _registered[name] if name in _registered else find(GROUP, name)
+    registered = _registered[name] if name in _registered else find(GROUP, name)
     try:
-        module = deepcopy(known) if isinstance(known, nn.Module) else known()
+        module = deepcopy(registered) if isinstance(registered, nn.Module) else registered()
     except Exception as error:
         raise ConfigError(f"its factory fails: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
@@ -69,10 +69,10 @@ def build_own(name: str, config: BackboneConfig) -> Network:
 
 
 def _run(body: nn.Module, images: Tensor) -> list[Tensor]:
-    answer: Any = body(images)
-    if isinstance(answer, Mapping):
-        return list(answer.values())
-    return list(answer) if isinstance(answer, Sequence) else [answer]
+    output: Any = body(images)
+    if isinstance(output, Mapping):
+        return list(output.values())
+    return list(output) if isinstance(output, Sequence) else [output]
 
 
 def _three(module: nn.Module, name: str, default: Sequence[float]) -> Sequence[float]:
@@ -83,6 +83,6 @@ def _three(module: nn.Module, name: str, default: Sequence[float]) -> Sequence[f
         numbers = []
     if len(numbers) != 3:
         raise ConfigError(
-            f"its attribute {name!r} is {value!r}; make it three numbers, one a channel, for pixels in 0..1"
+            f"its attribute {name!r} is {value!r}; make it three numbers, one per channel, for pixels in 0..1"
         )
     return numbers

@@ -1,8 +1,8 @@
-"""network of BEiT's family -> the same network for images of any size, its relative positions resampled on the way.
+"""network of BEiT's family -> the same network for images of any size, with resampled relative positions.
 
 BEiT learns a bias for each distance between two cells, up to the size of its grid. timm builds the table for one grid.
-Resampling it whenever it is used, and not once, lets one model see images of many sizes and still learn and keep its
-own table under its own name.
+Resampling it in every call, and not once, lets one model take images of many sizes and still train and save its own
+table under its own name.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 CLASS_TOKEN_DISTANCES = 3
-"""Entries of a table that are no distance: from cell to class token, back, and from that to itself."""
+"""Entries of a table that are no distance: from cell to class token, back, and from class token to itself."""
 
 
 def open_positions(body: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""BackboneConfig -> the small network that learns without an accelerator."""
+"""BackboneConfig -> the small network `tiny`, which trains without an accelerator."""
 
 from collections import OrderedDict
 from itertools import pairwise
@@ -22,7 +22,7 @@ def build_tiny(_: str, config: BackboneConfig) -> Network:
 
 
 def _run(body: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the layers' outputs, the last one joined by the others: with fresh weights the early tell the most."""
+    """Return the layers' outputs, the last one joined by the others, which carry the most with fresh weights."""
     levels = []
     for layer in body.children():
         images = layer(images)

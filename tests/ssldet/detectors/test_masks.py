@@ -50,7 +50,8 @@ def test_a_padded_image_has_the_maps_that_it_has_alone() -> None:
     assert detector.mask_attention is not None
     together, alone = detector(images, padding), detector(images[1:, :, :24, :40])
     maps = [
-        detector.mask_attention(seen.states[-1], seen.scene.encoded, seen.scene.padding) for seen in (together, alone)
+        detector.mask_attention(seen.states[-1], seen.encoded_images.encoded, seen.encoded_images.padding)
+        for seen in (together, alone)
     ]
     grid = maps[0][1].unflatten(-1, (5, 8))
     torch.testing.assert_close(grid[..., :3, :5].flatten(-2), maps[1][0], rtol=1e-4, atol=1e-5)
@@ -80,7 +81,7 @@ def test_masks_change_nothing_else() -> None:
     ours, plain = with_masks(images, padding), without(images, padding)
     assert torch.equal(ours.boxes, plain.boxes)
     assert torch.equal(ours.logits, plain.logits)
-    assert plain.scene is None
+    assert plain.encoded_images is None
 
 
 def test_a_detector_without_masks_says_so() -> None:

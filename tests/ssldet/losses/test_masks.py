@@ -13,7 +13,7 @@ from ssldet.losses.criterion import Criterion
 from ssldet.losses.masks import MaskDiceTerm, MaskFocalTerm
 from ssldet.losses.terms import ClassTerm
 from ssldet.matching import Matcher
-from ssldet.types import Losses, Matches, Predictions, Scene, Targets
+from ssldet.types import EncodedImages, Losses, Matches, Predictions, Targets
 
 ORACLE = Path(__file__).parents[2] / "oracles" / "detr-mask-losses.json"
 LAYERS, QUERIES = 2, 4
@@ -35,12 +35,14 @@ def truth(canvas: tuple[int, int] = (12, 20)) -> list[Targets]:
 
 
 def predictions(padding: Tensor | None = None) -> Predictions:
-    scene = Scene(cells=torch.zeros(2, 1, 1, 1), encoded=torch.zeros(2, 1, 1), padding=None, finer=[], canvas=padding)
+    encoded = EncodedImages(
+        cells=torch.zeros(2, 1, 1, 1), encoded=torch.zeros(2, 1, 1), padding=None, finer=[], canvas=padding
+    )
     return Predictions(
         logits=torch.randn(LAYERS, 2, QUERIES, 3),
         boxes=torch.rand(LAYERS, 2, QUERIES, 4) * 0.3 + 0.2,
         states=torch.zeros(LAYERS, 2, QUERIES, 1),
-        scene=scene,
+        encoded_images=encoded,
     )
 
 
