@@ -1,6 +1,6 @@
 """voc:ROOT:SPLIT -> LabelledImages: Pascal VOC's folder of XML files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
@@ -9,9 +9,10 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import XMLParser
 
 from downstream.annotations.labelled import Annotated, LabelledImages
-from downstream.annotations.labels import Labels, Rows, stays_inside
+from downstream.annotations.labels import Labels, Rows
 from downstream.annotations.numbers import number_in
-from downstream.annotations.problems import Problems, shown, text_of
+from downstream.annotations.problems import Problems, shown
+from downstream.annotations.voc_layout import ImageFinder, Layout, find_layout, lines_of
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError, DataError, suggest
 
@@ -22,7 +23,10 @@ CLASSES = (
 """The twenty classes of the challenge, in its order."""
 CLASS_LIST = "classes.txt"
 """File beside `Annotations` in which users may name the classes and their order, one a line."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp", ".bmp")
+FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
+"""Words of `<difficult>` in lower case -> whether the object is."""
+UNSPECIFIED = "unspecified"
+"""What some tools write into `<difficult>` as they do into `<pose>`."""
 DEPTH = 32
 """Deepest nesting that is read; VOC needs five levels."""
 
@@ -32,7 +36,7 @@ def open_voc(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledIm
 
     Args:
         rest: `ROOT` or `ROOT:SPLIT`. ROOT holds `Annotations`, `ImageSets/Main` and `JPEGImages`; SPLIT is a list in
-            `ImageSets/Main`, several joined by `+`, by default `trainval`.
+            `ImageSets/Main`, several joined by `+`, by default `trainval`. For other layouts see `find_layout`.
         rules: Which images are usable.
         masks: Refused, since the format has boxes only.
 
@@ -80,35 +84,49 @@ def gather_voc(rest: str, problems: Problems) -> Annotated:
     """
     root_text, _, split = rest.partition(":")
     root = Path(root_text)
-    stems = _stems(root, split, problems)
-    if not stems:
+    layout = find_layout(root, split, problems)
+    if not layout.stems:
         problems.stop()
-    files = [_read(root / "Annotations" / f"{stem}.xml", problems) for stem in stems]
-    listed = _listed_classes(root, problems)
-    classes = listed or _found_classes(root, set(stems), files)
-    index = {name: label for label, name in enumerate(classes)}
     rows = Rows()
+    places = [layout.place_of(stem) for stem in layout.stems]
+    files = [_read(layout.xml_of(stem), place, problems) for stem, place in zip(layout.stems, places, strict=True)]
+    listed = _listed_classes(root, problems)
+    classes = listed or _found_classes(layout, files)
+    index = {name: label for label, name in enumerate(classes)}
     for image, file in enumerate(files):
-        for item in file.objects:
-            if item.name not in index:
-                remedy = f"is not in {CLASS_LIST}{suggest(item.name, classes)}; correct the name or add it there"
-                problems.add(item.where, f"<name> {shown(item.name)}", remedy)
-                continue
-            if item.difficult:
-                rows.count("difficult objects, trained on and ignored by metrics")
-            left, top, width, height = item.box
-            if min(left, top) < 0:
-                rows.count("boxes that begin before pixel 1, where VOC begins")
-            rows.add(image, index[item.name], item.box, area=width * height, difficult=item.difficult)
+        _add_objects(rows, image, file, index, problems)
+    finder = ImageFinder(layout.images)
+    names = [
+        finder.find(stem, file.name, place, problems)
+        for stem, file, place in zip(layout.stems, files, places, strict=True)
+    ]
+    if layout.annotations == layout.images and (bare := len(finder.files - set(names))):
+        rows.notes["images without an XML file, not read"] = bare
     labels = rows.labels(
         classes=classes,
         category_ids=range(1, len(classes) + 1),
-        image_ids=stems,
-        files=_image_files(root / "JPEGImages", stems),
+        image_ids=layout.stems,
+        files=names,
         sizes=[file.size for file in files],
     )
-    places = [f"Annotations/{stem}.xml" for stem in stems]
-    return Annotated(labels=labels, folder=root / "JPEGImages", origin=root, places=places)
+    return Annotated(labels=labels, folder=layout.images, origin=root, places=places)
+
+
+def _add_objects(rows: Rows, image: int, file: "_File", index: dict[str, int], problems: Problems) -> None:
+    """Take in the objects of one image; classes that are not listed go to the problems."""
+    for item in file.objects:
+        if item.name not in index:
+            remedy = f"is not in {CLASS_LIST}{suggest(item.name, index)}; correct the name or add it there"
+            problems.add(item.where, f"<name> {shown(item.name)}", remedy)
+            continue
+        if item.difficult:
+            rows.count("difficult objects, trained on and ignored by metrics")
+        if item.unspecified:
+            rows.count("objects whose <difficult> is Unspecified, taken as not difficult")
+        left, top, width, height = item.box
+        if min(left, top) < 0:
+            rows.count("boxes that begin before pixel 1, where VOC begins")
+        rows.add(image, index[item.name], item.box, area=width * height, difficult=item.difficult)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +135,13 @@ class _Object:
     where: str
     box: Sequence[float]
     difficult: bool
+    unspecified: bool
 
 
 @dataclass(slots=True)
 class _File:
     size: tuple[int, int] = (0, 0)
+    name: str | None = None
     objects: list[_Object] = field(default_factory=list)
 
 
@@ -184,9 +204,8 @@ def _tree(path: Path) -> _Node:
     return collector.open[0].children[0]
 
 
-def _read(path: Path, problems: Problems) -> _File:
-    """Read one XML file; what is wrong with it goes to the problems."""
-    name = f"{path.parent.name}/{path.name}"
+def _read(path: Path, name: str, problems: Problems) -> _File:
+    """Read one XML file, which messages call by this name; what is wrong with it goes to the problems."""
     file = _File()
     try:
         root = _tree(path)
@@ -195,6 +214,7 @@ def _read(path: Path, problems: Problems) -> _File:
         return file
     if root.tag != "annotation":
         problems.add(f"{name}:{root.line}", f"<{root.tag}>", "expects <annotation>")
+    file.name = root.word("filename")
     size = root.child("size")
     if size is not None:
         height, width = (number_in(size.word(side) or "0") for side in ("height", "width"))
@@ -213,9 +233,9 @@ def _object(node: _Node, file: str, problems: Problems) -> _Object | None:
     name = node.word("name")
     if not name:
         problems.add(f"{file}:{node.line}", "<object> without <name>", "expects the name of the class")
-    difficult = node.word("difficult") or "0"
-    if difficult not in {"0", "1"}:
-        problems.add(f"{file}:{node.line}", f"<difficult> {shown(difficult)}", "expects 0 or 1")
+    difficult = (node.word("difficult") or "0").lower()
+    if difficult not in {*FLAGS, UNSPECIFIED}:
+        problems.add(f"{file}:{node.line}", f"<difficult> {shown(node.word('difficult'))}", "expects 0 or 1")
     corners = node.child("bndbox")
     if corners is None:
         problems.add(f"{file}:{node.line}", "<object> without <bndbox>", "expects xmin, ymin, xmax, ymax")
@@ -238,44 +258,12 @@ def _object(node: _Node, file: str, problems: Problems) -> _Object | None:
     if len(problems) > before or name is None:
         return None
     return _Object(
-        name, f"{file}:{node.line}", (left - 1, top - 1, right - left + 1, bottom - top + 1), difficult == "1"
+        name,
+        f"{file}:{node.line}",
+        (left - 1, top - 1, right - left + 1, bottom - top + 1),
+        FLAGS.get(difficult, False),
+        difficult == UNSPECIFIED,
     )
-
-
-def _stems(root: Path, split: str, problems: Problems) -> list[str]:
-    """Return the image names of the split, each once, in order."""
-    lists = root / "ImageSets" / "Main"
-    if not (root / "Annotations").is_dir() or not lists.is_dir():
-        inner = sorted(path.parent for path in root.glob("*/Annotations"))
-        remedy = f"did you mean voc:{inner[0]}?" if inner else "give voc:ROOT:SPLIT"
-        raise AnnotationError(f"{root}: no folders Annotations and ImageSets/Main in it; {remedy}")
-    known = sorted(path.stem for path in lists.glob("*.txt"))
-    stems: dict[str, str] = {}
-    for name in (split or "trainval").split("+"):
-        if name not in known:
-            there = ", ".join(known[:12]) + (", …" if len(known) > 12 else "") if known else "none"
-            raise AnnotationError(f"{lists}: no split {name!r}{suggest(name, known)}; there are {there}")
-        for number, stem in enumerate(_lines(lists / f"{name}.txt", problems), start=1):
-            if not stem:
-                continue
-            where = f"ImageSets/Main/{name}.txt:{number}"
-            if "/" in stem or not stays_inside(stem):
-                problems.add(where, shown(stem), "must be the name of an image without folder and suffix")
-            elif stems.get(stem) == name:
-                problems.add(where, f"{stem} is listed twice", "list every image once")
-            else:
-                stems.setdefault(stem, name)
-    if not stems:
-        problems.add("ImageSets/Main", f"the split {split or 'trainval'} is empty", "expects one image name a line")
-    return list(stems)
-
-
-def _lines(path: Path, problems: Problems) -> list[str]:
-    try:
-        return [line.strip() for line in text_of(path).splitlines()]
-    except AnnotationError as error:
-        problems.add(str(path.relative_to(problems.path)), str(error), "expects one name a line")
-        return []
 
 
 def _listed_classes(root: Path, problems: Problems) -> tuple[str, ...]:
@@ -284,7 +272,7 @@ def _listed_classes(root: Path, problems: Problems) -> tuple[str, ...]:
     if not path.exists():
         return ()
     names: dict[str, int] = {}
-    for number, name in enumerate(_lines(path, problems), start=1):
+    for number, name in enumerate(lines_of(path, problems), start=1):
         if name in names:
             problems.add(f"{CLASS_LIST}:{number}", f"{name} stands in line {names[name]} too", "list every class once")
         elif name:
@@ -294,18 +282,11 @@ def _listed_classes(root: Path, problems: Problems) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _found_classes(root: Path, stems: set[str], files: list[_File]) -> tuple[str, ...]:
+def _found_classes(layout: Layout, files: list[_File]) -> tuple[str, ...]:
     """Return the class names that every split of this folder shares."""
     names = {item.name for file in files for item in file.objects}
-    unheard = Problems(root)
-    for path in sorted((root / "Annotations").glob("*.xml")):
-        if path.stem not in stems:
-            names |= {item.name for item in _read(path, unheard).objects}
+    ignored = Problems(layout.root)
+    for path in layout.others:
+        names |= {item.name for item in _read(path, path.name, ignored).objects}
     standard = tuple(CLASSES.split())
     return standard if names <= set(standard) else tuple(sorted(names))
-
-
-def _image_files(folder: Path, stems: Iterable[str]) -> list[str]:
-    """Return the file of each image; where there is none, the usual name, which is then reported as missing."""
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return [next((stem + end for end in SUFFIXES if stem + end in present), stem + SUFFIXES[0]) for stem in stems]

@@ -224,11 +224,11 @@ def test_a_split_that_is_no_text_is_told(tmp_path: Path) -> None:
         opened(folder)
 
 
-@pytest.mark.parametrize("line", ["../../../../x", "/etc/passwd", "..", "a/b"])
+@pytest.mark.parametrize("line", ["../../../../x", "/etc/passwd", "..", "a/../../b"])
 def test_a_split_stays_in_its_folder(tmp_path: Path, line: str) -> None:
     folder = write(tmp_path / "voc")
     (folder / "ImageSets/Main/trainval.txt").write_text(f"a\n{line}\n")
-    with pytest.raises(AnnotationError, match=r"trainval\.txt:2: .*without folder"):
+    with pytest.raises(AnnotationError, match=r"trainval\.txt:2: .*below JPEGImages"):
         opened(folder)
 
 
@@ -302,3 +302,83 @@ def test_a_real_set_opens_with_the_counts_of_its_readme(real_data: Path) -> None
     }  # fmt: skip
     sample = source[5]
     assert sample.original_size == tuple(sample.image.shape[1:])
+
+
+def test_unspecified_difficulty_is_none_and_counted(tmp_path: Path) -> None:
+    objects = [thing(difficult=word, xmin=left) for word, left in (("Unspecified", 2), ("True", 3), ("False", 4))]
+    labels = read_voc(str(write(tmp_path / "voc", a=xml(*objects))))
+    assert labels.difficult.tolist() == [False, True, False]
+    assert labels.notes["objects whose <difficult> is Unspecified, taken as not difficult"] == 1
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.BMP", "a.Jpg", "a.gif", "a.TIFF", "a.jfif"])
+def test_every_decodable_ending_is_found_in_any_case(tmp_path: Path, name: str) -> None:
+    root = write(tmp_path / "voc", a=xml(f"<filename>a.jpg</filename>{thing()}"))
+    (root / "JPEGImages/a.jpg").unlink()
+    form = {"jpg": "JPEG", "jfif": "JPEG", "tif": "TIFF"}.get(name[2:].lower(), name[2:].upper())
+    Image.new("RGB", (60, 40)).save(root / "JPEGImages" / name, form)
+    assert opened(root).path_of(0).name == name
+
+
+def test_the_stated_file_name_decides(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc")
+    Image.new("RGB", (60, 40)).save(root / "JPEGImages/a.png")
+    with pytest.raises(AnnotationError, match=r"Annotations/a\.xml: 'a\.jpg' and 'a\.png'; .*<filename>"):
+        opened(root)
+    (root / "Annotations/a.xml").write_text(xml("<filename>C:\\pictures\\a.png</filename>", thing()))
+    assert opened(root).path_of(0).name == "a.png"
+    (root / "JPEGImages/b.jpg").rename(root / "JPEGImages/other.jpg")
+    (root / "Annotations/b.xml").write_text(xml("<filename>other.jpg</filename>"))
+    assert opened(root).path_of(1).name == "other.jpg"
+
+
+def test_the_image_of_the_same_name_goes_before_another_that_an_edited_copy_still_states(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc", a=xml("<filename>b.jpg</filename>", thing()))
+    assert opened(root).path_of(0).name == "a.jpg"
+
+
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_folders_below_are_kept_in_the_keys(tmp_path: Path, separator: str) -> None:
+    root = write(tmp_path / "voc")
+    for name in ("Annotations", "JPEGImages"):
+        (root / name / "cam").mkdir()
+        for path in sorted((root / name).glob("a.*")):
+            path.rename(path.parent / "cam" / path.name)
+    (root / "ImageSets/Main/trainval.txt").write_text(f"cam{separator}a\nb\n")
+    source = opened(root)
+    assert source.keys == ("cam/a", "b")
+    assert source.path_of(0) == root / "JPEGImages/cam/a.jpg"
+    assert len(source[0].targets) == 1
+
+
+def flat(folder: Path) -> Path:
+    """XML files beside images of 60 x 40 pixels in two folders, and one image without an XML file."""
+    for split, names in {"train": "ab", "valid": "c"}.items():
+        (folder / split).mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (60, 40)).save(folder / split / f"{name}.jpg")
+            (folder / split / f"{name}.xml").write_text(xml(thing(name="cup" if name == "a" else "pen")))
+    Image.new("RGB", (60, 40)).save(folder / "train/bare.png")
+    return folder
+
+
+def test_xml_beside_images_is_read(tmp_path: Path) -> None:
+    root = flat(tmp_path / "set")
+    source = opened(f"{root}:train")
+    assert source.keys == ("a", "b")
+    assert source.labels.notes["images without an XML file, not read"] == 1
+    assert opened(root / "train").keys == source.keys
+    assert opened(f"{root}:valid").classes == source.classes == ("cup", "pen")
+    with pytest.raises(AnnotationError, match=r"beside images in train, valid; give voc:.*set:train"):
+        opened(root)
+    with pytest.raises(AnnotationError, match=r"no XML files in vaild; .*did you mean 'valid'"):
+        opened(f"{root}:vaild")
+
+
+def test_without_lists_every_xml_file_counts(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc")
+    (root / "ImageSets/Main/trainval.txt").unlink()
+    (root / "ImageSets/Main").rmdir()
+    assert opened(root).keys == ("a", "b")
+    with pytest.raises(AnnotationError, match=r"no ImageSets/Main in it, hence no split 'val'; give voc:"):
+        opened(f"{root}:val")
