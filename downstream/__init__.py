@@ -1,1 +1,1 @@
-"""What uses box labels: annotation files, tasks, metrics and other people's formats."""
+"""Everything that uses box labels: annotation files, labelled tasks, metrics, import and export of other formats."""

@@ -1,7 +1,7 @@
 """labelled images -> "what is where?": supervised detection with learned queries, as DETR (Carion et al. 2020).
 
-The road is the one of pretraining, with labels in the place of patches. Known differences from the authors' code, which
-leave the published figures within reach:
+Training works as in pretraining, with labels instead of patches. Known differences from the authors' code, none of
+which keeps it from reaching the published figures:
 
     topic               their code                       here
     class numbers       raw COCO ids, 91 of them         contiguous; original ids return in every results file
@@ -33,18 +33,18 @@ class Detection(Task):
 
     Attributes:
         scales: Short sides in pixels, one of which is drawn for each training image.
-        max_size: Limit of the long side in pixels, which goes before the short one.
+        max_size: Limit of the long side in pixels, which takes precedence over the short side.
         eval_scale: Short side outside training.
-        crop: Chance that a training image is cropped before it is resized.
-        crop_scales: Short sides in pixels, one of which is drawn before a crop.
+        crop: Probability that a training image is cropped before it is resized.
+        crop_scales: Short sides in pixels, to one of which an image is resized before it is cropped.
         crop_range: Smallest and largest side of a crop in pixels.
-        flip: Chance that a training image is mirrored.
-        freeze_backbone: Leave the backbone as it is.
+        flip: Probability that a training image is mirrored.
+        freeze_backbone: Do not train the backbone.
         class_weight: Weight of the class, in the loss and in the matching.
         box_l1_weight: Weight of the L1 distance of boxes, likewise.
         box_giou_weight: Weight of the generalised overlap, likewise.
-        no_object_weight: Weight of queries without an object; less for small data with few objects an image.
-        metric: Whose AP is measured: COCO's, as the papers do on VOC too, or VOC's own.
+        no_object_weight: Weight of queries without an object; choose less for small data with few objects per image.
+        metric: The metric: COCO's AP, which the papers report on VOC too, or VOC's own AP.
         accelerate: Compute COCO's AP with faster-coco-eval; the figures are the same.
     """
 
@@ -67,15 +67,15 @@ class Detection(Task):
     accelerate: bool = False
 
     def rests(self, section: str) -> bool:
-        """Return whether a section does not find boxes, or is the backbone where that is frozen."""
+        """Return whether a section is a mask head, or the backbone if that is frozen."""
         return section == "mask_head" or (section == "backbone" and self.freeze_backbone)
 
     def stays_behind(self, section: str) -> bool:
-        """Return whether a section is a mask head, which is not taught here."""
+        """Return whether a section is a mask head, which this task does not train."""
         return section == "mask_head"
 
     def views(self, *, training: bool = True) -> Views:
-        """Return DETR's augmentation, or the plain resize of evaluation."""
+        """Return DETR's augmentation or, outside training, a plain resize."""
         if not training:
             return ShortSide((self.eval_scale,), self.max_size)
         return DETRAugmentation(
@@ -88,7 +88,7 @@ class Detection(Task):
         )
 
     def objective(self, detector: Detector) -> Objective:
-        """Return the module that asks the detector for all objects."""
+        """Return the module that has the detector find all objects."""
         return SetPrediction(self, detector)
 
     def evaluator(self, source: Source) -> Evaluator:
@@ -96,7 +96,7 @@ class Detection(Task):
         return BoxAP(source, figures_of(self.metric, accelerate=self.accelerate))
 
     def problems(self) -> list[str]:
-        """Say what no single field can know."""
+        """Return what is wrong between fields."""
         wrong = []
         for name, scales in (("scales", self.scales), ("crop_scales", self.crop_scales)):
             if not scales or min(scales) < 8:
@@ -109,25 +109,25 @@ class Detection(Task):
 
 
 class SetPrediction(Objective):
-    """Asks the detector's own queries for all objects of a batch, and matches the answers with the truth.
+    """Finds all objects of a batch with the detector's own queries, and matches the answers with the labels.
 
     Attributes:
-        detector: The detector that is taught.
+        detector: The detector that is trained.
     """
 
     def __init__(self, task: Detection, detector: Detector) -> None:
-        """Join detector, matcher and loss terms.
+        """Build the matcher and the loss terms.
 
         Args:
-            task: The choices.
-            detector: The detector that is taught.
+            task: The task's choices.
+            detector: The detector that is trained.
         """
         super().__init__()
         self.detector = detector
         self.criterion = set_prediction(task, no_object_weight=task.no_object_weight)
 
     def forward(self, batch: Batch) -> Losses:
-        """Ask and compare."""
+        """Detect and compare with the labels."""
         return self.criterion(self.ask(batch), batch.targets)
 
     @torch.no_grad()
@@ -136,7 +136,7 @@ class SetPrediction(Objective):
         return detections(self.ask(batch), batch.original_sizes)
 
     def ask(self, batch: Batch) -> Predictions:
-        """Detect with the detector's own queries, in training and in answering alike."""
+        """Detect with the detector's own queries, in training and evaluation alike."""
         images = self.detector.normalise(batch.images, batch.padding)
         predictions: Predictions = self.detector(images, batch.padding)
         return predictions

@@ -1,17 +1,17 @@
-"""images, one patch -> "where is more of this?": one-shot detection, as UP-DETR does it (Dai et al. 2021, section 4.3).
+"""images, one patch -> objects of its class: one-shot detection, as UP-DETR does it (Dai et al. 2021, section 4.3).
 
 One object is cut out of an image and described by the detector's own backbone, like a patch in pretraining; the vector
-is projected and added to every object query; each query then answers "such a thing, here" or "no object". Data and
-measure follow CoAE (Hsieh et al. 2019), see `downstream/annotations/one_shot.py`. The code behind the published figures
-was never released; what the paper leaves open is chosen here, each with the field that says so:
+is projected and added to every object query; each query then answers "an object of this class, here" or "no object".
+Data and metric follow CoAE (Hsieh et al. 2019), see `downstream/annotations/one_shot.py`. The code behind the published
+figures was never released; the table lists our choices where the paper states none, with the field that sets them:
 
     topic                  published                            here
     head                   "matching", no detail                two logits: the class shown, or no object
-    patch projection       not said whether it is handed over   handed over where the start has one (`stage`)
+    patch projection       not said whether it is handed over   handed over if the start has one (`stage`)
     class head             not stated                           fresh, unless the start is a one-shot model
-    masking of queries     not stated                           none: there is one patch, and no other to hide behind
+    masking of queries     not stated                           none, since there is only one patch
     image augmentation     not stated                           DETR's (`scales`, `crop`, `flip`), as in fine-tuning
-    queries in a test      CoAE's shuffle by Python's `random`  a shuffle by our own seed (`query_position`)
+    queries in a test      CoAE's shuffle by Python's `random`  shuffled with our own seed (`query_position`)
     queries of COCO        boxes that Mask R-CNN finds well     annotated boxes
     backbone               CoAE: trained without the classes    any; a self-supervised one has seen unlabelled cats
 """
@@ -45,19 +45,20 @@ from ssldet.types import Batch, Detections, Losses
 
 @dataclass(frozen=True, kw_only=True)
 class OneShot(Detection):
-    """Find all objects of the class that one patch shows. Beside these there are all fields of `Detection`.
+    """Find all objects of the class that one patch shows. All fields of `Detection` exist too.
 
     Attributes:
-        unseen: Names of the classes that are never asked for in training; VOC's four, unless the data are others.
-        patch_size: Side in pixels of the black square that a query is put into.
-        query_flip: Chance that a query is mirrored in training.
-        normalise_patches: Bring projected patch features to zero mean and unit variance, as in the pretraining that is
-            started from, which goes before this field.
-        absent_share: Share of training pairs that ask for a seen class which the image does not hold, so that the
-            answer hangs on the query in every image; published training has none.
-        query_position: Which of the shuffled queries evaluation takes; several positions are several evaluations.
-        absent: In evaluation ask for classes that the image does not hold, too; published figures don't.
-        metric: Whose AP at an overlap of one half: VOC's 11-point one, or COCO's.
+        unseen: Names of the classes that no training query shows; the default is VOC's four.
+        patch_size: Side in pixels of the black square into which a query patch is put.
+        query_flip: Probability that a query patch is mirrored in training.
+        normalise_patches: Normalise projected patch features to zero mean and unit variance. If the run starts from a
+            pretrained model, that model's value takes precedence over this field.
+        absent_share: Share of training pairs whose query shows a seen class that the image does not contain, so that
+            the right answer depends on the query in every image; published training has none.
+        query_position: Position among the shuffled queries of the one that evaluation uses; other positions give other
+            evaluations.
+        absent: In evaluation also use queries of classes that the image does not contain; published figures do not.
+        metric: The metric at an overlap of one half: VOC's 11-point AP, or COCO's AP.
     """
 
     cite: ClassVar[str] = "hsieh2019coae"
@@ -74,10 +75,10 @@ class OneShot(Detection):
     metric: Literal["coco", "voc"] = "voc"
 
     def prepare(self, source: Source, *, training: bool = True) -> Source:
-        """Return pairs of an image and a query patch: drawn ones to train on, or each once to measure on.
+        """Return pairs of an image and a query patch: randomly drawn for training, or each pair once for evaluation.
 
         Raises:
-            DataError: The source carries no labels, or not the classes that are held out.
+            DataError: The source has no labels, or lacks a class that is held out.
         """
         if not source.classes:
             raise DataError("no labelled boxes to cut queries from; use coco:…, voc:… or yolo:…")
@@ -96,7 +97,7 @@ class OneShot(Detection):
         )
 
     def objective(self, detector: Detector) -> "QueryDetection":
-        """Return the module that asks the detector for what a patch shows."""
+        """Return the module that has the detector find what a patch shows."""
         return QueryDetection(self, detector)
 
     def evaluator(self, source: Source) -> Evaluator:
@@ -105,21 +106,21 @@ class OneShot(Detection):
 
 
 class QueryDetection(PatchObjective):
-    """Asks the detector for all objects of the class that one patch shows, and teaches it to answer.
+    """Trains the detector to find all objects of the class that one patch shows.
 
     Attributes:
-        detector: The detector that is taught.
-        patch_queries: Patch feature -> queries; the same part, by the same name, as in pretraining.
+        detector: The detector that is trained.
+        patch_queries: Patch feature -> queries; it has the same name as in pretraining, so that it is handed over.
     """
 
     detr_names = MappingProxyType({"patch_queries.projection.": "patch2query."})
 
     def __init__(self, task: OneShot, detector: Detector) -> None:
-        """Join detector, projection, matcher and loss terms.
+        """Build the projection, the matcher and the loss terms.
 
         Args:
-            task: The choices.
-            detector: The detector that is taught.
+            task: The task's choices.
+            detector: The detector that is trained.
         """
         super().__init__()
         self.task, self.detector = task, detector
@@ -129,13 +130,13 @@ class QueryDetection(PatchObjective):
         self.criterion = set_prediction(task, no_object_weight=task.no_object_weight)
 
     def forward(self, batch: Batch) -> Losses:
-        """Ask and compare."""
+        """Detect and compare with the labels."""
         predictions = self.ask(batch, self.describe(patches_of(batch).pixels))
         return self.criterion(predictions, batch.targets)
 
     @torch.no_grad()
     def answer(self, batch: Batch) -> list[Detections]:
-        """Return every query's answer to the patch that each image came with; the label is always 0."""
+        """Return every query's answer for the patch that comes with each image; the label is always 0."""
         return self.answers(batch, self.describe(patches_of(batch).pixels))
 
     def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:

@@ -1,11 +1,11 @@
-"""logits of masks -> masks and segmentations on the image on disk: pure functions, one image at a time.
+"""logits of masks -> masks and segmentations in pixels of the image on disk: pure functions for one image.
 
-Known differences from the authors' code (`models/segmentation.py`, `PostProcessPanoptic`), both faults there:
+Known differences from the authors' code (`models/segmentation.py`, `PostProcessPanoptic`), which correct two faults:
 
     topic            their code                                  here
-    padding          resized with the image, which it distorts   cut off first: the batch has no influence
-    small segments   once one is dropped, stuff falls apart       stuff is joined again in every round
-                     again, and joined parts count as empty
+    padding          resized with the image, which it distorts   cut off first, so that the batch has no influence
+    small segments   once one is dropped, stuff is split again,  stuff is joined again in every round
+                     and joined parts count as empty
 """
 
 from collections.abc import Collection
@@ -21,11 +21,11 @@ from ssldet.types import Segmentation
 def without_padding(
     logits: Float[Tensor, "N h w"], size: tuple[int, int], canvas: tuple[int, int]
 ) -> Float[Tensor, "N _ _"]:
-    """Cut off the cells that lie on padding, so that what remains is what the image alone would have.
+    """Return the cells that the image would have without padding.
 
     Args:
-        logits: Masks over a whole canvas.
-        size: Height and width of the image on it, in pixels.
+        logits: Mask logits over the padded canvas.
+        size: Height and width of the image on the canvas, in pixels.
         canvas: Height and width of the canvas, in pixels.
     """
     # Strided layers round up: cells = ceil(pixels / stride), for the canvas as for the image alone.
@@ -36,15 +36,15 @@ def without_padding(
 
 
 def masks_of(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> Bool[Tensor, "N H W"]:
-    """Return where each mask is more likely than not; masks may overlap.
+    """Return the pixels at which each mask has a probability above one half; masks may overlap.
 
     Args:
-        logits: Masks over the image, without padding.
+        logits: Mask logits over the image, without padding.
         size: Height and width of the image on disk.
     """
     masks = torch.zeros(len(logits), *size, dtype=torch.bool, device=logits.device)
     for mask, cells in zip(masks, logits, strict=True):
-        # One by one: a hundred masks of a large image in floating point would fill the memory.
+        # One at a time: a hundred masks of a large image in floating point would not fit into memory.
         mask.copy_(_resized(cells, size) > 0)
     return masks
 
@@ -57,25 +57,25 @@ def segmentation_of(
     stuff: Collection[int],
     largest_dropped: int = 4,
 ) -> Segmentation:
-    """Give every pixel to the query with the largest logit there, and join what is stuff of one class.
+    """Assign every pixel to the query with the largest logit there, and join stuff of the same class.
 
-    Segments that end up too small are dropped, and their pixels shared out anew, until none is left.
+    Segments that are too small are dropped and their pixels assigned anew, until no segment is too small.
 
     Args:
-        logits: Masks over the image, without padding, of queries that are sure of something.
-        labels: Class of each.
+        logits: Mask logits over the image, without padding, of the queries with a confident class.
+        labels: Class of each query.
         size: Height and width of the image on disk.
-        stuff: Classes that have at most one segment an image.
-        largest_dropped: Segments up to this many pixels are dropped.
+        stuff: Classes that have at most one segment per image.
+        largest_dropped: Segments of up to this many pixels are dropped.
 
     Returns:
-        Segments in the order of their first queries; everything is void where no query is left.
+        Segments in the order of their first queries; every pixel is void if no query is left.
     """
     kept = torch.arange(len(labels), device=labels.device)
     while len(kept):
-        # Shares of a softmax over queries have the order of the logits themselves.
+        # A softmax over queries keeps the order of the logits, so it is not computed.
         winner = _winners(logits[kept], size)
-        first = _first_of_its_stuff(labels[kept], stuff)
+        first = _joined_to(labels[kept], stuff)
         areas = torch.bincount(first[winner].flatten(), minlength=len(kept))
         large = areas[first] > largest_dropped
         if large.all():
@@ -87,7 +87,7 @@ def segmentation_of(
 
 
 def _winners(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> Int[Tensor, "H W"]:
-    """Return which mask has the largest logit at each pixel, the first of equals."""
+    """Return the number of the mask with the largest logit at each pixel, the first one if several are equal."""
     best = _resized(logits[0], size)
     winner = torch.zeros(size, dtype=torch.int64, device=logits.device)
     for number, cells in enumerate(logits[1:], start=1):
@@ -98,11 +98,11 @@ def _winners(logits: Float[Tensor, "N h w"], size: tuple[int, int]) -> Int[Tenso
     return winner
 
 
-def _first_of_its_stuff(labels: Int[Tensor, " N"], stuff: Collection[int]) -> Int[Tensor, " N"]:
-    """Return which query each one is joined to: the first of the same stuff, itself where it is a thing."""
-    seen: dict[int, int] = {}
+def _joined_to(labels: Int[Tensor, " N"], stuff: Collection[int]) -> Int[Tensor, " N"]:
+    """Return the query that each query is joined to: the first one of the same stuff class; a thing stays by itself."""
+    first_of: dict[int, int] = {}
     first = [
-        seen.setdefault(label, number) if label in stuff else number for number, label in enumerate(labels.tolist())
+        first_of.setdefault(label, number) if label in stuff else number for number, label in enumerate(labels.tolist())
     ]
     return torch.tensor(first, dtype=torch.int64, device=labels.device)
 

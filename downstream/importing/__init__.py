@@ -1,1 +1,1 @@
-"""somebody's detector -> Opened as a task with labels."""
+"""Published detectors -> `Opened`, as a labelled task."""

@@ -1,4 +1,4 @@
-"""DETR's files -> Opened: detection, or panoptic segmentation where the detector draws masks."""
+"""DETR's files -> `Opened`: detection, or panoptic segmentation if the detector has a mask head."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,11 +12,11 @@ from ssldet.weights.detr import DetrFile
 
 
 def published_task(*, masks: bool, category_ids: Sequence[int]) -> Callable[..., Detection]:
-    """Return what makes the task of a published detector, given choices such as sizes of images.
+    """Return a function that makes the task of a published detector; its arguments are fields, such as image sizes.
 
     Args:
-        masks: Whether the detector draws masks.
-        category_ids: COCO's number of each class, which says what is stuff; empty where it is unknown.
+        masks: Whether the detector has a mask head.
+        category_ids: COCO's id of each class, which tells whether it is stuff; empty if unknown.
     """
     if not masks:
         return Detection
@@ -30,7 +30,7 @@ def open_file(candidate: Candidate) -> Opened:
         candidate: A file with DETR's names.
 
     Raises:
-        CheckpointError: It holds something else, or more or less than such a detector.
+        CheckpointError: The file holds another model, or its tensors are not exactly those of such a detector.
     """
     return open_detr(candidate, _assume)
 

@@ -1,4 +1,4 @@
-"""folder of Hugging Face transformers -> Opened: as the task that it states, else like DETR's own files."""
+"""folder of Hugging Face transformers -> `Opened`, as the task that it states, or else like DETR's own files."""
 
 from dataclasses import replace
 
@@ -18,34 +18,34 @@ def open_folder(candidate: Candidate) -> Opened:
         candidate: A folder with `config.json`.
 
     Raises:
-        CheckpointError: It is incomplete or damaged, or holds another architecture.
+        CheckpointError: The folder is incomplete or damaged, or holds another architecture.
     """
-    found = detector_from_folder(candidate.path)
-    known, category_ids = coco_numbering(len(found.classes))
-    category_ids = tuple(found.stated.get("category_ids", category_ids if known == found.classes else ()))
-    task = _task(found, category_ids)
+    folder = detector_from_folder(candidate.path)
+    coco_classes, category_ids = coco_numbering(len(folder.classes))
+    category_ids = tuple(folder.stated.get("category_ids", category_ids if coco_classes == folder.classes else ()))
+    task = _task(folder, category_ids)
     info = {
         "task": to_document(task),
-        "detector": to_document(found.config),
-        "classes": list(found.classes),
+        "detector": to_document(folder.config),
+        "classes": list(folder.classes),
         "category_ids": list(category_ids),
     }
-    objective = task.objective(found.detector).eval()
-    return Opened(objective=objective, task=task, classes=found.classes, info=info)
+    objective = task.objective(folder.detector).eval()
+    return Opened(objective=objective, task=task, classes=folder.classes, info=info)
 
 
-def _task(found: FromFolder, category_ids: tuple[int, ...]) -> Task:
-    """Return the task that sees images in the sizes of the folder.
+def _task(folder: FromFolder, category_ids: tuple[int, ...]) -> Task:
+    """Return the task with the image sizes of the folder.
 
-    Whoever trained the model on with transformers may have changed them, so they go before those that we stated.
+    Further training with transformers may have changed the sizes, so they take precedence over those that we wrote.
     """
-    sizes = {"eval_scale": found.short_side, "max_size": found.long_side}
-    if stated := found.stated.get("task"):
+    sizes = {"eval_scale": folder.short_side, "max_size": folder.long_side}
+    if stated := folder.stated.get("task"):
         document = stated | {name: size for name, size in sizes.items() if name in stated}
         task: Task = from_document(Task, document)  # type: ignore[type-abstract]
         return task
-    published: Detection = published_task(masks=found.config.masks, category_ids=category_ids)(**sizes)
-    scales = tuple(scale for scale in published.scales if scale <= found.long_side) or (found.short_side,)
+    published: Detection = published_task(masks=folder.config.masks, category_ids=category_ids)(**sizes)
+    scales = tuple(scale for scale in published.scales if scale <= folder.long_side) or (folder.short_side,)
     return replace(published, scales=scales)
 
 

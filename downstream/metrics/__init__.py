@@ -1,1 +1,1 @@
-"""Detections -> named numbers that agree with the official ones."""
+"""Detections -> named figures that agree with the official ones."""

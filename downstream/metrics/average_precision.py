@@ -1,9 +1,9 @@
-"""Detections -> AP: COCO's metric for boxes and masks, computed by pycocotools, without its traps.
+"""Detections -> AP: COCO's metric for boxes and masks, computed by pycocotools with checked inputs.
 
-The figures are pycocotools' own to the last digit. What is added: boxes and scores must be finite (a NaN overlap counts
-as a match there, so that a diverged model scores well), no detections at all give 0 instead of an error, annotations
-are numbered from 1 (number 0 reads as "unmatched" there), and nothing is printed. `accelerate` hands the same rows to
-faster-coco-eval, which must give the same figures.
+The figures are pycocotools' own to the last digit. This file adds four things: boxes and scores must be finite
+(pycocotools counts a NaN overlap as a match, so that a diverged model scores well); a result without detections gives 0
+instead of an error; annotations are numbered from 1 (pycocotools takes number 0 for "unmatched"); nothing is printed.
+`accelerate` passes the same rows to faster-coco-eval, which must give the same figures.
 """
 
 import io
@@ -28,16 +28,16 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 """Names of the figures in the order in which COCO summarises them."""
 
 Figures = Callable[[GroundTruth, Sequence[Mapping[str, Any]]], dict[str, Any]]
-"""Computes named numbers from annotations and results, both with original ids."""
+"""A function that computes named figures from annotations and results, both with original ids."""
 Rows = Float[np.ndarray, "N 6"]
-"""One detection a row: absolute xywh, score, label."""
+"""One detection per row: absolute xywh, score, label."""
 
 
 class BoxAP:
-    """Average precision of boxes over a whole source, COCO's or another one.
+    """Average precision of boxes over a whole source, by COCO's metric or another one.
 
-    An image that was never shown counts as one in which nothing was found; one shown twice counts once. The order of
-    images is without influence.
+    An image that never came in a batch counts as an image without detections; an image that came twice counts once. The
+    order of images has no influence.
 
     Attributes:
         source: The labelled source that is evaluated.
@@ -48,10 +48,10 @@ class BoxAP:
 
         Args:
             source: The labelled source that is evaluated.
-            figures: What computes the figures; none means `box_ap`.
+            figures: The function that computes the figures; `None` means `box_ap`.
 
         Raises:
-            DataError: The source carries no labels.
+            DataError: The source has no labels.
         """
         if not isinstance(source, Measurable):
             raise DataError("no labels to measure against; evaluate on one coco:ANN.json:IMAGES or voc:ROOT:SPLIT")
@@ -63,12 +63,12 @@ class BoxAP:
         """Take in one batch.
 
         Args:
-            detections: One entry an image, absolute xyxy in pixels of the image on disk.
-            batch: Where they were found.
+            detections: One entry per image, absolute xyxy in pixels of the image on disk.
+            batch: The images of the detections.
 
         Raises:
             DivergedError: A box or score is not finite.
-            DataError: A label that the source has no class for.
+            DataError: A label has no class in the source.
         """
         for found, key in zip(detections, batch.keys, strict=True):
             rows = finite_rows(found, f"image {key}")
@@ -80,7 +80,7 @@ class BoxAP:
             self._found[key] = rows
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return everything found as COCO results with original ids, in the order of the source."""
+        """Return all detections as COCO results with original ids, in the order of the source."""
         return [
             {"image_id": image, "category_id": self.source.category_ids[int(label)], "bbox": box, "score": score}
             for key, image in zip(self.source.keys, self.source.image_ids, strict=True)
@@ -88,34 +88,35 @@ class BoxAP:
         ]
 
     def results(self) -> dict[str, Any]:
-        """Return the figures by name, and `per_class`; -1 where the data has no object to measure on."""
+        """Return the figures by name, and `per_class`; a figure is -1 if the data has no object for it."""
         return self._figures(self.source.ground_truth(), self.rows())
 
 
-def finite_rows(found: Detections, where: str) -> Rows:
-    """Return what was found in one image in the form in which a metric keeps it.
+def finite_rows(detections: Detections, where: str) -> Rows:
+    """Return the detections of one image as the rows that a metric keeps.
 
     Args:
-        found: Absolute xyxy in pixels of the image on disk.
-        where: Names the image in the message.
+        detections: Detections of one image, absolute xyxy in pixels of the image on disk.
+        where: Name of the image in the message.
 
     Raises:
         DivergedError: A box or score is not finite.
     """
-    if not (found.boxes.isfinite().all() and found.scores.isfinite().all()):
+    if not (detections.boxes.isfinite().all() and detections.scores.isfinite().all()):
         raise DivergedError(
             f"{where}: a detected box or score is not finite; a diverged model is not scored, "
             "go back to an earlier checkpoint"
         )
-    columns = (xyxy_to_xywh(found.boxes.double()), found.scores[:, None].double(), found.labels[:, None].double())
+    scores, labels = detections.scores[:, None].double(), detections.labels[:, None].double()
+    columns = (xyxy_to_xywh(detections.boxes.double()), scores, labels)
     rows: Rows = torch.cat(columns, dim=1).cpu().numpy()
     return rows
 
 
 class MaskAP:
-    """Average precision of masks, and of the boxes that come with them, over a whole source.
+    """Average precision of masks and of their boxes over a whole source.
 
-    Masks are turned into run lengths as they come, so that no two batches of them are in memory.
+    The masks of each batch are encoded as run lengths at once, so that only one batch of them is in memory.
 
     Attributes:
         boxes: The metric of the boxes.
@@ -129,7 +130,7 @@ class MaskAP:
             accelerate: Compute with faster-coco-eval.
 
         Raises:
-            DataError: The source carries no labels.
+            DataError: The source has no labels.
         """
         self.boxes = BoxAP(source)
         self._accelerate = accelerate
@@ -139,12 +140,12 @@ class MaskAP:
         """Take in one batch.
 
         Args:
-            detections: One entry an image, with masks on the image on disk.
-            batch: Where they were found.
+            detections: One entry per image, with masks in pixels of the image on disk.
+            batch: The images of the detections.
 
         Raises:
             DivergedError: A box or score is not finite.
-            DataError: Detections without masks, or a label that the source has no class for.
+            DataError: The detections have no masks, or a label has no class in the source.
         """
         self.boxes.update(detections, batch)
         for found, key in zip(detections, batch.keys, strict=True):
@@ -153,9 +154,9 @@ class MaskAP:
             self._masks[key] = encode(found.masks)
 
     def results(self) -> dict[str, Any]:
-        """Return the figures of the boxes by name, and those of the masks, with the same names, under `segm`.
+        """Return the figures of the boxes by name and, under `segm`, those of the masks with the same names.
 
-        The size of a found object is the area of its mask there, as in published figures.
+        Under `segm` the size of a detection is the area of its mask, as in published figures.
         """
         truth, rows = self.boxes.source.ground_truth(), self.boxes.rows()
         masks = (mask for key in self.boxes.source.keys for mask in self._masks.get(key, ()))
@@ -171,18 +172,18 @@ def box_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, accel
     """Compute COCO's figures of boxes.
 
     Args:
-        truth: COCO's `images`, `annotations` and `categories`; an annotation with `iscrowd` or `difficult` is neither
-            a target nor, when found, a mistake.
-        detections: COCO results: `image_id`, `category_id`, `score` and `bbox` in absolute xywh or, where there is
-            none, `segmentation` as compressed run lengths; all finite.
+        truth: COCO's `images`, `annotations` and `categories`. An annotation with `iscrowd` or `difficult` need not be
+            found, and a detection that matches it is no mistake.
+        detections: COCO results: `image_id`, `category_id`, `score` and `bbox` in absolute xywh or, without a `bbox`,
+            `segmentation` as compressed run lengths; all finite.
         accelerate: Compute with faster-coco-eval.
 
     Returns:
-        The figures by name in 0..1, -1 where there is nothing to measure on; `per_class` holds AP by class name.
+        The figures by name in 0..1, or -1 if the data has no object for a figure; `per_class` holds AP by class name.
 
     Raises:
         AnnotationError: The data has no object at all.
-        SetupError: faster-coco-eval was asked for and is not installed.
+        SetupError: `accelerate` is set and faster-coco-eval is not installed.
     """
     return _coco_ap(truth, truth["annotations"], detections, "bbox", accelerate=accelerate)
 
@@ -190,19 +191,19 @@ def box_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, accel
 def mask_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, accelerate: bool = False) -> dict[str, Any]:
     """Compute COCO's figures of masks.
 
-    As in pycocotools, the size class of a found object comes from its `bbox`, where that is given, else from its mask.
+    As in pycocotools, the size class of a detection comes from its `bbox` or, without one, from its mask.
 
     Args:
-        truth: As for `box_ap`; every annotation has a `segmentation` of any of COCO's kinds.
+        truth: As for `box_ap`; every annotation has a `segmentation` in any of COCO's forms.
         detections: COCO results with `segmentation` as compressed run lengths; all finite.
         accelerate: Compute with faster-coco-eval.
 
     Returns:
-        The figures by name in 0..1, -1 where there is nothing to measure on; `per_class` holds AP by class name.
+        The figures by name in 0..1, or -1 if the data has no object for a figure; `per_class` holds AP by class name.
 
     Raises:
-        AnnotationError: The data has no object at all, or an object without a sound mask.
-        SetupError: faster-coco-eval was asked for and is not installed.
+        AnnotationError: The data has no object at all, or an object without a valid mask.
+        SetupError: `accelerate` is set and faster-coco-eval is not installed.
     """
     sizes = {image["id"]: (image["height"] or 0, image["width"] or 0) for image in truth["images"]}
     objects = []
@@ -225,13 +226,13 @@ def _coco_ap(
 ) -> dict[str, Any]:
     if not any(not (row["iscrowd"] or row.get("difficult")) for row in objects):
         raise AnnotationError("the data to evaluate on holds no object at all; is it the right split?")
-    index, evaluator = _engine(accelerate=accelerate)
+    index, evaluator = _coco_classes(accelerate=accelerate)
     with redirect_stdout(io.StringIO()):
         evaluation = evaluator(_indexed(index(), truth, objects), _indexed(index(), truth, detections), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    # Axes: overlap threshold, recall, class, object size, detections an image.
+    # Axes: overlap threshold, recall, class, object size, detections per image.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     named = _unique_names(truth["categories"])
     per_class = {
@@ -243,7 +244,7 @@ def _coco_ap(
 
 
 def _unique_names(categories: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
-    """Return id -> name; a name that several classes share is followed by the id."""
+    """Return id -> name; if several classes share a name, their ids are appended."""
     names = [row["name"] for row in categories]
     return {
         row["id"]: row["name"] if names.count(row["name"]) == 1 else f"{row['name']} ({row['id']})"
@@ -252,7 +253,7 @@ def _unique_names(categories: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
 
 
 class _IgnoresDifficult:
-    """Completes the preparation of either library, which ignores crowds only."""
+    """Makes either library ignore `difficult` objects too, not only crowds."""
 
     cocoGt: Any  # noqa: N815 - theirs
 
@@ -263,11 +264,11 @@ class _IgnoresDifficult:
 
 
 class _Evaluation(_IgnoresDifficult, COCOeval):  # type: ignore[misc]  # pycocotools has no types
-    """The reference."""
+    """The evaluation of pycocotools."""
 
 
-def _engine(*, accelerate: bool) -> tuple[Any, Any]:
-    """Return the class of an index and that of an evaluation."""
+def _coco_classes(*, accelerate: bool) -> tuple[Any, Any]:
+    """Return the library's class of an index and its class of an evaluation."""
     if not accelerate:
         return COCO, _Evaluation
     try:
@@ -278,8 +279,8 @@ def _engine(*, accelerate: bool) -> tuple[Any, Any]:
 
 
 def _indexed(index: Any, truth: GroundTruth, rows: Iterable[Mapping[str, Any]]) -> Any:
-    """Fill an index as these libraries want it: annotations and images numbered from 1, every row with box and area."""
-    # In sorted order, which is theirs and decides between equal scores.
+    """Fill an index as these libraries need it: annotations and images numbered from 1, every row with box and area."""
+    # In sorted order, as the libraries sort images; the order decides between equal scores.
     images = {key: number for number, key in enumerate(sorted(row["id"] for row in truth["images"]), start=1)}
     index.dataset = {
         "images": [{**row, "id": images[row["id"]]} for row in truth["images"]],
@@ -294,7 +295,7 @@ def _indexed(index: Any, truth: GroundTruth, rows: Iterable[Mapping[str, Any]]) 
 
 
 def _extent(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return box and area of a detection: the area of the box where there is one, else of the mask."""
+    """Return box and area of a detection: the area of the box or, without a box, of the mask."""
     if "bbox" in row:
         *_, width, height = row["bbox"]
         return {"area": width * height}

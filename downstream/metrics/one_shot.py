@@ -1,8 +1,8 @@
 """Detections -> one-shot AP50: each class's AP at an overlap of one half, and its mean over seen and unseen classes.
 
-Who asks only for classes that an image holds, as published figures do, measures something easier than detection: an
-answer in an image without the class can't occur. `EvaluationPairs(absent=True)` asks for all; then such answers are
-mistakes. Figures of the two kinds don't compare.
+Published figures only use queries of classes that the image contains. That is easier than detection, because a false
+answer in an image without the class can't occur. `EvaluationPairs(absent=True)` uses queries of all classes, so that
+such answers count as mistakes. Figures of the two kinds must not be compared.
 """
 
 from collections import defaultdict
@@ -19,14 +19,14 @@ from ssldet.source import GroundTruth, Source
 from ssldet.types import Batch, Detections
 
 AT_HALF = {"coco": "AP50", "voc": "voc07_ap"}
-"""Whose metric -> the name of its AP at an overlap of one half; VOC's is the 11-point one of 2007, as published."""
+"""Metric -> name of its AP at an overlap of one half; VOC's is the 11-point AP of 2007, as published."""
 
 
 class OneShotAP:
     """AP50 of every class over all pairs of a source.
 
-    A pair that was never shown counts as one in which nothing was found; one shown twice counts once. The order of
-    pairs is without influence.
+    A pair that never came in a batch counts as a pair without detections; a pair that came twice counts once. The order
+    of pairs has no influence.
 
     Attributes:
         source: The pairs that are evaluated.
@@ -37,11 +37,11 @@ class OneShotAP:
 
         Args:
             source: Pairs of image and query.
-            metric: Whose AP: `coco` or `voc`.
-            accelerate: Compute COCO's with faster-coco-eval.
+            metric: `coco` or `voc`.
+            accelerate: Compute COCO's AP with faster-coco-eval.
 
         Raises:
-            DataError: The source is not of pairs.
+            DataError: The source does not consist of pairs.
         """
         if not isinstance(source, EvaluationPairs):
             raise DataError("one-shot detection is measured on pairs; make them by the task's `prepare`")
@@ -53,8 +53,8 @@ class OneShotAP:
         """Take in one batch.
 
         Args:
-            detections: One entry a pair, absolute xyxy in pixels of the image on disk.
-            batch: Where they were found.
+            detections: One entry per pair, absolute xyxy in pixels of the image on disk.
+            batch: The pairs of the detections.
 
         Raises:
             DivergedError: A box or score is not finite.
@@ -63,7 +63,7 @@ class OneShotAP:
             self._found[self.source.number_of(key)] = finite_rows(found, f"pair {key}")
 
     def results(self) -> dict[str, Any]:
-        """Return `AP50_unseen` and `AP50_seen`, and `per_class`; -1 where the data has no object to measure on."""
+        """Return `AP50_unseen`, `AP50_seen` and `per_class`; a figure is -1 if the data has no object for it."""
         truth, images = self.source.ground_truth(), self.source.source
         objects: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for row in truth["annotations"]:
@@ -81,7 +81,7 @@ class OneShotAP:
         return {"AP50_unseen": _mean(held_out), "AP50_seen": _mean(seen), "per_class": per_class}
 
     def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Return what was found in some pairs as COCO results, in the order of the source."""
+        """Return the detections of some pairs as COCO results, in the order of the source."""
         images = self.source.source
         rows = []
         for number in numbers:

@@ -1,4 +1,4 @@
-"""results file with PNGs, panoptic:… -> PQ: score segmentations that any program wrote, without model and images."""
+"""results file with PNGs, panoptic:… -> PQ: score segmentations of any program, without a model or images."""
 
 import logging
 from collections.abc import Mapping
@@ -31,17 +31,17 @@ def score_panoptic(predictions: Path, spec: str) -> dict[str, Any]:
     """Score a panoptic results file.
 
     Args:
-        predictions: `PRED.json` or `PRED.json:PNGS`; without PNGS they lie in a folder beside the file, of the same
-            name without `.json`. The file holds `annotations`, one for each image, with `image_id`, `file_name` of
-            its PNG and `segments_info`: `id` and `category_id` of each segment.
+        predictions: `PRED.json` or `PRED.json:PNGS`, where PNGS is the folder of the PNG files; its default is the
+            path of the file without `.json`. The file holds `annotations`, one per image, with `image_id`,
+            `file_name` of its PNG and `segments_info`: `id` and `category_id` of each segment.
         spec: `panoptic:ANN.json` or `panoptic:ANN.json:PNGS`; an image folder may follow.
 
     Returns:
-        What `panoptic_quality` computes.
+        The figures of `panoptic_quality`.
 
     Raises:
-        AnnotationError: The file, its PNGs or the annotations are not sound, or an image has no prediction; all
-            problems at once.
+        AnnotationError: The file, its PNGs or the annotations are invalid, or an image has no prediction; the message
+            lists all problems.
     """
     panoptic = read_panoptic(spec.partition(":")[2])
     path, folder = _places(predictions)
@@ -78,38 +78,38 @@ def _places(predictions: Path) -> tuple[Path, Path]:
 
 
 def _entries(document: Mapping[str, Any], panoptic: Panoptic, problems: Problems) -> Entries:
-    """Return the entries of the images that the annotations know; others are counted and left out, as officially."""
-    known = set(panoptic.labels.image_ids)
+    """Return the entries of the annotated images; others are counted and left out, as in the official metric."""
+    image_ids = set(panoptic.labels.image_ids)
     entries: Entries = {}
-    strangers = 0
+    others = 0
     for where, record in records(document, "annotations", problems):
         key, name = record.get("image_id"), record.get("file_name")
         if type(key) is not int:
             problems.add(f"{where}.image_id", shown(key), "expects the id of an image of the annotations")
-        elif key not in known:
-            strangers += 1
+        elif key not in image_ids:
+            others += 1
         elif key in entries:
             problems.add(f"{where}.image_id", f"{key} has two entries", "give every image one entry")
         elif not isinstance(name, str) or not stays_inside(name):
             problems.add(f"{where}.file_name", shown(name), "expects the name of a PNG in the folder of PNGs")
         else:
             entries[key] = where, record
-    if strangers:
-        log.warning("%s: %d predictions for images that the annotations don't have, left out", problems.path, strangers)
+    if others:
+        log.warning("%s: %d predictions for images that the annotations don't have, left out", problems.path, others)
     return entries
 
 
 def _answer(
     where: str, record: Mapping[str, Any], folder: Path, panoptic: Panoptic, truth: Segmentation, problems: Problems
 ) -> Segmentation | None:
-    """Read one answer; what is wrong with it goes to the problems."""
+    """Return one answer, or `None` after its faults were added to the problems."""
     before = len(problems)
     label_of = {key: label for label, key in enumerate(panoptic.labels.category_ids)}
     ids: list[int] = []
     labels: list[int] = []
-    seen: set[int] = set()
+    used: set[int] = set()
     for place, segment in records(record, "segments_info", problems, where, may_be_empty=True):
-        number = sound_segment(segment, label_of, seen, place, problems)
+        number = sound_segment(segment, label_of, used, place, problems)
         if number is not None:
             ids.append(number)
             labels.append(label_of[segment["category_id"]])
@@ -120,8 +120,8 @@ def _answer(
         return None
     if len(problems) > before:
         return None
-    segments, strangers, absent = number_segments(pixels, np.asarray(ids, dtype=np.int64))
-    for number in strangers:
+    segments, unlisted, absent = number_segments(pixels, np.asarray(ids, dtype=np.int64))
+    for number in unlisted:
         problems.add(f"{where}.segments_info", f"segment {number} is in the PNG only", "list every segment of the PNG")
     for number in absent:
         problems.add(f"{where}.segments_info", f"segment {number} is not in the PNG", "list what has pixels only")

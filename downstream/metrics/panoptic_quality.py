@@ -1,8 +1,9 @@
 """Segmentations -> PQ: COCO's panoptic quality (Kirillov et al. 2019), as panopticapi counts it.
 
-An answer finds a segment of its class where they overlap by more than half, pixels without truth (void) left aside. A
-crowd can't be found; an answer that lies by more than half in void or in a crowd of its class is no mistake. Each image
-is boiled down to a few counts at once, so that any number of images takes little memory and their order none.
+An answer matches a segment of its class if they overlap by more than half; pixels without a label (void) do not count.
+A crowd is never matched; an answer of which more than half lies in void or in a crowd of its class is not counted as
+wrong. Each image is reduced to a few counts at once, so that many images need little memory and their order has no
+influence.
 """
 
 from collections.abc import Sequence
@@ -18,13 +19,13 @@ from ssldet.source import Source
 from ssldet.types import Batch, Detections, Segmentation
 
 Counts = Float[np.ndarray, "C 4"]
-"""For each class: sum of the overlaps of what was found, found, wrong, missed."""
+"""For each class: sum of the overlaps of matches, number of matches, of wrong answers and of missed segments."""
 
 
 class PanopticQuality:
     """Panoptic quality over a whole source.
 
-    An image that was never shown counts as one in which nothing was found; one shown twice counts once.
+    An image that never came in a batch counts as an image without answers; an image that came twice counts once.
 
     Attributes:
         source: The source that is evaluated.
@@ -37,7 +38,7 @@ class PanopticQuality:
             source: The source that is evaluated.
 
         Raises:
-            DataError: Its pixels are not labelled.
+            DataError: The pixels of the source are not labelled.
         """
         if not isinstance(source, EveryPixelLabelled):
             raise DataError("no labelled pixels to measure against; evaluate on one panoptic:ANN.json:PNGS:IMAGES")
@@ -48,16 +49,16 @@ class PanopticQuality:
         """Take in one batch.
 
         Args:
-            detections: One entry an image, each with the segmentation of the image on disk.
-            batch: Where they were found.
+            detections: One entry per image, each with a segmentation in pixels of the image on disk.
+            batch: The images of the detections.
 
         Raises:
-            DataError: An answer without segmentation, of another size, or of a class that the source does not have.
+            DataError: An answer has no segmentation, another size, or a class that the source lacks.
         """
-        for found, key in zip(detections, batch.keys, strict=True):
-            if found.segmentation is None:
+        for one, key in zip(detections, batch.keys, strict=True):
+            if one.segmentation is None:
                 raise DataError(f"image {key}: detections without a segmentation have no panoptic quality")
-            answer, classes = found.segmentation, len(self.source.classes)
+            answer, classes = one.segmentation, len(self.source.classes)
             if len(answer.labels) and int(answer.labels.max()) >= classes:
                 raise DataError(
                     f"image {key}: class number {int(answer.labels.max())} was found, but the data has {classes} "
@@ -75,7 +76,7 @@ class PanopticQuality:
             if key not in self._counts:
                 labels, crowd, _ = self.source.stated(key)
                 self._counts[key] = _all_missed(labels, crowd, len(self.source.classes))
-        # In the order of the source: sums of floating-point numbers know their order.
+        # In the order of the source, because sums of floating-point numbers depend on their order.
         counts = np.sum([self._counts[key] for key in self.source.keys], axis=0)
         return panoptic_quality(counts, self.source.classes, self.source.is_thing)
 
@@ -86,10 +87,11 @@ def count(
     """Compare truth and answer of one image.
 
     Args:
-        truth: What is there.
-        answer: What was found, on the same pixels.
+        truth: The true segmentation.
+        answer: The predicted segmentation of the same pixels.
         classes: Number of classes.
-        areas: Stated area of each true segment, which panopticapi trusts; counted where none or NaN.
+        areas: Area of each true segment as stated in the annotations, which panopticapi uses; the pixels are counted
+            instead if it is `None`, or for a segment whose area is NaN.
 
     Returns:
         Counts that add up over images.
@@ -123,7 +125,7 @@ def _in_crowd(
     crowd: Bool[np.ndarray, " N"],
     found: Int[np.ndarray, " M"],
 ) -> Int[np.ndarray, " M"]:
-    """Return how many pixels of each answer lie in the crowd of its class; of several crowds the last one counts."""
+    """Return the number of pixels of each answer in the crowd of its class; of several crowds the last one counts."""
     inside = np.zeros(len(found), dtype=np.int64)
     for number in np.flatnonzero(crowd):
         inside = np.where(found == labels[number], common[number], inside)
@@ -137,29 +139,28 @@ def _all_missed(labels: Int[Tensor, " N"], crowd: Bool[Tensor, " N"], classes: i
 
 
 def panoptic_quality(counts: Counts, classes: Sequence[str], is_thing: Sequence[bool]) -> dict[str, Any]:
-    """Return the figures behind counts.
+    """Compute the figures from counts.
 
     Args:
-        counts: Summed over all images.
+        counts: Counts summed over all images.
         classes: Class names.
-        is_thing: Whether a class is one of countable things.
+        is_thing: Whether each class is a thing, that is, has countable objects.
 
     Returns:
         `PQ`, `SQ` and `RQ` in 0..1, means over the classes that occur in truth or answers; the same three under
-        `things`, `stuff` and, for each class by name, under `per_class`; -1 where nothing occurs.
+        `things`, `stuff` and, for each class by name, under `per_class`; -1 if no class occurs.
     """
-    overlap, found, wrong, missed = counts.T
-    whole = found + (wrong + missed) / 2
-    seen = whole > 0
+    overlap, matched, wrong, missed = counts.T
+    whole = matched + (wrong + missed) / 2
+    occurs = whole > 0
+    overlap, matched, whole = overlap[occurs], matched[occurs], whole[occurs]
     figures = np.full((len(classes), 3), -1.0)
-    figures[seen] = np.stack(
-        [overlap[seen] / whole[seen], overlap[seen] / np.maximum(found[seen], 1), found[seen] / whole[seen]], axis=1
-    )
+    figures[occurs] = np.stack([overlap / whole, overlap / np.maximum(matched, 1), matched / whole], axis=1)
     things = np.asarray(is_thing, dtype=bool)
     return {
-        **_mean(figures[seen]),
-        "things": _mean(figures[seen & things]),
-        "stuff": _mean(figures[seen & ~things]),
+        **_mean(figures[occurs]),
+        "things": _mean(figures[occurs & things]),
+        "stuff": _mean(figures[occurs & ~things]),
         "per_class": {name: _named(row) for name, row in zip(classes, figures, strict=True)},
     }
 

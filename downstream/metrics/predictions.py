@@ -1,4 +1,4 @@
-"""results file, coco:…, voc:… or yolo:… -> AP: score detections that any program wrote, without a model."""
+"""results file, coco:…, voc:… or yolo:… -> AP: score detections of any program, without a model."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ READERS: dict[str, Callable[[str, bool], Labels]] = {
     "voc": lambda rest, _: read_voc(rest),
     "yolo": lambda rest, masks: open_yolo(rest, ANY_SIZE, masks=masks).labels,
 }
-"""Prefix of a data specification -> what reads its annotations, with masks where they are asked for."""
+"""Prefix of a data specification -> function that reads its annotations; its second argument asks for masks."""
 
 
 def score_predictions(
@@ -40,21 +40,21 @@ def score_predictions(
 
     Args:
         predictions: A JSON list of `{"image_id", "category_id", "bbox", "score"}` with boxes in absolute xywh, pixels
-            counted from 0. In place of `category_id` there may be `category`, the class's name, and beside or in
-            place of `bbox` a `segmentation` (run lengths or polygons). An image may be named by its id, its file or,
-            against VOC and YOLO, its name without suffix; a class by its name or, of VOC, by its number from 1, of
-            YOLO by that from 0.
-        spec: `coco:ANN.json`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`; images are needed for YOLO only.
-        metric: Whose figures; none takes VOC's against VOC data and COCO's against all other.
-        iou: Overlap from which an object counts as found, for VOC's figures alone; none takes 0.5.
+            counted from 0. Instead of `category_id` there may be `category`, the class's name, and in addition to or
+            instead of `bbox` a `segmentation` (run lengths or polygons). An image may be named by its id, its file
+            or, with VOC and YOLO, its file name without suffix; a class by its name or by its number, which counts
+            from 1 with VOC and from 0 with YOLO.
+        spec: `coco:ANN.json`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`; only YOLO needs the images.
+        metric: The metric; `None` takes VOC's for VOC data and COCO's for all other data.
+        iou: Overlap from which an object counts as found; only VOC's metric has it, and `None` takes 0.5.
         accelerate: Compute COCO's figures with faster-coco-eval.
 
     Returns:
-        What `box_ap` computes and, where there are masks, under `segm` what `mask_ap` computes; or what `voc_ap` does.
+        The figures of `box_ap` and, if there are masks, those of `mask_ap` under `segm`; or the figures of `voc_ap`.
 
     Raises:
-        AnnotationError: The file or the annotations are not sound; all problems at once, with JSON pointers.
-        ConfigError: The specification is not labelled data, or an option that the metric does not have.
+        AnnotationError: The file or the annotations are invalid; the message lists all problems, with JSON pointers.
+        ConfigError: The specification names no labelled data, or the metric lacks an option that is set.
     """
     form, _, rest = spec.partition(":")
     if form not in READERS or not rest:
@@ -69,15 +69,15 @@ def score_predictions(
 
 
 def figures_of(metric: str, *, iou: float | None = None, accelerate: bool = False) -> Figures:
-    """Return what computes the figures of a metric.
+    """Return the function that computes the figures of a metric.
 
     Args:
         metric: `coco` or `voc`.
-        iou: Overlap of VOC's figures; none takes 0.5.
+        iou: Overlap from which an object counts as found by VOC's metric; `None` takes 0.5.
         accelerate: Compute COCO's figures with faster-coco-eval.
 
     Raises:
-        ConfigError: No such metric, or an option that it does not have.
+        ConfigError: There is no such metric, or it lacks an option that is set.
     """
     if metric not in {"coco", "voc"}:
         raise ConfigError(f"metric: no {metric!r}{suggest(metric, ('coco', 'voc'))}; there are coco and voc")
@@ -100,7 +100,7 @@ def _coco(truth: GroundTruth, rows: list[dict[str, Any]], *, accelerate: bool) -
 
 
 def _as_stated(path: Path) -> GroundTruth:
-    """Return a file that `read_coco` found sound as the official metric sees it: with masks, nothing dropped."""
+    """Return a file that `read_coco` accepted as the official metric reads it: with masks and all objects."""
     document = json.loads(path.read_bytes())
     for image in document["images"]:
         image |= {"height": int(image.get("height") or 0), "width": int(image.get("width") or 0)}
@@ -112,7 +112,7 @@ def _as_stated(path: Path) -> GroundTruth:
 
 
 def _checked(records: Sequence[object], labels: Labels, problems: Problems) -> list[dict[str, Any]]:
-    """Return the results with original ids; what is wrong with any of them stops here."""
+    """Return the results with original ids, or raise all problems of all results."""
     images, categories = _image_names(labels), _category_names(labels)
     sizes = dict(zip(labels.image_ids, labels.sizes.tolist(), strict=True))
     masks = _with_masks(records)
@@ -122,10 +122,10 @@ def _checked(records: Sequence[object], labels: Labels, problems: Problems) -> l
         if not isinstance(record, dict):
             problems.add(where, shown(record), "expects an object with image_id, category_id, bbox and score")
             continue
-        image = _known(record, "image_id", images, where, problems)
+        image = _original_id(record, "image_id", images, where, problems)
         row = {"image_id": image, "category_id": _category(record, categories, where, problems)}
         row["score"] = _score(record, where, problems)
-        # An empty list stands for "no box" officially.
+        # In the official format an empty list means "no box".
         if not masks or record.get("bbox", []) != []:
             row["bbox"] = _box(record, where, problems)
         if masks:
@@ -140,7 +140,7 @@ def _with_masks(records: Sequence[object]) -> bool:
 
 
 def _image_names(labels: Labels) -> dict[object, Any]:
-    """Return everything that may stand for an image -> its id; ids go before file names, these before parts of them."""
+    """Return every name of an image -> its id; an id takes precedence over a file name, that over its stem."""
     files: dict[object, Any] = dict(zip(labels.files, labels.image_ids, strict=True))
     stems = [Path(name).stem for name in labels.files]
     unique = {name for name, count in Counter(stems).items() if count == 1}
@@ -151,42 +151,42 @@ def _image_names(labels: Labels) -> dict[object, Any]:
 
 
 def _category_names(labels: Labels) -> dict[object, int]:
-    """Return everything that may stand for a class -> its id."""
+    """Return every name of a class -> its id."""
     names: dict[object, int] = dict(zip(labels.classes, labels.category_ids, strict=True))
     return names | {key: key for key in labels.category_ids}
 
 
-def _category(record: Mapping[str, Any], known: Mapping[object, int], where: str, problems: Problems) -> object:
-    """Return the original id of the class, which `category_id` or `category` names, or both alike."""
+def _category(record: Mapping[str, Any], ids: Mapping[object, int], where: str, problems: Problems) -> object:
+    """Return the original id of the class, which `category_id`, `category` or both in agreement name."""
     name = record.get("category")
     if "category_id" not in record and "category" in record:
-        return _known(record, "category", known, where, problems)
-    category = _known(record, "category_id", known, where, problems)
-    if category is not None and isinstance(name, str) and known.get(name, category) != category:
-        found = f"{shown(record['category_id'])} is not the class {name!r}, whose id is {known[name]}"
-        problems.add(f"{where}.category_id", found, "category_id and category must agree; leave one of them out")
+        return _original_id(record, "category", ids, where, problems)
+    category = _original_id(record, "category_id", ids, where, problems)
+    if category is not None and isinstance(name, str) and ids.get(name, category) != category:
+        fault = f"{shown(record['category_id'])} is not the class {name!r}, whose id is {ids[name]}"
+        problems.add(f"{where}.category_id", fault, "category_id and category must agree; leave one of them out")
     return category
 
 
-def _known(record: Mapping[str, Any], name: str, known: Mapping[Any, Any], where: str, problems: Problems) -> Any:
-    """Return the original id behind an entry."""
+def _original_id(record: Mapping[str, Any], name: str, ids: Mapping[Any, Any], where: str, problems: Problems) -> Any:
+    """Return the original id that an entry names."""
     value = record.get(name)
-    if isinstance(value, int | str) and not isinstance(value, bool) and value in known:
-        return known[value]
-    # Looking for near misses is slow; the first few faults show the pattern.
-    nearest = suggest(value, map(str, known)) if isinstance(value, str) and len(problems) < SHOWN else ""
-    example = next(iter(known.values()))
+    if isinstance(value, int | str) and not isinstance(value, bool) and value in ids:
+        return ids[value]
+    # The search for similar names is slow, and the first few faults show the pattern.
+    nearest = suggest(value, map(str, ids)) if isinstance(value, str) and len(problems) < SHOWN else ""
+    example = next(iter(ids.values()))
     remedy = f"no such {name.removesuffix('_id')} in the annotations, whose first is {example!r}"
     problems.add(f"{where}.{name}", (shown(value) if name in record else "missing") + nearest, remedy)
     return None
 
 
 def _box(record: Mapping[str, Any], where: str, problems: Problems) -> Any:
-    """Return the box, checked."""
+    """Return the box after checking it."""
     box = record.get("bbox")
     if not isinstance(box, list) or len(box) != 4:
-        found = shown(box) if "bbox" in record else "missing"
-        problems.add(f"{where}.bbox", found, "expects four numbers [x, y, width, height] in pixels")
+        fault = shown(box) if "bbox" in record else "missing"
+        problems.add(f"{where}.bbox", fault, "expects four numbers [x, y, width, height] in pixels")
     elif any(finite_number(side) is None for side in box):
         problems.add(f"{where}.bbox", shown(box), "expects finite numbers; a diverged model is not scored")
     elif box[2] < 0 or box[3] < 0:
@@ -195,16 +195,16 @@ def _box(record: Mapping[str, Any], where: str, problems: Problems) -> Any:
 
 
 def _score(record: Mapping[str, Any], where: str, problems: Problems) -> Any:
-    """Return the score, checked."""
+    """Return the score after checking it."""
     score = record.get("score")
     if finite_number(score) is None:
-        found = shown(score) if "score" in record else "missing"
-        problems.add(f"{where}.score", found, "expects a finite number; a diverged model is not scored")
+        fault = shown(score) if "score" in record else "missing"
+        problems.add(f"{where}.score", fault, "expects a finite number; a diverged model is not scored")
     return score
 
 
 def _mask(record: Mapping[str, Any], size: list[int] | None, where: str, problems: Problems) -> Any:
-    """Return the run lengths of the mask; nothing where the image is not known, which has been told."""
+    """Return the run lengths of the mask, or `None` if it is invalid or its image is unknown."""
     if "segmentation" not in record:
         problems.add(f"{where}.segmentation", "missing", "other results of this file have one; give all or none a mask")
     elif size is not None:

@@ -1,7 +1,7 @@
-"""Detections with masks -> PQ, and AP of boxes and masks of things: all that a source can be asked for, in one.
+"""Detections with masks -> PQ, and AP of boxes and masks of things: every figure that a source allows.
 
-Panoptic quality needs a source that labels every pixel. AP needs objects one can count: where a source knows stuff too,
-both truth and answers are cut down to the things.
+Panoptic quality needs a source that labels every pixel. AP needs countable objects: if a source has stuff too, AP only
+considers the things among labels and detections.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from ssldet.types import Batch, Detections
 
 
 class SegmentationFigures:
-    """Panoptic quality where every pixel is labelled, and average precision of boxes and masks of things."""
+    """Panoptic quality, if every pixel is labelled, and average precision of boxes and masks of things."""
 
     def __init__(self, source: Source, *, accelerate: bool = False) -> None:
         """Start without answers.
@@ -31,7 +31,7 @@ class SegmentationFigures:
             accelerate: Compute AP with faster-coco-eval.
 
         Raises:
-            DataError: The source carries no labels, or no masks.
+            DataError: The source has no labels, or no masks.
         """
         if not isinstance(source, Measurable):
             raise DataError("no labels to measure against; evaluate on one panoptic:ANN.json:PNGS:IMAGES or coco:…")
@@ -46,22 +46,22 @@ class SegmentationFigures:
         """Take in one batch.
 
         Args:
-            detections: One entry an image, with masks and, where pixels are labelled, a segmentation.
-            batch: Where they were found.
+            detections: One entry per image, with masks and, if pixels are labelled, a segmentation.
+            batch: The images of the detections.
 
         Raises:
             DivergedError: A box or score is not finite.
-            DataError: An answer lacks masks or segmentation, or has a class that the source does not have.
+            DataError: An answer lacks masks or segmentation, or has a class that the source lacks.
         """
         if self._quality is not None:
             self._quality.update(detections, batch)
         if self._precision is not None:
-            self._precision.update([self._things(found) for found in detections], batch)
+            self._precision.update([self._things(answer) for answer in detections], batch)
 
     def results(self) -> dict[str, Any]:
-        """Return `PQ` and all that goes with it, `box` with the figures of boxes and `segm` with those of masks.
+        """Return all figures of `PanopticQuality`, those of boxes under `box` and those of masks under `segm`.
 
-        Without labelled pixels, the figures of boxes come by their own names beside `segm`, as for `MaskAP`.
+        If the source does not label every pixel, return the figures of `MaskAP`.
         """
         precision = {} if self._precision is None else self._precision.results()
         if self._quality is None:
@@ -69,26 +69,26 @@ class SegmentationFigures:
         masks = {"segm": precision.pop("segm")} if precision else {}
         return {**self._quality.results(), **({"box": precision} if precision else {}), **masks}
 
-    def _things(self, found: Detections) -> Detections:
-        """Leave out stuff, which AP does not look at, before its masks are encoded."""
-        known = found.labels < len(self._is_thing)
-        # What is of no known class is left for the metric to complain of.
-        return found.only(~known | self._is_thing[found.labels.clamp(max=len(self._is_thing) - 1)])
+    def _things(self, answer: Detections) -> Detections:
+        """Leave out stuff, which AP does not consider, before the masks are encoded."""
+        known = answer.labels < len(self._is_thing)
+        # Labels without a class are kept, so that the metric reports them as an error.
+        return answer.only(~known | self._is_thing[answer.labels.clamp(max=len(self._is_thing) - 1)])
 
 
 class Things(WrappedSource, Measurable):
-    """A source whose every pixel is labelled, of which only what can be counted is measured."""
+    """The things of a source that labels every pixel: the part of its labels that AP measures."""
 
     source: EveryPixelLabelled
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Those of the source inside."""
+        """`Sample.key` of each image."""
         return self.source.keys
 
     @property
     def image_ids(self) -> tuple[int, ...] | tuple[str, ...]:
-        """Those of the source inside."""
+        """Original id of each image."""
         return self.source.image_ids
 
     def to_results(self, detections: Sequence[Detections], batch: Batch) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Detections -> VOC AP: the challenge's own metrics at one overlap threshold, 11-point (2007) and all-point (2010).
 
-They agree with the challenge's kit. Its boxes count pixels from 1 and include the last one, hence its "+ 1" in every
-width; ours begin at 0 and end after the last pixel, so that plain geometry gives the same overlaps. They are never
-mixed into a table with COCO's figures: the names of the results tell them apart.
+They agree with the challenge's development kit. Its boxes count pixels from 1 and include the last one, hence its "+ 1"
+in every width; ours begin at 0 and end after the last pixel, so that plain geometry gives the same overlaps. The names
+of the results distinguish them from COCO's figures, with which they must not be compared.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ NAMES = ("voc07_ap", "voc_ap")
 """The 11-point metric of 2007 and the all-point one since 2010."""
 
 LEVELS: Float[np.ndarray, " 11"] = np.arange(0.0, 1.1, 0.1)
-"""Levels of recall of the 2007 metric, in floating point as the kit has them: 0.3 is a little more than 3 of 10."""
+"""Levels of recall of the 2007 metric, in floating point as in the kit: 0.3 is slightly more than 3 of 10."""
 
 
 def voc_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, iou: float = 0.5) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def voc_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, iou: 
         iou: Overlap from which an object counts as found.
 
     Returns:
-        `voc07_ap` (11-point) and `voc_ap` (all-point), means over the classes that have objects, -1 if none has;
-        `per_class` holds both by class name, -1 for a class without objects.
+        `voc07_ap` (11-point) and `voc_ap` (all-point), means over the classes that have objects, or -1 if no class
+        has any; `per_class` holds both by class name, -1 for a class without objects.
     """
     objects: dict[Any, dict[Any, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in truth["annotations"]:
@@ -57,7 +57,7 @@ def _mean(values: Sequence[float]) -> float:
 def _class_ap(
     objects: Mapping[Any, Sequence[Mapping[str, Any]]], answers: Sequence[Mapping[str, Any]], iou: float
 ) -> dict[str, float]:
-    """Return both figures of one class; `objects` is by image."""
+    """Return both figures of one class, given its objects by image."""
     total = sum(not _ignored(row) for rows in objects.values() for row in rows)
     if not total:
         return dict.fromkeys(NAMES, -1.0)
@@ -74,9 +74,9 @@ def _class_ap(
 def _judge(
     objects: Mapping[Any, Sequence[Mapping[str, Any]]], answers: Sequence[Mapping[str, Any]], iou: float
 ) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Call each answer, best first, a hit, a miss or (neither) an ignored object found.
+    """Return which answers, best first, are hits and which are misses; one that matches an ignored object is neither.
 
-    An answer counts for the object that it overlaps most, and only the first answer of each object is a hit.
+    Each answer is compared with the object that it overlaps most, and only the first answer of an object is a hit.
     """
     hits, misses = np.zeros(len(answers), dtype=bool), np.zeros(len(answers), dtype=bool)
     taken: set[tuple[Any, int]] = set()

@@ -10,7 +10,7 @@ from pretext.recipes.moco_v2 import tiny
 from ssldet.chance import generator
 from ssldet.data.collate import collate
 from ssldet.task import learning_sections
-from ssldet.testing import _photo
+from ssldet.testing.tasks import _photo
 from ssldet.types import Batch
 
 TASK = MoCoV2(crop_size=32, hidden_width=20, width=12, queue_length=7, momentum=0.75, key_groups=2, eval_side=32)

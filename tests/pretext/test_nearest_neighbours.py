@@ -66,7 +66,7 @@ def test_one_folder_says_that_there_is_no_probe(keys: tuple[str, str], caplog: p
     probe.update([found(torch.ones(3))] * 2, batch_of(*keys))
     results = probe.results()
     assert (results["knn_top1"], results["knn_chance"]) == (None, None)
-    assert "one folder a class" in caplog.text
+    assert "one folder per class" in caplog.text
 
 
 def test_what_is_not_finite_or_not_there_is_not_measured() -> None:

@@ -10,7 +10,7 @@ from pretext.swav import SwappedPrediction, SwAV
 from ssldet.chance import generator
 from ssldet.data.collate import collate
 from ssldet.task import learning_sections
-from ssldet.testing import _photo
+from ssldet.testing.tasks import _photo
 from ssldet.types import Batch
 
 TASK = SwAV(
