@@ -1,4 +1,4 @@
-"""list[Sample] -> Batch: pad images and masks to one canvas and remember the padding; and back to smaller batches."""
+"""list[Sample] -> Batch: pad images and masks to one canvas and note the padding; and split batches."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
 
     Args:
         batch: Images of any sizes.
-        rows: Their places in the batch.
+        rows: Numbers of the images within the batch.
     """
     chosen = list(rows)
     sizes = batch.sizes[chosen]
@@ -58,13 +58,13 @@ def take(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 def of_one_size(batch: Batch) -> Iterator[tuple[list[int], Batch]]:
-    """Part a batch into smaller ones whose images have one size, so that no canvas is padded.
+    """Split a batch into smaller ones whose images have one size, so that no canvas is padded.
 
     Args:
         batch: Images of any sizes.
 
     Yields:
-        Places in the batch, and what is there.
+        Numbers of the images within the batch, and a batch of these images.
     """
     places = defaultdict(list)
     for place, (height, width) in enumerate(batch.sizes.tolist()):

@@ -1,6 +1,6 @@
 """Sample -> Sample: resize, flip and crop; image, boxes and masks move together by one draw.
 
-Functions change a sample in a way that is given; callables draw the way from a generator and fit `types.Views`.
+Functions apply a given change; classes draw the change from a generator and have the signature of `types.Views`.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ SLIVER = 1e-3
 
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Resize to a height and a width; normalised boxes stay what they are.
+    """Resize to a height and a width; normalised boxes do not change.
 
     Args:
         sample: Image and boxes.
@@ -36,16 +36,16 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def _nearest(size: int, before: int) -> Int[Tensor, " N"]:
-    """Return, for each row or column of the new size, the old one at its middle: masks stay masks."""
+    """Return, for each row or column of the new size, the old one at its centre, so that masks stay binary."""
     return ((torch.arange(size) + 0.5) * before / size).long()
 
 
 def resize_short_side(sample: Sample, short: int, max_size: int | None = None) -> Sample:
-    """Resize so that the short side has a length, unless the long side then exceeds its limit.
+    """Resize the short side to a length, or to less where the long side would exceed its limit.
 
     Args:
         sample: Image and boxes.
-        short: Wanted length of the short side in pixels.
+        short: Length of the short side in pixels.
         max_size: Limit of the long side in pixels, kept to the pixel that rounding the short side allows.
     """
     height, width = sample.image.shape[1:]
@@ -53,11 +53,11 @@ def resize_short_side(sample: Sample, short: int, max_size: int | None = None) -
 
 
 def short_side_size(size: tuple[int, int], short: int, max_size: int | None = None) -> tuple[int, int]:
-    """Return the size that DETR's rule gives, rounding included, so that published models see what they were made for.
+    """Return the size by DETR's rule, rounding included, so that published models get images of their sizes.
 
     Args:
         size: Height and width in pixels.
-        short: Wanted length of the short side.
+        short: Length of the short side.
         max_size: Limit of the long side.
     """
     low, high = min(size), max(size)
@@ -78,7 +78,7 @@ def flip(sample: Sample) -> Sample:
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Cut a rectangle out; boxes are clipped to it, and those with nothing left are dropped with all that is theirs.
+    """Cut a rectangle out; boxes are clipped to it, and boxes with nothing left are dropped, labels and masks too.
 
     A clipped box may be larger than what is left of its mask, as in DETR; without a pixel left, both are dropped.
 
@@ -115,7 +115,7 @@ def _keep(targets: Targets, chosen: Bool[Tensor, " T"]) -> Targets:
 
 @dataclass(frozen=True)
 class ShortSide:
-    """Resize the short side to one of some lengths.
+    """Resize the short side to a length that is drawn.
 
     Attributes:
         scales: Lengths to choose from, in pixels.
@@ -139,8 +139,8 @@ class DETRAugmentation:
         max_size: Limit of the long side.
         crop_scales: Lengths of the short side to choose from before a crop.
         crop_range: Smallest and largest side of a crop.
-        crop: Chance of a crop.
-        flip: Chance of a flip.
+        crop: Probability of a crop.
+        flip: Probability of a flip.
     """
 
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
@@ -151,7 +151,7 @@ class DETRAugmentation:
     flip: float = 0.5
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """Draw and apply."""
+        """Draw the changes and apply them."""
         if _chance(self.flip, generator):
             sample = flip(sample)
         if _chance(self.crop, generator):

@@ -1,4 +1,4 @@
-"""two sources -> the images they share: the same bytes, or the same picture encoded anew or resized."""
+"""two sources -> the images they share: the same bytes, or the same picture re-encoded or resized."""
 
 import hashlib
 from collections import defaultdict
@@ -16,7 +16,7 @@ from ssldet.errors import ConfigError
 from ssldet.source import Source
 
 DISTANCE = 8
-"""Bits of 64 in which the prints of one picture may differ. Of 858 photos saved anew (JPEG quality 20, or half as
+"""Bits of 64 in which the hashes of one picture may differ. Of 858 photos saved again (JPEG quality 20, or half as
 large, or squeezed to a square) 99.8 % or more stay within, and of 367 653 pairs of different photos three do."""
 LIKENESS = 0.95
 """Least correlation of the thumbnails; copies have 0.98 and more. One of those three pairs stays below it."""
@@ -31,8 +31,8 @@ class Leak:
     """One image that both sources hold.
 
     Attributes:
-        first: Where it lies in the first source.
-        second: Where it lies in the second.
+        first: Its path in the first source.
+        second: Its path in the second source.
         same: `file` for equal bytes, `picture` for equal content.
     """
 
@@ -43,10 +43,10 @@ class Leak:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaks:
-    """What two sources share.
+    """Images that two sources share.
 
     Attributes:
-        pairs: The images, in the order of the second source; of several likenesses in the first, the nearest.
+        pairs: The images, in the order of the second source; of several similar images in the first, the most similar.
         first: Images in the first source.
         second: Images in the second.
         unread: Images that can't be decoded and were not compared.
@@ -58,7 +58,7 @@ class Leaks:
     unread: int
 
     def __str__(self) -> str:
-        """Say it in lines."""
+        """Return one line per pair, and a summary."""
         share = 100 * len(self.pairs) / max(self.second, 1)
         lines = [f"{leak.second}: the same {leak.same} as {leak.first}" for leak in self.pairs]
         lines.append(f"{len(self.pairs)} of {self.second} images ({share:.1f} %) are also among the other {self.first}")
@@ -72,48 +72,48 @@ class Leaks:
 
 
 @dataclass(frozen=True)
-class _Prints:
-    """What is compared of every image."""
+class _Hashes:
+    """Difference hashes and thumbnails of the images of one source."""
 
     paths: list[str]
-    prints: UInt64[np.ndarray, " N"]
+    hashes: UInt64[np.ndarray, " N"]
     greys: Float[np.ndarray, "N K"]
     comparable: Int[np.ndarray, " M"]
     unread: int
 
 
 def find_leaks(first: Source, second: Source, rules: ImageRules) -> Leaks:
-    """Find the images of one source that another one holds too.
+    """Find the images of one source that another one also holds.
 
     Pictures are compared by difference hashes of 64 bits (whether each pixel of a 9 × 8 thumbnail is darker than its
     right neighbour), and thumbnails of near hashes by their correlation. Crops and mirror images are not found.
 
     Args:
-        first: What is or was trained on.
-        second: What is tested on.
+        first: Training images.
+        second: Test images.
         rules: Which images are usable.
 
     Raises:
-        ConfigError: A source does not say where its images lie.
+        ConfigError: A source does not know the paths of its images.
     """
-    ours, theirs = (_prints(_paths(source), rules) for source in (first, second))
-    found = {place: Leak(first=shown(path), second=shown(theirs.paths[place]), same="file")
+    ours, theirs = (_hashes(_paths(source), rules) for source in (first, second))
+    pairs = {place: Leak(first=shown(path), second=shown(theirs.paths[place]), same="file")
              for place, path in _same_files(ours.paths, theirs.paths)}  # fmt: skip
     for place, other in _same_pictures(ours, theirs):
-        if place not in found:
-            found[place] = Leak(first=shown(ours.paths[other]), second=shown(theirs.paths[place]), same="picture")
-    pairs = tuple(found[place] for place in sorted(found))
-    return Leaks(pairs=pairs, first=len(first), second=len(second), unread=ours.unread + theirs.unread)
+        if place not in pairs:
+            pairs[place] = Leak(first=shown(ours.paths[other]), second=shown(theirs.paths[place]), same="picture")
+    ordered = tuple(pairs[place] for place in sorted(pairs))
+    return Leaks(pairs=ordered, first=len(first), second=len(second), unread=ours.unread + theirs.unread)
 
 
 def seen_before(specs: Sequence[str], source: Source) -> list[str]:
-    """Return the images of a source that lie where other specifications look; no file is opened and no folder walked.
+    """Return the images of a source that lie in other specifications; no file is opened, no folder listed.
 
-    Copies elsewhere are not found, nor is anything said of globs and labelled sets: `find_leaks` does that.
+    Copies elsewhere, and images of globs and labelled sets, are found by `find_leaks` only.
 
     Args:
-        specs: What was trained on: folders, lists and files count.
-        source: What is tested on.
+        specs: Training specifications: folders, lists and files are compared, others ignored.
+        source: Test images.
     """
     try:
         paths = [Path(path).resolve() for path in dict.fromkeys(_paths(source))]
@@ -139,16 +139,16 @@ def _same_files(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[i
         by_size[Path(path).stat().st_size].append(path)
     digests: dict[str, bytes] = {}
     for place, path in enumerate(second):
-        for rival in by_size.get(Path(path).stat().st_size, ()):
-            for name in (path, rival):
+        for candidate in by_size.get(Path(path).stat().st_size, ()):
+            for name in (path, candidate):
                 if name not in digests:
                     digests[name] = hashlib.blake2b(Path(name).read_bytes()).digest()
-            if digests[path] == digests[rival]:
-                yield place, rival
+            if digests[path] == digests[candidate]:
+                yield place, candidate
                 break
 
 
-def _prints(paths: list[str], rules: ImageRules) -> _Prints:
+def _hashes(paths: list[str], rules: ImageRules) -> _Hashes:
     small: UInt8[np.ndarray, "N 8 9"] = np.zeros((len(paths), 8, 9), dtype=np.uint8)
     unread = 0
     for row, thumbnail in zip(small, thumbnails(paths, (8, 9), rules), strict=True):
@@ -161,27 +161,27 @@ def _prints(paths: list[str], rules: ImageRules) -> _Prints:
     spread = greys.std(axis=1, keepdims=True)
     greys = (greys - greys.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-6)
     comparable = np.flatnonzero(spread[:, 0] >= CONTRAST)
-    return _Prints(paths, np.ascontiguousarray(bits).view(np.uint64)[:, 0], greys, comparable, unread)
+    return _Hashes(paths, np.ascontiguousarray(bits).view(np.uint64)[:, 0], greys, comparable, unread)
 
 
-def _same_pictures(ours: _Prints, theirs: _Prints) -> Iterator[tuple[int, int]]:
+def _same_pictures(ours: _Hashes, theirs: _Hashes) -> Iterator[tuple[int, int]]:
     """Yield place in the second and place in the first of pictures that look alike."""
     if not len(ours.comparable):
         return
     step = max(1, PAIRS // len(ours.comparable))
-    mine = ours.prints[ours.comparable]
+    mine = ours.hashes[ours.comparable]
     for start in range(0, len(theirs.comparable), step):
         places = theirs.comparable[start : start + step]
-        near = _bits_set(theirs.prints[places, None] ^ mine) <= DISTANCE
+        near = _bits_set(theirs.hashes[places, None] ^ mine) <= DISTANCE
         for row in np.flatnonzero(near.any(axis=1)):
-            rivals = ours.comparable[near[row]]
-            likeness = ours.greys[rivals] @ theirs.greys[places[row]] / ours.greys.shape[1]
+            candidates = ours.comparable[near[row]]
+            likeness = ours.greys[candidates] @ theirs.greys[places[row]] / ours.greys.shape[1]
             if likeness.max() >= LIKENESS:
-                yield int(places[row]), int(rivals[likeness.argmax()])
+                yield int(places[row]), int(candidates[likeness.argmax()])
 
 
 def _bits_set(words: UInt64[np.ndarray, "N M"]) -> Int[np.ndarray, "N M"]:
-    """Count the ones in each word; numpy counts them itself from version 2 on only."""
+    """Count the ones in each word; NumPy has `bitwise_count` from version 2 on only."""
     counts: Int[np.ndarray, "N M"] = _ONES[words.view(np.uint16)].reshape(*words.shape, 4).sum(axis=-1)
     return counts
 

@@ -1,7 +1,7 @@
 """pixels -> pixels: colour jitter, grey and blur for a whole batch at once, on any device.
 
-Chance and arithmetic are apart: a loader worker draws a small table of parameters (`draw_jitter`), and the device
-applies it (`apply_jitter`). The table travels with the batch, so what was done to a patch can be read and repeated.
+Drawing and arithmetic are separate: a loader worker draws a small table of parameters (`draw_jitter`), and the device
+applies it (`apply_jitter`). The table is part of the batch, so the changes of a patch can be read and repeated.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 from ssldet.recipe import Within
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""Columns of the jitter table that hold the strength of each colour operation, and its number in the order columns."""
+"""Columns of the jitter table that hold the strengths of the colour operations, and their numbers in `ORDER`."""
 ORDER = slice(4, 8)
 """Columns that hold which colour operation comes first, second, third and fourth."""
 GREY, BLUR = 8, 9
@@ -32,13 +32,13 @@ class Jitter:
     """Strength of the photometric changes; the defaults are those of UP-DETR's patches (half of SimCLR's jitter).
 
     Attributes:
-        brightness: Brightness is multiplied by a factor from 1 - this to 1 + this.
-        contrast: Likewise, around the mean grey of the image.
-        saturation: Likewise, around the grey of each pixel.
-        hue: Largest turn of the colour wheel, in turns.
-        probability: Chance that the four colour operations are applied, in random order.
-        grey: Chance that colour is taken away.
-        blur: Chance of a Gaussian blur.
+        brightness: Brightness is multiplied by a factor from 1 - `brightness` to 1 + `brightness`.
+        contrast: Likewise for the difference from the mean grey of the image.
+        saturation: Likewise for the difference from the grey of each pixel.
+        hue: Largest rotation of the colour wheel, in turns.
+        probability: Probability that the four colour operations are applied, in random order.
+        grey: Probability of conversion to grey.
+        blur: Probability of a Gaussian blur.
         blur_low: Smallest deviation of the blur in pixels.
         blur_high: Largest deviation of the blur in pixels.
     """
@@ -54,7 +54,7 @@ class Jitter:
     blur_high: Annotated[float, Within(0.01, BLUR_RADIUS / 3)] = 2.0
 
     def problems(self) -> list[str]:
-        """Say what no single field can know."""
+        """Return contradictions between fields, one line each."""
         if self.blur_low > self.blur_high:
             return [f"blur_low: {self.blur_low:g} is above blur_high {self.blur_high:g}; swap them"]
         return []
@@ -65,8 +65,8 @@ def draw_jitter(count: int, strength: Jitter, generator: torch.Generator) -> Flo
 
     Args:
         count: Number of images (N).
-        strength: Ranges and chances.
-        generator: Source of all chance.
+        strength: Ranges and probabilities.
+        generator: Source of all randomness.
     """
     draws = torch.rand(count, 8, generator=generator)
     table = torch.zeros(count, COLUMNS)
@@ -82,7 +82,7 @@ def draw_jitter(count: int, strength: Jitter, generator: torch.Generator) -> Flo
 
 
 def apply_jitter(pixels: Float[Tensor, "N 3 H W"], params: Float[Tensor, "N J"]) -> Float[Tensor, "N 3 H W"]:
-    """Apply drawn parameters, each image its own: colour operations in the drawn order, then grey, then blur.
+    """Apply to each image its drawn parameters: colour operations in the drawn order, then grey, then blur.
 
     Equal to torchvision's `adjust_*`, `rgb_to_grayscale` and `gaussian_blur` image by image, without the loop.
 
@@ -94,14 +94,14 @@ def apply_jitter(pixels: Float[Tensor, "N 3 H W"], params: Float[Tensor, "N J"])
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         images = pixels.to(torch.float32, copy=True)
         table = params.to(images)
-        known = params.cpu()  # the only wait for the device: which rows do what
+        on_cpu = params.cpu()  # the only wait for the device: which rows get which change
         for place in range(4):
             operation = table[:, ORDER][:, place].long()
             strength = table.gather(1, operation[:, None])[:, 0]
             _blend(images, operation, strength)
-            _on_rows(images, (known[:, ORDER][:, place] == HUE) & (known[:, HUE] != 0), _turn_hue, strength)
-        _on_rows(images, known[:, GREY] > 0, _without_colour, table[:, GREY])
-        _on_rows(images, known[:, BLUR] > 0, _blurred, table[:, BLUR])
+            _on_rows(images, (on_cpu[:, ORDER][:, place] == HUE) & (on_cpu[:, HUE] != 0), _turn_hue, strength)
+        _on_rows(images, on_cpu[:, GREY] > 0, _without_colour, table[:, GREY])
+        _on_rows(images, on_cpu[:, BLUR] > 0, _blurred, table[:, BLUR])
         return images.to(pixels.dtype)
 
 
@@ -121,7 +121,7 @@ def _without_colour(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, operation: Tensor, strength: Tensor) -> None:
-    """Brightness, contrast and saturation mix the image with black, with its mean grey, with its own grey."""
+    """Mix each image with black, its mean grey or its grey version: brightness, contrast, saturation."""
     factor = torch.where(operation == HUE, 1.0, strength)[:, None, None, None]
     to_mean = (operation == CONTRAST)[:, None, None, None]
     to_grey = (operation == SATURATION)[:, None, None, None]
@@ -131,7 +131,7 @@ def _blend(images: Tensor, operation: Tensor, strength: Tensor) -> None:
 
 
 def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the colour wheel; the largest channel and the range of the channels stay.
+    """Rotate the colour wheel; the largest value and the range of the channels stay.
 
     With h in sixths of a turn, channel n (5, 3, 1 for red, green, blue) of a colour of value v and range r is
     v - r · clamp(min(k, 4 - k), 0, 1) for k = (n + h) mod 6: the HSV hexcone without a table of its six faces.
@@ -151,7 +151,7 @@ def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def _blurred(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur along both axes; one matrix product an axis, since every image has its own kernel."""
+    """Blur along both axes; one matrix product per axis, since every image has its own kernel."""
     rows, columns = (_blur_matrix(size, sigma) for size in images.shape[2:])
     return rows[:, None] @ images @ columns[:, None].mT
 

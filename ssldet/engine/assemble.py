@@ -1,4 +1,4 @@
-"""Run -> Objective: the detector with its first weights, inside the task that will teach it."""
+"""Run -> Objective: the detector with its initial weights, inside the objective of the task."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -22,20 +22,20 @@ from ssldet.weights.backbone import load_backbone
 log = logging.getLogger(__name__)
 
 CALIBRATION_IMAGES, CALIBRATION_PIXELS = 256, 4_000_000
-"""Enough for the mean and deviation of every channel; more costs time and changes neither."""
+"""Images and pixels for calibration; more of them would change no channel's mean or deviation."""
 
 
 def assemble(run: Run, source: Source, documents: dict[str, Mapping[str, Any]] | None = None) -> Objective:
-    """Build what a run trains; the same run and images always give the same first weights.
+    """Build the objective of a run; the same run and images always give the same initial weights.
 
     Args:
-        run: The run.
+        run: The configuration.
         source: Its training images: a backbone without weights of its own takes its normalisation from them, because
             frozen norms that never saw an image would scale nothing.
-        documents: JSON files for the run folder, by name; the report on the backbone's weights is put among them.
+        documents: JSON files for the run folder, by name; the report on the backbone's weights is added to them.
 
     Raises:
-        CheckpointError: The backbone's weights can't be had or don't fit.
+        CheckpointError: The backbone's weights can't be read or don't fit.
     """
     torch.manual_seed(seed_of(run.seed, "init"))
     detector = run.detector.build()
@@ -58,7 +58,7 @@ def _first_images(run: Run, detector: Detector, source: Source) -> Float[Tensor,
 
 
 def _small_samples(run: Run, source: Source) -> Iterator[Sample]:
-    """Yield samples from all over the source, as evaluation sees them, until there are pixels enough."""
+    """Yield samples spread evenly over the source, with the views of evaluation, up to the limits above."""
     views, pixels = run.task.views(training=False), 0
     step = max(1, len(source) // CALIBRATION_IMAGES)
     for number, index in enumerate(range(0, len(source), step)):
@@ -67,7 +67,7 @@ def _small_samples(run: Run, source: Source) -> Iterator[Sample]:
         try:
             sample = views(source[index], generator(run.seed, "calibrate", index))
         except UnreadableError:
-            # Training goes round this file and counts it.
+            # Training skips this file and counts it.
             continue
         pixels += sample.image[0].numel()
         yield sample

@@ -19,7 +19,7 @@ from ssldet.engine.keeper import Keeper
 from ssldet.engine.log import logged_to
 from ssldet.engine.loop import train
 from ssldet.engine.quarantine import Quarantine
-from ssldet.engine.reporter import Preview, Reporter
+from ssldet.engine.reporter import DrawPreview, Reporter
 from ssldet.engine.resume import require_same_run
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, open_sources
@@ -42,7 +42,7 @@ def fit(
     objective: Objective | None = None,
     sources: Sources | None = None,
     resume: bool = False,
-    preview: Preview | None = None,
+    preview: DrawPreview | None = None,
     documents: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Train, from the first step or from the newest valid checkpoint.

@@ -1,4 +1,4 @@
-"""step, numbers -> metrics.jsonl, train.log, a bar on a terminal or a plain line now and then elsewhere."""
+"""step, numbers -> metrics.jsonl, train.log, and a bar on a terminal or plain lines elsewhere."""
 
 import json
 import logging
@@ -17,17 +17,17 @@ from ssldet.jsonlines import finite
 from ssldet.ranks import rank
 
 LINE_SECONDS = 5.0
-"""Pause between plain lines where there is no terminal."""
+"""Seconds between plain lines where there is no terminal."""
 
 
 class MetricsFile:
-    """Appends one JSON object a line; a kill can tear only the last one, which readers leave out."""
+    """Appends one JSON object per line; a kill can damage only the last line, which readers skip."""
 
     def __init__(self, path: Path) -> None:
         """Open for appending.
 
         Args:
-            path: The file; a torn last line is closed first, so that the next one stays whole.
+            path: The file; an incomplete last line is ended first, so that the next line stays whole.
         """
         self._file = path.open("ab+")
         if self._file.tell():
@@ -36,7 +36,7 @@ class MetricsFile:
                 self._file.write(b"\n")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line and hand it to the system."""
+        """Append one line and flush it."""
         self._file.write(json.dumps(finite(line)).encode() + b"\n")
         self._file.flush()
 
@@ -46,18 +46,18 @@ class MetricsFile:
 
 
 class Display:
-    """Shows how a run goes, on standard error."""
+    """Shows the progress of a run on standard error."""
 
     def __init__(self, title: str, total_steps: int) -> None:
-        """Choose the form by where it goes.
+        """Choose a bar on a terminal, plain lines elsewhere.
 
         Args:
-            title: What runs.
+            title: Name of the run, such as that of its task.
             total_steps: Length of the run.
         """
         self._title, self._total = title, total_steps
         self._stream = sys.stderr
-        self._spoken = -LINE_SECONDS
+        self._last_shown = -LINE_SECONDS
         self._begun: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if rank() == 0 and self._stream.isatty():
@@ -92,19 +92,19 @@ class Display:
                 self._bar.update(self._row, completed=step, numbers=numbers)
             else:
                 self._bar.console.print(f"step {step}  {numbers}", highlight=False)
-        elif line["kind"] == "eval" or now - self._spoken >= LINE_SECONDS or step == self._total:
-            self._spoken = now
+        elif line["kind"] == "eval" or now - self._last_shown >= LINE_SECONDS or step == self._total:
+            self._last_shown = now
             self._stream.write(f"{self._title}  step {step}/{self._total}  {numbers}\n")
             self._stream.flush()
 
     def close(self) -> None:
-        """Leave the terminal tidy."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
 
 
 def summary(line: Mapping[str, Any]) -> str:
-    """Return the numbers of a metrics line as a person reads them."""
+    """Return the numbers of a metrics line as text."""
     if line["kind"] == "eval":
         return "  ".join(f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float))
     parts = " ".join(
@@ -120,7 +120,7 @@ def summary(line: Mapping[str, Any]) -> str:
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Copy what ssldet says into a file, and show warnings on standard error where nobody else does.
+    """Copy the log of ssldet into a file, and show warnings on standard error where no handler does.
 
     Args:
         path: The file; appended to.
@@ -150,20 +150,20 @@ def logged_to(path: Path) -> Iterator[None]:
 
 
 class Meter:
-    """Measures throughput and waiting between two lines of the metrics file, without what is done between two steps."""
+    """Measures throughput and waiting between two lines of the metrics file; time between two steps is left out."""
 
     def __init__(self, images: int = 0) -> None:
         """Start the clock.
 
         Args:
-            images: Images of earlier parts of the run.
+            images: Images that the run has processed already, before it was resumed.
         """
         self._since, self._passed = time.monotonic(), 0.0
         self._images, self._waited = images, 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what is done inside, such as an evaluation, out of both rates."""
+        """Leave the time of this block, such as that of an evaluation, out of both rates."""
         self._passed += time.monotonic() - self._since
         try:
             yield
@@ -171,11 +171,11 @@ class Meter:
             self._since = time.monotonic()
 
     def rates(self, images: int, waited: float) -> dict[str, float]:
-        """Return the rates since the last call, and begin anew; to be called while paused.
+        """Return the rates since the last call, and reset them; to be called while paused.
 
         Args:
             images: Images of the whole run so far.
-            waited: Seconds that were spent waiting for them.
+            waited: Seconds that the whole run has spent waiting for them.
         """
         passed = max(self._passed, 1e-9)
         data_wait = min(1.0, (waited - self._waited) / passed)

@@ -30,20 +30,20 @@ def train(
     stop: StopFlag,
     restored: Restored | None = None,
 ) -> None:
-    """Take the steps that are left, and hand over.
+    """Take the remaining steps, and write the final weights.
 
     Args:
-        fabric: Places the objective, and adds gradients up over the ranks; launched already.
+        fabric: Places the objective, and averages gradients over the ranks; launched already.
         run: The configuration.
-        objective: What learns, with the weights of the checkpoint where there is one.
+        objective: The objective to train, with the weights of the checkpoint where there is one.
         source: Training images.
-        reporter: Tells people.
-        keeper: Saves.
-        stop: Looked at between two steps.
-        restored: The checkpoint to go on from; `None` begins.
+        reporter: Writes numbers, evaluations and previews.
+        keeper: Writes checkpoints and the final weights.
+        stop: Checked between two steps.
+        restored: The checkpoint to continue from; `None` starts at step zero.
 
     Raises:
-        StoppedError: Somebody asked to stop; everything is saved.
+        StoppedError: A stop was requested; everything is saved.
         DivergedError: Losses or gradients were not finite too often in a row.
     """
     total_loss = TotalLoss(objective, run.precision)

@@ -17,17 +17,17 @@ from ssldet.task import Objective
 
 
 def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
-    """Return an optimiser over everything that learns, with the backbone in a group of its own.
+    """Return an optimiser of all trainable parameters, with the backbone in a group of its own.
 
-    Decay reaches every parameter, norms and biases included, as in DETR's code. Each group keeps its peak rate under
+    Decay applies to every parameter, norms and biases included, as in DETR's code. Each group keeps its peak rate under
     the key `peak`; `set_rates` scales it.
 
     Args:
         objective: Detector and heads.
-        config: Which one, rates and decay.
+        config: Kind of the optimiser, its rates and its decay.
 
     Raises:
-        ConfigError: Nothing learns.
+        ConfigError: No parameter is trainable.
     """
     prefixes = tuple(f"detector.{part}." for part in objective.detector.sections.get("backbone", ()))
     backbone: list[nn.Parameter] = []
@@ -57,10 +57,10 @@ def learning(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def schedule(config: OptimConfig, total_steps: int) -> Callable[[int], float]:
-    """Return the share of the peak learning rate as a pure function of the step, so that there is nothing to save.
+    """Return a function from the step to the share of the peak learning rate; it has no state to save.
 
     Args:
-        config: Shape of the curve.
+        config: Shape of the schedule.
         total_steps: Length of the run.
     """
     drops = [round(drop * total_steps) for drop in config.drops]
@@ -94,7 +94,7 @@ def clip(parameters: Iterable[nn.Parameter], norm: Float[Tensor, ""], limit: flo
     """Scale the whole gradient down to a norm.
 
     Args:
-        parameters: What learns.
+        parameters: Trainable parameters.
         norm: Norm of the gradient now.
         limit: Largest norm; zero leaves the gradient alone.
     """
@@ -107,6 +107,6 @@ def average_of(objective: Objective, decay: float) -> AveragedModel:
 
     Args:
         objective: Already on its device.
-        decay: What stays of the average at every step.
+        decay: Weight of the old average at every step.
     """
     return AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]  # torch says no types

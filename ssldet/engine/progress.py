@@ -1,4 +1,4 @@
-"""Objective -> how far it has come: what changes while a run trains, and is saved."""
+"""Objective -> training state: what changes while a run trains, and is saved in checkpoints."""
 
 import time
 from collections.abc import Mapping
@@ -19,26 +19,26 @@ class Progress:
     """Weights, optimiser, averaged weights and counters of a run.
 
     Attributes:
-        objective: What learns.
-        optimizer: Changes it.
+        objective: The objective that is trained.
+        optimizer: Its optimiser.
         learning: The parameters that the optimiser changes.
-        average: Its averaged weights; `None` where the run averages none.
+        average: Averaged weights of the objective; `None` where the run averages none.
         step: Optimiser steps done.
         total_steps: Length of the run.
         skipped: Steps that were left out, because something was not finite.
-        in_a_row: The same, since the last step that was taken.
+        in_a_row: Steps that were left out since the last step that was taken.
     """
 
     def __init__(self, objective: Objective, config: OptimConfig, total_steps: int) -> None:
         """Begin at step zero.
 
         Args:
-            objective: What learns, on its device.
+            objective: The objective to train, on its device.
             config: The optimiser, its schedule, clipping and averaging.
             total_steps: Length of the run.
 
         Raises:
-            ConfigError: Nothing learns.
+            ConfigError: No parameter is trainable.
         """
         self.objective = objective
         self.optimizer = build_optimizer(objective, config)
@@ -65,21 +65,21 @@ class Progress:
         return self._before + time.monotonic() - self._begun
 
     def every(self, steps: int) -> bool:
-        """Tell whether what is due every so many steps is due now; never before the first step, nor where it is zero.
+        """Tell whether the number of steps done is a multiple of an interval; false before the first step.
 
         Args:
-            steps: The interval.
+            steps: The interval; zero means never.
         """
         return bool(steps and self.step and self.step % steps == 0)
 
     def begin_step(self) -> None:
-        """Make ready for the next step: its learning rate, what the objective does between steps, no gradient."""
+        """Prepare the next step: set the learning rate, tell the objective, clear the gradients."""
         set_rates(self.optimizer, self._factor(self.step))
         self.objective.begin(self.step, self.total_steps)
         self.optimizer.zero_grad()
 
     def take_step(self, norm: Float[Tensor, ""]) -> None:
-        """Clip the gradient, change the weights and let the average follow.
+        """Clip the gradient, update the weights and their average.
 
         Args:
             norm: Norm of the whole gradient.
@@ -96,17 +96,17 @@ class Progress:
         self.in_a_row += 1
 
     def require_finite(self) -> None:
-        """Let nothing be saved or handed over that training could not go on from.
+        """Check that the weights are finite, before they are saved.
 
         Raises:
-            DivergedError: A parameter is not finite; names it.
+            DivergedError: A parameter is not finite; the message names it.
         """
         for name, parameter in self.objective.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise DivergedError(f"step {self.step}: {name} is not finite; not saved, resume to go on before it")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold, in tensors and JSON types."""
+        """Return the training state as tensors and JSON types."""
         return {
             "objective": dict(self.objective.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -115,11 +115,11 @@ class Progress:
         }
 
     def load_state_dict(self, step: int, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint whose weights the objective has already.
+        """Restore the state of a checkpoint; the objective has its weights already.
 
         Args:
             step: Optimiser steps done.
-            state: What `state_dict` returned then.
+            state: What `state_dict` returned at that step.
         """
         self.step, counters = step, state["counters"]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -128,7 +128,7 @@ class Progress:
         self.skipped, self.in_a_row, self._before = counters["skipped"], counters["in_a_row"], counters["seconds"]
 
     def state_bytes(self) -> int:
-        """Return about how large a checkpoint will be."""
+        """Return the approximate size of a checkpoint in bytes."""
         whole = size_of(self.objective.state_dict())
         moving = sum(parameter.numel() * parameter.element_size() for parameter in self.learning)
         return whole * (1 if self.average is None else 2) + 2 * moving

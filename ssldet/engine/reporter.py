@@ -1,4 +1,4 @@
-"""Progress -> what a person sees of a run: lines of numbers, evaluations, previews."""
+"""Progress -> the visible output of a run: lines of numbers, evaluations, preview pictures."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -28,25 +28,25 @@ log = logging.getLogger(__name__)
 PREVIEW_IMAGES = 6
 """Images of a preview picture."""
 
-Preview = Callable[[Objective, Batch], Image.Image]
+DrawPreview = Callable[[Objective, Batch], Image.Image]
 """Draws what an objective finds in a batch."""
 
 
 class Reporter:
-    """Writes on rank 0, after asking all ranks.
+    """Collects numbers of all ranks, and writes them on rank 0.
 
     Attributes:
         results: What the last evaluation measured.
     """
 
-    def __init__(self, run: Run, folder: RunFolder, sources: Sources, preview: Preview | None) -> None:
+    def __init__(self, run: Run, folder: RunFolder, sources: Sources, preview: DrawPreview | None) -> None:
         """Open the metrics file and the display.
 
         Args:
             run: The configuration.
             folder: Where to write.
             sources: The images of the run.
-            preview: Draws pictures on the way; `None` draws none.
+            preview: Draws preview pictures; `None` draws none.
         """
         self.results: dict[str, Any] = {}
         self._measured: int | None = None
@@ -55,12 +55,12 @@ class Reporter:
         self._display = Display(type(run.task).__name__, run.total_steps(len(sources.train)))
 
     def begin(self, progress: Progress, batches: SteadyLoader, device: torch.device) -> None:
-        """Say that the run goes on from here, and draw what the model does before its first step.
+        """Note in the run folder that the run trains, and draw the first preview.
 
         Args:
-            progress: Where it begins.
-            batches: What is waited for.
-            device: Where the objective is.
+            progress: Training state at the beginning.
+            batches: The loader, which counts the seconds that training waits for it.
+            device: Device of the objective.
         """
         self._device, self._batches = device, batches
         self._meter = Meter(progress.step * self._run.data.batch_size)
@@ -70,24 +70,24 @@ class Reporter:
         if progress.step == 0:
             self.draw(progress)
         else:
-            self._take_up(progress.step)
+            self._recall(progress.step)
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """Leave what is done inside out of the rates."""
+        """Leave the time of this block out of the rates."""
         with self._meter.paused():
             yield
 
     def line_due(self, progress: Progress) -> bool:
-        """Tell whether the last step is written down: the first, the last, and one every so often."""
+        """Tell whether a line is due: at the first and the last step, and every `log_every` steps."""
         return progress.every(self._run.log_every) or progress.step == 1 or progress.done
 
     def report(self, progress: Progress, parts: Sequence[Part], norm: Float[Tensor, ""]) -> None:
-        """Write what the last step measured, averaged over its parts and all ranks.
+        """Write the losses and metrics of the last step, averaged over its parts and all ranks.
 
         Args:
-            progress: After the step.
-            parts: What it measured; every rank has the same terms.
+            progress: Training state after the step.
+            parts: Losses and metrics of each part; every rank has the same terms.
             norm: Norm of the whole gradient.
         """
         measured = [_numbers(part) | {"grad_norm": norm} for part in parts]
@@ -103,17 +103,17 @@ class Reporter:
             **self._meter.rates(images, self._batches.waited),
             "seconds": round(progress.seconds, 3),
         }
-        self._tell(line)
+        self._write(line)
 
     def evaluate(self, progress: Progress, stop: StopFlag) -> bool:
-        """Measure the model if that is due, and write the numbers down.
+        """Evaluate the model if that is due, and write the numbers.
 
         Args:
-            progress: After a step.
-            stop: Looked at before every batch; raised on any rank it ends the measurement, and resuming measures again.
+            progress: Training state after a step.
+            stop: Checked before every batch; a stop on any rank ends the evaluation, and resuming repeats it.
 
         Returns:
-            False where it was stopped.
+            False if the evaluation was stopped.
         """
         val, due = self._sources.val, progress.done or progress.every(self._run.evaluate_every)
         if val is None or not due or progress.step == self._measured:
@@ -122,13 +122,13 @@ class Reporter:
         if results is None:
             return False
         self.results, self._measured = results, progress.step
-        self._tell({"kind": "eval", "step": progress.step, **results})
+        self._write({"kind": "eval", "step": progress.step, **results})
         if rank() == 0:
             self._folder.update(results=results)
         return True
 
     def draw(self, progress: Progress) -> None:
-        """Draw a preview, if any are wanted; a picture that fails is worth a warning and never a run."""
+        """Draw a preview, if previews are on; a failure is a warning and does not end the run."""
         if self._preview is None or rank() != 0:
             return
         run, source, path = self._run, self._sources.val or self._sources.train, self._folder.previews
@@ -143,19 +143,19 @@ class Reporter:
             log.warning("no preview at step %d: %s: %s", progress.step, type(error).__name__, error)
 
     def close(self) -> None:
-        """Let go of files and terminal."""
+        """Close the metrics file and the display."""
         self._display.close()
         if self._metrics is not None:
             self._metrics.close()
 
-    def _take_up(self, step: int) -> None:
-        """Take up what was measured at this very step before the run was interrupted."""
+    def _recall(self, step: int) -> None:
+        """Read the results of an evaluation at this step, made before the run was interrupted."""
         lines = [line for line in self._folder.metrics() if line.get("kind") == "eval" and line["step"] == step]
-        found = {name: value for name, value in (lines or [{}])[-1].items() if name not in {"kind", "step"}}
-        self.results = gather_objects(found)[0]
+        results = {name: value for name, value in (lines or [{}])[-1].items() if name not in {"kind", "step"}}
+        self.results = gather_objects(results)[0]
         self._measured = step if self.results else None
 
-    def _tell(self, line: dict[str, Any]) -> None:
+    def _write(self, line: dict[str, Any]) -> None:
         if self._metrics is not None:
             self._metrics.write(line)
             log.info("step %d  %s", line["step"], summary(line))
@@ -163,7 +163,7 @@ class Reporter:
 
 
 def _numbers(part: Part) -> dict[str, Tensor]:
-    """Return what a line of the metrics file says of a part: last layer, unweighted."""
+    """Return the numbers of one part for a line of the metrics file: last layer, unweighted."""
     assert part.total is not None
     terms = {f"loss/{name}": term[-1] for name, term in part.terms.items()}
     return {"loss": part.total, **terms, **{f"metric/{name}": value for name, value in part.metrics.items()}}

@@ -1,4 +1,4 @@
-"""Run: the whole of an experiment in one frozen value; what every recipe returns and what a record runs again from."""
+"""Run: the whole configuration of an experiment, which recipes return and `run.toml` stores."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -9,21 +9,21 @@ from ssldet.recipe import Within
 from ssldet.task import Task
 
 Precision = Literal["32", "bf16"]
-"""In what a model computes: 32 bits, or bfloat16 where that is safe; boxes, costs and losses are always 32 bits."""
+"""Precision of a model: 32 bits, or bfloat16 where that is safe; boxes, costs and losses always have 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where images come from and how they are read.
+    """The images of a run, and how they are read.
 
     Attributes:
         train: Data specifications: folders, globs, file lists, `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT`.
         val: Specifications to evaluate on; empty means no evaluation.
-        fraction: Share of the training images that is used; with one seed 1 % lies within 2 % within 5 %.
-        fraction_seed: Which images those are.
+        fraction: Share of the training images that is used; with one seed, a smaller share is a subset of a larger one.
+        fraction_seed: Seed of the choice of these images.
         batch_size: Images of one optimiser step, over all ranks and accumulated parts together.
         workers: Loader processes per rank; the result does not depend on it.
-        max_bad_fraction: Share of unusable files at which a run stops instead of going round them.
+        max_bad_fraction: Largest share of unusable files that a run skips; above it the run stops.
         min_side: Shortest usable image side in pixels; shorter images count as bad.
         max_pixels: Largest usable image in pixels, checked before decoding.
     """
@@ -49,17 +49,17 @@ class OptimConfig:
     """The optimiser and its schedule.
 
     Attributes:
-        optimizer: `adamw`, `sgd` with momentum, or `lars`, the same with a rate for each tensor, for large batches.
-        momentum: Of `sgd` and `lars`; AdamW has its own.
+        optimizer: `adamw`, `sgd` with momentum, or `lars`, SGD with a rate per tensor, for large batches.
+        momentum: Momentum of `sgd` and `lars`; not used by `adamw`.
         lr: Peak learning rate of the transformer and the heads.
         lr_backbone: Peak learning rate of the backbone.
-        weight_decay: Weight decay of every parameter, as DETR has it; decoupled in AdamW.
+        weight_decay: Weight decay of every parameter, norms and biases included; decoupled in AdamW.
         schedule: `step` multiplies by `drop_factor` at each of `drops`; `cosine` decays to zero; `constant` stays.
         drops: Points of the budget (0..1) at which `step` drops.
-        drop_factor: What a drop multiplies by.
+        drop_factor: Factor of the learning rate at each drop.
         warmup_steps: Steps of linear warm-up from zero.
         clip: Largest norm of the whole gradient; zero switches clipping off.
-        accumulate: Parts in which the batch of one step is computed, to fit memory.
+        accumulate: Parts in which the batch of one step is computed, to save memory.
         ema: Decay of the averaged weights that are evaluated and handed over; zero switches averaging off.
     """
 
@@ -77,7 +77,7 @@ class OptimConfig:
     ema: Annotated[float, Within(0, 0.999999)] = 0.0
 
     def problems(self) -> list[str]:
-        """Say what no single field can know."""
+        """Return contradictions between fields, one line each."""
         if self.schedule == "step" and not all(0 < drop < 1 for drop in self.drops):
             return [f"drops: {self.drops} must lie between 0 and 1, as fractions of the budget"]
         return []
@@ -85,7 +85,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long to train: in epochs or in steps.
+    """Length of training, in epochs or in steps.
 
     Attributes:
         epochs: Passes over the training set; ignored where `steps` is given.
@@ -96,7 +96,7 @@ class Budget:
     steps: Annotated[int, Within(1)] | None = None
 
     def problems(self) -> list[str]:
-        """Say what no single field can know."""
+        """Return contradictions between fields, one line each."""
         if self.epochs is None and self.steps is None:
             return ["epochs: set budget.epochs or budget.steps"]
         return []
@@ -110,11 +110,11 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save and how much to keep.
+    """When checkpoints are saved, and how many are kept.
 
     Attributes:
         every_steps: Steps between saves; the end of a run and a stop signal always save.
-        keep: Newest checkpoints to keep, at least two so that a damaged one has a fallback.
+        keep: Newest checkpoints to keep, at least two, so that there is another one if the newest is damaged.
     """
 
     every_steps: Annotated[int, Within(1)] = 1000
@@ -123,18 +123,18 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The whole of an experiment.
+    """The whole configuration of an experiment.
 
     Attributes:
-        task: What is taught.
-        detector: Whom.
-        data: On what.
-        optim: How.
-        budget: How long.
-        checkpoint: How safely.
-        seed: The only source of chance: order, augmentation, initial weights and dropout are functions of it.
+        task: The task that the detector is trained on.
+        detector: The detector.
+        data: Training and validation images.
+        optim: The optimiser and its schedule.
+        budget: Length of training.
+        checkpoint: When checkpoints are saved.
+        seed: The only source of randomness: order, augmentation, initial weights and dropout are functions of it.
         precision: `32`, or `bf16` for mixed precision; boxes, costs and losses are always computed in 32 bits.
-        deterministic: Ask for bit-equal results on an accelerator too, at some cost in speed.
+        deterministic: Use deterministic algorithms on an accelerator too, which are slower.
         log_every: Steps between lines of the metrics file.
         evaluate_every: Steps between evaluations on `data.val`; zero evaluates at the end only.
         preview_every: Steps between preview pictures; zero draws one at the start and one at the end.
@@ -162,7 +162,7 @@ class Run:
         return self.budget.total_steps(images, self.data.batch_size)
 
     def problems(self) -> list[str]:
-        """Say what no single field can know."""
+        """Return contradictions between fields, one line each."""
         wrong = [f"task.{line}" for line in self.task.problems_with(self.detector)]
         if self.data.batch_size % self.optim.accumulate:
             wrong.append(
