@@ -40,7 +40,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(installed: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=280)
+    command = [sys.executable, *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -77,6 +78,6 @@ def test_it_trains_resumes_previews_hands_over_and_is_exported(installed: Path, 
     assert outcomes["patchify"] == "loaded", "a section that the package invented is handed over by itself"
     assert outcomes["class_head"] != "loaded"
     ssldet(installed, "export", tuned, "--to", "safetensors", "--out", tmp_path / "out.safetensors")
-    answer = ssldet(installed, "predict", tuned, "--images", "stripes:3", "--out", tmp_path / "found")
+    answer = ssldet(installed, "predict", tuned, "stripes:3", "--out", tmp_path / "found")
     assert answer
     assert len(list((tmp_path / "found").glob("*.png"))) == 3

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sketches.patch_transformer import PatchTransformerConfig
 from downstream.detection import Detection
 from pretext.patch_iou import PatchIoU
+from sketches.patch_transformer import PatchTransformerConfig
 from ssldet.boxes import to_normalised
 from ssldet.data.geometry import resize_short_side
 from ssldet.detectors.base import Detector
@@ -119,7 +119,9 @@ class CropFinder(Objective):
         """Return the most confident answer."""
         found = detections(self._ask(batch), batch.original_sizes)
         best = [one.only(one.scores == one.scores.max()) for one in found]
-        return [replace(one.only(torch.arange(len(one)) == 0), labels=torch.zeros(1, dtype=torch.int64)) for one in best]
+        return [
+            replace(one.only(torch.arange(len(one)) == 0), labels=torch.zeros(1, dtype=torch.int64)) for one in best
+        ]
 
     def _ask(self, batch: Batch) -> Predictions:
         assert isinstance(batch.problem, Pair)
