@@ -6,7 +6,7 @@ from functools import partial
 from downstream.detection import Detection
 from downstream.panoptic import Panoptic
 from ssldet.importing.base import Candidate, Importer, Opened
-from ssldet.importing.detr import Assumed, is_detr, open_detr
+from ssldet.importing.detr import Assumptions, is_detr, open_detr
 from ssldet.weights.coco import STUFF, coco_numbering
 from ssldet.weights.detr import DetrFile
 
@@ -35,10 +35,10 @@ def open_file(candidate: Candidate) -> Opened:
     return open_detr(candidate, _assume)
 
 
-def _assume(file: DetrFile) -> Assumed:
+def _assume(file: DetrFile) -> Assumptions:
     classes, category_ids = coco_numbering(file.config.num_classes)
     task = published_task(masks=file.config.masks, category_ids=category_ids)()
-    return Assumed(task=task, classes=classes, category_ids=category_ids)
+    return Assumptions(task=task, classes=classes, category_ids=category_ids)
 
 
 IMPORTER = Importer(

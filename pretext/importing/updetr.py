@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from pretext.random_query_patch import PatchDetection, RandomQueryPatch
 from ssldet.importing.base import Candidate, Importer, Opened
-from ssldet.importing.detr import Assumed, is_detr, open_detr
+from ssldet.importing.detr import Assumptions, is_detr, open_detr
 from ssldet.weights.detr import DetrFile, bare_names
 
 
@@ -29,9 +29,9 @@ def open_file(candidate: Candidate) -> Opened:
     return open_detr(candidate, _assume)
 
 
-def _assume(file: DetrFile) -> Assumed:
+def _assume(file: DetrFile) -> Assumptions:
     """Return the task without class names: the classes of pretraining only say whether a query found its patch."""
-    return Assumed(task=RandomQueryPatch(reconstruction=_has(file.state, "reconstruction.")))
+    return Assumptions(task=RandomQueryPatch(reconstruction=_has(file.state, "reconstruction.")))
 
 
 def _has(names: Iterable[str], head: str) -> bool:

@@ -1,1 +1,1 @@
-"""file or folder -> Opened: what an importer is, and those for files that we wrote ourselves."""
+"""file or folder -> Opened: the interface of importers, and the importers of our own files."""

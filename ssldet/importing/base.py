@@ -1,7 +1,7 @@
-"""The interface of importers: who recognises a file or folder, opens it as a model inside its task.
+"""The interface of importers, which open a file or folder as a model inside its task.
 
-An importer is registered under `ssldet.importers`. They are asked in the order of their names, general ones last, and
-the first that recognises what it is shown opens it.
+Importers are registered under `ssldet.importers`. They are tried in the order of their names, general ones last, and
+the first that recognises the file or folder opens it.
 """
 
 import logging
@@ -26,12 +26,12 @@ GROUP = "ssldet.importers"
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A model with what its file says of it.
+    """A model, and the information of its file.
 
     Attributes:
-        objective: The detector inside the task that taught it, in evaluation mode.
-        task: That task.
-        classes: Class names in the order of the labels; empty where the model was never shown any.
+        objective: The detector inside the objective of the task that it was trained on, in evaluation mode.
+        task: The task that the detector was trained on.
+        classes: Class names in the order of the labels; empty where the model was trained without classes.
         info: Everything else that the file states: at least `task`, `detector`, `classes` and `category_ids`, as plain
             values.
     """
@@ -43,16 +43,16 @@ class Opened:
 
     @property
     def precision(self) -> Precision:
-        """In what the model computed while it was trained; 32 bits where its file does not say."""
+        """Precision in which the model was trained; 32 bits where its file does not say."""
         return "bf16" if self.info.get("choices", {}).get("precision") == "bf16" else "32"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file or folder that importers are asked about; what one of them has read, the next need not read again.
+    """A file or folder that importers inspect; its contents are read once for all of them.
 
     Attributes:
-        path: Where it is; it exists.
+        path: An existing file or folder.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class Candidate:
             return frozenset()
 
     def read(self) -> tuple[dict[str, Tensor], Origin]:
-        """Return the tensors of a file and what else it says, as `ssldet.weights.files.read_state` does.
+        """Return the tensors of a file and its other contents, as `ssldet.weights.files.read_state` does.
 
         Raises:
             CheckpointError: It can't be read as weights.
@@ -98,10 +98,10 @@ class Importer:
 
     Attributes:
         reads: What it reads, in words that fit into "importers read …".
-        recognises: Says whether something is of its kind, from names and not from numbers. What is of its kind and
-            damaged is recognised too, because `open` can say what is wrong.
-        open: Builds the model; raises `CheckpointError` where the file is not whole.
-        general: Whether it also takes what another importer may know better; it is asked after all that are not.
+        recognises: Tells whether a file or folder is of this kind, from names and not from values. A damaged one is
+            recognised too, because `open` can say what is wrong.
+        open: Builds the model; raises `CheckpointError` where the file is incomplete.
+        general: Whether it also opens files for which there may be a more specific importer; it is tried after those.
     """
 
     reads: str
@@ -111,7 +111,7 @@ class Importer:
 
 
 def importers() -> Iterator[Importer]:
-    """Yield every registered importer in the order of asking; one that can't be imported is left out with a warning."""
+    """Yield every registered importer in the order of trying; one that can't be imported is left out with a warning."""
     general = []
     for name in names(GROUP):
         try:

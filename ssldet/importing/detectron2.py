@@ -1,4 +1,4 @@
-"""checkpoint of our model in detectron2 -> Opened: our names, and what was stated in it or beside it."""
+"""checkpoint of our model in detectron2 -> Opened: our tensors, and the task and detector stated in it or beside it."""
 
 from ssldet.detectors.base import DetectorConfig
 from ssldet.engine.checkpoint import load_exactly
@@ -9,8 +9,8 @@ from ssldet.task import Task
 from ssldet.weights.detectron2 import has_our_names, stated_about
 
 
-def is_trained_there(candidate: Candidate) -> bool:
-    """Say whether a file has our tensors without our header.
+def is_from_detectron2(candidate: Candidate) -> bool:
+    """Tell whether a file has our tensors without our header.
 
     Args:
         candidate: Any file or folder.
@@ -18,14 +18,14 @@ def is_trained_there(candidate: Candidate) -> bool:
     return has_our_names(candidate.names) and not is_ours(candidate)
 
 
-def open_trained_there(candidate: Candidate) -> Opened:
+def open_from_detectron2(candidate: Candidate) -> Opened:
     """Build the model that detectron2 saved.
 
     Args:
-        candidate: Such a file.
+        candidate: A file with our tensors.
 
     Raises:
-        CheckpointError: Nothing says which model it is, or it holds more or less than that.
+        CheckpointError: Nothing states which model it is, or its tensors are not exactly those of the model.
     """
     state, origin = candidate.read()
     info = stated_about(origin)
@@ -37,5 +37,5 @@ def open_trained_there(candidate: Candidate) -> Opened:
 
 
 IMPORTER = Importer(
-    reads="checkpoints of ssldet's model in detectron2", recognises=is_trained_there, open=open_trained_there
+    reads="checkpoints of ssldet's model in detectron2", recognises=is_from_detectron2, open=open_from_detectron2
 )

@@ -1,6 +1,6 @@
-"""file with DETR's names, and what to assume of it -> Opened: shared by importers of DETR and of what builds on it.
+"""file with DETR's names, assumptions about it -> Opened: shared by importers of DETR and of models based on it.
 
-A file that we wrote states its task and classes, and these go before whatever is assumed.
+A file that we wrote states its task and classes, which are used instead of the assumptions.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from ssldet.weights.detr import DetrFile, fill, from_detr, has_detr_names, look_
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assumed:
-    """What is taken for true of a file that doesn't say it.
+class Assumptions:
+    """Information that a file does not state, and that is assumed instead.
 
     Attributes:
-        task: Who taught the detector.
+        task: The task that the detector was trained on.
         classes: Class names in the order of the labels; empty where they are unknown.
-        category_ids: The data's number of each class; empty likewise.
+        category_ids: The data's number of each class; empty where they are unknown.
     """
 
     task: Task
@@ -30,7 +30,7 @@ class Assumed:
 
 
 def is_detr(candidate: Candidate) -> bool:
-    """Say whether a file has DETR's names, or those of its authors' model for detectron2.
+    """Tell whether a file has DETR's names, or those of its authors' model for detectron2.
 
     Args:
         candidate: Any file or folder.
@@ -38,15 +38,15 @@ def is_detr(candidate: Candidate) -> bool:
     return has_detr_names(candidate.names) or is_wrapper(candidate.names)
 
 
-def open_detr(candidate: Candidate, assume: Callable[[DetrFile], Assumed]) -> Opened:
+def open_detr(candidate: Candidate, assume: Callable[[DetrFile], Assumptions]) -> Opened:
     """Build the model that a file with DETR's names holds.
 
     Args:
-        candidate: Such a file.
-        assume: Says what the file is, from its tensors, as far as it doesn't say so itself.
+        candidate: A file with DETR's names.
+        assume: Returns assumptions about the file, from its tensors; what the file states is used instead.
 
     Raises:
-        CheckpointError: It holds something else, or more or less than such a model.
+        CheckpointError: Its tensors are not exactly those of such a model.
     """
     file = look_into(*candidate.read())
     assumed = assume(file)

@@ -1,4 +1,4 @@
-"""our own weights file -> Opened: its header says everything."""
+"""our own weights file -> Opened, by its header."""
 
 from ssldet.engine.checkpoint import HEADER, restore_objective
 from ssldet.importing.base import Candidate, Importer, Opened
@@ -7,7 +7,7 @@ from ssldet.task import Task
 
 
 def is_ours(candidate: Candidate) -> bool:
-    """Say whether a file has our header.
+    """Tell whether a file has our header.
 
     Args:
         candidate: Any file or folder.
@@ -19,10 +19,10 @@ def open_ours(candidate: Candidate) -> Opened:
     """Build the model that a weights file of ours describes.
 
     Args:
-        candidate: Such a file.
+        candidate: A file with our header.
 
     Raises:
-        CheckpointError: It is damaged, or from another version.
+        CheckpointError: The file is damaged, or from another version.
         ConfigError: Its task or its detector is not installed.
     """
     objective, info = restore_objective(candidate.path)

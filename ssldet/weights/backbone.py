@@ -1,6 +1,6 @@
-"""backbone, weights file -> filled backbone, whoever wrote the file, all parts counted.
+"""backbone, weights file of any project -> backbone with weights, and a report of every tensor.
 
-Nothing is loaded silently in part: a file that fills less of the backbone than asked is refused.
+A file that fills less of the backbone than the caller requires is refused.
 """
 
 import logging
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 LEAST_COVERAGE = 0.95
 COUNTER = "num_batches_tracked"
-"""Ending of what batch norms count and fixed norms don't need; files may hold it or not."""
+"""Last part of the name of the step counter of batch norms, which fixed norms don't need; optional in files."""
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What timm's local folders call their weights."""
+"""Names of the weights file in a local folder of timm."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Share:
 
     Attributes:
         names: Their names.
-        parameters: How many numbers they hold, fixed statistics included.
+        parameters: Number of their values, fixed statistics included.
     """
 
     names: tuple[str, ...]
@@ -46,40 +46,40 @@ class Share:
 
     @classmethod
     def of(cls, names: Iterable[str], tensors: Mapping[str, Tensor]) -> "Share":
-        """Count.
+        """Count the values of some tensors.
 
         Args:
-            names: Which.
-            tensors: Where they are.
+            names: Names of the tensors.
+            tensors: All tensors by name.
         """
         names = tuple(names)
         return cls(names, sum(tensors[name].numel() for name in names))
 
     def __len__(self) -> int:
-        """Count the tensors."""
+        """Number of tensors."""
         return len(self.names)
 
     def __str__(self) -> str:
-        """Name the first."""
+        """Return the number of tensors, and the first names."""
         shown = ", ".join(self.names[:3])
         return f"{len(self)} ({shown}{', …' if len(self) > 3 else ''})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneReport:
-    """What became of a weights file.
+    """Which tensors of a backbone were loaded from a weights file.
 
     Attributes:
         weights: Name or path, as given.
         path: The file.
         kind: What kind of file it is, and which of several copies was taken.
-        prefix: What the names of the backbone began with.
-        wanted: The backbone.
-        loaded: What was filled as it is in the file.
-        reshaped: What was filled after resampling it to another grid of patches.
-        misshapen: What the file holds in a shape that doesn't fit; it stays fresh.
-        fresh: What the file doesn't hold.
-        ignored: What else the file holds.
+        prefix: Prefix of the names of the backbone in the file.
+        wanted: All tensors of the backbone.
+        loaded: Tensors loaded as they are in the file.
+        reshaped: Tensors loaded after resampling to another grid of patches.
+        misshapen: Tensors that the file holds in a shape that doesn't fit; they stay fresh.
+        fresh: Tensors of the backbone that the file doesn't hold.
+        ignored: All other tensors of the file.
     """
 
     weights: str
@@ -100,44 +100,43 @@ class BackboneReport:
         return min(tensors, (self.loaded.parameters + self.reshaped.parameters) / max(1, self.wanted.parameters))
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return one line."""
         parts = [
             f"{len(self.loaded)} of {len(self.wanted)} tensors and {self.loaded.parameters:,} of "
             f"{self.wanted.parameters:,} parameters loaded"
         ]
-        told = {"resampled": self.reshaped, "fresh": self.fresh, "fresh for their shape": self.misshapen}
-        parts += [f"{share} {word}" for word, share in told.items() if len(share)]
+        others = {"resampled": self.reshaped, "fresh": self.fresh, "fresh for their shape": self.misshapen}
+        parts += [f"{share} {word}" for word, share in others.items() if len(share)]
         if len(self.ignored):
             counts = sorted(Counter(name.partition(".")[0] for name in self.ignored.names).items())
             parts.append(f"{len(self.ignored)} ignored ({', '.join(f'{word} {count}' for word, count in counts)})")
         return f"backbone weights {self.weights}, {self.kind}: {'; '.join(parts)}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values; what was loaded and ignored is counted, the rest also named."""
-        told = {
+        """Return plain values; loaded and ignored tensors are counted, the others also named."""
+        shares = {
             word: {"tensors": len(share), "parameters": share.parameters}
             | ({} if word in ("wanted", "loaded", "ignored") else {"names": list(share.names)})
             for word, share in vars(self).items()
             if isinstance(share, Share)
         }
-        said = {"weights": self.weights, "path": str(self.path), "kind": self.kind, "prefix": self.prefix}
-        return said | told | {"coverage": self.coverage}
+        source = {"weights": self.weights, "path": str(self.path), "kind": self.kind, "prefix": self.prefix}
+        return source | shares | {"coverage": self.coverage}
 
 
 def load_backbone(
     backbone: Backbone, weights: str, *, architecture: str | None = None, coverage: float = LEAST_COVERAGE
 ) -> BackboneReport:
-    """Fill a backbone from a file.
+    """Load a backbone from a file.
 
     Args:
-        backbone: Filled in place.
+        backbone: Changed in place.
         weights: Path of a file or of a local folder of timm's, or a name that `ssldet list weights` shows.
-        architecture: The backbone's name, which weights that go by a name are looked up for; none finds out for
-            plain ResNets.
+        architecture: The backbone's name, for weights that are given by name; `None` recognises plain ResNets.
         coverage: Least share of the backbone's tensors, and of its parameters, that the file must fill.
 
     Returns:
-        What was loaded, what stays fresh and what was ignored.
+        The tensors that were loaded, that stay fresh and that were ignored.
 
     Raises:
         CheckpointError: The file can't be read, or doesn't fit; nothing is changed then.
@@ -162,7 +161,7 @@ def load_backbone(
 
 
 def _plain(state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """Give a ResNet in a file of detectron2's the names that it has everywhere else."""
+    """Rename a ResNet in a file of detectron2 to torchvision's names."""
     if not has_resnet(state):
         return state
     require_our_pixels(path)
@@ -173,22 +172,22 @@ def _plain(state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
 
 
 def weights_path(weights: str, architecture: str | None = None) -> Path:
-    """Return the file that is meant; a path goes before a name only where it exists or looks like one.
+    """Return the file for a path or a name; it is a path if it exists or looks like one.
 
     Args:
         weights: Path or name.
-        architecture: The network that shall have them; none where it has no name.
+        architecture: Name of the backbone; `None` where it has no name.
 
     Raises:
-        CheckpointError: No such name, or a folder without weights.
+        CheckpointError: There is no such name, or the folder holds no weights.
         SetupError: A named file is not here and can't be fetched.
     """
     path = Path(weights).expanduser()
     if path.is_dir():
-        found = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
-        if found is None:
+        file = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
+        if file is None:
             raise CheckpointError(f"{path}: a folder without {' or '.join(FOLDER_FILES)}; name a weights file")
-        return found
+        return file
     if path.exists() or len(path.parts) > 1 or path.suffix in (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors"):
         return path
     return cached(known_weights(weights, architecture))
@@ -204,10 +203,10 @@ def _report(
     fitting: Collection[str],
     resampled: Collection[str],
 ) -> BackboneReport:
-    found = inner.state
+    held = inner.state
     beside = {name: value for name, value in state.items() if not name.startswith(inner.prefix)}
-    beside |= {name: value for name, value in found.items() if name not in wanted and not name.endswith(COUNTER)}
-    misshapen = [name for name in found if name in wanted and name not in fitting and name not in resampled]
+    beside |= {name: value for name, value in held.items() if name not in wanted and not name.endswith(COUNTER)}
+    misshapen = [name for name in held if name in wanted and name not in fitting and name not in resampled]
     return BackboneReport(
         weights=weights,
         path=path,
@@ -217,7 +216,7 @@ def _report(
         loaded=Share.of(fitting, wanted),
         reshaped=Share.of(resampled, wanted),
         misshapen=Share.of(misshapen, wanted),
-        fresh=Share.of([name for name in wanted if name not in found], wanted),
+        fresh=Share.of([name for name in wanted if name not in held], wanted),
         ignored=Share.of(beside, beside),
     )
 
@@ -225,7 +224,7 @@ def _report(
 def _require(
     report: BackboneReport, inner: Inner, wanted: Mapping[str, Tensor], coverage: float, pruned: Collection[str]
 ) -> None:
-    """Refuse a file that leaves too much fresh, or holds a deeper network, whose tensors mean something else."""
+    """Raise an error if a file leaves too much fresh, or holds a deeper network, whose tensors don't correspond."""
     holds, needs = name_resnet(inner.state), name_resnet(wanted)
     deeper = _deeper(inner.state, wanted, pruned)
     if report.coverage >= coverage and not deeper:
@@ -242,7 +241,7 @@ def _require(
 
 
 def _deeper(found: Collection[str], wanted: Iterable[str], pruned: Collection[str]) -> list[str]:
-    """Return names that go on counting where the backbone's stop, such as `layer1.2` after `layer1.1`."""
+    """Return names whose numbers exceed those of the backbone, such as `layer1.2` after `layer1.1`."""
     known = {step: parent for name in wanted for step, parent in _steps(name)}
     parents = set(known.values())
     return [
@@ -253,14 +252,14 @@ def _deeper(found: Collection[str], wanted: Iterable[str], pruned: Collection[st
 
 
 def _steps(name: str) -> list[tuple[str, str]]:
-    """Return every counted part of a name with what counts it, such as `layer1.2` and `layer1`."""
+    """Return every numbered part of a name and its parent, such as `layer1.2` and `layer1`."""
     parts = name.split(".")
     places = [place for place, part in enumerate(parts) if place and part.isdigit()]
     return [(".".join(parts[: place + 1]), ".".join(parts[:place])) for place in places]
 
 
 def _resample(body: nn.Module, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring learned positions of a vision transformer to the backbone's own grid of patches."""
+    """Resample the learned positions of a vision transformer to the backbone's own grid of patches."""
     theirs, ours = found.get("pos_embed"), wanted.get("pos_embed")
     grid = getattr(getattr(body, "patch_embed", None), "grid_size", None)
     if theirs is None or ours is None or grid is None or theirs.shape == ours.shape:

@@ -1,6 +1,6 @@
-"""known weights -> their file: from the cache folder, or fetched into it once, by one process, with all others waiting.
+"""known weights -> their file, in the cache folder; one process downloads a missing file while the others wait.
 
-The cache folder is `SSLDET_HOME`, by default `~/.cache/ssldet`. With `SSLDET_OFFLINE` set nothing is ever fetched.
+The cache folder is `SSLDET_HOME`, by default `~/.cache/ssldet`. If `SSLDET_OFFLINE` is set, nothing is downloaded.
 """
 
 import logging
@@ -17,31 +17,31 @@ from ssldet.weights.zoo import KnownWeights
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 3600.0
-"""How long a process waits for another one that fetches the same file."""
+"""Seconds that a process waits for another one that downloads the same file."""
 
 
 def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """Return the folder that holds fetched files.
+    """Return the folder that holds downloaded files.
 
     Args:
-        environment: Where `SSLDET_HOME` is looked up; none means the process's own.
+        environment: Environment in which `SSLDET_HOME` is looked up; `None` means that of the process.
     """
     home = (os.environ if environment is None else environment).get("SSLDET_HOME")
     return Path(home).expanduser() if home else Path.home() / ".cache" / "ssldet"
 
 
 def cached(known: KnownWeights, *, require: Callable[[str], None] = require_https) -> Path:
-    """Return the file, fetching it if it isn't there yet.
+    """Return the file, and download it if it is not there yet.
 
-    Ranks of one run and unrelated processes alike find out by a lock beside the file who fetches.
+    A lock beside the file decides which process downloads it: a rank of one run, or any other process.
 
     Args:
-        known: Which.
-        require: Raises on addresses that may not be asked.
+        known: The weights.
+        require: Raises on addresses that are not allowed.
 
     Raises:
-        SetupError: It isn't there and can't be fetched; the message says where to get it and where to put it.
-        CheckpointError: What was fetched is not what its authors published.
+        SetupError: It is not there and can't be downloaded; the message says where to get it and where to put it.
+        CheckpointError: The downloaded file is not the published one.
     """
     path = cache_folder() / known.file
     if path.is_file():

@@ -1,9 +1,9 @@
-"""number of classes -> names: how published detectors number COCO's classes, which their files don't say."""
+"""number of classes -> class names: how published detectors number COCO's classes, which their files don't state."""
 
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 RAW, CONTIGUOUS, RAW_PANOPTIC, CONTIGUOUS_PANOPTIC = 91, 80, 250, 133
-"""Classes of a head: by category id up to the largest, or only those in use; with things alone, or with stuff too."""
+"""Numbers of classes: all category ids up to the largest, or only those in use; things alone, or stuff too."""
 STUFF = {
     92: "banner", 93: "blanket", 95: "bridge", 100: "cardboard", 107: "counter", 109: "curtain", 112: "door-stuff",
     118: "floor-wood", 119: "flower", 122: "fruit", 125: "gravel", 128: "house", 130: "light", 133: "mirror-stuff",
@@ -15,7 +15,7 @@ STUFF = {
     192: "mountain-merged", 193: "grass-merged", 194: "dirt-merged", 195: "paper-merged", 196: "food-other-merged",
     197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged", 200: "rug-merged",
 }  # fmt: skip
-"""Category id -> name of what COCO panoptic calls stuff."""
+"""Category id -> name of COCO panoptic's stuff classes."""
 
 
 def coco_things() -> dict[int, str]:
@@ -31,8 +31,8 @@ def coco_numbering(num_classes: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
         num_classes: Classes of the head, "no object" not counted: 91 or 250 by category id, 80 or 133 contiguous.
 
     Returns:
-        Name and category id of each class, the name empty where an id is not in use; nothing for any other number,
-        because such a head was trained on somebody's own classes.
+        Name and category id of each class, the name empty where an id is not in use; empty for any other number,
+        because such a head was trained on other classes.
     """
     things, everything = coco_things(), coco_things() | STUFF
     if num_classes in {RAW, RAW_PANOPTIC}:

@@ -1,7 +1,7 @@
-"""detectron2's names <-> torchvision's and DETR's: its ResNets, and the model that DETR's authors made of them for it.
+"""detectron2's tensor names <-> torchvision's (ResNets) and DETR's (the model that its authors made for detectron2).
 
-Pure renaming, both ways and without loss; nothing of detectron2 is imported. What a file's tensors don't say, such as
-heads and the order of colours, stands in the configuration beside it: `FILE.yaml` of an export, or the `config.yaml`
+Pure renaming, both ways and without loss; detectron2 is not imported. Information that is not in a file's tensors, such
+as heads and the order of colours, is in the configuration beside it: `FILE.yaml` of an export, or the `config.yaml`
 that detectron2 writes into its output folder.
 """
 
@@ -31,16 +31,16 @@ PARTS = {
 TV_STAGES, TV_PARTS = ({ours: theirs for theirs, ours in table.items()} for table in (STAGES, PARTS))
 STEM = "stem"
 RESNET = re.compile(r"(?:^|\.)((?:stem|res[2-5]\.\d+)\.(?:conv[123]|shortcut)\..+)$")
-"""How names of detectron2's ResNets end, whatever model they are in."""
+"""Pattern of the names of detectron2's ResNets, inside any model."""
 WRAPPER = "detr."
-"""What precedes all names of DETR in the model that its authors made for detectron2."""
+"""Prefix of all names of DETR in the model that its authors made for detectron2."""
 BODY, WRAPPED_BODY = "backbone.0.body.", "backbone.0.backbone."
 GARBLED = re.compile(re.escape(WRAPPED_BODY) + r"(stem\.)?detr\.")
-"""What the authors' own script makes of the backbone of a model with masks."""
+"""Names that the authors' converter gives to the backbone of a model with masks."""
 CRITERION = "criterion.empty_weight"
-"""Weights of classes in that model's loss, which it keeps among its tensors."""
+"""Weights of classes in that model's loss, which are among its tensors."""
 OUR_MODEL = "detector."
-"""What precedes all names of the detector in our own model for detectron2, and in any objective of ours."""
+"""Prefix of all names of the detector in our own model for detectron2, and in our objectives."""
 
 
 def resnet_to_detectron2(name: str) -> str:
@@ -50,7 +50,7 @@ def resnet_to_detectron2(name: str) -> str:
         name: Such as `layer1.0.bn1.weight`.
 
     Raises:
-        CheckpointError: No such name.
+        CheckpointError: There is no such name.
     """
     place, _, last = name.rpartition(".")
     stage, _, rest = place.partition(".")
@@ -69,7 +69,7 @@ def resnet_from_detectron2(name: str) -> str:
         name: Such as `res2.0.conv1.norm.weight`.
 
     Raises:
-        CheckpointError: No such name.
+        CheckpointError: There is no such name.
     """
     place, _, last = name.rpartition(".")
     stage, _, rest = place.partition(".")
@@ -82,29 +82,29 @@ def resnet_from_detectron2(name: str) -> str:
 
 
 def has_resnet(names: Collection[str]) -> bool:
-    """Say whether detectron2's ResNet is among some names.
+    """Tell whether names include those of detectron2's ResNet.
 
     Args:
-        names: Of all tensors of a file.
+        names: Names of all tensors of a file.
     """
     return any(name.endswith("stem.conv1.norm.weight") for name in names)
 
 
 def plain_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the ResNet in a model of detectron2's torchvision's names, nothing before them; other names stay.
+    """Rename the ResNet in a model of detectron2 to torchvision's names without prefix; other names stay.
 
-    The stages of one network may lie apart there, as the last one does in a Faster R-CNN of the kind C4.
+    The stages of one network may have different prefixes there, as in a Faster R-CNN of the kind C4.
 
     Args:
         state: A ResNet, or any model with one.
 
     Raises:
-        CheckpointError: The model has two.
+        CheckpointError: The model has two ResNets.
     """
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
-        found = RESNET.search(name)
-        plain = resnet_from_detectron2(found[1]) if found else name
+        match = RESNET.search(name)
+        plain = resnet_from_detectron2(match[1]) if match else name
         if plain in renamed:
             raise CheckpointError(f"two tensors are called {plain} without what precedes; save one network by itself")
         renamed[plain] = value
@@ -112,10 +112,10 @@ def plain_resnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_wrapper(names: Collection[str]) -> bool:
-    """Say whether names are those of the model that DETR's authors made for detectron2.
+    """Tell whether names are those of the model that DETR's authors made for detectron2.
 
     Args:
-        names: Of all tensors of a file.
+        names: Names of all tensors of a file.
     """
     return any(name.removeprefix(WRAPPER).startswith((WRAPPED_BODY, WRAPPER + WRAPPED_BODY)) for name in names)
 
@@ -123,20 +123,20 @@ def is_wrapper(names: Collection[str]) -> bool:
 def from_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a state of that model to DETR's naming, and leave out what belongs to its loss.
 
-    What the authors' converter makes of models with masks is understood too.
+    Files of the authors' converter for models with masks are renamed too.
 
     Args:
         state: Tensors in its naming.
 
     Raises:
-        CheckpointError: A name that neither project has.
+        CheckpointError: A name occurs in neither project.
     """
     renamed = {}
     for name, value in state.items():
         if name == CRITERION:
             continue
-        # `(stem.)detr.` after the body is where the converter puts what should stand before it.
-        mended = GARBLED.sub(lambda found: f"{WRAPPER}{WRAPPED_BODY}{found[1] or ''}", name.removeprefix(WRAPPER))
+        # `(stem.)detr.` after the body is where the converter puts the prefix that belongs before it.
+        mended = GARBLED.sub(lambda match: f"{WRAPPER}{WRAPPED_BODY}{match[1] or ''}", name.removeprefix(WRAPPER))
         before, body, inner = mended.partition(WRAPPED_BODY)
         renamed[f"{before}{BODY}{resnet_from_detectron2(inner)}" if body else mended] = value
     return renamed
@@ -159,14 +159,14 @@ def to_wrapper(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rows_in_use(classes: Sequence[str], num_classes: int) -> tuple[int, ...] | None:
-    """Return which rows of a class head detectron2 wants: its classes are contiguous, ours may have holes.
+    """Return the rows of a class head that detectron2 needs: its classes are contiguous, ours may have gaps.
 
     Args:
         classes: Names in the order of the labels, empty where a number stands for no class, as COCO's ids have it.
         num_classes: Classes of the head, "no object" not counted.
 
     Returns:
-        Rows in ascending order, the one of "no object" last; none where all are in use, or nothing is known of them.
+        Rows in ascending order, the one of "no object" last; `None` where all are in use, or class names are unknown.
     """
     if len(classes) != num_classes or all(classes):
         return None
@@ -174,31 +174,31 @@ def rows_in_use(classes: Sequence[str], num_classes: int) -> tuple[int, ...] | N
 
 
 def configuration_beside(path: Path) -> dict[str, Any]:
-    """Return what the configuration beside a file says; nothing where there is none.
+    """Return the configuration beside a file; empty where there is none.
 
     Args:
         path: A weights file; beside it `FILE.yaml`, or what detectron2 writes into its output folder.
 
     Raises:
-        CheckpointError: It is there and can't be read.
+        CheckpointError: The configuration exists and can't be read.
     """
     for beside in (path.with_suffix(".yaml"), path.with_name("config.yaml")):
         if not beside.is_file():
             continue
         try:
-            found = yaml.safe_load(beside.read_text(encoding="utf-8"))
+            document = yaml.safe_load(beside.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             raise CheckpointError(f"{beside}: can't be read ({error}); mend it, or move it away from {path}") from error
-        if isinstance(found, dict):
-            return found
+        if isinstance(document, dict):
+            return document
     return {}
 
 
 def has_our_names(names: Collection[str]) -> bool:
-    """Say whether names are those of our own model for detectron2.
+    """Tell whether names are those of our own model for detectron2.
 
     Args:
-        names: Of all tensors of a file.
+        names: Names of all tensors of a file.
     """
     return any(name.startswith(OUR_MODEL) for name in names)
 
@@ -207,18 +207,18 @@ def stated_about(origin: Origin) -> dict[str, Any]:
     """Return task, detector, classes and category ids of a file with the tensors of our own model for detectron2.
 
     Args:
-        origin: The file, and what else it said; detectron2 drops that in training, and keeps its configuration.
+        origin: Other contents of the file; detectron2 drops them in training, and keeps its configuration.
 
     Raises:
-        CheckpointError: Neither it nor the configuration beside it tells.
+        CheckpointError: Neither the file nor the configuration beside it states them.
     """
-    found = origin.options.get("ssldet")
-    if not isinstance(found, dict) or "detector" not in found:
+    stated = origin.options.get("ssldet")
+    if not isinstance(stated, dict) or "detector" not in stated:
         document = configuration_beside(origin.path)
         given = look_up(document, "MODEL.SSLDET") or look_up(document, "model") or {}
-        found = {str(name).lower(): value for name, value in given.items()}
+        stated = {str(name).lower(): value for name, value in given.items()}
     try:
-        task, detector = (_document(found.get(name)) for name in ("task", "detector"))
+        task, detector = (_document(stated.get(name)) for name in ("task", "detector"))
     except ValueError as error:
         raise CheckpointError(f"{origin.path}: the configuration beside it is damaged ({error})") from error
     if not task or not detector:
@@ -227,37 +227,37 @@ def stated_about(origin: Origin) -> dict[str, Any]:
             f"config.yaml of its training, or the file that was exported with it, beside it as "
             f"{origin.path.with_suffix('.yaml').name}"
         )
-    classes, category_ids = (list(found.get(name) or ()) for name in ("classes", "category_ids"))
+    classes, category_ids = (list(stated.get(name) or ()) for name in ("classes", "category_ids"))
     return {"task": task, "detector": detector, "classes": classes, "category_ids": category_ids}
 
 
 def _document(given: Any) -> dict[str, Any]:
-    """Return a document that stands in a configuration as it is, or as JSON."""
-    found = json.loads(given) if isinstance(given, str) and given else given
-    return dict(found) if isinstance(found, dict) else {}
+    """Return a document that a configuration holds as a dictionary or as JSON text."""
+    document = json.loads(given) if isinstance(given, str) and given else given
+    return dict(document) if isinstance(document, dict) else {}
 
 
 def look_up(document: Mapping[str, Any], path: str) -> Any:
-    """Return an entry of a configuration; none where it is missing.
+    """Return an entry of a configuration; `None` where it is missing.
 
     Args:
-        document: Nested.
+        document: Nested dictionaries.
         path: Such as `MODEL.DETR.NHEADS`.
     """
-    found: Any = document
+    entry: Any = document
     for word in path.split("."):
-        found = found.get(word) if isinstance(found, Mapping) else None
-    return found
+        entry = entry.get(word) if isinstance(entry, Mapping) else None
+    return entry
 
 
 def require_our_pixels(path: Path) -> None:
-    """Refuse a ResNet that wants other pixels, or strides elsewhere, than torchvision's; warn where nothing says so.
+    """Raise an error if a ResNet needs other pixels, or has other strides, than torchvision's; warn if nothing says so.
 
     Args:
         path: The weights file.
 
     Raises:
-        CheckpointError: The configuration beside it says so.
+        CheckpointError: The configuration beside the file states other pixels or strides.
     """
     model = configuration_beside(path)
     if look_up(model, "MODEL.PIXEL_MEAN") is None:
@@ -268,18 +268,18 @@ def require_our_pixels(path: Path) -> None:
         )
         return
     exact = {"INPUT.FORMAT": "RGB", "MODEL.RESNETS.STRIDE_IN_1X1": False}
-    about = {"MODEL.PIXEL_MEAN": IMAGENET_MEAN, "MODEL.PIXEL_STD": IMAGENET_STD}
+    rounded = {"MODEL.PIXEL_MEAN": IMAGENET_MEAN, "MODEL.PIXEL_STD": IMAGENET_STD}
     wrong = [name for name, ours in exact.items() if look_up(model, name) != ours]
-    wrong += [name for name, ours in about.items() if not _about(look_up(model, name), [255 * part for part in ours])]
+    wrong += [name for name, ours in rounded.items() if not _close(look_up(model, name), [255 * part for part in ours])]
     if wrong:
-        told = "; ".join(f"{name} is {look_up(model, name)}" for name in wrong)
+        seen = "; ".join(f"{name} is {look_up(model, name)}" for name in wrong)
         raise CheckpointError(
-            f"{path}: this detectron2 model sees other pixels, or strides elsewhere, than torchvision's: {told}; train "
+            f"{path}: this detectron2 model sees other pixels, or strides elsewhere, than torchvision's: {seen}; train "
             "it from torchvision's weights, whose configuration has its values"
         )
 
 
-def _about(theirs: Any, ours: Sequence[float]) -> bool:
-    """Say whether numbers are the same but for rounding."""
+def _close(theirs: Any, ours: Sequence[float]) -> bool:
+    """Tell whether numbers are equal up to rounding."""
     same = isinstance(theirs, list) and len(theirs) == len(ours)
     return same and all(abs(one - other) < 0.01 for one, other in zip(theirs, ours, strict=True))

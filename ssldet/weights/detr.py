@@ -1,9 +1,9 @@
-"""DETR's files <-> our detector: the same tensors under other names, and what the names say of the model.
+"""DETR's files <-> our detector: the same tensors under other names, and the configuration that they imply.
 
 `from_detr` and `to_detr` only rename, both ways and without loss. `recognise` reads width, depth, classes and the like
-off the tensors, so that nobody has to retype the flags a file was trained with. Mask models put `detr.` before all
-names but those of their mask heads. A pretraining such as UP-DETR's keeps its heads in the same file: their names are
-given by whoever knows them, see `Objective.detr_names`.
+off the tensors, so that the options of training need not be given again. Mask models put `detr.` before all names but
+those of their mask heads. Files of a pretraining such as UP-DETR's also hold its heads; the task gives their names, see
+`Objective.detr_names`.
 """
 
 import logging
@@ -37,28 +37,28 @@ NAMES = {
     "bbox_attention.": "detector.mask_attention.",
     "mask_head.": "detector.mask_head.",
 }
-"""How a name begins in their files -> how it begins in the state of an objective of ours."""
+"""Prefix of names in DETR's files -> prefix in the state of our objectives."""
 OURS = {ours: theirs for theirs, ours in NAMES.items()}
 SEGMENTATION = "detr."
-"""What precedes all names of the detector in the files of DETR's mask models."""
+"""Prefix of all names of the detector in the files of DETR's mask models."""
 NO_HEADS: Mapping[str, str] = MappingProxyType({})
 MASK_HEADS = ("bbox_attention.", "mask_head.")
 DEFAULT_HEADS = 8
-"""Attention heads leave no trace in a file; all released ones have this many."""
+"""Number of attention heads, which tensors do not show; all released models have this many."""
 STATEMENT = "ssldet"
-"""Option of a file that we wrote: what its tensors don't say, such as the task and the class names."""
+"""Option of a file that we wrote, with information such as the task and the class names."""
 Softmax = Literal["per_head", "joint"]
-"""How attention maps behind masks are made to sum to one; see `DETRConfig.mask_attention`."""
+"""Normalisation of the attention maps of masks, as in `DETRConfig.mask_attention`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recognised:
-    """What a state in DETR's naming turned out to be.
+class RecognisedDetr:
+    """The detector that a state in DETR's naming holds.
 
     Attributes:
-        config: Choices that build the same detector.
+        config: Configuration that builds the same detector.
         tensors: Number of tensors of the detector.
-        beside: Number of other tensors, such as those of heads that a pretraining throws away.
+        beside: Number of other tensors, such as those of heads of a pretraining.
     """
 
     config: DETRConfig
@@ -66,7 +66,7 @@ class Recognised:
     beside: int = 0
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return one line."""
         config = self.config
         return (
             f"DETR{' with masks' if config.masks else ''}, {config.backbone.name}, "
@@ -77,12 +77,12 @@ class Recognised:
 
 
 class DetrFile(NamedTuple):
-    """What a file with DETR's names holds, before anything is built.
+    """Contents of a file with DETR's names.
 
     Attributes:
-        config: Choices that build its detector.
+        config: Configuration that builds its detector.
         state: Its tensors in DETR's naming.
-        stated: Task, classes and category ids, where we wrote the file; else empty.
+        stated: Task, classes and category ids of a file that we wrote; else empty.
     """
 
     config: DETRConfig
@@ -90,12 +90,12 @@ class DetrFile(NamedTuple):
     stated: dict[str, Any]
 
 
-class Loaded(NamedTuple):
-    """A detector from somebody else's file.
+class LoadedDetr(NamedTuple):
+    """A detector from a file of another project.
 
     Attributes:
-        detector: Filled with every tensor that belongs to it.
-        heads: State of the heads beside it, by the names of our objective; empty where there are none.
+        detector: The detector with all of its tensors.
+        heads: State of other heads in the file, by the names of our objective; empty where there are none.
         config: The detector's configuration as plain values.
     """
 
@@ -105,45 +105,45 @@ class Loaded(NamedTuple):
 
 
 def has_detr_names(names: Iterable[str]) -> bool:
-    """Say whether names are those of a DETR, or of something made from its code.
+    """Tell whether names are those of a DETR, or of a model made from its code.
 
     Args:
-        names: Of all tensors of a file.
+        names: Names of all tensors of a file.
     """
     return not {"query_embed.weight", "class_embed.weight"}.isdisjoint(bare_names(names))
 
 
 def bare_names(names: Iterable[str]) -> set[str]:
-    """Return names without what models around a DETR put before them.
+    """Return names without the prefixes of models that contain a DETR.
 
     Args:
-        names: Of all tensors of a file.
+        names: Names of all tensors of a file.
     """
     return {name.removeprefix(SEGMENTATION).removeprefix(SEGMENTATION) for name in names}
 
 
 def from_detr(state: Mapping[str, Tensor], heads: Mapping[str, str] = NO_HEADS) -> dict[str, Tensor]:
-    """Rename a state in DETR's naming to that of an objective of ours: `detector.…`, and heads beside it.
+    """Rename a state in DETR's naming to that of our objectives: `detector.…`, and other heads.
 
     Args:
-        state: Tensors in their naming.
-        heads: How names of heads begin in the objective -> in their naming.
+        state: Tensors in DETR's naming.
+        heads: Prefix of the names of heads in our objective -> prefix in DETR's naming.
 
     Raises:
-        CheckpointError: A name that is neither DETR's nor one of the heads'.
+        CheckpointError: A name is neither one of DETR's nor one of the heads.
     """
     return _rename(_bare(state), NAMES | {theirs: ours for ours, theirs in heads.items()}, "DETR")
 
 
 def to_detr(state: Mapping[str, Tensor], heads: Mapping[str, str] = NO_HEADS) -> dict[str, Tensor]:
-    """Rename the state of an objective of ours to DETR's naming.
+    """Rename the state of one of our objectives to DETR's naming.
 
     Args:
         state: Tensors named `detector.…`, and those of heads.
-        heads: How names of heads begin in the objective -> in their naming.
+        heads: Prefix of the names of heads in our objective -> prefix in DETR's naming.
 
     Raises:
-        CheckpointError: A name that their files have no place for.
+        CheckpointError: A name has no counterpart in DETR's files.
     """
     renamed = _rename(state, OURS | dict(heads), "our DETR")
     if not any(name.startswith(MASK_HEADS) for name in renamed):
@@ -158,19 +158,19 @@ def recognise(
     output_stride: Literal[16, 32] = 32,
     mask_attention: Softmax | None = None,
     backbone: str | None = None,
-) -> Recognised:
-    """Read a model's choices off its tensors.
+) -> RecognisedDetr:
+    """Return the configuration of a model, read off its tensors.
 
     Args:
         state: Tensors in DETR's naming.
-        heads: Attention heads, which leave no trace.
-        output_stride: Stride of the last level, which leaves none either; 16 for DC5 models.
-        mask_attention: How attention maps behind masks sum to one, which leaves none either; none takes `joint` for
-            post-norm models, as DETR's authors trained theirs, and `per_head` for the others, which are UP-DETR's.
-        backbone: Name of the backbone, where it need not be a ResNet of torchvision's; none recognises those.
+        heads: Number of attention heads, which tensors do not show.
+        output_stride: Stride of the last level, which tensors do not show; 16 for DC5 models.
+        mask_attention: Normalisation of the attention maps of masks, which tensors do not show; `None` takes `joint`
+            for post-norm models, as DETR's authors trained theirs, and `per_head` for the others, which are UP-DETR's.
+        backbone: Name of the backbone, where it need not be a ResNet of torchvision; `None` recognises those.
 
     Raises:
-        CheckpointError: This is no DETR with a ResNet.
+        CheckpointError: The state is not that of a DETR with a ResNet.
     """
     state = _bare(state)
     body = [name.removeprefix("backbone.0.body.") for name in state if name.startswith("backbone.0.body.")]
@@ -199,7 +199,7 @@ def recognise(
     if problems := config.problems():
         raise CheckpointError(f"recognised as DETR, but {'; '.join(problems)}; name the right number of heads")
     own = sum(name.startswith(tuple(NAMES)) for name in state)
-    return Recognised(config=config, tensors=own, beside=len(state) - own)
+    return RecognisedDetr(config=config, tensors=own, beside=len(state) - own)
 
 
 def detector_from_file(
@@ -209,20 +209,20 @@ def detector_from_file(
     heads: int | None = None,
     output_stride: Literal[16, 32] | None = None,
     mask_attention: Softmax | None = None,
-) -> Loaded:
-    """Build and fill the detector that a file with DETR's names holds.
+) -> LoadedDetr:
+    """Build and load the detector that a file with DETR's names holds.
 
     Args:
         path: The file.
-        beside: How names of heads beside the detector begin in our objective -> in the file.
-        heads: Attention heads; none takes what the file's options say, else 8.
-        output_stride: Stride of the last level; none takes what the file's options say, else 16 where the file's name
-            holds `dc5` as those of the released models do, else 32.
-        mask_attention: How attention maps behind masks sum to one; none takes what the file's options say (those that
-            we wrote do), else see `recognise`.
+        beside: Prefix of the names of other heads in our objective -> prefix in the file.
+        heads: Number of attention heads; `None` takes that of the file's options, else 8.
+        output_stride: Stride of the last level; `None` takes that of the file's options, else 16 where the file's name
+            contains `dc5`, as in the released models, else 32.
+        mask_attention: Normalisation of the attention maps of masks; `None` takes that of the file's options (which
+            our files state), else that of `recognise`.
 
     Raises:
-        CheckpointError: The file can't be read, is none of theirs, or holds more or less than such a detector.
+        CheckpointError: The file can't be read, or its tensors are not exactly those of such a detector.
     """
     file = look_into(*read_state(path), heads=heads, output_stride=output_stride, mask_attention=mask_attention)
     detector = file.config.build()
@@ -233,7 +233,7 @@ def detector_from_file(
     own = {name.removeprefix("detector."): value for name, value in ours.items() if name.startswith("detector.")}
     fill(detector, own, path)
     heads_beside = {name: value for name, value in ours.items() if not name.startswith("detector.")}
-    return Loaded(detector, heads_beside, to_document(file.config))
+    return LoadedDetr(detector, heads_beside, to_document(file.config))
 
 
 def look_into(
@@ -244,17 +244,17 @@ def look_into(
     output_stride: Literal[16, 32] | None = None,
     mask_attention: Softmax | None = None,
 ) -> DetrFile:
-    """Say what a state in DETR's naming holds, or one in that of its authors' model for detectron2.
+    """Recognise a state in DETR's naming, or in that of its authors' model for detectron2.
 
     Args:
         state: Tensors by name.
-        origin: The file, and what else it said.
-        heads: See `detector_from_file`.
-        output_stride: See `detector_from_file`.
-        mask_attention: See `detector_from_file`.
+        origin: Path and other contents of the file.
+        heads: Number of attention heads, as in `detector_from_file`.
+        output_stride: Stride of the last level, as in `detector_from_file`.
+        mask_attention: Normalisation of the attention maps of masks, as in `detector_from_file`.
 
     Raises:
-        CheckpointError: It holds something else.
+        CheckpointError: The state is not that of such a model.
     """
     path, options = origin.path, origin.options
     dilated = options.get("dilation", "dc5" in path.name.casefold())
@@ -262,9 +262,9 @@ def look_into(
         if is_wrapper(state):
             state = from_wrapper(state)
             trained = look_up(configuration_beside(path), "MODEL.DETR.NHEADS")
-            # Its code computes maps in one way only.
+            # Its code normalises maps in one way only.
             options = {"mask_attention": "joint"} | ({} if trained is None else {"nheads": trained}) | options
-        known = recognise(
+        recognised = recognise(
             state,
             heads=heads or int(options.get("nheads", DEFAULT_HEADS)),
             output_stride=output_stride or (16 if dilated else 32),
@@ -272,22 +272,22 @@ def look_into(
         )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    taken = f"; mask_attention={known.config.mask_attention}" if known.config.masks else ""
-    log.info("%s: %s%s", path, known, taken)
+    taken = f"; mask_attention={recognised.config.mask_attention}" if recognised.config.masks else ""
+    log.info("%s: %s%s", path, recognised, taken)
     stated = options.get(STATEMENT)
-    return DetrFile(known.config, dict(state), stated if isinstance(stated, dict) else {})
+    return DetrFile(recognised.config, dict(state), stated if isinstance(stated, dict) else {})
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load all of it or nothing: every tensor has a place, every place a tensor, and every number is one.
+    """Load a state whose tensors are exactly those of a module; nothing is changed if they are not.
 
     Args:
-        module: A detector, or the objective around it; receives.
-        state: Tensors by its names.
-        path: Where they come from, for messages.
+        module: A detector, or the objective that contains it; changed in place.
+        state: Tensors by the names of the module.
+        path: File of the tensors, for messages.
 
     Raises:
-        CheckpointError: A tensor is missing, too many, of another shape or not finite.
+        CheckpointError: A tensor is missing, unexpected, of another shape or not finite.
     """
     if wrong := misfits(module.state_dict(), state) + infinite(state):
         raise CheckpointError(f"{path}: does not fit the detector it looks like: {few(wrong)}; is the file whole?")
@@ -310,7 +310,7 @@ def _rename(state: Mapping[str, Tensor], names: Mapping[str, str], kind: str) ->
 
 
 def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what mask models put before the names of the detector inside."""
+    """Remove the prefix of the detector in mask models."""
     return {name.removeprefix(SEGMENTATION): value for name, value in state.items()}
 
 

@@ -1,4 +1,4 @@
-"""address -> file, over https only: taken up again where it broke off, and checked before it gets its name."""
+"""address -> file, over https only; interrupted downloads continue, and files are checked before they are named."""
 
 import hashlib
 import shutil
@@ -15,38 +15,38 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener, getproxie
 from ssldet.errors import CheckpointError
 
 CONTACT_SECONDS, STALL_SECONDS = 0.9, 30.0
-"""How long a server may take to be reached at all, and later to send the next bytes."""
+"""Seconds that a server may take to accept a connection, and to send the next bytes."""
 LARGEST_BYTES = 4 * 2**30
-"""No file of the zoo comes near."""
+"""Limit of a download, far above any published file."""
 CHUNK_BYTES = 2**20
 RANGE_NOT_SATISFIABLE = 416
 
 
 def require_https(address: str) -> None:
-    """Refuse an address whose content somebody on the way could exchange.
+    """Raise an error if an address is not encrypted, so that its content could be replaced on the way.
 
     Args:
-        address: Where a download starts, or where it is sent on to.
+        address: Address of a download or of a redirect.
 
     Raises:
-        OSError: It doesn't begin with `https://`.
+        OSError: The address does not begin with `https://`.
     """
     if urlsplit(address).scheme != "https":
         raise OSError(f"{address} is not https")
 
 
 def fetch(address: str, path: Path, digest: str = "", *, require: Callable[[str], None] = require_https) -> None:
-    """Fetch a file; what arrives before an interruption stays in a hidden file beside it, for the next attempt.
+    """Download a file; after an interruption its first part stays in a hidden file beside it, for the next attempt.
 
     Args:
-        address: Where it is.
-        path: Where it goes; its folder exists.
+        address: Address of the file.
+        path: File to create; its folder exists.
         digest: `sha256:` or `md5:` and the first digits of the hash; empty where the authors state none.
-        require: Raises on addresses that may not be asked, redirects included.
+        require: Raises on addresses that are not allowed, redirects included.
 
     Raises:
-        OSError: It can't be reached, broke off, or has no place.
-        CheckpointError: What arrived is not what its authors published; it has been removed.
+        OSError: The address can't be reached, the download was interrupted, or there is too little space.
+        CheckpointError: The downloaded file is not the published one; it has been removed.
     """
     require(address)
     _reach(address)
@@ -70,7 +70,7 @@ def fetch(address: str, path: Path, digest: str = "", *, require: Callable[[str]
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Follow only to where one may go."""
+    """Follow redirects to allowed addresses only."""
 
     def __init__(self, require: Callable[[str], None]) -> None:
         self._require = require
@@ -83,7 +83,7 @@ class _Redirects(HTTPRedirectHandler):
 
 
 def _reach(address: str) -> None:
-    """Knock at the door, in a thread because looking up a name may hang for much longer than any time limit."""
+    """Try to connect, in a thread, because looking up a host name may take much longer than any time limit."""
     parts = urlsplit(address)
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.netloc):
@@ -91,14 +91,14 @@ def _reach(address: str) -> None:
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     outcome: list[OSError | None] = []
 
-    def knock() -> None:
+    def connect() -> None:
         try:
             socket.create_connection((host, port), timeout=CONTACT_SECONDS).close()
             outcome.append(None)
         except OSError as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=knock, daemon=True)
+    thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(CONTACT_SECONDS)
     error = outcome[0] if outcome else TimeoutError(f"{host} does not answer")
@@ -107,7 +107,7 @@ def _reach(address: str) -> None:
 
 
 def _receive(address: str, part: Path, mark: Path, require: Callable[[str], None]) -> None:
-    """Append to what is there already where the server still has the same file, else start anew."""
+    """Continue the first part if the server still has the same file, else start again."""
     begun = part.stat().st_size if part.is_file() and mark.is_file() else 0
     headers = {"Range": f"bytes={begun}-", "If-Range": mark.read_text()} if begun else {}
     opener = build_opener(_Redirects(require))
@@ -128,7 +128,7 @@ def _receive(address: str, part: Path, mark: Path, require: Callable[[str], None
 
 
 def _append(answer: HTTPResponse, part: Path, begun: int) -> int:
-    """Write what arrives; return the size that the file then has."""
+    """Append the bytes of an answer to a file; return the size of the file."""
     with part.open("ab" if begun else "wb") as file:
         while chunk := answer.read(CHUNK_BYTES):
             begun += len(chunk)

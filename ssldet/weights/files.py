@@ -1,7 +1,7 @@
-"""weights file -> state: anybody's tensors by name, read without running anything that the file says.
+"""weights file of any project -> state: tensors by name, read without running code of the file.
 
-What a file is, its first bytes say and never its name. Torch files go through PyTorch's own restricted unpickler with a
-closed list of harmless classes; there is no fallback for files that need more.
+The format is recognised by the first bytes, not by the name. Torch files are read by PyTorch's own restricted unpickler
+with a closed list of harmless classes; there is no fallback for files that need more.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from torch.serialization import safe_globals
 from ssldet.errors import CheckpointError, suggest
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student")
-"""Keys under which projects put the state beside optimizer, epoch and the like; of two, the first is taken."""
+"""Keys under which projects store the state beside optimizer, epoch and the like; the first present is used."""
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""What follows the two bytes of the pickle protocol in torch files from before the zip format."""
+"""Bytes after the two of the pickle protocol in torch files that are older than the zip format."""
 ZIP_MAGIC = b"PK\x03\x04"
 LONGEST_HEADER = 100_000_000
-"""Bytes of a table of contents beyond which the safetensors format itself draws the line."""
+"""Limit of the safetensors format for the bytes of its header."""
 Content = TypeVar("Content")
 HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -40,20 +40,20 @@ HARMLESS: list[Any] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
 ]  # fmt: skip
-"""What training checkpoints hold besides tensors: options, paths and numbers. None of them can do anything."""
+"""Classes of training checkpoints besides tensors: options, paths and numbers. None of them can run code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What else a weights file said.
+    """Path, format and other contents of a weights file.
 
     Attributes:
         path: The file.
-        form: How it is written.
+        form: Format of the file.
         wrapper: Keys that led to the state, joined by dots; empty where the file is the state itself.
-        beside: What else lies beside the outermost wrapper.
-        prefix: What all names began with and no longer do.
-        ignored: Entries of the state that are no tensors.
+        beside: Other keys of the outermost mapping.
+        prefix: Common prefix that was removed from all names.
+        ignored: Entries of the state that are not tensors.
         options: The options of the training run (`args`), where the file holds them; a safetensors file as JSON.
         metadata: Text stored beside the tensors of a safetensors file.
     """
@@ -69,16 +69,16 @@ class Origin:
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
-    """Read a state from a safetensors or torch file, out of its wrapper and without the prefixes of wrapper modules.
+    """Read a state from a safetensors or torch file, without wrappers and prefixes of wrapper modules.
 
     Args:
         path: The file.
 
     Returns:
-        Tensors by name, on the CPU, and what else the file said.
+        Tensors by name, on the CPU, and the other contents of the file.
 
     Raises:
-        CheckpointError: The file is absent, damaged, no weights file, or holds more than data.
+        CheckpointError: The file is missing or damaged, is not a weights file, or holds more than data.
     """
     form = _sniff(path)
     metadata: dict[str, str] = {}
@@ -86,8 +86,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
         document, metadata = _read_safetensors(path)
     else:
         document = _read_torch(path)
-    found, wrapper, ignored = _unwrap(document, path)
-    state, prefix = _strip(found, path)
+    tensors, wrapper, ignored = _unwrap(document, path)
+    state, prefix = _strip(tensors, path)
     return state, Origin(
         path=path,
         form=form,
@@ -107,7 +107,7 @@ def read_header(path: Path) -> tuple[frozenset[str], dict[str, str]]:
         path: The file.
 
     Returns:
-        Both empty where it is no whole safetensors file.
+        Both empty if it is not a complete safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -118,7 +118,7 @@ def read_header(path: Path) -> tuple[frozenset[str], dict[str, str]]:
 
 
 def _sniff(path: Path) -> Literal["safetensors", "torch"]:
-    """Tell the form from the first bytes; refuse what can't be a weights file."""
+    """Return the format by the first bytes; raise an error if it can't be a weights file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -133,7 +133,7 @@ def _sniff(path: Path) -> Literal["safetensors", "torch"]:
     if start.startswith(ZIP_MAGIC):
         _check_archive(path, size)
         return "torch"
-    # The length of the table of contents may begin with any byte, that of a pickle too.
+    # The length of the header may begin with any byte, that of a pickle too.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER:
         return "safetensors"
     if start[:1] == b"\x80":
@@ -147,7 +147,7 @@ def _sniff(path: Path) -> Literal["safetensors", "torch"]:
 
 
 def _check_archive(path: Path, size: int) -> None:
-    """Look at the table of contents only: PyTorch stores its tensors uncompressed, so none may grow on reading."""
+    """Check the directory of a zip archive: PyTorch stores tensors uncompressed, so no member may grow on reading."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -191,7 +191,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _unwrap(document: Any, path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """Follow the wrappers down to the mapping that holds tensors."""
+    """Return the tensors inside wrappers, the keys that led to them, and the names of other entries."""
     trail: list[str] = []
     while isinstance(document, Mapping):
         inner = next((key for key in WRAPPERS if isinstance(document.get(key), Mapping)), None)
@@ -224,7 +224,7 @@ def _options(document: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _strip(state: dict[str, Content], path: Path) -> tuple[dict[str, Content], str]:
-    """Take off what data parallelism and compilation put around a model's names."""
+    """Remove the prefixes that data parallelism and compilation add to a model's names."""
     prefix, found = "", {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     if len(found) != len(state):
         raise CheckpointError(f"{path}: holds a compiled and a plain copy of one tensor; keep one of them")

@@ -1,7 +1,7 @@
-"""names of a state -> the network among them, and what kind of file they come from.
+"""names of a state -> the network among them, and the kind of its file.
 
-A network is found by its own names, whatever stands before them. Where a file holds several copies of it, the one that
-the field goes on with is taken: the copy without a special name, else the teacher, else the student.
+A network is found by its own names, after any prefix. Of several copies in a file, the one that is used after training
+is taken: the copy without a special name, else the teacher, else the student.
 """
 
 import re
@@ -15,7 +15,7 @@ from ssldet.errors import CheckpointError
 from ssldet.weights.files import Origin
 
 NEARLY = 0.9
-"""Share of the best match from which another part of a file counts as one more copy of the network."""
+"""Share of the best match above which another part of a file counts as a further copy of the network."""
 KINDS = (
     ("ssldet detector", r"detector\.backbone\.body\."),
     ("UP-DETR", r"patch2query\."),
@@ -32,7 +32,7 @@ KINDS = (
     ("DeepCluster v2 or SeLa v2", r"prototypes\.prototypes\d"),
     ("DINO", r"head\.(mlp|last_layer)\."),
 )
-"""What a file is -> how some name in it begins; the first that fits counts."""
+"""Kind of a file, and the pattern with which one of its names begins; the first that fits counts."""
 
 
 class Inner(NamedTuple):
@@ -40,9 +40,9 @@ class Inner(NamedTuple):
 
     Attributes:
         state: Its tensors under its own names.
-        prefix: What stood before them.
-        role: Which of several copies it is, such as `teacher`; empty where there is one only.
-        copies: What stood before the names of the other copies.
+        prefix: Prefix of these names in the file.
+        role: Role of the copy among several ones, such as `teacher`; empty where there is only one.
+        copies: Prefixes of the other copies.
     """
 
     state: dict[str, Tensor]
@@ -57,13 +57,13 @@ def find_network(
     """Find a network's tensors in a state.
 
     Args:
-        state: Everything that the file holds.
+        state: All tensors of the file.
         wanted: Names of the network's tensors.
-        children: Names of its direct children in order; files of sequences made of them say numbers instead.
-        origin: What else the file said.
+        children: Names of its direct children in order; files of sequences made of them have numbers instead.
+        origin: Path and other contents of the file.
 
     Raises:
-        CheckpointError: It holds several copies, and nothing says which to take.
+        CheckpointError: The file holds several copies, and none of them is preferred.
     """
     numbers = {str(number): child for number, child in enumerate(children)}
     counts: Counter[tuple[str, bool]] = Counter()
@@ -76,24 +76,24 @@ def find_network(
     if not copies:
         return Inner({}, "", "", ())
     if len(copies) > 1 and _rank(copies[0]) == _rank(copies[1]):
-        told = " and ".join(repr(prefix) for prefix, _ in copies[:2])
+        prefixes = " and ".join(repr(prefix) for prefix, _ in copies[:2])
         raise CheckpointError(
-            f"{origin.path}: holds this network more than once, under {told}; save the one you mean by itself"
+            f"{origin.path}: holds this network more than once, under {prefixes}; save the one you mean by itself"
         )
     (prefix, numbered), others = copies[0], tuple(prefix for prefix, _ in copies[1:])
-    found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    inner = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     if numbered:
-        found = {_renamed(name, numbers): value for name, value in found.items()}
-    return Inner(found, prefix, _role(prefix, others, origin), others)
+        inner = {_renamed(name, numbers): value for name, value in inner.items()}
+    return Inner(inner, prefix, _role(prefix, others, origin), others)
 
 
 def name_kind(state: Collection[str], inner: Inner, origin: Origin) -> str:
-    """Say in words what kind of file this is.
+    """Return the kind of a file in words.
 
     Args:
         state: All names.
         inner: The network among them.
-        origin: What else the file said.
+        origin: Path and other contents of the file.
     """
     kind = next((kind for kind, start in KINDS if any(re.match(start, name) for name in state)), "plain state")
     if "pytorch-lightning_version" in origin.beside:
@@ -102,7 +102,7 @@ def name_kind(state: Collection[str], inner: Inner, origin: Origin) -> str:
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """Yield every way to part a name into prefix and rest, the whole name first."""
+    """Yield every split of a name into prefix and rest, the whole name first."""
     yield "", name
     for dot in re.finditer(r"\.", name):
         yield name[: dot.end()], name[dot.end() :]
@@ -124,7 +124,7 @@ def _words(prefix: str) -> set[str]:
 
 
 def _role(prefix: str, others: Sequence[str], origin: Origin) -> str:
-    """Name the copy that was taken, by its own name or by that of the others."""
+    """Return the role of the copy that was taken, from its own prefix or those of the others."""
     ours, theirs = _words(prefix) | set(origin.wrapper.split(".")), set().union(*map(_words, others))
     for role, opposite in (("teacher", "student"), ("student", "teacher")):
         if role in ours or opposite in theirs:

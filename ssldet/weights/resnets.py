@@ -1,4 +1,4 @@
-"""state of a ResNet -> its name: how deep it is shows in how many blocks its layers have."""
+"""state of a ResNet -> its name, from the number of blocks of each layer."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3
 
 
 def name_resnet(names: Iterable[str]) -> str | None:
-    """Return torchvision's name of the network whose parameters these are; none where it is no plain ResNet.
+    """Return torchvision's name of the network with these parameters; `None` where it is no plain ResNet.
 
     Args:
         names: Parameter names such as `layer1.0.conv1.weight`.

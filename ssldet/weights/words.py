@@ -1,4 +1,4 @@
-"""a word for a backbone -> its name and its weights: a plain name, a weights file, or a local folder of timm's."""
+"""argument for a backbone -> its name and its weights: a plain name, a weights file, or a local folder of timm."""
 
 import json
 from pathlib import Path
@@ -11,21 +11,21 @@ from ssldet.weights.files import read_state
 from ssldet.weights.resnets import NUMBERED, name_resnet
 
 OURS = "ssldet"
-"""Key of the header of our own files, which says how the detector was built."""
+"""Key of the header of our own files, which states the detector's configuration."""
 
 
 def choose_backbone(word: str) -> tuple[str, str | None]:
-    """Say which network a word means, and where its weights come from.
+    """Return the network that an argument means, and its weights.
 
     Args:
-        word: A backbone's name, with or without a tag; or the path of a file with a plain ResNet in it, whatever
-            surrounds it, or of a file of ours, or of a folder that timm wrote.
+        word: A backbone's name, with or without a tag; or the path of a file that holds a plain ResNet, of a file of
+            ours, or of a folder that timm wrote.
 
     Returns:
-        Name and weights; no weights where the word is a plain name.
+        Name and weights; `None` for the weights of a plain name.
 
     Raises:
-        CheckpointError: The path leads to something whose network can't be told from it.
+        CheckpointError: The network of the file or folder can't be recognised.
     """
     path = Path(word).expanduser()
     if path.is_dir():
@@ -66,7 +66,7 @@ def _named(name: str) -> str:
 
 
 def _is_plain(state: dict[str, Tensor]) -> bool:
-    """Exclude ResNets of other widths, groups and stems, which have the same names."""
+    """Tell whether a ResNet has the usual width and stem; others have the same names."""
     shapes = state["conv1.weight"].shape, state["layer1.0.conv1.weight"].shape, state["layer1.0.conv2.weight"].shape
     return shapes[0] == (64, 3, 7, 7) and shapes[1][:2] == (64, 64) and shapes[2][:2] == (64, 64)
 

@@ -1,6 +1,6 @@
 """name -> known weights: public files with their address, licence, source and reported score.
 
-Hashes are those that the authors publish themselves, in file names or tables; where they publish none, none is stated.
+Hashes are those that the authors publish, in file names or tables; other files have none.
 """
 
 import re
@@ -18,23 +18,23 @@ DRIVE = "https://drive.google.com/file/d"
 HUB = "https://huggingface.co"
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 HASHED = re.compile(r"-([0-9a-f]{8,})\.\w+$")
-"""How torch's hub writes the first digits of a file's SHA-256 into its name."""
+"""Pattern of file names of torch's hub, which contain the first digits of the SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownWeights:
-    """A weights file that has a name here.
+    """A published weights file with a name.
 
     Attributes:
         name: Its full name: `ARCHITECTURE.TAG` for backbones, one word for whole detectors.
-        architecture: The network, as torchvision or timm calls it; for detectors, that of their backbone.
-        address: Where its authors publish it.
+        architecture: torchvision's or timm's name of the network; for detectors, that of their backbone.
+        address: Address at which its authors publish it.
         file: Its name in the cache folder.
-        licence: What its authors allow.
-        source: Who made it, and how.
-        score: What its authors measured.
-        digest: `sha256:` or `md5:` and the first digits of the hash of its content; empty where they state none.
-        by_hand: Whether only a browser gets it.
+        licence: Its licence.
+        source: Its authors, and its training.
+        score: Score that its authors report.
+        digest: `sha256:` or `md5:` and the first digits of the hash of its content; empty where they publish none.
+        by_hand: Whether it can be downloaded in a browser only.
     """
 
     name: str
@@ -48,22 +48,22 @@ class KnownWeights:
     by_hand: bool = False
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return one line."""
         return f"{self.name:<46}  {self.score:<22}  {self.licence:<14}  {self.source}"
 
 
 @dataclass(frozen=True)
 class Zoo:
-    """All names, in the order of the table.
+    """All published weights with a name.
 
     Attributes:
-        entries: One for each file.
+        entries: One entry per file, in the order of the table.
     """
 
     entries: tuple[KnownWeights, ...]
 
     def __str__(self) -> str:
-        """Show the table."""
+        """Return the table as text."""
         more = "and MODEL.TAG for every model of timm with weights, such as resnet50.a1_in1k or convnext_tiny.fb_in22k"
         return "\n".join([*map(str, self.entries), more])
 
@@ -73,25 +73,27 @@ class Zoo:
 
 
 def zoo() -> Zoo:
-    """Return everything that has a name here; timm's own tags are understood besides."""
+    """Return all weights with a name; timm's own tags are accepted besides."""
     return Zoo((*_clustered(), *_momentum(), *_distilled(), *_of_lightly(), *_supervised(), *_detectors()))
 
 
 def known_weights(name: str, architecture: str | None = None) -> KnownWeights:
-    """Return what a name stands for.
+    """Return the weights of a name.
 
     Args:
         name: A full name, or a tag such as `swav` or `imagenet` where the architecture is known.
-        architecture: The network that shall have them, as torchvision or timm calls it; none where it has no name.
+        architecture: torchvision's or timm's name of the network; `None` where it has no name.
 
     Raises:
-        CheckpointError: No such name, or nothing of that name for this network.
+        CheckpointError: There is no such name, or no weights of that name for this network.
     """
     model = (architecture or "").rpartition("/")[2]
     entries = {entry.name: entry for entry in zoo().entries}
-    found = entries.get(name) or entries.get(f"{model}.{name}") or _tagged(model, name) or _tagged(*name.split(".", 1))
-    if found is not None:
-        return found
+    weights = (
+        entries.get(name) or entries.get(f"{model}.{name}") or _tagged(model, name) or _tagged(*name.split(".", 1))
+    )
+    if weights is not None:
+        return weights
     homes = [entry.architecture for entry in entries.values() if entry.name == f"{entry.architecture}.{name}"]
     if homes:
         fits = f"{name!r} fits {', '.join(homes)} only, not {model or 'this backbone'}"
@@ -106,11 +108,11 @@ def known_detectors() -> dict[str, KnownWeights]:
 
 
 def _tagged(model: str, tag: str = "") -> KnownWeights | None:
-    """Return the weights that timm has under a tag of a model; their address is read, and never asked, by timm."""
+    """Return the weights of a tag of timm; only their address is taken from timm, which downloads nothing."""
     import timm
 
-    known: Any = timm.models  # its types are incomplete
-    config = known.get_arch_pretrained_cfgs(model).get(f"{model}.{tag}") if timm.is_model(model) else None
+    library: Any = timm.models  # its types are incomplete
+    config = library.get_arch_pretrained_cfgs(model).get(f"{model}.{tag}") if timm.is_model(model) else None
     if config is None or not (config.hf_hub_id or config.url):
         return None
     address = config.url
@@ -139,8 +141,8 @@ def _entry(name: str, address: str, *, file: str = "", **more: Any) -> KnownWeig
 
 
 def _hash_in(address: str) -> str:
-    found = HASHED.search(address)
-    return f"sha256:{found[1]}" if found else ""
+    match = HASHED.search(address)
+    return f"sha256:{match[1]}" if match else ""
 
 
 def _clustered() -> Iterator[KnownWeights]:
