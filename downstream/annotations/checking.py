@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from downstream.annotations.coco import gather_coco
-from downstream.annotations.labelled import CORNERS, Annotated, check_files
-from downstream.annotations.labels import Labels, looks_like_corners
+from downstream.annotations.coco import Masks, gather_coco
+from downstream.annotations.labelled import Annotated, check_files, suspicions
+from downstream.annotations.labels import Labels
 from downstream.annotations.panoptic import inspect_panoptic
 from downstream.annotations.problems import Problems
 from downstream.annotations.voc import gather_voc
@@ -29,7 +29,7 @@ def check_labels(spec: str, rules: ImageRules) -> Inspection:
     """
     form, _, rest = spec.partition(":")
     readers: dict[str, Callable[[str, Problems], Annotated]] = {
-        "coco": gather_coco,
+        "coco": partial(gather_coco, masks=Masks.CHECKED),
         "voc": gather_voc,
         "panoptic": inspect_panoptic,
         "yolo": partial(gather_yolo, rules=rules),
@@ -61,8 +61,7 @@ def check_labels(spec: str, rules: ImageRules) -> Inspection:
 
 def _warnings(labels: Labels, usable: Labels) -> tuple[str, ...]:
     warnings = [f"{count} {what}" for what, count in labels.notes.items()]
-    if looks_like_corners(labels):
-        warnings.append(CORNERS)
+    warnings += suspicions(labels)
     empty = [name for name, count in _per_class(usable).items() if not count]
     if empty:
         warnings.append(f"{len(empty)} of {len(usable.classes)} classes have no box: {', '.join(empty)}")

@@ -1,6 +1,7 @@
 """coco:ANN.json:IMAGES -> LabelledImages: COCO's instance annotations, read once into arrays."""
 
 from collections.abc import Sequence
+from enum import Enum, auto
 from pathlib import Path
 from posixpath import normpath
 from typing import Any
@@ -8,13 +9,28 @@ from typing import Any
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
 from downstream.annotations.numbers import finite_number
-from downstream.annotations.outlines import MISSING, Outline, outline_of
+from downstream.annotations.outlines import MISSING, NO_MASK, REACH, Outline, outline_of
 from downstream.annotations.problems import Problems, json_of, records, shown
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError
 
+
+class Masks(Enum):
+    """What is done with the segmentations of a file."""
+
+    IGNORED = auto()
+    CHECKED = auto()
+    """Faults go to the problems, rows without a segmentation are counted."""
+    KEPT = auto()
+    """Every row must have one."""
+
+
 EXAMPLES = 20
 """Images that the folder of images is recognised by; some of them may be missing."""
+TOO_FAR = "lies far outside its image; correct the polygon"
+"""What is said of a point that no image reaches."""
+UNMASKED = "boxes without segmentation; tasks with masks refuse them"
+"""What is counted where segmentations are checked and not needed."""
 
 
 def open_coco(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledImages:
@@ -29,11 +45,11 @@ def open_coco(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledI
         AnnotationError: The file is not sound COCO, or images are missing; all problems at once.
     """
     problems = Problems(Path(rest.partition(":")[0]))
-    annotated = gather_coco(rest, problems, masks=masks)
+    annotated = gather_coco(rest, problems, masks=Masks.KEPT if masks else Masks.IGNORED)
     return LabelledImages(annotated, problems, rules)
 
 
-def read_coco(path: Path) -> Labels:
+def read_coco(path: Path, *, masks: bool = False) -> Labels:
     """Read a COCO file without touching any image.
 
     Boxes are kept as stated. Missing `area` and `iscrowd` are derived and counted, boxes without area or wholly
@@ -41,30 +57,31 @@ def read_coco(path: Path) -> Labels:
 
     Args:
         path: A file with `images`, `annotations` and `categories`.
+        masks: Keep the segmentations; every row must have one then.
 
     Raises:
         AnnotationError: With a JSON pointer for each problem.
     """
     problems = Problems(path)
-    labels, _ = _read(path, problems, masks=False)
+    labels, _ = _read(path, problems, Masks.KEPT if masks else Masks.IGNORED)
     problems.stop()
     return labels
 
 
-def gather_coco(rest: str, problems: Problems, *, masks: bool = False) -> Annotated:
+def gather_coco(rest: str, problems: Problems, *, masks: Masks = Masks.IGNORED) -> Annotated:
     """Read what is sound of a COCO file, and find its images.
 
     Args:
         rest: `ANN.json:IMAGES`, or `ANN.json`.
         problems: Takes what is wrong.
-        masks: Keep the segmentations.
+        masks: What is done with the segmentations.
 
     Raises:
         AnnotationError: The file is no JSON object, or its images can't be found.
     """
     annotations, _, images = rest.partition(":")
     path = Path(annotations)
-    labels, places = _read(path, problems, masks=masks)
+    labels, places = _read(path, problems, masks)
     if not labels.files:
         problems.stop()
     folder = Path(images) if images else _guess_folder(path, labels.files[:EXAMPLES])
@@ -73,14 +90,17 @@ def gather_coco(rest: str, problems: Problems, *, masks: bool = False) -> Annota
     return Annotated(labels=labels, folder=folder, origin=path, places=places)
 
 
-def _read(path: Path, problems: Problems, *, masks: bool) -> tuple[Labels, list[str]]:
+def _read(path: Path, problems: Problems, masks: Masks) -> tuple[Labels, list[str]]:
     """Return what is sound of a file, and the JSON pointer of each image."""
     # Masks are packed or dropped while parsing to keep the memory small.
-    hook = _with_packed_masks if masks else _without_masks
+    hook = _without_masks if masks is Masks.IGNORED else _with_packed_masks
     document = json_of(path, dict, "an object with images, annotations, categories", hook=hook)
     categories = _categories(document, problems)
     images = _Images(document, problems)
-    rows = _rows(document, {key: label for label, key in enumerate(categories)}, images, problems, masks)
+    labelling = {key: label for label, key in enumerate(categories)}
+    rows = _rows(document, labelling, images, problems, masks)
+    if images.rewritten:
+        rows.notes["file names with backslashes, read as folders"] = images.rewritten
     labels = rows.labels(
         classes=list(categories.values()),
         category_ids=list(categories),
@@ -126,6 +146,7 @@ class _Images:
         self.files: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.places: list[str] = []
+        self.rewritten = 0
         owners: dict[str, str] = {}
         for where, record in records(document, "images", problems):
             key, name = _id(record, "id", where, problems), record.get("file_name")
@@ -135,6 +156,9 @@ class _Images:
             if not stays_inside(name):
                 problems.add(f"{where}.file_name", shown(name), "must stay under the image folder; make it relative")
                 continue
+            if "\\" in name:
+                name = name.replace("\\", "/")
+                self.rewritten += 1
             if (first := owners.setdefault(normpath(name), where)) != where:
                 remedy = "each of the two would miss the other's boxes; list every image once"
                 problems.add(f"{where}.file_name", f"{name} is also the file of {first}", remedy)
@@ -163,23 +187,28 @@ def _size(record: dict[str, Any], where: str, problems: Problems) -> tuple[int, 
     return (sides[0], sides[1]) if len(sides) == 2 else (0, 0)
 
 
-def _rows(document: dict[str, Any], labels: dict[int, int], images: _Images, problems: Problems, masks: bool) -> Rows:
+def _rows(document: dict[str, Any], labels: dict[int, int], images: _Images, problems: Problems, masks: Masks) -> Rows:
     rows = Rows()
-    seen: dict[int, str] = {}
+    seen: dict[object, str] = {}
+    image_ids, category_ids = _stated_ids(document, "images"), _stated_ids(document, "categories")
     for where, record in records(document, "annotations", problems, may_be_empty=True):
         before = len(problems)
-        key = _id(record, "id", where, problems)
+        key = record["id"] if isinstance(record.get("id"), str) else _id(record, "id", where, problems)
         if key in seen:
-            problems.add(f"{where}.id", f"{key} is also the id of {seen[key]}", "give every annotation its own id")
+            problems.add(
+                f"{where}.id", f"{shown(key)} is also the id of {seen[key]}", "give every annotation its own id"
+            )
         elif key is not None:
             seen[key] = where
-        image = _reference(record, "image_id", images.index, where, problems)
-        label = _reference(record, "category_id", labels, where, problems)
+        image = _reference(record, "image_id", images.index, image_ids, where, problems)
+        label = _reference(record, "category_id", labels, category_ids, where, problems)
         box = _box(record, where, problems)
         crowd, difficult = (_flag(record, name, where, problems) for name in ("iscrowd", "difficult"))
         if not isinstance(record.get("area"), int | float | None):
             problems.add(f"{where}.area", shown(record["area"]), "expects a number, or leave it out")
-        outline = _outline(record, images.sizes[image or 0], where, problems) if masks and images.sizes else None
+        outline = None
+        if masks is not Masks.IGNORED and image is not None:
+            outline = _outline(record, images.sizes[image], where, problems, masks)
         if len(problems) == before and image is not None and label is not None:
             if "iscrowd" not in record:
                 rows.count("iscrowd taken as 0")
@@ -187,6 +216,8 @@ def _rows(document: dict[str, Any], labels: dict[int, int], images: _Images, pro
                 rows.count("crowd regions, not trained on")
             if difficult:
                 rows.count("difficult objects, trained on and ignored by metrics")
+            if outline == NO_MASK:
+                rows.count(UNMASKED)
             area = finite_number(record.get("area"))
             rows.add(image, label, box, area=area, crowd=crowd, difficult=difficult, outline=outline)
     return rows
@@ -199,16 +230,22 @@ def _flag(record: dict[str, Any], name: str, where: str, problems: Problems) -> 
     return bool(value)
 
 
-def _outline(record: dict[str, Any], size: tuple[int, int], where: str, problems: Problems) -> bytes | None:
+def _outline(
+    record: dict[str, Any], size: tuple[int, int], where: str, problems: Problems, masks: Masks
+) -> bytes | None:
     """Return the packed segmentation of a row; what is wrong with it goes to the problems."""
-    found: Outline | str = record.get("segmentation", MISSING)
-    if isinstance(found, str):
-        problems.add(f"{where}.segmentation", found, "expects polygons or run lengths; without masks it is not read")
+    outline: Outline | str = record.get("segmentation", MISSING)
+    if outline == MISSING and masks is Masks.CHECKED:
+        return NO_MASK
+    if isinstance(outline, str):
+        problems.add(f"{where}.segmentation", outline, "mend it, or train a task without masks, which does not read it")
         return None
-    if found.size is not None and all(size) and found.size != size:
+    if outline.size is not None and all(size) and outline.size != size:
         remedy = f"must have the size of its image, {list(size)}"
-        problems.add(f"{where}.segmentation.size", shown(list(found.size)), remedy)
-    return found.text
+        problems.add(f"{where}.segmentation.size", shown(list(outline.size)), remedy)
+    if all(size) and outline.reach > REACH * max(size):
+        problems.add(f"{where}.segmentation", f"a point at {outline.reach:g}", TOO_FAR)
+    return outline.text
 
 
 def _id(record: dict[str, Any], name: str, where: str, problems: Problems) -> int | None:
@@ -219,13 +256,26 @@ def _id(record: dict[str, Any], name: str, where: str, problems: Problems) -> in
     return None
 
 
-def _reference(record: dict[str, Any], name: str, known: dict[int, int], where: str, problems: Problems) -> int | None:
-    """Return the index behind an id."""
+def _stated_ids(document: dict[str, Any], owner: str) -> set[object]:
+    """Return every id that the records of a list state, refused ones included."""
+    stated = document.get(owner)
+    entries = stated if isinstance(stated, list) else []
+    keys = [record.get("id") for record in entries if isinstance(record, dict)]
+    return {key for key in keys if isinstance(key, int | str)}
+
+
+def _reference(
+    record: dict[str, Any], name: str, accepted: dict[int, int], stated: set[object], where: str, problems: Problems
+) -> int | None:
+    """Return the index behind an id; what a refused record states is told once, at that record."""
+    value = record.get(name)
+    if isinstance(value, int | str) and value in stated and value not in accepted:
+        return None
     key = _id(record, name, where, problems)
     if key is None:
         return None
-    if key in known:
-        return known[key]
+    if key in accepted:
+        return accepted[key]
     kind, owner = ("image", "images") if name == "image_id" else ("category", "categories")
     remedy = f"no {kind} has this id; add it to $.{owner} or drop the annotation"
     problems.add(f"{where}.{name}", shown(key), remedy)

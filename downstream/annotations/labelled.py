@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from downstream.annotations.labels import Labels, ground_truth, looks_like_corners, results_of
+from downstream.annotations.labels import Labels, ground_truth, looks_like_corners, looks_like_fractions, results_of
 from downstream.annotations.masks import RunLengths, encode
-from downstream.annotations.outlines import mask_of
+from downstream.annotations.outlines import mask_of, outline_fault
 from downstream.annotations.problems import Problems
 from ssldet.boxes import to_normalised
-from ssldet.data.images import ImageRules, image_sizes, read_image
+from ssldet.data.images import ImageRules, image_sizes, is_turned, read_image
 from ssldet.errors import AnnotationError, UnreadableError
 from ssldet.source import GroundTruth, Measurable
 from ssldet.types import Batch, Detections, Sample, Skipped, Targets
@@ -29,6 +29,8 @@ Kind = TypeVar("Kind", bound="LabelledImages")
 
 CORNERS = "many boxes leave their image; are they stored as x1 y1 x2 y2 instead of xywh?"
 """What is said of boxes that look like corners."""
+FRACTIONS = "all boxes are smaller than one pixel; are they stored as fractions of their image? pixels are expected"
+"""What is said of boxes that look like fractions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +78,8 @@ class LabelledImages(Measurable):
             raise AnnotationError(f"{origin}: none of {len(labels)} images can be used ({self._skipped[0].reason})")
         for what, count in labels.notes.items():
             log.info("%s: %d %s", origin, count, what)
-        if looks_like_corners(labels):
-            log.warning("%s: %s", origin, CORNERS)
+        for warning in suspicions(labels):
+            log.warning("%s: %s", origin, warning)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -202,6 +204,12 @@ def _as_text(mask: RunLengths) -> dict[str, Any]:
     return {"segmentation": {**mask, "counts": mask["counts"].decode()}}
 
 
+def suspicions(labels: Labels) -> tuple[str, ...]:
+    """Return what may be wrong with labels that can all the same be read."""
+    corners = (CORNERS,) if looks_like_corners(labels) else ()
+    return corners + ((FRACTIONS,) if looks_like_fractions(labels) else ())
+
+
 def check_files(
     annotated: Annotated, problems: Problems, rules: ImageRules
 ) -> tuple[Int[np.ndarray, "I 2"], tuple[Skipped, ...]]:
@@ -222,8 +230,11 @@ def check_files(
     for place, (size, stated) in enumerate(zip(found, labels.sizes.tolist(), strict=True)):
         if not isinstance(size, UnreadableError):
             sizes[place] = size
-            if any(stated) and tuple(stated) != size:
-                _report_size(problems, annotated.places[place], tuple(stated), size)
+            if not any(stated):
+                _report_outlines(problems, annotated, place, size)
+            elif tuple(stated) != size:
+                turned = is_turned(annotated.folder / labels.files[place], rules)
+                _report_size(problems, annotated.places[place], tuple(stated), size, turned=turned)
         elif size.reason == "missing":
             where, remedy = annotated.places[place], "restore the image or take it out of the set"
             problems.add(where, f"{size.path} is missing", remedy)
@@ -232,10 +243,29 @@ def check_files(
     return sizes, tuple(skipped)
 
 
-def _report_size(problems: Problems, place: str, stated: tuple[int, ...], size: tuple[int, int]) -> None:
+def _report_outlines(problems: Problems, annotated: Annotated, image: int, size: tuple[int, int]) -> None:
+    """Check the segmentations of an image whose size the annotations do not state."""
+    outlines, rows = annotated.labels.outlines, annotated.labels.rows(image)
+    if outlines is None:
+        return
+    for row in range(rows.start, rows.stop):
+        if outlines[row] and (fault := outline_fault(outlines[row], size)):
+            problems.add(
+                annotated.places[image], f"a segmentation of {annotated.labels.files[image]} {fault}", "mend it"
+            )
+
+
+def _report_size(
+    problems: Problems, place: str, stated: tuple[int, ...], size: tuple[int, int], *, turned: bool
+) -> None:
     height, width = stated
-    if (width, height) == size:
-        remedy = "was labelled before the EXIF rotation of the file was applied; label it again or drop the EXIF tag"
-    else:
+    if (width, height) != size:
         remedy = "must be the size of the image that was labelled, else all boxes are off; use the original files"
+    elif turned:
+        remedy = "was labelled before the EXIF rotation of the file was applied; label it again as it is shown"
+    else:
+        remedy = (
+            "height and width are exchanged, and the file has no EXIF rotation; exchange them in the annotations if "
+            "the boxes fit the image as it is shown"
+        )
     problems.add(place, f"states {height} x {width} (height x width), the image has {size[0]} x {size[1]}", remedy)

@@ -212,6 +212,12 @@ def looks_like_corners(labels: Labels) -> bool:
     return lost > OUTSIDE_SHARE * max(len(labels.boxes), 1)
 
 
+def looks_like_fractions(labels: Labels) -> bool:
+    """Say whether no box is larger than a pixel, or none leaves the first: they may be fractions of their image."""
+    low, sides = labels.boxes[:, :2], labels.boxes[:, 2:]
+    return len(labels.boxes) > 0 and bool((sides <= 1).all() or (low + sides <= 1).all())
+
+
 def stays_inside(name: str) -> bool:
     """Say whether a relative file name, as text, stays under the folder it is joined to.
 

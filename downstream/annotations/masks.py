@@ -6,7 +6,6 @@ its memory where they lie; so nothing goes there that was not counted first.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,11 @@ import pycocotools.mask as coco_mask
 from jaxtyping import Bool
 from torch import Tensor
 
-from downstream.annotations.outlines import sound_counts
+from downstream.annotations.outlines import REACH, sound_counts, sound_polygons
 from downstream.annotations.problems import shown
 
 RunLengths = dict[str, Any]
 """`size` and compressed `counts`."""
-
-REACH = 10
-"""Polygons may leave their image by this many times its size; beyond, a number is a mistake and costs memory."""
 
 
 def encode(masks: Bool[Tensor, "N H W"]) -> list[RunLengths]:
@@ -39,7 +35,7 @@ def read_mask(stated: object, size: tuple[int, int]) -> RunLengths:
     """Return the compressed run lengths of a COCO `segmentation`.
 
     Args:
-        stated: Polygons (lists of x, y, x, y, … in pixels), or run lengths, compressed or not.
+        stated: Polygons (see `outlines.sound_polygons`), or run lengths, compressed or not.
         size: Height and width of the image.
 
     Raises:
@@ -48,7 +44,9 @@ def read_mask(stated: object, size: tuple[int, int]) -> RunLengths:
     if not all(size):
         raise ValueError("needs height and width of its image in the annotations")
     if isinstance(stated, list):
-        return _of_polygons(stated, size)
+        polygons = sound_polygons(stated, REACH * max(size))
+        drawn: RunLengths = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+        return drawn
     if not isinstance(stated, dict):
         raise ValueError("expects polygons or run lengths (size and counts)")
     if stated.get("size") != list(size):
@@ -61,17 +59,4 @@ def read_mask(stated: object, size: tuple[int, int]) -> RunLengths:
     if isinstance(counts, str):
         return {"size": list(size), "counts": counts.encode()}
     rle: RunLengths = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
-    return rle
-
-
-def _of_polygons(polygons: Sequence[object], size: tuple[int, int]) -> RunLengths:
-    limit = REACH * max(size)
-    for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError("expects polygons of at least three points, [x, y, x, y, x, y, …]")
-        if not all(type(number) in {int, float} and abs(number) <= limit for number in polygon):
-            raise ValueError("expects finite numbers of pixels inside the image")
-    if not polygons:
-        raise ValueError("expects at least one polygon")
-    rle: RunLengths = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
     return rle

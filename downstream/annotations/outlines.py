@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,12 @@ from downstream.annotations.numbers import finite_number
 from downstream.annotations.problems import shown
 from ssldet.errors import AnnotationError
 
+REACH = 10
+"""Polygons may leave their image by this many times its longer side; beyond, a number is a mistake and costs memory."""
+FARTHEST = 1_000_000
+"""Largest coordinate of a polygon whose image is not known yet, in pixels."""
+NO_MASK = b"[]"
+"""The text of a row without segmentation, where such rows are allowed."""
 MISSING = "missing"
 """What is wrong with a row that has no segmentation."""
 
@@ -25,10 +31,12 @@ class Outline:
     Attributes:
         text: It, as JSON.
         size: Height and width of the image that it was made for, where it says so.
+        reach: Largest coordinate of its polygons, in pixels and without sign.
     """
 
     text: bytes
     size: tuple[int, int] | None = None
+    reach: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +86,12 @@ def outline_of(segmentation: object) -> Outline | str:
     if segmentation is None or segmentation == []:
         return MISSING
     if isinstance(segmentation, list):
-        sound = all(isinstance(part, list) and len(part) % 2 == 0 for part in segmentation)
-        if not sound or any(finite_number(number) is None for part in segmentation for number in part):
-            return shown(segmentation)
-        # Two points enclose nothing; the other parts of such an object still count.
-        parts = [part for part in segmentation if len(part) >= 6]
-        return Outline(json.dumps(parts).encode()) if parts else shown(segmentation)
+        try:
+            parts = sound_polygons(segmentation, FARTHEST)
+        except ValueError as error:
+            return f"{shown(segmentation)} {error}"
+        reach = float(max(abs(number) for part in parts for number in part))
+        return Outline(json.dumps(parts).encode(), reach=reach)
     if not isinstance(segmentation, dict):
         return shown(segmentation)
     size, counts = segmentation.get("size"), segmentation.get("counts")
@@ -92,6 +100,35 @@ def outline_of(segmentation: object) -> Outline | str:
     height, width = size
     text = json.dumps({"size": size, "counts": counts}).encode()
     return Outline(text, (height, width)) if sound_counts(counts, height * width) else f"counts {shown(counts)}"
+
+
+def sound_polygons(stated: Sequence[object], farthest: int) -> list[list[int | float]]:
+    """Return the polygons that can be drawn: the one rule of training, `data check` and scoring.
+
+    Parts of one or two points enclose nothing and are left out where others remain.
+
+    Args:
+        stated: Polygons [x1, y1, x2, y2, …] in pixels.
+        farthest: Largest coordinate that is allowed, in pixels and without sign.
+
+    Raises:
+        ValueError: They are no polygons, none of them has three points, or a number is not finite or too far out.
+    """
+    if not stated:
+        raise ValueError("expects at least one polygon")
+    parts: list[list[int | float]] = []
+    for part in stated:
+        if not isinstance(part, list) or len(part) % 2:
+            raise ValueError("expects a list of polygons of at least three points, [[x, y, x, y, x, y, …], …]")
+        for number in part:
+            value = finite_number(number)
+            if value is None or abs(value) > farthest:
+                raise ValueError(f"expects finite numbers of pixels in or near the image, not {shown(number)}")
+        if len(part) >= 6:
+            parts.append(part)
+    if not parts:
+        raise ValueError("expects polygons of at least three points, [x, y, x, y, x, y, …]")
+    return parts
 
 
 def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> Bool[np.ndarray, "H W"]:
@@ -103,11 +140,15 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> Bool[np.nda
         where: What to name in the error.
 
     Raises:
-        AnnotationError: Run lengths were made for another size.
+        AnnotationError: Run lengths were made for another size, or a polygon leaves its image by far.
     """
     height, width = size
     if isinstance(segmentation, list):
-        runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        try:
+            polygons = sound_polygons(segmentation, REACH * max(size))
+        except ValueError as error:
+            raise AnnotationError(f"{where}: a mask {error}") from error
+        runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     elif tuple(segmentation["size"]) != size:
         raise AnnotationError(f"{where}: a mask of {segmentation['size']} lies on an image of {list(size)} pixels")
     elif isinstance(segmentation["counts"], list):
@@ -119,6 +160,22 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> Bool[np.nda
         warnings.simplefilter("ignore", DeprecationWarning)
         drawn: Bool[np.ndarray, "H W"] = coco_mask.decode(runs).astype(bool)
     return drawn
+
+
+def outline_fault(segmentation: Any, size: tuple[int, int]) -> str | None:
+    """Say why a segmentation that was checked does not fit its image, whose size became known later.
+
+    Args:
+        segmentation: Polygons or run lengths.
+        size: Height and width of the image.
+    """
+    if isinstance(segmentation, dict):
+        return None if segmentation["size"] == list(size) else f"has size {segmentation['size']}, not {list(size)}"
+    try:
+        sound_polygons(segmentation, REACH * max(size))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def sound_counts(counts: object, pixels: int) -> bool:

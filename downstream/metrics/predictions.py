@@ -64,8 +64,14 @@ def score_predictions(
     figures = figures_of(metric or ("voc" if form == "voc" else "coco"), iou=iou, accelerate=accelerate)
     records = json_of(predictions, list, "a list of results, one object a box")
     labels = READERS[form](rest, _with_masks(records))
-    truth = _as_stated(Path(rest.partition(":")[0])) if form == "coco" else ground_truth(labels)
-    return figures(truth, _checked(records, labels, Problems(predictions)))
+    rows = _checked(records, labels, Problems(predictions))
+    if form != "coco":
+        return figures(ground_truth(labels), rows)
+    annotations = Path(rest.partition(":")[0])
+    if _with_masks(records):
+        # The same checks of true masks as in training, all faults at once.
+        read_coco(annotations, masks=True)
+    return figures(_as_stated(annotations), rows)
 
 
 def figures_of(metric: str, *, iou: float | None = None, accelerate: bool = False) -> Figures:

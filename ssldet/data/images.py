@@ -30,7 +30,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from ssldet.data.files import Listing, list_files, shown, tally
-from ssldet.data.orientation import turned_upright, upright_size
+from ssldet.data.orientation import changes_sides, turned_upright, upright_size
 from ssldet.errors import DataError, SetupError, UnreadableError
 from ssldet.source import Source
 from ssldet.types import Sample, Skipped, Targets
@@ -125,6 +125,19 @@ def image_sizes(folder: Path, names: Sequence[str], rules: ImageRules) -> list[t
         The size of each image, or what is wrong with it.
     """
     return _inspect(str(folder), names, lambda image, _: upright_size(image), rules)
+
+
+def is_turned(path: Path, rules: ImageRules) -> bool:
+    """Say whether the file of an image states a rotation that exchanges height and width.
+
+    Args:
+        path: A file whose header can be read.
+        rules: Which images are usable.
+
+    Raises:
+        UnreadableError: It can't be read any more.
+    """
+    return _patiently(str(path), lambda image, _: changes_sides(image), rules)
 
 
 def thumbnails(

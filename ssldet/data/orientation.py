@@ -59,6 +59,13 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (width, height) if take_orientation(image) >= 5 else (height, width)
 
 
+def changes_sides(image: Image.Image) -> bool:
+    """Say whether an opened image is stored with height and width exchanged; no pixel is decoded."""
+    if isinstance(image, TiffImageFile) and Base.Orientation in image.tag_v2:
+        return image.tag_v2[Base.Orientation] in {5, 6, 7, 8}
+    return take_orientation(image) >= 5
+
+
 def turned_upright(image: Image.Image) -> Image.Image:
     """Return an opened image decoded and turned upright."""
     orientation = take_orientation(image)

@@ -594,3 +594,46 @@ def test_a_large_file_is_read_in_little_more_than_the_time_of_parsing_it(tmp_pat
     assert stored < 60 * count
     assert read_seconds < 20 * parse_seconds + 1
     assert peak < 2 * parse_peak + 50_000
+
+
+def test_ids_of_annotations_may_be_text_and_must_differ(tmp_path: Path) -> None:
+    document = mutated(lambda d: [row.update(id=f"u-{n}") for n, row in enumerate(d["annotations"])])
+    assert len(opened(tmp_path, document).labels.boxes) == 3
+    document["annotations"][2]["id"] = "u-0"
+    with pytest.raises(AnnotationError, match=r"annotations\[2\]\.id: 'u-0' is also the id of \$\.annotations\[0\]"):
+        opened(tmp_path, document)
+
+
+def test_backslashes_in_file_names_are_folders(tmp_path: Path) -> None:
+    document = mutated(lambda d: [row.update(file_name=f"images\\{row['file_name']}") for row in d["images"]])
+    source = opened(tmp_path, document)
+    assert source.path_of(0) == tmp_path / "images/a.png"
+    assert source.labels.notes["file names with backslashes, read as folders"] == 2
+
+
+@pytest.mark.parametrize("owner", ["categories", "images"])
+def test_a_refused_record_is_told_once(tmp_path: Path, owner: str) -> None:
+    for broken in ({"id": "90" if owner == "categories" else "7"}, {"name": None, "file_name": None}):
+        document = mutated(lambda d, broken=broken: d[owner][0].update(broken))
+        for row in document["annotations"]:
+            row["category_id" if owner == "categories" else "image_id"] = document[owner][0]["id"]
+        with pytest.raises(AnnotationError, match=r"1 problem\n.*\$\.(categories|images)\[0\]"):
+            opened(tmp_path, document)
+
+
+def test_boxes_stored_as_fractions_are_suspected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    document = mutated(lambda d: [row.update(bbox=[0.25, 0.5, 0.5, 0.25]) for row in d["annotations"]])
+    with caplog.at_level(logging.WARNING):
+        opened(tmp_path, document)
+        assert "fractions of their image" in caplog.text
+        caplog.clear()
+        opened(tmp_path, CLEAN)
+        assert "fractions" not in caplog.text
+
+
+def test_exchanged_sides_are_told_with_the_cause_that_fits_the_file(tmp_path: Path) -> None:
+    document = mutated(lambda d: [row.update(height=row["width"], width=row["height"]) for row in d["images"]])
+    with pytest.raises(AnnotationError) as caught:
+        opened(tmp_path, document)
+    assert "exchange them in the annotations" in str(caught.value)
+    assert "label it again" not in str(caught.value)

@@ -13,9 +13,11 @@ from pycocotools import mask as coco_mask
 
 from downstream.annotations.coco import open_coco
 from downstream.annotations.outlines import MISSING, Outline, mask_of, outline_of
+from downstream.metrics.predictions import score_predictions
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
 from ssldet.errors import AnnotationError, DataError
+from ssldet.verbs import check_data
 
 RULES = ImageRules(min_side=17, max_pixels=10**6)
 
@@ -107,11 +109,11 @@ def test_masks_are_had_only_when_asked_for_and_lie_within_their_boxes(real_data:
                 assert ys.max() <= y + height + 2
 
 
-def _write(folder: Path, segmentation: Any) -> str:
+def _write(folder: Path, segmentation: Any, *, sized: bool = True) -> str:
     Image.new("RGB", (60, 40)).save(folder / "a.png")
     row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}
     document = {
-        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+        "images": [{"id": 1, "file_name": "a.png"} | ({"height": 40, "width": 60} if sized else {})],
         "annotations": [row | ({} if segmentation is None else {"segmentation": segmentation})],
         "categories": [{"id": 1, "name": "cup"}],
     }
@@ -135,6 +137,59 @@ def test_a_row_without_a_sound_mask_stops_only_who_asks_for_masks(
     with pytest.raises(AnnotationError) as caught:
         open_source([spec], RULES, masks=True)
     assert place in str(caught.value)
+
+
+FAULTY = {
+    "two points": [[1, 2, 3, 4]],
+    "a flat list": [1, 1, 8, 1, 8, 8],
+    "a box": [[1, 1, 8, 8]],
+    **{f"a point at {far:g}": [[1, 1, far, 1, far, 8, 1, 8]] for far in (601.0, 1e7, 4e8, 1e10, -3e9, 1e300)},
+    "a number of 400 digits": [[1, 1, 10**400, 1, 8, 8]],
+    "runs of another size": {"size": [60, 40], "counts": [2400]},
+    "text": "polygon",
+}
+
+
+@pytest.mark.parametrize("sized", [True, False])
+@pytest.mark.parametrize("name", FAULTY)
+def test_one_rule_holds_in_training_checking_and_scoring(tmp_path: Path, name: str, sized: bool) -> None:
+    spec = _write(tmp_path, FAULTY[name], sized=sized)
+    assert len(open_source([spec], RULES)[0].targets) == 1
+    with pytest.raises(AnnotationError, match=r"\$\.(annotations|images)\[0\]") as caught:
+        open_source([spec], RULES, masks=True)
+    (problem,) = check_data(spec).problems
+    assert problem["where"] in str(caught.value)
+    whole = [{"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": [[0, 0, 9, 0, 9, 9]]}]
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    with pytest.raises(AnnotationError, match=r"\$\.annotations\[0\]\.segmentation|needs height and width"):
+        score_predictions(tmp_path / "results.json", spec)
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_predictions_keep_the_same_rule(tmp_path: Path, name: str) -> None:
+    spec = _write(tmp_path, [[0, 0, 9, 0, 9, 9]])
+    row = {"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": FAULTY[name]}
+    (tmp_path / "results.json").write_text(json.dumps([row]))
+    with pytest.raises(AnnotationError, match=r"results\.json: 1 problem\n  \$\[0\]\.segmentation: "):
+        score_predictions(tmp_path / "results.json", spec)
+
+
+def test_short_parts_are_left_out_everywhere(tmp_path: Path) -> None:
+    polygons = [[0, 0, 9, 0, 9, 9, 0, 9], [1, 1, 2, 2]]
+    spec = _write(tmp_path, polygons)
+    assert check_data(spec).sound
+    masks = open_source([spec], RULES, masks=True)[0].targets.masks
+    assert masks is not None
+    assert int(masks.sum()) == 81
+    row = {"image_id": 1, "category_id": 1, "score": 0.5, "segmentation": polygons[:1]}
+    (tmp_path / "results.json").write_text(json.dumps([row]))
+    assert score_predictions(tmp_path / "results.json", spec)["segm"]["AP"] == pytest.approx(1.0)
+
+
+def test_rows_without_a_mask_are_counted_by_a_check(tmp_path: Path) -> None:
+    inspection = check_data(_write(tmp_path, None))
+    assert inspection.sound
+    assert "1 boxes without segmentation; tasks with masks refuse them" in inspection.warnings
 
 
 def test_a_format_without_masks_says_so(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_faulty_mask_is_refused(tmp_path: Path, spec: str, change: dict[str, o
 
 def test_masks_need_true_masks(tmp_path: Path, spec: str) -> None:
     rows = [row | {"segmentation": [[1, 2, 11, 2, 11, 22, 1, 22]]} for row in RIGHT]
-    with pytest.raises(AnnotationError, match=r"annotations\[0\]\.segmentation.*masks can't be measured"):
+    with pytest.raises(AnnotationError, match=r"ann\.json: .*\n  \$\.annotations\[0\]\.segmentation: missing; mend it"):
         score_predictions(results(tmp_path, rows), spec)
 
 
