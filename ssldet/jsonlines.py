@@ -9,17 +9,30 @@ from typing import Any
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON objects, one a line; leave out what is no object, such as a last line torn by a kill."""
+    return read_apart(path)[0]
+
+
+def read_apart(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Read a file of JSON objects, one a line; empty where there is no file.
+
+    Returns:
+        The objects, and the lines that are none, such as one torn by a kill, by their numbers from 1.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
+        return [], {}
+    objects, damaged = [], {}
+    for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return [line for line in found if isinstance(line, dict)]
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            objects.append(value)
+        else:
+            damaged[number] = line
+    return objects, damaged
 
 
 def finite(value: Any) -> Any:

@@ -1,14 +1,14 @@
 """ranks -> one decision: the few things that processes of one run tell each other; with one process all are no-ops."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import distributed
 
-from ssldet.errors import DistributedError
+from ssldet.errors import DistributedError, SsldetError
 
 T = TypeVar("T")
 
@@ -95,6 +95,29 @@ def gather_objects(value: T) -> list[T]:
     everywhere: list[T] = [value] * distributed.get_world_size()
     distributed.all_gather_object(everywhere, value)
     return everywhere
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """Return what the work gave on every rank; an error on any rank is raised on all, so that none waits for it.
+
+    Args:
+        work: Done once on every rank.
+    """
+    if not connected():
+        return [work()]
+    result: T | None = None
+    problem: SsldetError | None = None
+    try:
+        result = work()
+    except SsldetError as error:
+        problem = error
+    except Exception as error:  # another rank may not know this error's class
+        problem = SsldetError(f"{type(error).__name__}: {error}")
+    everywhere = gather_objects((result, problem))
+    for _, error in everywhere:
+        if error is not None:
+            raise error
+    return cast(list[T], [value for value, _ in everywhere])
 
 
 def require_agreement(facts: Mapping[str, str]) -> None:

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+LARGEST = 1.8e19
+"""Largest weight that can be computed with: the square of a larger one is not finite in 32 bits."""
+
 
 def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """Return one line for each tensor that is missing, not expected, or of another shape.
@@ -24,12 +27,18 @@ def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list
 
 
 def infinite(given: Mapping[str, Tensor]) -> list[str]:
-    """Return one line for each tensor that holds a number which is not finite.
+    """Return one line for each tensor that holds a number which is not finite, or becomes so as soon as it is used.
 
     Args:
         given: Tensors by name.
     """
-    return [f"{name} is not finite" for name, tensor in given.items() if not bool(torch.isfinite(tensor).all())]
+    wrong = []
+    for name, tensor in given.items():
+        if not bool(torch.isfinite(tensor).all()):
+            wrong.append(f"{name} is not finite")
+        elif tensor.is_floating_point() and tensor.numel() and float(tensor.abs().max()) > LARGEST:
+            wrong.append(f"{name} holds {float(tensor.abs().max()):.3g}, too large to compute with")
+    return wrong
 
 
 def few(lines: Sequence[str], shown: int = 5) -> str:

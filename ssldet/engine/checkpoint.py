@@ -126,6 +126,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if info.get("digest") != _digest(state):
         raise CheckpointError(f"{path}: damaged, the tensors don't match their digest; copy it again or export anew")
+    if wrong := infinite(state):
+        raise CheckpointError(f"{path}: can't be used: {few(wrong)}; go back to an earlier file")
     return info, state
 
 
@@ -159,9 +161,9 @@ def load_exactly(objective: Objective, state: Mapping[str, Tensor], where: str) 
         where: Names the origin in a message.
 
     Raises:
-        CheckpointError: A name is missing or too many, or a shape differs; lists the first ones.
+        CheckpointError: A name is missing or too many, a shape differs, or a number is not finite; lists the first.
     """
-    wrong = misfits(objective.state_dict(), state)
+    wrong = misfits(objective.state_dict(), state) + infinite(state)
     if wrong:
         raise CheckpointError(f"{where}: does not fit this detector and task: {few(wrong)}")
     objective.load_state_dict(dict(state))

@@ -10,9 +10,10 @@ from ssldet.data.collate import of_one_size
 from ssldet.data.problems import without_pixels
 from ssldet.engine.run import Precision, Run
 from ssldet.engine.sources import evaluation_batches_of
-from ssldet.ranks import gather_objects, rank, world
-from ssldet.source import Source
-from ssldet.task import Objective
+from ssldet.errors import DataError
+from ssldet.ranks import rank, together, world
+from ssldet.source import Measurable, Source
+from ssldet.task import Objective, PretextTask
 from ssldet.types import Answer, Batch
 
 Answered = TypeVar("Answered", bound=Answer)
@@ -86,18 +87,41 @@ def evaluate(
         run.task, source, batch_size=size, workers=run.data.workers, rank=rank(), world=world(), seed=run.seed
     )
     answered = ((without_pixels(batch), found) for batch, found in answers(objective, batches, device, run.precision))
+    waiting: list[Any] = []
+
+    def turn() -> Any:
+        if rank() == 0:
+            for batch, found in waiting:
+                evaluator.update(found, batch)
+        return None if stop() else next(answered, ())
+
     while True:
-        share = None if stop() else next(answered, ())
-        shares = gather_objects(share)
+        shares = together(turn)
         if any(share is None for share in shares):
             return None
-        present = [share for share in shares if share]
-        if not present:
-            break
-        if rank() == 0:
-            for batch, found in present:
-                evaluator.update(found, batch)
-    return gather_objects(evaluator.results() if rank() == 0 else {})[0]
+        waiting[:] = [share for share in shares if share]
+        if not waiting:
+            return together(lambda: evaluator.results() if rank() == 0 else {})[0]
+
+
+def require_measurable(run: Run, source: Source) -> None:
+    """Let a run start only if its evaluations can be computed; it would be late to find out after the last step.
+
+    Args:
+        run: The run.
+        source: What it is measured on.
+
+    Raises:
+        DataError: There is nothing to measure.
+    """
+    run.task.evaluator(source)
+    if isinstance(run.task, PretextTask) or not isinstance(source, Measurable):
+        return
+    if not source.ground_truth()["annotations"]:
+        raise DataError(
+            f"{', '.join(run.data.val)}: not one object in {len(source)} images, so nothing can be measured; name "
+            "another set to evaluate on, or none"
+        )
 
 
 def unpadded(answer: Callable[[Batch], Sequence[Answered]], batch: Batch) -> list[Answered]:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,18 +15,19 @@ from lightning_fabric.strategies.strategy import Strategy
 from ssldet import ranks
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import load_exactly
+from ssldet.engine.evaluate import require_measurable
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.keeper import Keeper
 from ssldet.engine.log import logged_to
 from ssldet.engine.loop import train
 from ssldet.engine.quarantine import Quarantine
 from ssldet.engine.reporter import DrawPreview, Reporter
-from ssldet.engine.resume import require_same_run
+from ssldet.engine.resume import fault_of, require_same_run
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, open_sources
 from ssldet.engine.steps import Checkpoints, Restored
 from ssldet.engine.stop import StopFlag
-from ssldet.errors import CheckpointError, ConfigError, DivergedError, SetupError, StoppedError
+from ssldet.errors import CheckpointError, ConfigError, DivergedError, SetupError, SsldetError, StoppedError
 from ssldet.recipe import check, fingerprint
 from ssldet.source import Source
 from ssldet.task import Objective, learning_sections
@@ -70,6 +72,8 @@ def fit(
     fabric = _fabric(run)
     sources = sources or open_sources(run)
     Quarantine(sources.train, run.data.max_bad_fraction)
+    if sources.val is not None:
+        require_measurable(run, sources.val)
     try:
         restored = _restored(run, folder, sources.train) if resume else None
         if restored is not None:
@@ -131,7 +135,12 @@ def _fabric(run: Run) -> Fabric:
 
 def _restored(run: Run, folder: RunFolder, source: Source) -> Restored:
     folder.lock()
-    restored = Checkpoints(folder.checkpoints, run.checkpoint.keep).newest()
+    checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
+    try:
+        restored = checkpoints.newest(partial(fault_of, recorded=folder.run()))
+    except SsldetError:
+        # Nothing fits run.toml, or that can't be read: what differs is then said field by field.
+        restored = checkpoints.newest(partial(fault_of, recorded=None))
     if restored is None:
         raise CheckpointError(f"{folder.path}: has no checkpoint to go on from; start the run again")
     require_same_run(restored.state, run, source)

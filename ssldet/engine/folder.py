@@ -9,6 +9,7 @@ previews/       pictures                        report.html        all of it on 
 """
 
 import json
+import logging
 import os
 import shlex
 import socket
@@ -21,18 +22,32 @@ from ssldet.disk import Disk, write_whole
 from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints
 from ssldet.errors import ConfigError, SetupError
-from ssldet.jsonlines import finite, read_lines
+from ssldet.jsonlines import finite, read_apart, read_lines
 from ssldet.locks import NAME as LOCK
 from ssldet.locks import FolderLock
 from ssldet.ranks import rank
 from ssldet.recipe import dumps, fingerprint, load
 from ssldet.task import PretextTask
 
+log = logging.getLogger(__name__)
+
 SCHEMA = 1
 """Version of this layout."""
 
-_LEFT_BEHIND = ("run.toml", "metrics.jsonl", "train.log", "transfer.json", "lineage.json", "quarantine.jsonl")
+_LEFT_BEHIND = (
+    "run.toml",
+    "metrics.jsonl",
+    "metrics.damaged.txt",
+    "train.log",
+    "transfer.json",
+    "lineage.json",
+    "quarantine.jsonl",
+)
 """What a run that never took a step may have written."""
+
+
+_DAMAGED = "metrics.damaged.txt"
+"""Lines of the metrics file that could not be read when the run was resumed."""
 
 
 class RunFolder:
@@ -163,8 +178,22 @@ class RunFolder:
         self._write(name, json.dumps(finite(document), indent=2) + "\n")
 
     def cut_metrics(self, step: int) -> None:
-        """Drop what was measured after a step, so that going on from there repeats no line."""
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        """Drop what was measured after a step, so that going on from there repeats no line.
+
+        Lines that can't be read are said, and kept in `metrics.damaged.txt`.
+        """
+        lines, damaged = read_apart(self.path / "metrics.jsonl")
+        if damaged:
+            numbers = ", ".join(map(str, list(damaged)[:5])) + (", …" if len(damaged) > 5 else "")
+            log.warning(
+                "metrics.jsonl: %d lines can't be read (line %s); they are left out, and kept in %s",
+                len(damaged),
+                numbers,
+                _DAMAGED,
+            )
+            before = (self.path / _DAMAGED).read_text(encoding="utf-8") if (self.path / _DAMAGED).exists() else ""
+            self._write(_DAMAGED, before + "".join(f"{line}\n" for line in damaged.values()))
+        kept = [line for line in lines if not isinstance(line.get("step"), int) or line["step"] <= step]
         if kept or (self.path / "metrics.jsonl").exists():
             self._write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 

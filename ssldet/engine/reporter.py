@@ -19,6 +19,7 @@ from ssldet.engine.progress import Progress
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, evaluation_batches_of
 from ssldet.engine.stop import StopFlag
+from ssldet.errors import DataError, DivergedError
 from ssldet.ranks import gather_objects, rank, reduce_mean
 from ssldet.task import Objective
 from ssldet.types import Batch
@@ -50,6 +51,7 @@ class Reporter:
         """
         self.results: dict[str, Any] = {}
         self._measured: int | None = None
+        self._failure: Exception | None = None
         self._run, self._folder, self._sources, self._preview = run, folder, sources, preview
         self._metrics = MetricsFile(folder.path / "metrics.jsonl") if rank() == 0 else None
         self._display = Display(type(run.task).__name__, run.total_steps(len(sources.train)))
@@ -118,14 +120,35 @@ class Reporter:
         val, due = self._sources.val, progress.done or progress.every(self._run.evaluate_every)
         if val is None or not due or progress.step == self._measured:
             return True
-        results = evaluate(self._run, progress.best, val, self._device, lambda: bool(stop.raised))
+        try:
+            results = evaluate(self._run, progress.best, val, self._device, lambda: bool(stop.raised))
+        except Exception as error:  # a metric may fail in any way, and weights that are trained must not be lost to it
+            if isinstance(error, DivergedError) and not progress.done:
+                raise
+            self._fail(progress.step, error)
+            return True
         if results is None:
             return False
-        self.results, self._measured = results, progress.step
+        self.results, self._measured, self._failure = results, progress.step, None
         self._write({"kind": "eval", "step": progress.step, **results})
         if rank() == 0:
-            self._folder.update(results=results)
+            self._folder.update(results=results, measured_on=list(self._run.data.val))
         return True
+
+    def require_measured(self) -> None:
+        """Let a run end well only if its last evaluation did; its weights are written by then.
+
+        Raises:
+            DataError: The evaluation failed.
+            DivergedError: A box or a score was not finite.
+        """
+        if self._failure is None:
+            return
+        kind = DivergedError if isinstance(self._failure, DivergedError) else DataError
+        raise kind(
+            f"{self._folder.weights} is written, but could not be measured: {self._failure}; mend that, and measure it "
+            f"with ssldet evaluate or with: {self._folder.resume_command(self._run)}"
+        ) from self._failure
 
     def draw(self, progress: Progress) -> None:
         """Draw a preview, if previews are on; a failure is a warning and does not end the run."""
@@ -149,11 +172,20 @@ class Reporter:
             self._metrics.close()
 
     def _recall(self, step: int) -> None:
-        """Read the results of an evaluation at this step, made before the run was interrupted."""
-        lines = [line for line in self._folder.metrics() if line.get("kind") == "eval" and line["step"] == step]
+        """Read the results of an evaluation at this step, made on the same set before the run was interrupted."""
+        val, lines = list(self._run.data.val), []
+        if val and self._folder.status().get("measured_on", val) == val:
+            lines = [at for at in self._folder.metrics() if at.get("kind") == "eval" and at.get("step") == step]
         results = {name: value for name, value in (lines or [{}])[-1].items() if name not in {"kind", "step"}}
         self.results = gather_objects(results)[0]
         self._measured = step if self.results else None
+
+    def _fail(self, step: int, error: Exception) -> None:
+        """Write down that an evaluation failed; training goes on."""
+        self.results, self._measured, self._failure = {}, None, error
+        log.error("step %d could NOT be measured (%s: %s); training goes on", step, type(error).__name__, error)
+        if rank() == 0:
+            self._folder.update(results={})
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._metrics is not None:

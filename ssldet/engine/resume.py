@@ -8,6 +8,7 @@ from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, ConfigError, DataError
 from ssldet.recipe import diff, from_document
 from ssldet.source import Source
+from ssldet.states import few, infinite
 
 log = logging.getLogger(__name__)
 
@@ -15,13 +16,42 @@ MAY_CHANGE = (
     "budget.",
     "checkpoint.",
     "data.max_bad_fraction",
+    "data.val",
     "data.workers",
     "device",
     "evaluate_every",
     "log_every",
     "preview_every",
 )
-"""Fields that change how a run goes and not what it computes; the budget also moves the schedule, as it must."""
+"""Fields that change how a run goes and not what it computes; the budget also moves the schedule, as it must.
+
+`data.train` may name another place as well, if the images there are the same.
+"""
+
+PARTS = ("objective", "optimizer", "average", "counters", "run", "data")
+"""What a checkpoint holds beside its step."""
+
+
+def fault_of(state: Mapping[str, Any], recorded: Run | None) -> str:
+    """Say why a checkpoint that reads well can't be gone on from; empty where it can.
+
+    Args:
+        state: A checkpoint.
+        recorded: The configuration in the run's folder; `None` where it can't be read.
+    """
+    if missing := [part for part in PARTS if part not in state]:
+        return f"it holds no {', '.join(missing)}"
+    if wrong := infinite(state["objective"]) + infinite(state["average"] or {}):
+        return few(wrong)
+    if recorded is not None:
+        try:
+            before = from_document(Run, state["run"])
+        except ConfigError:
+            return ""  # it is of another version, which the caller says
+        other = [path for path, *_ in diff(before, recorded) if not path.startswith((*MAY_CHANGE, "data.train"))]
+        if other:
+            return f"it is of another run, with another {', '.join(other)}"
+    return ""
 
 
 def require_same_run(state: Mapping[str, Any], run: Run, source: Source) -> None:
@@ -41,15 +71,15 @@ def require_same_run(state: Mapping[str, Any], run: Run, source: Source) -> None
         before = from_document(Run, state["run"])
     except ConfigError as error:
         raise CheckpointError(f"the checkpoint's configuration is of another version of ssldet: {error}") from error
-    refused = []
+    data, refused = state["data"], []
     for path, old, new in diff(before, run):
-        if path.startswith(MAY_CHANGE):
+        moved = path == "data.train" and data["fingerprint"] == source.fingerprint
+        if moved or path.startswith(MAY_CHANGE):
             log.warning("%s: %s instead of %s from here on", path, new, old)
         else:
             refused.append(f"{path}: was {old}, is {new}; a run can't change it on the way, start another one")
     if refused:
         raise ConfigError(refused)
-    data = state["data"]
     if data["fingerprint"] != source.fingerprint:
         count = f"{data['images']} images then, {len(source)} now"
         if data["images"] == len(source):

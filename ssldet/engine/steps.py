@@ -10,6 +10,7 @@ import io
 import logging
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ SCHEMA = 1
 """Version of what a checkpoint holds."""
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that can't be gone on from; the one before it may do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +103,11 @@ class Checkpoints:
             self.disk.remove(self.path(old))
             self.disk.remove(_sum_of(self.path(old)))
 
-    def newest(self) -> Restored | None:
+    def newest(self, fault: Callable[[Mapping[str, Any]], str] = lambda _: "") -> Restored | None:
         """Return the newest valid checkpoint, none where there are none; damaged ones that are newer are warned of.
+
+        Args:
+            fault: Says why a checkpoint that reads well can't be gone on from; empty where it can.
 
         Raises:
             CheckpointError: There are checkpoints, but all of them are damaged, or they come from a newer ssldet.
@@ -107,18 +115,39 @@ class Checkpoints:
         steps = self.steps()
         damaged: list[Path] = []
         for step in steps:
-            path = self.path(step)
-            reason = self.damage(path)
-            if reason is None:
-                if damaged:
-                    lost = steps[0] - step
-                    log.warning("going on from step %d instead of %d; steps lost: %d", step, steps[0], lost)
-                return Restored(step=step, state=_load(path), damaged=tuple(damaged))
-            log.warning("%s is damaged: %s", path, reason)
-            damaged.append(path)
+            try:
+                state = self.read(step)
+                if reason := fault(state):
+                    raise DamagedError(reason)
+            except DamagedError as error:
+                log.warning("%s is damaged: %s", self.path(step), error)
+                damaged.append(self.path(step))
+                continue
+            if damaged:
+                lost = steps[0] - step
+                log.warning("going on from step %d instead of %d; steps lost: %d", step, steps[0], lost)
+            return Restored(step=step, state=state, damaged=tuple(damaged))
         if steps:
             raise CheckpointError(f"{self.folder}: all {len(steps)} checkpoints are damaged; start the run again")
         return None
+
+    def read(self, step: int) -> dict[str, Any]:
+        """Return what was saved at a step; its checksum, its content and its name must agree.
+
+        Args:
+            step: One of `steps`.
+
+        Raises:
+            DamagedError: They don't; says why.
+            CheckpointError: It was written by another version of ssldet.
+        """
+        path = self.path(step)
+        if (reason := self.damage(path)) is not None:
+            raise DamagedError(reason)
+        state = _load(path)
+        if state.get("step") != step:
+            raise DamagedError(f"it holds step {state.get('step')!r}, so it was copied or renamed")
+        return state
 
     def damage(self, path: Path) -> str | None:
         """Say what is wrong with a checkpoint file; None where nothing is."""
@@ -193,8 +222,13 @@ def _to_bytes(state: dict[str, Any]) -> memoryview:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("schema") != SCHEMA:
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's readers fail in many ways on bytes that are no checkpoint
+        raise DamagedError(f"its content can't be loaded ({type(error).__name__})") from error
+    if not isinstance(state, dict) or not isinstance(state.get("schema"), int):
+        raise DamagedError("its content is no checkpoint of ssldet")
+    if state["schema"] != SCHEMA:
         raise CheckpointError(
             f"{path}: has schema {state.get('schema')}, this ssldet reads {SCHEMA}; use the version that wrote it"
         )

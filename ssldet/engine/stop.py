@@ -1,12 +1,12 @@
-"""SIGTERM, SIGINT, SIGUSR1 -> a flag: nothing is saved inside a handler, because it may run in the middle of a step."""
+"""SIGTERM, SIGINT, SIGUSR1, SIGHUP -> a flag: nothing is saved inside a handler, which may run within a step."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What asks a run to stop: a scheduler's end of time, Ctrl-C, SLURM's early warning."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""What asks a run to stop: a scheduler's end of time, Ctrl-C, SLURM's early warning, a terminal that is closed."""
 
 
 class StopFlag:
@@ -24,7 +24,9 @@ class StopFlag:
     def __enter__(self) -> "StopFlag":
         """Take the signals over; Python lets only the main thread do so, elsewhere the flag just stays down."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._raise) for number in SIGNALS}
+            # nohup ignores SIGHUP, and that is meant to stay.
+            taken = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._raise) for number in taken}
         return self
 
     def __exit__(

@@ -1,11 +1,13 @@
 """Supervised detection: what it trains, what its views give, that it learns, and what it refuses."""
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import ssldet
 from downstream.annotations.coco import open_coco
@@ -17,8 +19,9 @@ from downstream.recipes.detection import r50
 from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
 from ssldet.detectors.detr import DETRConfig
-from ssldet.engine.evaluate import unpadded
-from ssldet.errors import ConfigError
+from ssldet.engine.evaluate import require_measurable, unpadded
+from ssldet.engine.run import DataConfig
+from ssldet.errors import ConfigError, DataError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import check, dumps, load, override
 from ssldet.registry import find, names
@@ -210,3 +213,23 @@ def test_r50_is_the_published_recipe() -> None:
     assert (run.optim.lr, run.optim.lr_backbone, run.optim.clip, run.data.batch_size) == (1e-4, 5e-5, 0.1, 16)
     assert (run.budget.epochs, run.optim.drops) == (300, (2 / 3,))
     assert run.task.scales == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # type: ignore[attr-defined]
+
+
+def test_a_set_without_any_object_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
+    document: dict[str, list[dict[str, object]]] = {
+        "images": [{"id": 5, "file_name": "a.png", "width": 40, "height": 30}],
+        "categories": [{"id": 2, "name": "cat"}],
+        "annotations": [],
+    }
+    box = {"id": 3, "image_id": 5, "category_id": 2, "bbox": [4, 5, 10, 12], "area": 120, "iscrowd": 0}
+    run = replace(r50(), task=TASK, data=DataConfig(val=("coco:ann.json:images",)))
+    for boxes, fine in (([], False), ([box], True)):
+        (tmp_path / "ann.json").write_text(json.dumps({**document, "annotations": boxes}))
+        source = open_coco(f"{tmp_path / 'ann.json'}:{tmp_path / 'images'}", ImageRules())
+        if fine:
+            require_measurable(run, source)
+            continue
+        with pytest.raises(DataError, match="images: not one object in 1 images"):
+            require_measurable(run, source)

@@ -171,6 +171,32 @@ def test_a_wrong_configuration_writes_nothing(tmp_path: Path, fakes: ModuleType)
     assert not (tmp_path / "a").exists()
 
 
+def test_an_evaluation_that_fails_never_costs_the_weights(
+    tmp_path: Path, fakes: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ssldet.errors import DataError, DivergedError
+
+    run = fakes.a_run(data__val=("fake:7",), evaluate_every=5)
+    expected = train(tmp_path / "quiet", run)
+    for name, error, kind in (("a", ValueError("no object"), DataError), ("b", DivergedError("a box"), DivergedError)):
+
+        def fail(_: Any, error: Exception = error) -> Any:
+            raise error
+
+        chosen = run if kind is DataError else replace(run, evaluate_every=0)
+        with monkeypatch.context() as patch:
+            patch.setattr(fakes.FakeEvaluator, "results", fail)
+            with pytest.raises(kind, match=rf"model\.safetensors is written, but could not be measured: {error}"):
+                train(tmp_path / name, chosen)
+        status = json.loads((tmp_path / name / "run.json").read_text())
+        assert (status["status"], status["results"]) == ("failed" if kind is DataError else "diverged", {})
+        assert "is written, but could not be measured" in status["reason"]
+        assert fakes.weights_of(tmp_path / name) == fakes.weights_of(tmp_path / "quiet")
+    assert "step 5 could NOT be measured (ValueError: no object); training goes on" in caplog.text
+    assert train(tmp_path / "a", run, resume=True) == expected
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "finished"
+
+
 def test_bad_files_are_counted_once_and_too_many_stop_the_run(tmp_path: Path, fakes: ModuleType, train: Train) -> None:
     from ssldet.errors import DataError
 

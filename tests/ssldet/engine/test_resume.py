@@ -1,5 +1,6 @@
 """Kill it, stop it, resume it: the same bits as the run that nobody disturbed."""
 
+import hashlib
 import json
 import os
 import random
@@ -121,7 +122,7 @@ def measured(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in {"seconds", "images_per_second", "data_wait"}} for line in lines]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_saves_between_two_steps_and_exits_with_75(
     tmp_path: Path, fakes: ModuleType, train: Train, fork: Callable[..., Any], name: str
 ) -> None:
@@ -186,6 +187,79 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     assert fakes.weights_of(tmp_path / "a") == quiet
     assert (tmp_path / "a" / "checkpoints" / "step-000012.ckpt.damaged").exists()
     assert [line["step"] for line in measured(tmp_path / "a")] == list(range(1, 13))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a checkpoint holds, and let its checksum agree."""
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state["objective"]["scale.weight"].fill_(float("nan")), "scale.weight is not finite"),
+        (lambda state: state["objective"]["scale.weight"].fill_(3e38), "scale.weight holds 3e+38, too large"),
+        (lambda state: state.pop("optimizer"), "holds no optimizer"),
+        (lambda state: state["run"].update(seed=9), "of another run, with another seed"),
+    ],
+    ids=["nan", "huge", "lacking", "another run"],
+)
+def test_a_checkpoint_of_bad_content_costs_steps_like_a_damaged_one(
+    tmp_path: Path, fakes: ModuleType, train: Train, caplog: pytest.LogCaptureFixture, change: Any, says: str
+) -> None:
+    run = fakes.a_run()
+    train(tmp_path / "a", run)
+    quiet = fakes.weights_of(tmp_path / "a")
+    rewrite(tmp_path / "a" / "checkpoints" / "step-000012.ckpt", change)
+    train(tmp_path / "a", run, resume=True)
+    assert says in caplog.text
+    assert "going on from step 10 instead of 12" in caplog.text
+    assert fakes.weights_of(tmp_path / "a") == quiet
+
+
+def test_an_edited_record_is_refused_by_its_field_and_not_by_the_checkpoints(
+    tmp_path: Path, fakes: ModuleType, train: Train
+) -> None:
+    from ssldet.errors import ConfigError
+
+    run = fakes.a_run()
+    train(tmp_path / "a", run)
+    record = tmp_path / "a" / "run.toml"
+    record.write_text(record.read_text().replace("seed = 0", "seed = 5"))
+    with pytest.raises(ConfigError, match="seed: was 0, is 5"):
+        train(tmp_path / "a", replace(run, seed=5), resume=True)
+
+
+def test_a_damaged_metrics_line_is_told_and_kept(
+    tmp_path: Path, fakes: ModuleType, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fakes.a_run()
+    train(tmp_path / "a", run)
+    path = tmp_path / "a" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[4] = lines[4][:-3]
+    lines[6] = "[7]"
+    path.write_text("\n".join(lines) + "\n")
+    train(tmp_path / "a", run, resume=True)
+    assert "2 lines can't be read (line 5, 7)" in caplog.text
+    assert (tmp_path / "a" / "metrics.damaged.txt").read_text() == f"{lines[4]}\n[7]\n"
+    assert len(path.read_text().splitlines()) == 10
+
+
+def test_another_evaluation_set_and_a_moved_training_set_are_taken_up(
+    tmp_path: Path, fakes: ModuleType, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = fakes.a_run(data__val=("fake:3",))
+    assert train(tmp_path / "a", run)["images"] == 3
+    quiet = fakes.weights_of(tmp_path / "a")
+    moved = replace(run, data=replace(run.data, val=("fake:5",), train=("elsewhere:10",)), evaluate_every=4)
+    assert train(tmp_path / "a", moved, resume=True)["images"] == 5
+    assert "data.train: ['elsewhere:10'] instead of ['fake:10'] from here on" in caplog.text
+    assert fakes.weights_of(tmp_path / "a") == quiet
+    assert train(tmp_path / "a", moved, resume=True)["images"] == 5
 
 
 def test_harmless_changes_are_taken_up_and_others_refused(

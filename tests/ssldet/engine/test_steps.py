@@ -1,6 +1,7 @@
 """Checkpoints: whatever fails at whichever operation, the newest valid one is the last or the one before."""
 
 import errno
+import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -199,6 +200,29 @@ def test_every_damage_is_noticed_and_the_one_before_taken(tmp_path: Path, caplog
     checkpoints.set_aside(path)
     assert checkpoints.steps() == [7]
     assert (tmp_path / "step-000009.ckpt.damaged").exists()
+
+
+@pytest.mark.parametrize("kind", ["copied", "bytes", "list", "no schema", "fault"])
+def test_content_that_its_checksum_vouches_for_is_looked_at_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, state(2))
+    path = checkpoints.path(9)
+    if kind == "copied":
+        path.write_bytes(checkpoints.path(2).read_bytes())
+    elif kind == "bytes":
+        path.write_bytes(b"no checkpoint")
+    else:
+        content = {"list": [9], "no schema": {"step": 9}, "fault": {"schema": 1, "step": 9, "odd": True}}[kind]
+        torch.save(content, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+    found = checkpoints.newest(lambda content: "odd it is" if "odd" in content else "")
+    assert found is not None
+    assert (found.step, found.damaged) == (2, (path,))
+    says = {"copied": "holds step 2", "fault": "odd it is", "bytes": "can't be loaded"}
+    assert says.get(kind, "is no checkpoint") in caplog.text
 
 
 def test_all_damaged_is_an_error_and_nothing_is_touched(tmp_path: Path) -> None:
