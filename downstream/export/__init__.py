@@ -1,1 +1,1 @@
-"""Checkpoints -> someone else's world, proven by loading them back."""
+"""Models -> files in other libraries' formats, proven by loading them back."""

@@ -1,4 +1,4 @@
-"""backbone, the copy that a library built -> Comparison: the same tensors, and the same features of random images."""
+"""backbone, the copy that a library loaded -> `Comparison` of their tensors and of their features of random images."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +18,10 @@ def backbone_of(objective: Objective, out: Path) -> Backbone:
 
     Args:
         objective: The detector inside its task.
-        out: What shall be written, for the message.
+        out: File or folder to write, for the message.
 
     Raises:
-        CheckpointError: It has none that could be written by itself.
+        CheckpointError: The detector has no backbone that can be written by itself.
     """
     backbone = getattr(objective.detector, "backbone", None)
     if not isinstance(backbone, Backbone):
@@ -37,13 +37,13 @@ def weights_of(backbone: Backbone) -> dict[str, Tensor]:
 def same_backbone(
     backbone: Backbone, copy: nn.Module, features: Callable[[Tensor], Tensor], size: tuple[int, int]
 ) -> Comparison:
-    """Lay a backbone beside the library's own model: all tensors but those of parts that the backbone lacks.
+    """Return the comparison of a backbone with the library's model: all tensors except those that the backbone lacks.
 
     Args:
         backbone: The original.
         copy: The library's model with the written weights.
-        features: Asks that model: `B 3 H W` -> what the backbone's last level should be.
-        size: Height and width of the images to ask about.
+        features: Computes that model's features: `B 3 H W` -> what the backbone's last level should be.
+        size: Height and width of the random images.
     """
     theirs: Mapping[str, Tensor] = {
         name: value for name, value in copy.state_dict().items() if name not in backbone.pruned
@@ -52,7 +52,7 @@ def same_backbone(
     def difference() -> float:
         device = next(backbone.parameters()).device
         images = torch.randn(2, 3, *size, generator=generator("export")).to(device)
-        # As the backbone lays them in memory, or the order of sums would differ.
+        # The memory format that the backbone uses, since another one would change the order of sums.
         images = images.contiguous(memory_format=torch.channels_last)
         was_training = backbone.training
         try:

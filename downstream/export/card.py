@@ -1,4 +1,4 @@
-"""objective, what its file states -> model card: what the model is, how it came to be, and what one owes to whom."""
+"""objective, what its file states -> model card: what the model is, how it was trained, licences and citations."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -49,29 +49,29 @@ IMAGES = "Terms of the training images and their labels apply, and are not recor
 
 
 def statement(info: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
-    """Return what a file in somebody else's format says in our own words, so that we open it as what it was.
+    """Return our own metadata for a file in another library's format, so that we can open it again as the same task.
 
     Args:
-        info: What is known of the model.
+        info: Metadata of the model.
         whole: Whether the file has all tensors of its task; only then can the task be built from it again.
     """
-    wanted = ("task", "classes", "category_ids") if whole else ("classes", "category_ids")
-    return {name: info[name] for name in wanted if name in info}
+    fields = ("task", "classes", "category_ids") if whole else ("classes", "category_ids")
+    return {name: info[name] for name in fields if name in info}
 
 
 def model_card(objective: Objective, info: Mapping[str, Any], use: str) -> Callable[[ExportReport], str]:
-    """Return what writes the card once the export is proven.
+    """Return the function that makes the card of a proven export.
 
     Args:
         objective: The model that is exported.
-        info: What is known of it: task, detector, classes, and the stages that it went through.
+        info: Metadata of the model: task, detector, classes, and the stages of its training.
         use: How the exported file is used, as Markdown.
     """
     stages = [*info.get("lineage", ()), info]
 
     def write(report: ExportReport) -> str:
         return HEAD.format(
-            title=f"{_word(info.get('detector'))}: {_word(info.get('task'))}",
+            title=f"{_name_of(info.get('detector'))}: {_name_of(info.get('task'))}",
             what="\n".join(_what(objective, info, report)),
             use=use,
             made="\n\n".join(_stage(number, stage) for number, stage in enumerate(stages, start=1)),
@@ -86,7 +86,7 @@ def model_card(objective: Objective, info: Mapping[str, Any], use: str) -> Calla
 def _what(objective: Objective, info: Mapping[str, Any], report: ExportReport) -> Iterator[str]:
     detector = objective.detector
     classes = [name for name in info.get("classes", ()) if name]
-    yield f"- Detector: {_word(info.get('detector'))}, {detector.num_queries} queries, width {detector.width}, "
+    yield f"- Detector: {_name_of(info.get('detector'))}, {detector.num_queries} queries, width {detector.width}, "
     yield f"  {sum(value.numel() for value in detector.state_dict().values()):,} numbers"
     yield f"- Backbone: {info.get('detector', {}).get('backbone', {}).get('name', 'unknown')}"
     yield f"- Classes: {', '.join(classes) if classes else 'none named'}"
@@ -94,15 +94,16 @@ def _what(objective: Objective, info: Mapping[str, Any], report: ExportReport) -
 
 
 def _stage(number: int, stage: Mapping[str, Any]) -> str:
-    """Tell one stage: its task, its data, and every choice as a recipe."""
+    """Return the description of one stage: its task, its data, and all choices as a recipe."""
     if "recipe" not in stage:
-        return f"{number}. {_word(stage.get('task'))}. {FOREIGN}"
-    told = {name: stage[name] for name in ("task", "detector") if name in stage} | dict(stage.get("choices", {}))
+        return f"{number}. {_name_of(stage.get('task'))}. {FOREIGN}"
+    recipe = {name: stage[name] for name in ("task", "detector") if name in stage} | dict(stage.get("choices", {}))
     line = (
-        f"{number}. {_word(stage.get('task'))}, {stage.get('step', 0):,} steps on {stage.get('images', '?'):,} images "
+        f"{number}. {_name_of(stage.get('task'))}, {stage.get('step', 0):,} steps "
+        f"on {stage.get('images', '?'):,} images "
         f"(data fingerprint `{stage.get('data')}`, recipe fingerprint `{stage['recipe']}`)"
     )
-    return f"{line}\n\n```toml\n{tomli_w.dumps(told).strip()}\n```"
+    return f"{line}\n\n```toml\n{tomli_w.dumps(recipe).strip()}\n```"
 
 
 def _terms(stages: list[Mapping[str, Any]]) -> Iterator[str]:
@@ -115,12 +116,12 @@ def _terms(stages: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _licence(backbone: str, weights: str) -> str:
-    """Return the licence of named weights; a file of the user's own has none that is known."""
+    """Return the licence of named weights; that of a user's own file is unknown."""
     try:
         return known_weights(weights, backbone).licence
     except CheckpointError:
         return "licence unknown"
 
 
-def _word(document: Any) -> str:
+def _name_of(document: Any) -> str:
     return str(document.get("name", "unknown")) if isinstance(document, Mapping) else "unknown"

@@ -1,9 +1,9 @@
-"""objective -> a file of facebookresearch/detr: `{"model": …}` in its naming, plus the options that leave no trace.
+"""objective -> a file of facebookresearch/detr: `{"model": …}` in its naming, and the options that it needs.
 
-The file loads with `weights_only=True`, and strictly into DETR's model; that of a random-query-patch run also into
-UP-DETR's. Classes keep their order, counted from 0 and "no object" last, so DETR must be built with their number and
-not with its own 91, unless the run was trained with that. A detector with masks becomes a `DETRsegm`; the option
-`mask_attention` is ours, because DETR's code always computes `joint` maps and UP-DETR's always `per_head` ones.
+The file loads with `weights_only=True`, and strictly into DETR's model; that of a random-query-patch run also loads
+into UP-DETR's. Classes keep their order, counted from 0 with "no object" last, so DETR must be built with their number,
+not with its default of 91. A detector with masks becomes a `DETRsegm`; the option `mask_attention` is our own, because
+DETR's code always computes `joint` maps and UP-DETR's always `per_head` ones.
 """
 
 import io
@@ -27,7 +27,7 @@ from ssldet.weights.detr import STATEMENT, detector_from_file, recognise, to_det
 from ssldet.weights.resnets import name_resnet
 
 FINER_CHANNELS = 1024, 512, 256
-"""Channels of the finer levels that DETR's mask head is made for, coarsest first."""
+"""Channels of the finer levels that DETR's mask head expects, coarsest first."""
 
 
 USE = """\
@@ -43,13 +43,13 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     """Write a detector in DETR's format, and prove it by loading it back.
 
     Args:
-        objective: The detector inside its task. Heads that its `detr_names` list go with it; others are left out.
-        info: What is known of it. Task and classes stand among the options, where DETR's own code doesn't look.
+        objective: The detector inside its task. Heads listed in its `detr_names` are written too; others are left out.
+        info: Metadata of the model. Task and classes become options that DETR's own code ignores.
         out: File to create.
 
     Raises:
         ConfigError: The file exists.
-        CheckpointError: DETR can't hold this detector (the message names every field), or what came back differs.
+        CheckpointError: DETR can't represent this detector (the message names every field), or the loaded copy differs.
         SetupError: The file can't be written.
     """
     detector = objective.detector
@@ -78,10 +78,10 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
 
 
 def unfit(detector: Detector) -> list[str]:
-    """Say which choices of a detector DETR's format has no place for; empty where it has for all.
+    """Return the reasons why DETR's format can't represent a detector; an empty list if it can.
 
     Args:
-        detector: What should be written.
+        detector: The detector to write.
     """
     if not isinstance(detector, DETR):
         return [f"detector: is a {type(detector).__name__}; only 'detr' can be written"]
@@ -101,7 +101,7 @@ def unfit(detector: Detector) -> list[str]:
 
 
 def _unfit_masks(head: MaskHead) -> list[str]:
-    """Say what DETR's own mask head, whose sizes are fixed, can't hold."""
+    """Return the reasons why DETR's mask head, whose sizes are fixed, can't represent a mask head."""
     groups = {layer.num_groups for layer in head.children() if isinstance(layer, nn.GroupNorm)}
     reasons = []
     if head.finer_channels != FINER_CHANNELS:

@@ -1,8 +1,8 @@
-"""objective -> a folder of Hugging Face transformers, proven with `from_pretrained` where that package is installed.
+"""objective -> a folder of Hugging Face transformers, proven with `from_pretrained` if that package is installed.
 
-The folder loads with version 4 and 5 alike: `config.json` in the words of version 4, which version 5 still takes, and
-tensors under the names that both write. Pre-norm models become Table Transformers, which are just that; masks become a
-`DetrForSegmentation`. Classes keep their names and order.
+The folder loads with versions 4 and 5: `config.json` uses the keys of version 4, which version 5 still accepts, and
+tensors have the names that both write. Pre-norm models become Table Transformers, which have the same architecture;
+models with masks become a `DetrForSegmentation`. Classes keep their names and order.
 """
 
 import importlib
@@ -19,7 +19,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from downstream.export.card import model_card, statement
-from downstream.export.proof import Comparison, ExportReport, answers, furthest, same_detector, two_images, write_proven
+from downstream.export.proof import (
+    Comparison,
+    ExportReport,
+    answers,
+    largest_difference,
+    same_detector,
+    two_images,
+    write_proven,
+)
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.disk import Disk, write_whole
@@ -58,13 +66,13 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
 
     Args:
         objective: The detector inside its task; heads of the task are left out.
-        info: What the header of its file states: its configuration, its task and its classes.
+        info: Metadata of the model: the detector's configuration, task and classes.
         out: Folder to create.
 
     Raises:
-        ConfigError: Something has that name already.
-        CheckpointError: transformers can't hold this detector (the message names every reason), or what came back
-            differs.
+        ConfigError: The folder, or a file of that name, exists.
+        CheckpointError: transformers can't represent this detector (the message names every reason), or the loaded
+            copy differs.
         SetupError: The folder can't be written.
     """
     config: DetectorConfig = from_document(DetectorConfig, info["detector"])  # type: ignore[type-abstract]
@@ -92,10 +100,10 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
 
 
 def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
-    """Say which choices of a detector transformers has no place for; empty where it has for all.
+    """Return the reasons why transformers can't represent a detector; an empty list if it can.
 
     Args:
-        detector: What should be written.
+        detector: The detector to write.
         config: Its configuration.
     """
     if not isinstance(detector, DETR) or not isinstance(config, DETRConfig):
@@ -135,7 +143,7 @@ def _unfit_masks(config: DETRConfig, detector: DETR) -> list[str]:
 
 
 def _holds(config: DETRConfig, body: Mapping[str, Tensor]) -> bool:
-    """Say whether timm's network of levels, which transformers takes, has the very tensors that ours has."""
+    """Return whether timm's feature network, which transformers uses, has the same tensors as our backbone."""
     library: Any = timm  # its types are incomplete
     name = config.backbone.name.rpartition("/")[2]
     dilation = {"output_stride": 16} if config.backbone.output_stride == 16 else {}
@@ -181,7 +189,7 @@ def _config(config: DETRConfig, classes: tuple[str, ...] | list[str]) -> dict[st
 
 
 def _preprocessor(detector: DETR, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `preprocessor_config.json`: images as the task shows them outside training."""
+    """Return `preprocessor_config.json`: the preprocessing of the task outside training."""
     task = info.get("task", {})
     return {
         "image_processor_type": "DetrImageProcessor",
@@ -203,7 +211,7 @@ def _preprocessor(detector: DETR, info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compare(folder: Path, detector: DETR) -> Comparison:
-    """Lay the detector beside what our reader finds in the folder, and let transformers answer where it is there."""
+    """Compare the detector with our reader's copy of the folder, and with transformers' copy if it is installed."""
     copy = detector_from_folder(folder).detector
     if importlib.util.find_spec("transformers") is None:
         log.warning("transformers is not installed; the folder is proven with ssldet's own reader alone")
@@ -217,20 +225,20 @@ def _compare(folder: Path, detector: DETR) -> Comparison:
 
 
 def _difference(folder: Path, detector: DETR) -> float:
-    """Ask the detector and transformers the same."""
+    """Return the largest difference between the answers of the detector and of transformers to the same images."""
     images, padding = two_images(next(detector.parameters()).device)
     logits, boxes, *masks = answers(detector, images, padding)
     theirs = _open(folder).to(images.device).eval()
     with torch.no_grad():
-        given = theirs(pixel_values=images, pixel_mask=(~padding).long())
-    found = [given.logits, given.pred_boxes]
+        output = theirs(pixel_values=images, pixel_mask=(~padding).long())
+    loaded = [output.logits, output.pred_boxes]
     if masks:
-        found.append(given.pred_masks.flatten(0, 1))
-    return furthest([logits[-1], boxes[-1], *masks], found)
+        loaded.append(output.pred_masks.flatten(0, 1))
+    return largest_difference([logits[-1], boxes[-1], *masks], loaded)
 
 
 def _open(folder: Path) -> Any:
-    """Load the folder as its user will; a name that transformers does not know, or misses, is an error."""
+    """Load the folder with `from_pretrained`; missing or unexpected tensors are an error."""
     library: Any = importlib.import_module("transformers")
     library.utils.logging.disable_progress_bar()
     kind = getattr(library, json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architectures"][0])

@@ -1,8 +1,8 @@
 """objective -> ONNX: the detector as a graph for any runtime, with any number and size of images.
 
 Inputs: `images`, B 3 H W, RGB in 0..1, not yet normalised; `padding`, B H W, true where the canvas holds no image.
-Outputs: `logits`, B Q C, the last class being "no object"; `boxes`, B Q 4, normalised cxcywh of the valid image; where
-the detector draws masks, `masks`, B Q h w, logits on the canvas.
+Outputs: `logits`, B Q C, the last class being "no object"; `boxes`, B Q 4, normalised cxcywh of the valid image; if the
+detector has a mask head, `masks`, B Q h w, logits on the canvas.
 """
 
 import importlib.util
@@ -27,11 +27,11 @@ from ssldet.errors import CheckpointError, SetupError
 from ssldet.task import Objective
 
 ALLOWED_DIFFERENCE = 1e-3
-"""Largest difference of a logit or a box: runtimes order and fuse their sums as they like."""
+"""Largest difference of a logit or a box: runtimes order and fuse sums differently."""
 SHAPES = ((2, 96, 128), (1, 160, 64), (3, 101, 75))
 """Batches whose answers are compared; the first is the one that the graph is traced with."""
 UNTRACEABLE = ("SwinTransformer", "SwinTransformerV2")
-"""Networks whose windows depend on the size of the image in a way that tracing takes hours to give up on."""
+"""Networks whose windows depend on the size of the image in such a way that tracing fails only after hours."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 USE = """\
 ```python
@@ -44,7 +44,7 @@ logits, boxes = session.run(["logits", "boxes"], {{"images": images, "padding": 
 
 
 class _Graph(nn.Module):
-    """Pixels in, the last layer's answers out."""
+    """Pixels -> the answers of the last decoder layer."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Graph(nn.Module):
 
     @property
     def outputs(self) -> list[str]:
-        """Names of what is returned."""
+        """Names of the outputs."""
         return ["logits", "boxes", *(["masks"] if "mask_head" in self.detector.sections else [])]
 
 
@@ -71,12 +71,12 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
 
     Args:
         objective: The detector inside its task; heads of the task are left out.
-        info: What is known of it; class names and category ids go into the graph's metadata.
+        info: Metadata of the model; class names and category ids go into the graph's metadata.
         out: File to create.
 
     Raises:
         ConfigError: The file exists.
-        CheckpointError: The detector can't be traced, or the graph answers otherwise.
+        CheckpointError: The detector can't be traced, or the graph's answers differ.
         SetupError: A package is missing, or the file can't be written.
     """
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -116,36 +116,36 @@ def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
                 dynamic_shapes=sides,
                 verbose=False,
             )
-    # The exporter fails in whatever way the operation that it doesn't know does.
+    # The exporter raises exceptions of any class, depending on the operation that it does not know.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path.name}: this detector can't be written as a graph for images of any size ({reason}); detectors with "
             "a ResNet can"
         ) from error
-    assert program is not None  # only the older exporter returns none
-    known = {"classes": info.get("classes", []), "category_ids": info.get("category_ids", [])}
-    program.model.metadata_props.update({f"ssldet.{name}": json.dumps(value) for name, value in known.items()})
+    assert program is not None  # only the older exporter returns `None`
+    metadata = {"classes": info.get("classes", []), "category_ids": info.get("category_ids", [])}
+    program.model.metadata_props.update({f"ssldet.{name}": json.dumps(value) for name, value in metadata.items()})
     program.save(path, external_data=False)
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's remarks on its own progress from the user."""
-    talkers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
-    levels = [talker.level for talker in talkers]
-    for talker in talkers:
-        talker.setLevel(logging.ERROR)
+    """Hide the exporter's progress messages and warnings."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for talker, level in zip(talkers, levels, strict=True):
-            talker.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _batch(shape: tuple[int, int, int]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
-    """Return random images on one canvas, the last of them smaller than it."""
+    """Return random images on one canvas, of which the last does not fill it."""
     count, height, width = shape
     padding = torch.zeros(count, height, width, dtype=torch.bool)
     padding[-1, height * 2 // 3 :], padding[-1, :, width * 3 // 4 :] = True, True

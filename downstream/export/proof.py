@@ -1,4 +1,4 @@
-"""model, what was read back from somebody's file -> ExportReport: the same tensors, and the same answers to images."""
+"""model, copy loaded from its exported file -> `ExportReport`: whether tensors and answers to images are the same."""
 
 import os
 import shutil
@@ -23,13 +23,13 @@ ALLOWED_DIFFERENCE = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A model beside what was read back from its file.
+    """A model and the copy that was loaded from its file.
 
     Attributes:
         ours: Tensors of the model that the file should hold.
-        theirs: Tensors that were read back, under the same names; may lie on another device.
-        difference: Asks both the same and returns the largest difference between their answers.
-        allowed: How large that may be.
+        theirs: Tensors of the copy, under the same names; may be on another device.
+        difference: Computes the largest difference between the answers of model and copy to the same images.
+        allowed: Largest allowed difference.
     """
 
     ours: Mapping[str, Tensor]
@@ -40,14 +40,14 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was written, and the proof that it is the same model.
+    """The exported file or folder, and the evidence that it holds the same model.
 
     Attributes:
         out: The file or folder.
-        equal: Tensors that came back bit for bit.
-        tensors: Tensors of the model.
-        parameters: Numbers that those tensors hold.
-        difference: Largest difference between the answers of the model and of what came back.
+        equal: Number of tensors that are bit-identical in the loaded copy.
+        tensors: Number of tensors of the model.
+        parameters: Number of elements of those tensors.
+        difference: Largest difference between the answers of the model and of the loaded copy.
         size: Bytes of the file, or of all files of the folder.
     """
 
@@ -59,17 +59,17 @@ class ExportReport:
     size: int
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the report as one line."""
         return f"{self.out}  {self.size / 1e6:.1f} MB, loaded back: {self.proof}"
 
     @property
     def proof(self) -> str:
-        """What was compared; a graph has answers, and no tensors under their names."""
-        held = f"{self.equal}/{self.tensors} tensors, {self.parameters:,} parameters, " if self.tensors else ""
-        return f"{held}max |Δ| {self.difference:.1e}"
+        """The result of the comparison; for a graph, which has no named tensors, only that of the answers."""
+        tensors = f"{self.equal}/{self.tensors} tensors, {self.parameters:,} parameters, " if self.tensors else ""
+        return f"{tensors}max |Δ| {self.difference:.1e}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the report as plain values."""
         return vars(self) | {"out": str(self.out)}
 
 
@@ -80,19 +80,20 @@ def write_proven(
     card: Callable[[ExportReport], str],
     beside: Mapping[str, bytes] = MappingProxyType({}),
 ) -> ExportReport:
-    """Write a file or folder under a passing name, load it back, compare, and only then give it its name.
+    """Write a file or folder under a temporary name, load it back, compare, and only then rename it.
 
     Args:
         out: File or folder to create.
         write: Writes the file, or makes and fills the folder.
-        read_back: Loads what was written and lays it beside the model.
-        card: Says what the model is and where it comes from; becomes `README.md` of a folder, `FILE.md` beside a file.
-        beside: What else belongs to a file, by the suffix that replaces the file's own; there when it is read back.
+        read_back: Loads what was written and compares it with the model.
+        card: Makes the model card, which becomes `README.md` in a folder and `FILE.md` beside a file.
+        beside: Contents of further files that belong to the file, by the suffix that replaces its own; they exist when
+            the file is read back.
 
     Raises:
-        ConfigError: Something has that name already.
-        CheckpointError: What came back differs; nothing is left behind then.
-        SetupError: It can't be written.
+        ConfigError: A file or folder of that name exists.
+        CheckpointError: The loaded copy differs; nothing remains on disk then.
+        SetupError: The file or folder can't be written.
     """
     for path in (out, _card_beside(out), *map(out.with_suffix, beside)):
         if path.exists():
@@ -119,7 +120,7 @@ def write_proven(
 
 
 def _place(stage: Path, out: Path, card: str) -> None:
-    """Give what was proven its name, its card first: a card without a model misleads nobody."""
+    """Write the card, then rename the model: if this is interrupted, a card without a model does no harm."""
     beside = stage / "README.md" if stage.is_dir() else _card_beside(out)
     write_whole(beside, card.encode(), Disk())
     stage.replace(out)
@@ -130,11 +131,11 @@ def _card_beside(out: Path) -> Path:
 
 
 def same_detector(detector: Detector, copy: Detector) -> Comparison:
-    """Lay a detector beside its copy: every tensor of both, and the answers to two images of unequal size.
+    """Return the comparison of a detector with its copy: all tensors, and the answers to two images of unequal size.
 
     Args:
         detector: The original.
-        copy: What was read back.
+        copy: The loaded copy.
     """
     return Comparison(
         ours=detector.state_dict(), theirs=copy.state_dict(), difference=lambda: _difference(detector, copy)
@@ -166,7 +167,7 @@ def _remove(path: Path) -> None:
 
 
 def two_images(device: torch.device) -> tuple[Float[Tensor, "2 3 H W"], Bool[Tensor, "2 H W"]]:
-    """Return two images of unequal size on one canvas, and where it holds none: what proofs ask about."""
+    """Return two random images of unequal size on one canvas, and its padding, for comparisons of models."""
     images = torch.randn(2, 3, 96, 128, generator=generator("export")).to(device)
     padding = torch.zeros(2, 96, 128, dtype=torch.bool, device=device)
     padding[1, 64:], padding[1, :, 100:] = True, True
@@ -175,39 +176,39 @@ def two_images(device: torch.device) -> tuple[Float[Tensor, "2 3 H W"], Bool[Ten
 
 @torch.no_grad()
 def answers(detector: Detector, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> list[Tensor]:
-    """Return logits and boxes of all layers, and the masks of all queries where the detector draws any.
+    """Return logits and boxes of all layers and, if the detector has a mask head, the masks of all queries.
 
     Args:
-        detector: Who is asked, in evaluation mode.
+        detector: The detector; it is run in evaluation mode.
         images: Normalised images.
         padding: True where the canvas holds no image.
     """
     was_training = detector.training
     try:
         predictions = detector.eval()(images, padding)
-        found = [predictions.logits, predictions.boxes]
+        outputs = [predictions.logits, predictions.boxes]
         if predictions.encoded_images is not None:
             count, queries = predictions.logits.shape[1:3]
             every = torch.arange(count * queries, device=images.device)
-            found.append(detector.masks(predictions, every // queries, every % queries))
+            outputs.append(detector.masks(predictions, every // queries, every % queries))
     finally:
         detector.train(was_training)
-    return found
+    return outputs
 
 
-def furthest(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Return the largest difference between two sets of answers; infinite where they are not of one kind.
+def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Return the largest absolute difference between two lists of tensors; infinity if their shapes differ.
 
     Args:
-        ours: Some tensors.
-        theirs: As many of the same shapes.
+        ours: Tensors of the model.
+        theirs: Tensors of the copy.
     """
     if [one.shape for one in ours] != [other.shape for other in theirs]:
         return float("inf")
-    apart = [(one - other).abs().max() for one, other in zip(ours, theirs, strict=True)]
-    return float(torch.stack(apart).max())
+    differences = [(one - other).abs().max() for one, other in zip(ours, theirs, strict=True)]
+    return float(torch.stack(differences).max())
 
 
 def _difference(detector: Detector, copy: Detector) -> float:
     images, padding = two_images(next(detector.parameters()).device)
-    return furthest(answers(detector, images, padding), answers(copy.to(images.device), images, padding))
+    return largest_difference(answers(detector, images, padding), answers(copy.to(images.device), images, padding))

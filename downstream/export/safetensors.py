@@ -1,4 +1,4 @@
-"""objective -> safetensors: our own weights file, which any run, verb or script of ours starts from."""
+"""objective -> safetensors: our own weights file, from which any run, command or script can start."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from ssldet.engine.checkpoint import SCHEMA, restore_objective, save_weights
 from ssldet.task import Objective
 
 UNSTATED: dict[str, Any] = {"schema": SCHEMA, "classes": [], "category_ids": [], "step": 0}
-"""What the header says of a model that came from somebody else's file."""
+"""Defaults of the header for a model that was imported from another format."""
 
 
 USE = """\
@@ -21,16 +21,16 @@ detector = ssldet.load("{name}")  # a plain nn.Module; or: ssldet evaluate {name
 
 
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
-    """Write an objective with everything needed to build it again, and prove it by doing so.
+    """Write an objective with everything needed to build it again, and prove it by loading it back.
 
     Args:
         objective: The detector inside its task.
-        info: What the header states; `task` and `detector` at least.
+        info: Contents of the header; at least `task` and `detector`.
         out: File to create.
 
     Raises:
         ConfigError: The file exists.
-        CheckpointError: What came back differs.
+        CheckpointError: The loaded copy differs.
         SetupError: The file can't be written.
     """
 

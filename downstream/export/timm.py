@@ -1,7 +1,7 @@
 """objective -> timm's local folder: config.json and model.safetensors, for `timm.create_model("local-dir:FOLDER")`.
 
 The folder holds the backbone alone. Parts of timm's model that no detector uses, such as a last norm, are in it with
-fresh weights, because timm wants its models whole; the log names them.
+fresh weights, because timm only loads complete models; the log names them.
 """
 
 import logging
@@ -33,16 +33,16 @@ LIBRARY: Any = timm  # its types are incomplete
 
 
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
-    """Write a detector's backbone as timm does, and prove it by letting timm build it.
+    """Write a detector's backbone in timm's format, and prove it by loading it with timm.
 
     Args:
         objective: The detector inside its task.
-        info: What is known of it; the backbone's `output_stride` goes into the folder.
+        info: Metadata of the model; the backbone's `output_stride` is written into the folder.
         out: Folder to create.
 
     Raises:
         ConfigError: The folder exists.
-        CheckpointError: The backbone is none of timm's, or what came back differs.
+        CheckpointError: The backbone is none of timm's, or the loaded copy differs.
         SetupError: The folder can't be written.
     """
     backbone = backbone_of(objective, out)
@@ -62,7 +62,7 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
 
 
 def _name(backbone: Backbone, name: str, out: Path) -> str:
-    """Return timm's name of a backbone: its own, or that of a network of torchvision's with the very same tensors."""
+    """Return timm's name of a backbone, which may be a network of torchvision with the same tensors."""
     configuration = getattr(backbone.body, "pretrained_cfg", None)
     if configuration is not None:
         return str(configuration["architecture"])

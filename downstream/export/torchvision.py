@@ -1,6 +1,6 @@
 """objective -> a plain state dict under torchvision's names, for `torchvision.models.<NAME>(weights=None)`.
 
-The file holds the backbone alone, without a classifier: load it with `strict=False`, or into a model without head.
+The file holds the backbone alone, without a classifier: load it with `strict=False`, or into a model without one.
 """
 
 import io
@@ -31,20 +31,20 @@ model = torchvision.models.{model}(weights=None)
 model.load_state_dict(torch.load("{name}", weights_only=True), strict=False)
 ```"""
 SIDE = 96
-"""Height and width of the images that the proof asks about; all of torchvision's backbones take any."""
+"""Height and width of the random images of the comparison; all of torchvision's backbones accept any size."""
 
 
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
-    """Write a detector's backbone as a state dict of torchvision's, and prove it by letting torchvision load it.
+    """Write a detector's backbone as a state dict of torchvision, and prove it by loading it with torchvision.
 
     Args:
         objective: The detector inside its task.
-        info: What is known of it; names the backbone.
+        info: Metadata of the model; it names the backbone.
         out: File to create.
 
     Raises:
         ConfigError: The file exists.
-        CheckpointError: The backbone is none of torchvision's, or what came back differs.
+        CheckpointError: The backbone is none of torchvision's, or the loaded copy differs.
         SetupError: The file can't be written.
     """
     backbone = backbone_of(objective, out)
@@ -74,11 +74,11 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         last = [part for part, _ in backbone.body.named_children()][-1]
 
         def features(images: Tensor) -> Tensor:
-            heard: list[Tensor] = []
-            hook = model.get_submodule(last).register_forward_hook(lambda _, __, output: heard.append(output))
+            outputs: list[Tensor] = []
+            hook = model.get_submodule(last).register_forward_hook(lambda _, __, output: outputs.append(output))
             model(images)
             hook.remove()
-            return heard[-1]
+            return outputs[-1]
 
         return same_backbone(backbone, model, features, (SIDE, SIDE))
 

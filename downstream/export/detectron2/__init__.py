@@ -1,1 +1,1 @@
-"""detectron2 -> ours and back: its files, its models, its data, its tools. Nothing else in the project imports it."""
+"""Everything that works with detectron2: its files, models, data and tools. Only this package imports it."""

@@ -1,4 +1,4 @@
-"""cfg -> Backbone: any of our networks behind detectron2's heads, alone or under a feature pyramid."""
+"""detectron2's configuration -> backbone: any of our networks for its heads, alone or with a feature pyramid."""
 
 import math
 from typing import Any
@@ -12,24 +12,24 @@ from ssldet.nn.backbones import Backbone as OurBackbone
 from ssldet.nn.backbones import BackboneConfig, build_backbone
 
 PADDED_TO = 32
-"""Sides of images in a batch are padded to multiples of this, so that levels of a pyramid are twice each other."""
+"""Sides of a batch are padded to multiples of this, so that each pyramid level has twice the sides of the next."""
 
 
 class SSLDetBackbone(Backbone):  # type: ignore[misc]  # untyped where it is absent
-    """One of our backbones as detectron2 wants it: levels by name, `res2` of stride 4 to `res5` of stride 32.
+    """One of our backbones with detectron2's interface: levels by name, from `res2` of stride 4 to `res5` of stride 32.
 
-    Parameters keep the names of their own library behind `body.`.
+    Names of parameters are `body.` and the name in their own library.
     """
 
     def __init__(self, network: OurBackbone, features: list[str]) -> None:
-        """Take a network.
+        """Wrap a network.
 
         Args:
             network: The backbone.
             features: Names of the levels to return.
 
         Raises:
-            KeyError: It has no such level.
+            ValueError: The backbone has no such level.
         """
         super().__init__()
         self.body = network.body
@@ -45,14 +45,14 @@ class SSLDetBackbone(Backbone):  # type: ignore[misc]  # untyped where it is abs
         return {name: levels[name] for name in self._out_features}
 
     def train(self, mode: bool = True) -> "SSLDetBackbone":
-        """Switch the network too, which keeps frozen what is frozen."""
+        """Switch the network too, which keeps its frozen parts in evaluation mode."""
         super().train(mode)
         self.network.train(mode)
         return self
 
     @property
     def size_divisibility(self) -> int:
-        """What the sides of a batch are padded to."""
+        """The number to whose multiples the sides of a batch are padded."""
         return PADDED_TO
 
 
@@ -60,19 +60,19 @@ def build_ssldet_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> SSL
     """Return the backbone that `MODEL.SSLDET.BACKBONE` names, with `MODEL.RESNETS.OUT_FEATURES`.
 
     Args:
-        cfg: detectron2's configuration; `MODEL.BACKBONE.FREEZE_AT` counts the frozen stages as there.
-        input_shape: What goes in; three channels.
+        cfg: detectron2's configuration; `MODEL.BACKBONE.FREEZE_AT` counts frozen stages as detectron2 does.
+        input_shape: Shape of the input, which has three channels.
     """
     config = BackboneConfig(name=cfg.MODEL.SSLDET.BACKBONE, frozen_stages=max(0, cfg.MODEL.BACKBONE.FREEZE_AT - 1))
     return SSLDetBackbone(build_backbone(config), list(cfg.MODEL.RESNETS.OUT_FEATURES))
 
 
 def build_ssldet_fpn_backbone(cfg: Any, input_shape: ShapeSpec | None = None) -> FPN:
-    """Return the same under a feature pyramid, as in the paper's Faster R-CNN.
+    """Return the same backbone with a feature pyramid, as in the paper's Faster R-CNN.
 
     Args:
         cfg: detectron2's configuration.
-        input_shape: What goes in.
+        input_shape: Shape of the input, which has three channels.
     """
     return FPN(
         bottom_up=build_ssldet_backbone(cfg, input_shape),
@@ -85,5 +85,5 @@ def build_ssldet_fpn_backbone(cfg: Any, input_shape: ShapeSpec | None = None) ->
 
 
 for builder in (build_ssldet_backbone, build_ssldet_fpn_backbone):
-    if builder.__name__ not in BACKBONE_REGISTRY:  # a second import must do no harm
+    if builder.__name__ not in BACKBONE_REGISTRY:  # the module may be imported twice
         BACKBONE_REGISTRY.register(builder)

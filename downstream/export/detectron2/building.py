@@ -1,6 +1,6 @@
-"""recipe, weights, classes -> the configuration of a task and a detector, as detectron2's configurations name them.
+"""recipe, weights, classes -> the task and detector that a configuration of detectron2 names.
 
-Nothing of detectron2 is imported here.
+This file does not import detectron2.
 """
 
 import json
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint:
-    """What the model is built from.
+    """The configurations from which a model is built.
 
     Attributes:
-        task: Who teaches it.
-        detector: Who is taught.
+        task: The task that trains the detector.
+        detector: The detector.
     """
 
     task: Task
@@ -45,19 +45,19 @@ def blueprint(
     weights: str = "",
     overrides: Mapping[str, object] | None = None,
 ) -> Blueprint:
-    """Choose task and detector; what shapes the detector comes from the file that it starts from, never retyped.
+    """Choose task and detector; the detector has the architecture of the weights from which it starts.
 
     Args:
         recipe: Name of a recipe of a task that reads labels.
         classes: Class names of the training set, in the order of its labels.
-        stuff: Labels that have no objects to count.
-        weights: File that the model starts from; the configuration beside it (`FILE.yaml` beside `FILE.pth`) says
-            which detector it holds. Without one, the recipe's detector is built, with a warning.
+        stuff: Labels of the classes without countable objects.
+        weights: File from which the model starts; the configuration beside it (`FILE.yaml` beside `FILE.pth`) states
+            its detector. Without a configuration the recipe's detector is built, with a warning.
         overrides: Dotted recipe fields and their values.
 
     Raises:
         CheckpointError: The configuration beside the weights can't be read.
-        ConfigError: There are no classes, or the recipe is none.
+        ConfigError: There are no classes, or no such recipe.
     """
     if not classes:
         raise ConfigError("the dataset names no classes; register it by ssldet, or set thing_classes of its metadata")
@@ -67,20 +67,20 @@ def blueprint(
     num_classes = 1 if isinstance(run.task, OneShot) else len(classes)
     detector = override(detector, {"num_classes": num_classes, "backbone.weights": None})
     fields = {name for names in run.task.stage.parts.values() for name in names}
-    known = {f"task.{name}": value for name, value in stated.get("TASK", {}).items() if name in fields}
-    run = override(replace(run, detector=detector), known | dict(overrides or {}))
+    inherited = {f"task.{name}": value for name, value in stated.get("TASK", {}).items() if name in fields}
+    run = override(replace(run, detector=detector), inherited | dict(overrides or {}))
     task = run.task.stage.learns_from(run.task, _Named(classes, stuff))
     return Blueprint(task=task, detector=task.stage.receives(run.detector))
 
 
 def read_sidecar(weights: str) -> dict[str, Any]:
-    """Return what the configuration beside a file states of its task and detector; empty where there is none.
+    """Return task and detector from the configuration beside a weights file; an empty dictionary if there is none.
 
     Args:
-        weights: Path of a weights file, or empty text.
+        weights: Path of a weights file, or an empty string.
 
     Raises:
-        CheckpointError: It can't be read.
+        CheckpointError: The configuration can't be read.
     """
     if not weights:
         return {}

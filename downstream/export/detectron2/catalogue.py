@@ -1,4 +1,4 @@
-"""our data specifications -> detectron2's catalogue: dictionaries, class names, and what its evaluators ask for."""
+"""our data specifications -> detectron2's catalogue: dictionaries, class names and metadata for its evaluators."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -24,21 +24,21 @@ from ssldet.task import Task
 from ssldet.weights.cache import cache_folder
 
 VOC_YEAR = 2007
-"""Whose average precision detectron2's VOC evaluator computes: the 11-point one."""
+"""Year of the metric that detectron2's VOC evaluator computes: the 11-point average precision."""
 THINGS, VOID = 0, 255
-"""Numbers in detectron2's pictures of stuff: all things together, and pixels that nobody labelled."""
+"""Numbers in detectron2's images of stuff: all things together, and unlabelled pixels."""
 
 
 def register(spec: str, name: str | None = None) -> str:
-    """Enter labelled images into detectron2's catalogue; done twice, nothing happens.
+    """Register labelled images in detectron2's catalogue; a second call has no effect.
 
     Args:
-        spec: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `panoptic:GT.json:PNGS:IMAGES`; a name that is in the
-            catalogue already stands for itself.
-        name: Its name; none takes the specification.
+        spec: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `panoptic:GT.json:PNGS:IMAGES`, or a name that is in the
+            catalogue already.
+        name: Name in the catalogue; `None` takes the specification.
 
     Returns:
-        The name.
+        The name in the catalogue.
 
     Raises:
         DataError: The specification names nothing usable.
@@ -52,17 +52,17 @@ def register(spec: str, name: str | None = None) -> str:
     if name not in DatasetCatalog:
         source = opened(spec)
         DatasetCatalog.register(name, lambda: list(_rows(spec)))
-        MetadataCatalog.get(name).set(**_facts(form, rest, source))
+        MetadataCatalog.get(name).set(**_metadata(form, rest, source))
     return name
 
 
 def dataset(spec: str, task: Task, *, training: bool) -> list[dict[str, Any]]:
-    """Return detectron2's dictionaries, as its loaders take them; images without objects are kept, as DETR does.
+    """Return the dictionaries of a data set for detectron2's loaders; images without objects are kept, as in DETR.
 
     Args:
-        spec: See `register`.
-        task: One that pairs images with queries gets its pairs.
-        training: What they are for.
+        spec: Labelled images, as for `register`.
+        task: The task; if it pairs images with queries, there is one dictionary per pair.
+        training: Whether the data set is for training.
     """
     if not isinstance(task, OneShot):
         rows: list[dict[str, Any]] = DatasetCatalog.get(register(spec))
@@ -76,11 +76,11 @@ def dataset(spec: str, task: Task, *, training: bool) -> list[dict[str, Any]]:
 
 @cache
 def opened(spec: str, *, masks: bool = False) -> LabelledImages:
-    """Return our source of a specification; opened once in a process.
+    """Return our source of a specification, which a process opens only once.
 
     Args:
         spec: Labelled images.
-        masks: Give every target its mask.
+        masks: Read the masks of the targets.
     """
     source = open_source([spec], ImageRules(), masks=masks)
     if not isinstance(source, LabelledImages):
@@ -90,38 +90,38 @@ def opened(spec: str, *, masks: bool = False) -> LabelledImages:
 
 @cache
 def prepared(spec: str, task: Task, *, training: bool) -> Source:
-    """Return a source as a task wants it.
+    """Return a source that the task has prepared.
 
     Args:
         spec: Labelled images.
         task: The task.
-        training: What it is for.
+        training: Whether the source is for training.
     """
     return task.prepare(opened(spec, masks=task.needs.masks), training=training)
 
 
 def classes_of(metadata: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return all class names of a dataset in the order of our labels, and which of those are stuff.
+    """Return all class names of a data set in the order of our labels, and the labels of stuff.
 
     Args:
-        metadata: Its entry in detectron2's catalogue. What we registered says so itself; elsewhere things come first,
-            then stuff, where there are segments at all.
+        metadata: Metadata of the data set in detectron2's catalogue. Data sets that we registered state both; in others
+            things come first, then stuff if there are segments.
     """
     if hasattr(metadata, "ssldet_classes"):
         return tuple(metadata.ssldet_classes), tuple(metadata.ssldet_stuff)
     things = tuple(metadata.get("thing_classes", ()))
     stuff = tuple(metadata.get("stuff_classes", ())) if metadata.get("panoptic_json") else ()
-    # In the separated form of detectron2's panoptic sets the first class of stuff stands for all things.
+    # In detectron2's separated panoptic sets the first class of stuff means all things.
     stuff = stuff[1:] if stuff[:1] == ("things",) else stuff
     return things + stuff, tuple(range(len(things), len(things) + len(stuff)))
 
 
 def contiguous(classes: int, stuff: Sequence[int]) -> dict[int, tuple[bool, int]]:
-    """Return for each of our labels whether it is a thing, and detectron2's number, which counts each kind from 0.
+    """Return whether each of our labels is a thing, and its number in detectron2, which counts each kind from 0.
 
     Args:
         classes: Number of classes.
-        stuff: Labels that have no objects to count.
+        stuff: Labels of the classes without countable objects.
     """
     things = [label for label in range(classes) if label not in set(stuff)]
     numbers = {label: (True, number) for number, label in enumerate(things)}
@@ -154,7 +154,7 @@ def _objects(source: LabelledImages, index: int) -> dict[str, Any]:
 
 
 def _segments(source: PanopticImages, index: int) -> dict[str, Any]:
-    """Return things as annotations with masks, and a picture of the stuff, which detectron2's evaluators ask for."""
+    """Return things as annotations with masks, and the path of an image of the stuff for detectron2's evaluators."""
     key = source.keys[index]
     truth, (_, crowd, _) = source.truth(key), source.stated(key)
     numbers = contiguous(len(source.classes), _stuff(source))
@@ -184,13 +184,13 @@ def _stuff(source: Source) -> tuple[int, ...]:
     return tuple(label for label, thing in enumerate(source.is_thing) if not thing)
 
 
-def _facts(form: str, rest: str, source: LabelledImages) -> dict[str, Any]:
-    """Return what detectron2's evaluators read of a dataset."""
+def _metadata(form: str, rest: str, source: LabelledImages) -> dict[str, Any]:
+    """Return the metadata that detectron2's evaluators read."""
     stuff = _stuff(source)
     numbers = contiguous(len(source.classes), stuff)
     named = [(numbers[label], name, source.category_ids[label]) for label, name in enumerate(source.classes)]
     things = sorted((number, name, key) for (thing, number), name, key in named if thing)
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "ssldet_classes": list(source.classes),
         "ssldet_stuff": list(stuff),
         "thing_classes": [name for _, name, _ in things],
@@ -198,13 +198,13 @@ def _facts(form: str, rest: str, source: LabelledImages) -> dict[str, Any]:
         "evaluator_type": {"coco": "coco", "voc": "pascal_voc", "panoptic": "coco_panoptic_seg"}[form],
     }
     if form == "coco":
-        return facts | {"json_file": rest.partition(":")[0], "image_root": str(source.folder)}
+        return metadata | {"json_file": rest.partition(":")[0], "image_root": str(source.folder)}
     if form == "voc":
         root, _, split = rest.rpartition(":")
-        return facts | {"dirname": root, "split": split, "year": VOC_YEAR}
+        return metadata | {"dirname": root, "split": split, "year": VOC_YEAR}
     path, pngs, _ = split_panoptic(rest)
     kinds = sorted((number, name, key) for (thing, number), name, key in named if not thing)
-    return facts | {
+    return metadata | {
         "panoptic_json": str(path),
         "panoptic_root": str(pngs),
         "stuff_classes": ["things", *(name for _, name, _ in kinds)],

@@ -1,8 +1,9 @@
-"""objective -> a file for detectron2 and the configuration beside it: our model, DETR's model for it, a backbone.
+"""objective -> a file for detectron2 and its configuration: our model, DETR's model for detectron2, or a backbone.
 
-detectron2 loads whatever fits and says nothing of the rest. So each file is loaded back before it gets its name: by
-detectron2's own checkpointer where it is installed, and else by our reader, after names and shapes were compared with
-those recorded from detectron2. `.pth` and `.safetensors` hold the same tensors and no pickled object of ours.
+detectron2 loads the tensors that fit and ignores the others without an error. So each file is loaded back before it
+gets its name: by detectron2's own checkpointer if it is installed, or else by our reader, after names and shapes were
+compared with those recorded from detectron2. `.pth` and `.safetensors` hold the same tensors and no pickled object of
+ours.
 """
 
 import io
@@ -51,11 +52,11 @@ from ssldet.weights.resnets import name_resnet
 SUFFIXES = (".pth", ".safetensors")
 CONFIGURATION = ".yaml"
 COUNTER = "num_batches_tracked"
-"""Ending of what batch norms count and nobody asks for."""
+"""Ending of the names of batch norms' counters, which no computation uses."""
 ALLOWED_DIFFERENCE = 1e-4
 """Largest difference of a feature between two programs that add up the same numbers in another order."""
 SIDE = 96
-"""Height and width of the images that the proof of a backbone asks about."""
+"""Height and width of the random images by which backbones are compared."""
 USE = """\
 ```sh
 ssldet detectron2 train voc train.init_checkpoint={name}
@@ -80,13 +81,13 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     """Write a model for `SSLDet`, our own meta-architecture in detectron2, and prove it by loading it back.
 
     Args:
-        objective: The detector inside its task, all of which goes along.
-        info: What is known of it: task and detector at least.
-        out: File to create; the configuration goes beside it.
+        objective: The detector inside its task; all of its tensors are written.
+        info: Metadata of the model: at least task and detector.
+        out: File to create; the configuration is written beside it.
 
     Raises:
         ConfigError: The file exists, or is neither .pth nor .safetensors.
-        CheckpointError: The detector has no backbone of ours, or what came back differs.
+        CheckpointError: The detector has no backbone of ours, or the loaded copy differs.
         SetupError: The file can't be written.
     """
     _require_suffix(out)
@@ -112,13 +113,13 @@ def export_detr(objective: Objective, info: Mapping[str, Any], out: Path) -> Exp
     """Write a detector for the model that DETR's authors made for detectron2, and prove it by loading it back.
 
     Args:
-        objective: The detector inside its task; heads of the task stay behind, UP-DETR's as well.
-        info: What is known of it: the detector's configuration at least.
-        out: File to create; the configuration goes beside it.
+        objective: The detector inside its task; heads of the task, such as UP-DETR's, are left out.
+        info: Metadata of the model: at least the detector's configuration.
+        out: File to create; the configuration is written beside it.
 
     Raises:
         ConfigError: The file exists, or is neither .pth nor .safetensors.
-        CheckpointError: That model can't hold this detector (the message names every field), or what came back
+        CheckpointError: That model can't represent this detector (the message names every field), or the loaded copy
             differs.
         SetupError: The file can't be written.
     """
@@ -137,8 +138,8 @@ def export_detr(objective: Objective, info: Mapping[str, Any], out: Path) -> Exp
 
     def read_back(path: Path) -> Comparison:
         copy = config.build()
-        found = from_detr(from_wrapper(state_of(path, wrapper_shapes(config))))
-        fill(copy, {name.removeprefix("detector."): value for name, value in found.items()}, path)
+        loaded = from_detr(from_wrapper(state_of(path, wrapper_shapes(config))))
+        fill(copy, {name.removeprefix("detector."): value for name, value in loaded.items()}, path)
         return same_detector(detector, copy)
 
     card = model_card(objective, info, _use(USE_DETR, out))
@@ -150,17 +151,17 @@ def export_detr(objective: Objective, info: Mapping[str, Any], out: Path) -> Exp
 def export_backbone(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector's ResNet for any model of detectron2 that has one, and prove it by loading it back.
 
-    detectron2 finds the place of each tensor by the ending of its name; a `.pth` file asks for that itself, a
-    `.safetensors` file needs `?matching_heuristics=True` after its name.
+    detectron2 matches each tensor by the ending of its name; a `.pth` file requests that itself, for a `.safetensors`
+    file `?matching_heuristics=True` must be appended to its path.
 
     Args:
         objective: The detector inside its task.
-        info: What is known of it: the detector's configuration at least.
-        out: File to create; the configuration goes beside it.
+        info: Metadata of the model: at least the detector's configuration.
+        out: File to create; the configuration is written beside it.
 
     Raises:
         ConfigError: The file exists, or is neither .pth nor .safetensors.
-        CheckpointError: The backbone is no ResNet that detectron2 knows, or what came back differs.
+        CheckpointError: The backbone is no ResNet that detectron2 has, or the loaded copy differs.
         SetupError: The file can't be written.
     """
     _require_suffix(out)
@@ -172,19 +173,19 @@ def export_backbone(objective: Objective, info: Mapping[str, Any], out: Path) ->
     state = {resnet_to_detectron2(name): value for name, value in ours.items()}
 
     def read_back(path: Path) -> Comparison:
-        found, _ = read_state(path)
-        require(found, resnet_shapes(config.backbone.name.rpartition("/")[2]), path)
+        loaded, _ = read_state(path)
+        require(loaded, resnet_shapes(config.backbone.name.rpartition("/")[2]), path)
         if installed():
             network = resnet_of(path.with_suffix(CONFIGURATION))
             load_through(network, path, by_ending=path.suffix == ".safetensors")
-            found = {name: value for name, value in network.state_dict().items() if not name.endswith(COUNTER)}
+            loaded = {name: value for name, value in network.state_dict().items() if not name.endswith(COUNTER)}
             compared = same_backbone(backbone, network, lambda images: network(images)[FEATURES], (SIDE, SIDE))
         else:
             copy = build_backbone(config.backbone)
-            plain = {resnet_from_detectron2(name): value for name, value in found.items()}
+            plain = {resnet_from_detectron2(name): value for name, value in loaded.items()}
             copy.body.load_state_dict(plain, strict=False)
             compared = same_backbone(backbone, copy, copy, (SIDE, SIDE))
-        theirs = {resnet_from_detectron2(name): value for name, value in found.items()}
+        theirs = {resnet_from_detectron2(name): value for name, value in loaded.items()}
         return replace(compared, ours=ours, theirs=theirs, allowed=ALLOWED_DIFFERENCE)
 
     query = "" if out.suffix == ".pth" else BY_ENDING
@@ -195,10 +196,10 @@ def export_backbone(objective: Objective, info: Mapping[str, Any], out: Path) ->
 
 
 def unfit(detector: Detector) -> list[str]:
-    """Say which choices of a detector DETR's model for detectron2 has no place for; empty where it has for all.
+    """Return the reasons why DETR's model for detectron2 can't represent a detector; an empty list if it can.
 
     Args:
-        detector: What should be written.
+        detector: The detector to write.
     """
     reasons = unfit_for_detr(detector)
     if isinstance(detector, DETR):
@@ -237,7 +238,7 @@ def _require_suffix(out: Path) -> None:
 
 
 def _writer(state: Mapping[str, Tensor], **beside: Any) -> Callable[[Path], None]:
-    """Return what writes tensors, and plain values beside them; a safetensors file takes only text, and of `args`."""
+    """Return a function that writes tensors and plain values; a safetensors file takes only `args`, as text."""
 
     def write(path: Path) -> None:
         if path.suffix == ".safetensors":

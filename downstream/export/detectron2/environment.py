@@ -1,7 +1,7 @@
-"""nothing -> a detectron2 that knows our model: `DETECTRON2_ENV_MODULE=downstream.export.detectron2.environment`.
+"""Add our model to detectron2: `DETECTRON2_ENV_MODULE=downstream.export.detectron2.environment`.
 
-detectron2 calls `setup_environment` when it is imported, so its own `tools/train_net.py` runs unchanged. What is added
-concerns our model only; every other model is built, fed and optimised as before.
+detectron2 calls `setup_environment` when it is imported, so its own `tools/train_net.py` runs unchanged. The additions
+only affect our model; loaders and optimisers of all other models stay as they are.
 """
 
 from collections.abc import Callable
@@ -19,27 +19,27 @@ KEYS: dict[str, Any] = {
     "CLASSES": [],
     "CATEGORY_IDS": [],
 }
-"""Keys of `MODEL.SSLDET`: recipe, fields of it to change (`path=value`), share of the training images, backbone under
-detectron2's own heads; the last five are what the configuration beside an exported file states."""
+"""Keys of `MODEL.SSLDET`: recipe, changes of its fields (`path=value`), share of the training images, backbone for
+detectron2's own heads; the last five are stated in the configuration beside an exported file."""
 
 
 def setup_environment() -> None:
-    """Add our configuration keys, model, backbones, data names and evaluators; done twice, nothing happens."""
+    """Add our configuration keys, model, backbones, data names and evaluators; a second call has no effect."""
     from detectron2.config import CfgNode, defaults
 
-    known = defaults._C  # the one place that every configuration is copied from
-    if "SSLDET" in known.MODEL:
+    template = defaults._C  # every configuration is a copy of this one
+    if "SSLDET" in template.MODEL:
         return
-    known.MODEL.SSLDET = CfgNode(KEYS)
-    known.SOLVER.BACKBONE_MULTIPLIER = 0.1
+    template.MODEL.SSLDET = CfgNode(KEYS)
+    template.SOLVER.BACKBONE_MULTIPLIER = 0.1
     from downstream.export.detectron2 import backbone, evaluation, model  # noqa: F401  # they register themselves
 
     evaluation.stand_in_for_panopticapi()
-    _teach_trainer()
+    _extend_trainer()
 
 
-def _teach_trainer() -> None:
-    """Have detectron2's default trainer feed and optimise our model as a DETR needs it."""
+def _extend_trainer() -> None:
+    """Have detectron2's default trainer use our loaders and optimiser for our model."""
     from detectron2.engine import DefaultTrainer
 
     for name, own in (
@@ -47,17 +47,17 @@ def _teach_trainer() -> None:
         ("build_test_loader", _test_loader),
         ("build_optimizer", _optimizer),
     ):
-        setattr(DefaultTrainer, name, classmethod(_for_ours(getattr(DefaultTrainer, name).__func__, own)))
+        setattr(DefaultTrainer, name, classmethod(_for_our_model(getattr(DefaultTrainer, name).__func__, own)))
     build_model = DefaultTrainer.build_model.__func__
 
-    def build_with_known_data(cls: Any, cfg: Any) -> Any:
+    def build_with_registered_data(cls: Any, cfg: Any) -> Any:
         _register_all(cfg)
         return build_model(cls, cfg)
 
-    DefaultTrainer.build_model = classmethod(build_with_known_data)
+    DefaultTrainer.build_model = classmethod(build_with_registered_data)
 
 
-def _for_ours(stock: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+def _for_our_model(stock: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(stock)
     def build(cls: Any, cfg: Any, *arguments: Any) -> Any:
         return own(cfg, *arguments) if cfg.MODEL.META_ARCHITECTURE == "SSLDet" else stock(cls, cfg, *arguments)
@@ -66,7 +66,7 @@ def _for_ours(stock: Callable[..., Any], own: Callable[..., Any]) -> Callable[..
 
 
 def _register_all(cfg: Any) -> None:
-    """Enter what is written as `coco:…`, `voc:…` or `panoptic:…` among the names of datasets, for any model."""
+    """Register data sets that are named `coco:…`, `voc:…` or `panoptic:…`, for any model."""
     from downstream.export.detectron2.catalogue import register
 
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):

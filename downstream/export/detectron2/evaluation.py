@@ -1,4 +1,4 @@
-"""answers in detectron2's words -> figures: one-shot AP50, and the panoptic quality it asks panopticapi for."""
+"""answers in detectron2's structures -> figures: one-shot AP50, and panoptic quality without panopticapi."""
 
 import itertools
 import sys
@@ -22,10 +22,10 @@ from ssldet.task import Task
 from ssldet.types import Detections
 
 PERCENT = 100.0
-"""detectron2 states figures so."""
+"""Factor from a share to per cent, in which detectron2 states figures."""
 
 
-class OneShotEvaluator(DatasetEvaluator):  # type: ignore[misc]  # untyped where it is absent
+class OneShotEvaluator(DatasetEvaluator):  # type: ignore[misc]  # untyped if it is not installed
     """AP50 of seen and unseen classes over all pairs of an image and a query."""
 
     def __init__(self, spec: str, task: Task) -> None:
@@ -36,7 +36,7 @@ class OneShotEvaluator(DatasetEvaluator):  # type: ignore[misc]  # untyped where
             task: One-shot detection, with the classes that are held out.
 
         Raises:
-            ConfigError: Another task.
+            ConfigError: The task is not one-shot detection.
         """
         if not isinstance(task, OneShot):
             raise ConfigError(f"{type(task).__name__} has no pairs to evaluate; use detectron2's own evaluators")
@@ -50,8 +50,9 @@ class OneShotEvaluator(DatasetEvaluator):  # type: ignore[misc]  # untyped where
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         """Take in the answers to some pairs."""
         for entry, answer in zip(inputs, outputs, strict=True):
-            found = answer["instances"].to("cpu")
-            detections = Detections(boxes=found.pred_boxes.tensor, scores=found.scores, labels=found.pred_classes)
+            instances = answer["instances"].to("cpu")
+            boxes, labels = instances.pred_boxes.tensor, instances.pred_classes
+            detections = Detections(boxes=boxes, scores=instances.scores, labels=labels)
             self._found.append((str(entry["ssldet_key"]), detections))
 
     def evaluate(self) -> dict[str, Any] | None:
@@ -69,9 +70,9 @@ class OneShotEvaluator(DatasetEvaluator):  # type: ignore[misc]  # untyped where
 
 
 def stand_in_for_panopticapi() -> None:
-    """Let detectron2's panoptic evaluator find what it imports, with our metric behind; nothing where the real one is.
+    """Provide a module `panopticapi` that computes our metric, for detectron2's panoptic evaluator, which imports it.
 
-    Only names that it uses are there.
+    It has only the names that the evaluator uses. If the real package is installed, nothing is done.
     """
     if "panopticapi" in sys.modules or find_spec("panopticapi") is not None:
         return
@@ -105,7 +106,7 @@ def _pq_compute(
     answers = Path(f"{pred_json_file}:{pred_folder}" if pred_folder else pred_json_file)
     figures, panoptic = score_panoptic(answers, truth), read_panoptic(truth.partition(":")[2])
     measured = [part["PQ"] >= 0 for part in figures["per_class"].values()]
-    things = [seen for seen, thing in zip(measured, panoptic.is_thing, strict=True) if thing]
+    things = [occurs for occurs, thing in zip(measured, panoptic.is_thing, strict=True) if thing]
     counts = {"All": sum(measured), "Things": sum(things), "Stuff": sum(measured) - sum(things)}
     parts = {"All": figures, "Things": figures["things"], "Stuff": figures["stuff"]}
     return {

@@ -1,7 +1,8 @@
-"""a class head with holes -> one without: detectron2 counts classes without gaps, COCO's ids have some.
+"""class head with unused rows -> class head without: COCO's ids have gaps, detectron2's class numbers have none.
 
-The head of 91 classes by COCO's ids becomes one of 80, that of panoptic COCO's 250 one of 133, in ascending order of
-the ids and "no object" last: just the rows of classes that have a name. Category ids go along; nothing is renamed.
+The head of 91 classes by COCO's ids becomes a head of 80 classes, that of 250 classes by panoptic COCO's ids one of
+133. Only the rows of classes that have a name are kept, in ascending order of the ids, with "no object" last. Category
+ids are kept too; nothing is renamed.
 """
 
 from collections.abc import Mapping
@@ -17,23 +18,23 @@ HEAD = "detector.class_head."
 
 
 def without_holes(objective: Objective, info: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
-    """Return the model with contiguous classes, and what is known of it; itself where they are.
+    """Return the model with contiguous classes, and its metadata; the same model if its classes are contiguous.
 
-    Its other answers stay the same; a softmax over fewer classes gives the rest a little more.
+    The kept logits stay the same; their softmax becomes slightly larger, because it runs over fewer classes.
 
     Args:
         objective: The detector inside its task.
-        info: What is known of it: task, detector, classes and category ids.
+        info: Metadata of the model: task, detector, classes and category ids.
     """
     classes = tuple(info.get("classes", ()))
     rows = rows_in_use(classes, objective.detector.num_classes)
     if rows is None:
         return objective, dict(info)
     *used, _ = rows
-    place = {row: number for number, row in enumerate(used)}
+    number_of = {row: number for number, row in enumerate(used)}
     document = dict(info["task"])
     if "stuff" in document:
-        document["stuff"] = [place[row] for row in document["stuff"] if row in place]
+        document["stuff"] = [number_of[row] for row in document["stuff"] if row in number_of]
     task = from_document(Task, document)  # type: ignore[type-abstract]
     config: DetectorConfig = from_document(DetectorConfig, info["detector"])  # type: ignore[type-abstract]
     config = override(config, {"num_classes": len(used)})

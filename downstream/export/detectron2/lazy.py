@@ -1,4 +1,4 @@
-"""recipe, data -> the entries of a LazyConfig: what `tools/lazyconfig_train_net.py` trains, all open to change."""
+"""recipe, data -> the entries of a LazyConfig for `tools/lazyconfig_train_net.py`, all of which can be overridden."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,15 +25,15 @@ def configuration(
     """Return `dataloader`, `optimizer`, `lr_multiplier`, `train` and `model` of a LazyConfig.
 
     On the command line, `data.train=[coco:ANN.json:IMAGES] data.test=…` choose other data, `data.set=[task.flip=0]`
-    recipe fields, and `train.init_checkpoint` what to start from; what shapes the detector follows from that.
+    changes recipe fields, and `train.init_checkpoint` names the weights to start from, which decide the architecture.
 
     Args:
-        recipe: Name of a recipe; its task, augmentation, rates and schedule are taken over.
+        recipe: Name of a recipe, whose task, augmentation, rates and schedule are used.
         train: Labelled images, or names in detectron2's catalogue; all with the same classes.
-        test: Images to measure on.
-        images: Number of training images, from which the length follows.
-        fraction: Share of them that is used.
-        device: Where to compute.
+        test: Labelled images to evaluate on.
+        images: Number of training images, from which the number of steps follows.
+        fraction: Share of the training images that is used.
+        device: Device to compute on.
     """
     run = resolve(recipe)
     steps = run.budget.total_steps(max(1, round(images * fraction)), run.data.batch_size)
@@ -78,7 +78,7 @@ def configuration(
 def build_model(
     *, recipe: str, train: Sequence[str], set: Sequence[str] = (), weights: str = "", output: str = ""
 ) -> SSLDet:
-    """Return the model that learns a training set."""
+    """Return the model for a training set."""
     plan, classes, stuff = planned(recipe, train, set, weights)
     model: SSLDet = SSLDet(blueprint=plan, classes=classes, stuff=stuff, output=output)
     return model
@@ -110,7 +110,7 @@ def test_loader(*, recipe: str, train: Sequence[str], test: str, set: Sequence[s
 
 
 def evaluator(*, recipe: str, train: Sequence[str], test: str, set: Sequence[str], output: str) -> Any:
-    """Return detectron2's own evaluators for a set, and ours for pairs, which it knows nothing of."""
+    """Return detectron2's own evaluators for a data set, or ours for one-shot pairs."""
     task = planned(recipe, train, set)[0].task
     if isinstance(task, OneShot):
         return OneShotEvaluator(test, task)
@@ -127,5 +127,5 @@ def evaluator(*, recipe: str, train: Sequence[str], test: str, set: Sequence[str
 
 
 def optimizer_of(*, params: Any, **options: float) -> Any:
-    """Return AdamW for the model that detectron2's tool puts into `params`."""
+    """Return AdamW for the model, which detectron2's tool sets as `params["model"]`."""
     return build_optimizer(params["model"], **options)

@@ -1,4 +1,4 @@
-"""file -> what detectron2's own checkpointer makes of it, where detectron2 is installed; else what our reader does."""
+"""file -> tensors as detectron2's own checkpointer loads them or, if it is not installed, as our reader does."""
 
 import importlib
 import importlib.util
@@ -20,19 +20,19 @@ FEATURES = "res5"
 
 
 def installed() -> bool:
-    """Say whether detectron2 can be asked."""
+    """Return whether detectron2 is installed."""
     return importlib.util.find_spec("detectron2") is not None
 
 
 def state_of(path: Path, shapes: Shapes) -> dict[str, Tensor]:
-    """Return the tensors of a file as detectron2 hands them to a model with these names and shapes.
+    """Return the tensors of a file as detectron2 loads them into a model with these names and shapes.
 
     Args:
         path: The file.
         shapes: Names and shapes of all tensors of the model.
 
     Raises:
-        CheckpointError: A tensor is missing, has no place, or has another shape.
+        CheckpointError: A tensor is missing or unexpected, or has another shape.
     """
     state, _ = read_state(path)
     require(state, shapes, path)
@@ -45,37 +45,37 @@ def state_of(path: Path, shapes: Shapes) -> dict[str, Tensor]:
 
 
 def require(state: Mapping[str, Tensor], shapes: Shapes, path: Path) -> None:
-    """Refuse a state that a model of detectron2 would take in part.
+    """Refuse a state of which a model of detectron2 would load only a part.
 
     Args:
         state: Tensors by name.
         shapes: Names and shapes of all tensors of the model.
-        path: Where the state comes from, for the message.
+        path: File of the state, for the message.
 
     Raises:
-        CheckpointError: They differ.
+        CheckpointError: Names or shapes differ.
     """
     if wrong := differences(state, shapes):
         raise CheckpointError(f"{path}: not what detectron2 expects: {wrong[0]} and {len(wrong) - 1} more")
 
 
 def load_through(module: nn.Module, path: Path, *, by_ending: bool = False) -> None:
-    """Fill a module by detectron2's own checkpointer; what it leaves out becomes NaN, and is thereby seen.
+    """Fill a module by detectron2's own checkpointer; tensors that it does not load become NaN, so that this shows.
 
     Args:
-        module: Filled in place.
+        module: The module, which is filled in place.
         path: The file.
-        by_ending: Let it match names by their endings even where the file can't ask for that itself.
+        by_ending: Have it match names by their endings if the file can't request that itself.
 
     Raises:
-        CheckpointError: It can't read the file.
+        CheckpointError: detectron2 can't read the file.
     """
     for value in module.state_dict().values():
         value.fill_(float("nan") if value.is_floating_point() else -1)
     checkpointer: Any = importlib.import_module("detectron2.checkpoint").DetectionCheckpointer(module)
     try:
         checkpointer.load(f"{path}{BY_ENDING if by_ending else ''}")
-    except Exception as error:  # of whatever kind its readers raise
+    except Exception as error:  # its readers raise exceptions of any class
         raise CheckpointError(
             f"{path}: detectron2 can't read it ({error}); where torch {torch.__version__} is too old for "
             ".safetensors, write .pth"

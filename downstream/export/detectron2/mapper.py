@@ -1,4 +1,4 @@
-"""one dictionary of detectron2's catalogue -> one for our model, by the views of a task: DETR's own augmentation."""
+"""dictionary of detectron2's catalogue -> dictionary for our model, by the views of a task, such as augmentation."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,13 +21,13 @@ from ssldet.types import Sample, Targets
 
 
 class Mapper:
-    """Reads an image, gives it to the views of a task, and answers in detectron2's words."""
+    """Reads an image, applies the views of a task, and returns a dictionary of detectron2."""
 
     def __init__(self, task: Task, *, training: bool, seed: int = 0) -> None:
-        """Keep what decides how images look.
+        """Make the views of a task.
 
         Args:
-            task: Its views augment.
+            task: The task, whose views are applied.
             training: Whether to augment.
             seed: Seed of augmentation.
         """
@@ -39,9 +39,10 @@ class Mapper:
         """Read an image and prepare it.
 
         Args:
-            entry: From our registration, or from any dataset of detectron2's with boxes, masks or segments.
+            entry: Dictionary of a data set that we registered, or of any data set of detectron2 with boxes, masks or
+                segments.
         """
-        # detectron2 gives each loading process a stream of chance of its own, which differs from image to image.
+        # detectron2 seeds each worker process on its own, so that this number differs from image to image.
         draw = int(torch.randint(2**31, ())) if self.training else 0
         generator = chance.generator(self.seed, "detectron2", str(entry["image_id"]), draw)
         sample = self.views(self._read(entry, generator), generator)
@@ -67,7 +68,7 @@ class Mapper:
         return source.draw(number, generator) if self.training else source[number]
 
     def _foreign(self, entry: Mapping[str, Any]) -> Sample:
-        """Read an image of a dataset that detectron2 brings or that somebody else registered."""
+        """Read an image of a data set that we did not register."""
         if isinstance(self.task, OneShot):
             raise DataError("one-shot detection makes its own pairs; give coco:… or voc:… instead of a registered name")
         image = torch.from_numpy(utils.read_image(entry["file_name"], format="RGB").copy()).permute(2, 0, 1)

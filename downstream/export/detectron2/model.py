@@ -1,4 +1,4 @@
-"""list[dict] of detectron2 -> losses or Instances: any objective of ours as a meta-architecture, unchanged inside."""
+"""list[dict] of detectron2 -> losses or `Instances`: any of our objectives as a meta-architecture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,16 +29,16 @@ from ssldet.types import Answer, Batch, Detections, Losses, Sample, Targets
 
 FINAL = "model_final.yaml"
 PIXEL_TOLERANCE = 0.1
-"""Difference of means and deviations, in levels of 255, that a rounded number in a configuration may make."""
+"""Allowed rounding error of means and standard deviations in a configuration, in levels of 255."""
 
 
 class SSLDet(nn.Module):
-    """An objective of ours behind detectron2's contract.
+    """One of our objectives with the interface of detectron2's models.
 
     Tensors have the names that they have in an objective: `detector.…`, and heads such as `patch_queries.…`.
 
     Attributes:
-        detector: Who is asked.
+        detector: The detector.
     """
 
     detector: Detector
@@ -53,17 +53,17 @@ class SSLDet(nn.Module):
         Args:
             blueprint: Task and detector.
             classes: Class names in the order of the labels.
-            stuff: Labels that have no objects to count; detectron2 numbers them and the others each from 0.
-            output: Folder in which detectron2 will save the model; what it is, its files can't say, so that is written
-                there at once, beside `model_final.pth`. Empty text writes nothing.
+            stuff: Labels of the classes without countable objects; detectron2 numbers them and the others each from 0.
+            output: Folder in which detectron2 will save `model_final.pth`. Its files don't describe the model, so a
+                configuration is written there at once. An empty string writes nothing.
         """
         super().__init__()
         objective = blueprint.task.objective(blueprint.detector.build())
-        # Its parts become parts of this model, under their own names. The objective itself must not, or every name of
-        # the state would begin with `objective.`; PyTorch doesn't look into a tuple.
+        # The children of the objective become children of this model, under their own names. The objective itself must
+        # not, or every name of the state would begin with `objective.`; PyTorch does not register what a tuple holds.
         for name, part in objective.named_children():
             self.add_module(name, part)
-        self._conducts = (objective,)
+        self._objective = (objective,)
         objective.detector.train_only(learning_sections(blueprint.task, objective.detector))
         self.contiguous = contiguous(len(classes), stuff)
         mean, std = (torch.tensor(values).view(-1, 1, 1) * 255 for values in _pixels(objective.detector))
@@ -80,7 +80,7 @@ class SSLDet(nn.Module):
         """Read a yacs configuration.
 
         Raises:
-            ConfigError: Colours, means or classes are not what the model needs; all problems at once.
+            ConfigError: Colours, means or classes do not fit the model; the message lists all problems.
         """
         ours = cfg.MODEL.SSLDET
         sets = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST[:1]
@@ -91,16 +91,16 @@ class SSLDet(nn.Module):
 
     @property
     def objective(self) -> Objective:
-        """What conducts a batch through the parts of this model."""
-        return self._conducts[0]
+        """The objective, which computes losses and answers with the parts of this model."""
+        return self._objective[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device of the model."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> Any:
-        """Return weighted losses in training, else what was found.
+        """Return weighted losses in training, otherwise detections.
 
         Args:
             batched_inputs: Dictionaries of detectron2: `image` (RGB, 0 to 255), in training `instances`, else `height`
@@ -110,37 +110,40 @@ class SSLDet(nn.Module):
         batch = batch_of(batched_inputs).to(self.device)
         if self.training:
             return _weighted(self.objective(batch))
-        found = self.objective.answer(batch)
         sizes = [_size_of(entry) for entry in batched_inputs]
-        return [self._answer(one, size) for one, size in zip(found, sizes, strict=True)]
+        return [self._output(one, size) for one, size in zip(self.objective.answer(batch), sizes, strict=True)]
 
-    def _answer(self, found: Answer, size: tuple[int, int]) -> dict[str, Any]:
-        """Return things as Instances; where pixels are told apart, the segments too, numbered as detectron2 does."""
-        assert isinstance(found, Detections), "only tasks that detect are wrapped"
-        numbers = [self.contiguous.get(int(label), (True, int(label))) for label in found.labels]
+    def _output(self, answer: Answer, size: tuple[int, int]) -> dict[str, Any]:
+        """Return things as `Instances` and, if there is a segmentation, its segments, numbered as in detectron2."""
+        assert isinstance(answer, Detections), "only tasks that detect are wrapped"
+        numbers = [self.contiguous.get(int(label), (True, int(label))) for label in answer.labels]
         chosen = torch.tensor([n for n, (thing, _) in enumerate(numbers) if thing], dtype=torch.int64).to(self.device)
         labels = torch.tensor([number for thing, number in numbers if thing], dtype=torch.int64).to(self.device)
         instances = Instances(
-            size, pred_boxes=Boxes(found.boxes[chosen]), scores=found.scores[chosen], pred_classes=labels, order=chosen
+            size,
+            pred_boxes=Boxes(answer.boxes[chosen]),
+            scores=answer.scores[chosen],
+            pred_classes=labels,
+            order=chosen,
         )
         instances = detector_postprocess(instances, *size)
         order = instances.get("order")
         instances.remove("order")
-        answer: dict[str, Any] = {"instances": instances}
-        if found.masks is not None:
-            instances.pred_masks = found.masks[order]
-        if found.segmentation is not None:
-            segments, info = found.segmentation.segments.to(torch.int32), []
-            for number, label in enumerate(found.segmentation.labels.tolist(), start=1):
+        output: dict[str, Any] = {"instances": instances}
+        if answer.masks is not None:
+            instances.pred_masks = answer.masks[order]
+        if answer.segmentation is not None:
+            segments, info = answer.segmentation.segments.to(torch.int32), []
+            for number, label in enumerate(answer.segmentation.labels.tolist(), start=1):
                 thing, contiguous = self.contiguous[label]
                 area = int((segments == number).sum())
                 info.append({"id": number, "isthing": thing, "category_id": contiguous, "area": area})
-            answer["panoptic_seg"] = segments, info
-            answer["sem_seg"] = self._stuff_map(segments, info)
-        return answer
+            output["panoptic_seg"] = segments, info
+            output["sem_seg"] = self._stuff_map(segments, info)
+        return output
 
     def _stuff_map(self, segments: Tensor, info: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Return detectron2's map of stuff, one plane a class and the first one for all things."""
+        """Return detectron2's map of stuff: the first plane is all things, then one plane per class of stuff."""
         planes = 1 + sum(not thing for thing, _ in self.contiguous.values())
         result = torch.zeros(planes, *segments.shape, device=segments.device)
         for entry in info:
@@ -151,13 +154,13 @@ class SSLDet(nn.Module):
 def planned(
     recipe: str, train: Sequence[str], overrides: Sequence[str], weights: str = ""
 ) -> tuple[Blueprint, tuple[str, ...], tuple[int, ...]]:
-    """Return what is built for a training set, its classes, and which of those are stuff.
+    """Return the blueprint for a training set, its classes, and the labels of stuff.
 
     Args:
         recipe: Name of a recipe.
         train: Training sets.
         overrides: Recipe fields, `path=value`.
-        weights: See `blueprint`.
+        weights: File from which the model starts, as for `blueprint`.
 
     Raises:
         ConfigError: The sets have different classes.
@@ -172,14 +175,14 @@ def planned(
 
 
 def batch_of(entries: Sequence[Mapping[str, Any]]) -> Batch:
-    """Gather detectron2's dictionaries as our loader gathers samples."""
+    """Collate detectron2's dictionaries into a batch, as our loader does with samples."""
     return collate([_sample_of(number, entry) for number, entry in enumerate(entries)])
 
 
 def _sample_of(number: int, entry: Mapping[str, Any]) -> Sample:
     image: Tensor = entry["image"]
     if image.dtype != torch.uint8:
-        # detectron2's predictor hands over what it has resized as floating point.
+        # detectron2's predictor resizes images in floating point.
         image = image.round().clamp(0, 255).to(torch.uint8)
     size = (int(image.shape[1]), int(image.shape[2]))
     targets = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
@@ -206,7 +209,7 @@ def _size_of(entry: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _weighted(losses: Losses) -> dict[str, Tensor]:
-    """Return what detectron2 adds up, and send what is only watched to its storage."""
+    """Return the losses that detectron2 adds up, and log the metrics in its event storage."""
     if has_event_storage():
         for name, value in losses.metrics.items():
             get_event_storage().put_scalar(name, float(value))
@@ -234,11 +237,11 @@ def _colour_problems(cfg: Any, plan: Blueprint) -> list[str]:
     if cfg.INPUT.FORMAT != "RGB":
         wrong.append(f"INPUT.FORMAT: {cfg.INPUT.FORMAT}, but the backbone has learned from RGB; set INPUT.FORMAT RGB")
     for name, stated, own in (("PIXEL_MEAN", cfg.MODEL.PIXEL_MEAN, mean), ("PIXEL_STD", cfg.MODEL.PIXEL_STD, std)):
-        wanted = [round(value * 255, 3) for value in own]
-        if any(abs(given - value) > PIXEL_TOLERANCE for given, value in zip(stated, wanted, strict=True)):
-            wrong.append(f"MODEL.{name}: {list(stated)}, but the backbone was made for {wanted}; set it to that")
+        expected = [round(value * 255, 3) for value in own]
+        if any(abs(value - right) > PIXEL_TOLERANCE for value, right in zip(stated, expected, strict=True)):
+            wrong.append(f"MODEL.{name}: {list(stated)}, but the backbone was made for {expected}; set it to that")
     return wrong
 
 
-if SSLDet.__name__ not in META_ARCH_REGISTRY:  # a second import must do no harm
+if SSLDet.__name__ not in META_ARCH_REGISTRY:  # the module may be imported twice
     META_ARCH_REGISTRY.register(SSLDet)

@@ -1,6 +1,6 @@
 """sizes of a model -> names and shapes of its tensors in detectron2, as recorded from it.
 
-`names.json` holds them, nested by the dots of the names; sizes that a model chooses stand there in words.
+`names.json` holds them, nested by the dots of the names; a size that depends on the model is given by its name.
 """
 
 import json
@@ -16,7 +16,7 @@ from ssldet.detectors.detr import DETRConfig
 from ssldet.weights.detectron2 import WRAPPED_BODY, WRAPPER
 
 BY_ENDING = "?matching_heuristics=True"
-"""What one appends to a path of weights to have detectron2 find the place of each tensor by the ending of its name."""
+"""Suffix of a path of weights that makes detectron2 match tensors by the endings of their names."""
 Shapes = dict[str, tuple[int, ...]]
 """Name of a tensor -> its shape."""
 
@@ -55,7 +55,7 @@ def wrapper_shapes(config: DETRConfig) -> Shapes:
     shapes = {f"{before}{WRAPPED_BODY}{key}": shape for key, shape in body.items()}
     for key, shape in _flat(_recorded()["wrapper"][kind]):
         stack = key.partition("transformer.")[2].partition(".")[0]
-        # The layers of a stack are all alike, and one of each is recorded.
+        # All layers of a stack have the same tensors, so only the first layer is recorded.
         for number in range(layers[stack] if ".layers.0." in key and stack in layers else 1):
             name = key.replace(f"{stack}.layers.0.", f"{stack}.layers.{number}.") if stack in layers else key
             shapes[name] = tuple(sizes[size] if isinstance(size, str) else size for size in shape)
@@ -63,11 +63,11 @@ def wrapper_shapes(config: DETRConfig) -> Shapes:
 
 
 def differences(state: Mapping[str, Tensor], shapes: Shapes) -> list[str]:
-    """Say where a state is not what detectron2 expects; it would not say so itself.
+    """Return the differences between a state and what detectron2 expects, which it would not report itself.
 
     Args:
         state: Tensors by name.
-        shapes: What is expected.
+        shapes: Expected names and shapes.
     """
     lines = [f"{name} is missing" for name in shapes if name not in state]
     lines += [f"{name} has no place" for name in state if name not in shapes]
@@ -79,7 +79,7 @@ def differences(state: Mapping[str, Tensor], shapes: Shapes) -> list[str]:
 
 
 def bare_module(state: Mapping[str, Tensor]) -> nn.Module:
-    """Return a module with tensors like these under their names and nothing else, for what loads files into modules.
+    """Return a module that only has tensors of these names and shapes, for code that loads files into modules.
 
     Args:
         state: Tensors by name.
@@ -98,8 +98,8 @@ def bare_module(state: Mapping[str, Tensor]) -> nn.Module:
 
 @cache
 def _recorded() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((files("downstream.export.detectron2") / "names.json").read_text("utf-8"))
-    return found
+    recorded: dict[str, Any] = json.loads((files("downstream.export.detectron2") / "names.json").read_text("utf-8"))
+    return recorded
 
 
 def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, list[Any]]]:

@@ -1,7 +1,7 @@
-"""model -> the configuration beside its weights, as `--config-file` takes it: all that detectron2 doesn't ask a file.
+"""model -> the configuration beside its weights, for `--config-file`: what detectron2 can't read from weights.
 
-detectron2's own defaults differ in every line of it: other order of colours, other mean and deviation, strides in the
-1x1 convolutions. Whoever leaves the file out gets a model that loads and finds nothing.
+detectron2's own defaults differ in every line: another order of colours, other means and standard deviations, strides
+in the 1x1 convolutions. Without this configuration a model loads, but its detections are useless.
 """
 
 import json
@@ -15,17 +15,17 @@ from ssldet.nn.backbones import Backbone
 from ssldet.weights.resnets import DEPTHS
 
 META_ARCHITECTURE = "SSLDet"
-"""Name of our own model among detectron2's."""
+"""Name of our own model in detectron2."""
 STAGE_WIDTH = {"basic": 64, "bottleneck": 256}
-"""Kind of block -> channels of the first stage, which detectron2 wants to be told."""
+"""Kind of block -> channels of the first stage, which detectron2's configuration must state."""
 
 
 def own_configuration(backbone: Backbone, info: Mapping[str, Any]) -> bytes:
     """Return the configuration of our own model for detectron2.
 
     Args:
-        backbone: Knows the pixels that it was made for.
-        info: What is known of the model: task and detector at least.
+        backbone: The backbone, which has the mean and standard deviation of its pixels.
+        info: Metadata of the model: at least task and detector.
     """
     stated = {
         "TASK": json.dumps(info["task"]),
@@ -43,7 +43,7 @@ def wrapper_configuration(detector: DETR, config: DETRConfig, info: Mapping[str,
     Args:
         detector: The detector.
         config: Its configuration.
-        info: What is known of the model; its classes become a comment, since that model has no place for them.
+        info: Metadata of the model; its classes become a comment, since that model has no key for them.
     """
     model = {
         "META_ARCHITECTURE": "Detr",
@@ -65,28 +65,28 @@ def wrapper_configuration(detector: DETR, config: DETRConfig, info: Mapping[str,
 
 
 def backbone_configuration(backbone: Backbone, config: DETRConfig, info: Mapping[str, Any]) -> bytes:
-    """Return what any model of detectron2 with a ResNet must be told to see what this backbone sees.
+    """Return the configuration that any model of detectron2 with a ResNet needs to compute this backbone's features.
 
     Args:
         backbone: The backbone.
         config: The detector's configuration.
-        info: What is known of the model.
+        info: Metadata of the model.
     """
     return _written(backbone, info, {"RESNETS": _resnet(config)})
 
 
 def no_object_weight(info: Mapping[str, Any]) -> float:
-    """Return the weight of "no object" in the loss; DETR's where the task says none.
+    """Return the weight of "no object" in the loss; DETR's if the task has none.
 
     Args:
-        info: What is known of the model.
+        info: Metadata of the model.
     """
     return float(info.get("task", {}).get("no_object_weight", 0.1))
 
 
 def _resnet(config: DETRConfig) -> dict[str, Any]:
     name = config.backbone.name.rpartition("/")[2]
-    kind = next(kind for (kind, _), known in DEPTHS.items() if known == name)
+    kind = next(kind for (kind, _), resnet in DEPTHS.items() if resnet == name)
     return {
         "DEPTH": int(name.removeprefix("resnet")),
         "STRIDE_IN_1X1": False,
@@ -99,8 +99,8 @@ def _written(backbone: Backbone, info: Mapping[str, Any], model: Mapping[str, An
     pixels = {f"PIXEL_{name}": [255 * value for value in getattr(backbone, name.lower())] for name in ("MEAN", "STD")}
     task = info.get("task", {})
     sizes = {"MIN_SIZE_TEST": task.get("eval_scale"), "MAX_SIZE_TEST": task.get("max_size")}
-    shown = {"FORMAT": "RGB"} | {name: size for name, size in sizes.items() if size}
-    document = {"VERSION": 2, "INPUT": shown, "MODEL": dict(model) | pixels}
+    inputs = {"FORMAT": "RGB"} | {name: size for name, size in sizes.items() if size}
+    document = {"VERSION": 2, "INPUT": inputs, "MODEL": dict(model) | pixels}
     classes = json.dumps(list(info.get("classes", ())), ensure_ascii=False)
     head = f"# Classes in the order of their numbers: {classes}\n"
     text: str = yaml.safe_dump(document, sort_keys=True, allow_unicode=True)

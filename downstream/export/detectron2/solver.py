@@ -1,4 +1,4 @@
-"""model -> optimiser: AdamW as DETR uses it, the backbone at a rate of its own and the whole gradient clipped."""
+"""model -> optimiser: AdamW as in DETR, with a learning rate of its own for the backbone and a clipped gradient."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -8,15 +8,15 @@ from torch import nn
 
 
 class ClippedAdamW(torch.optim.AdamW):
-    """AdamW that scales the whole gradient down to a norm first; detectron2 clips parameter by parameter otherwise."""
+    """AdamW that clips the norm of the whole gradient; detectron2 itself clips each parameter by itself."""
 
     def __init__(self, params: Any, *, max_norm: float, **options: Any) -> None:
-        """Set up.
+        """Create the optimiser.
 
         Args:
             params: Parameters or groups of them.
             max_norm: Largest norm of the whole gradient.
-            options: AdamW's own.
+            options: Further arguments of AdamW.
         """
         super().__init__(params, **options)
         self.max_norm = max_norm
@@ -34,9 +34,9 @@ def build_optimizer(
     """Return the optimiser of a model.
 
     Args:
-        model: Ours.
+        model: One of our models.
         lr: Peak learning rate.
-        backbone_multiplier: Share of it for the backbone.
+        backbone_multiplier: Factor of the learning rate for the backbone.
         weight_decay: Decay of all parameters.
         max_norm: Largest norm of the whole gradient.
     """

@@ -1,4 +1,4 @@
-"""LazyConfig -> a trained model: what tools/lazyconfig_train_net.py does, by the same parts of detectron2."""
+"""LazyConfig -> a trained model, as tools/lazyconfig_train_net.py does it, with the same parts of detectron2."""
 
 import logging
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def run(config: Path, overrides: Sequence[str], *, eval_only: bool = False) -> d
         eval_only: Evaluate `train.init_checkpoint`.
 
     Returns:
-        Figures of the evaluators.
+        The figures of the evaluators.
     """
     cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), list(overrides))
     default_setup(cfg, SimpleNamespace(config_file=str(config), opts=list(overrides), eval_only=eval_only))

@@ -1,4 +1,4 @@
-"""`ssldet detectron2 …`: the paths of our configurations for its own tools, and the same training without the tools."""
+"""`ssldet detectron2 …`: print the paths of our configurations for its tools, or train without the tools."""
 
 import sys
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ def config(name: str = "") -> None:
     Args:
         name: NAME for tools/lazyconfig_train_net.py, NAME.yaml for tools/train_net.py.
     """
-    sys.stdout.write(f"{path_of(name)}\n" if name else "".join(f"{known}\n" for known in names()))
+    sys.stdout.write(f"{path_of(name)}\n" if name else "".join(f"{other}\n" for other in names()))
 
 
 @app.command
@@ -55,10 +55,10 @@ def path_of(name: str) -> Path:
     """Return the path of a configuration.
 
     Args:
-        name: See `names`.
+        name: Name of a configuration, one of `names()`.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is no configuration of that name.
     """
     if name not in names():
         raise ConfigError(f"no configuration {name!r}{suggest(name, names())}; there are {', '.join(names())}")
@@ -66,10 +66,10 @@ def path_of(name: str) -> Path:
 
 
 def require() -> None:
-    """Stop where detectron2 is missing.
+    """Check that detectron2 is installed.
 
     Raises:
-        SetupError: It is not installed; the message says how to install it.
+        SetupError: detectron2 is not installed; the message says how to install it.
     """
     if find_spec("detectron2") is None:
         raise SetupError("detectron2 is not installed; 'ssldet doctor detectron2' says how to install it")

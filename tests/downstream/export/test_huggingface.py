@@ -13,7 +13,7 @@ from downstream.detection import Detection
 from downstream.export import huggingface
 from downstream.export.detr import unfit as unfit_for_detr
 from downstream.export.huggingface import export
-from downstream.export.proof import answers, furthest, two_images
+from downstream.export.proof import answers, largest_difference, two_images
 from pretext.random_query_patch import RandomQueryPatch
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
@@ -112,7 +112,7 @@ def test_what_transformers_writes_we_answer_alike(kind, transformers, tmp_path):
         given = model(pixel_values=images, pixel_mask=(~padding).long())
     assert len(masks) == (kind == "DetrForSegmentation")
     wanted = [given.logits, given.pred_boxes, *([given.pred_masks.flatten(0, 1)] if masks else [])]
-    assert furthest([logits[-1], boxes[-1], *masks], wanted) < 1e-4
+    assert largest_difference([logits[-1], boxes[-1], *masks], wanted) < 1e-4
     assert logits[-1].std() > 0.1
 
 
