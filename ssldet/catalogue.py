@@ -1,4 +1,4 @@
-"""a word -> what it stands for: what `ssldet list` prints."""
+"""kind of name -> the names that `ssldet list` prints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ GROUP_OF = {
     "sources": "ssldet.sources",
 }
 MOST_MEASURED = 12
-"""Backbones that are measured for one pattern; each takes about half a second."""
+"""Largest number of backbones that are measured for one pattern; each takes about half a second."""
 COLUMNS = {
     "name": "name",
     "channels": "channels per level",
@@ -31,18 +31,18 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class BackboneTable:
-    """Backbones and what they are like.
+    """Backbones with their channels, strides and sizes.
 
     Attributes:
-        rows: One dictionary a backbone, with the keys of `COLUMNS` as far as they are known, or `refused`, why not.
-        note: What else there is to know.
+        rows: One dictionary per backbone, with the keys of `COLUMNS` that are known, or with the reason in `refused`.
+        note: A remark below the table.
     """
 
     rows: Sequence[dict[str, Any]]
     note: str
 
     def __str__(self) -> str:
-        """Show one line a backbone."""
+        """Return one line per backbone."""
         lines = [COLUMNS, *self.rows] if any("channels" in row for row in self.rows) else self.rows
         cells = [[_cell(line.get(key, "")) for key in COLUMNS] for line in lines]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -65,7 +65,7 @@ def list_names(what: str, pattern: str | None = None) -> "list[str] | BackboneTa
     Args:
         what: `tasks`, `recipes`, `exporters`, `importers`, `sources` (listed without importing anything),
             `backbones`, or `weights`.
-        pattern: A shell pattern that the names shall fit; none lists all names, and of backbones one of each family.
+        pattern: A shell pattern of the names; `None` lists all names, and of backbones one per family.
     """
     if what == "backbones":
         return _backbones(pattern)
@@ -81,14 +81,16 @@ def _backbones(pattern: str | None) -> BackboneTable:
     from ssldet.nn.backbones.own import own_names
 
     if pattern is None:
-        known = [{**vars(family), "licence": licence(family.name)} for family in TESTED]
+        tested = [{**vars(family), "licence": licence(family.name)} for family in TESTED]
         note = "one of each tested family; 'ssldet list backbones PATTERN', such as 'timm/convnext*', measures others"
-        return BackboneTable([*known, *({"name": name} for name in own_names())], note)
-    found = matching(pattern)
-    if len(found) > MOST_MEASURED:
-        note = f"{len(found)} names; a pattern that fits {MOST_MEASURED} or fewer measures them"
-        return BackboneTable([{"name": name} for name in found], note)
-    return BackboneTable([_measured(name) for name in found], "channels and strides from the finest level to the last")
+        return BackboneTable([*tested, *({"name": name} for name in own_names())], note)
+    matched = matching(pattern)
+    if len(matched) > MOST_MEASURED:
+        note = f"{len(matched)} names; a pattern that fits {MOST_MEASURED} or fewer measures them"
+        return BackboneTable([{"name": name} for name in matched], note)
+    return BackboneTable(
+        [_measured(name) for name in matched], "channels and strides from the finest level to the last"
+    )
 
 
 def _measured(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""this machine, some images -> findings: each with the remedy that mends it."""
+"""this machine, some images -> findings, each with its remedy."""
 
 import os
 import platform
@@ -31,14 +31,14 @@ OPTIONAL = {
 }
 
 DETECTRON2 = "detectron2"
-"""What to ask the doctor about besides images; a folder of that name is `./detectron2`."""
+"""Argument of `doctor` that is not an image folder; a folder of that name is `./detectron2`."""
 DETECTRON2_NEEDS = {
     "fvcore": ((0, 1, 5), (0, 1, 6)),
     "iopath": ((0, 1, 7), (0, 1, 10)),
     "omegaconf": ((2, 1), (2, 4)),
     "yacs": ((0, 1, 8), (1,)),
 }
-"""Package that detectron2 needs -> oldest version that it takes, and the first that it doesn't."""
+"""Package that detectron2 needs -> oldest version that works, and the first later one that doesn't."""
 DETECTRON2_INSTALL = (
     "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2', which no package index has "
     "and which compiles against the torch that is installed"
@@ -47,12 +47,12 @@ DETECTRON2_INSTALL = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        subject: What.
-        ok: Whether it is fine; none means that it is only worth knowing.
-        detail: What was found.
+        subject: Name of the part that was checked.
+        ok: Whether it works; `None` for information that is neither good nor bad.
+        detail: State of the part, such as its version.
         remedy: What to do; empty where nothing is wrong.
     """
 
@@ -62,14 +62,14 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return one line."""
         mark = {True: "ok  ", False: "FAIL", None: "note"}[self.ok]
         return f"{mark}  {self.subject}: {self.detail}" + (f"  ->  {self.remedy}" if self.remedy else "")
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was looked at, in order."""
+    """The results of all checks, in order."""
 
     findings: tuple[Finding, ...]
 
@@ -79,7 +79,7 @@ class Findings:
         return all(finding.ok is not False for finding in self.findings)
 
     def __str__(self) -> str:
-        """One line a finding."""
+        """Return one line per finding."""
         return "\n".join(map(str, self.findings))
 
     def to_json(self) -> dict[str, Any]:
@@ -88,23 +88,23 @@ class Findings:
 
 
 def doctor(images: Sequence[str] = ()) -> Findings:
-    """Check the machine and, if given, whether images can be read and the tiny pretext task be learned from them.
+    """Check the machine and, if given, whether images can be read and the tiny pretext task learned from them.
 
     Args:
-        images: Folders, globs, file lists or single files; or `detectron2`, which looks at that instead.
+        images: Folders, globs, file lists or single files; or `detectron2`, to check its installation instead.
     """
     checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _optional, _devices, _limits]
     if tuple(images) == (DETECTRON2,):
         checks = [_python, _packages, _detectron2]
     elif images:
         checks.append(lambda: _images(images))
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for check in checks:
         try:
-            found += check()
+            findings += check()
         except SsldetError as error:
-            found.append(Finding(check.__name__.strip("_<>"), False, str(error)))
-    return Findings(tuple(found))
+            findings.append(Finding(check.__name__.strip("_<>"), False, str(error)))
+    return Findings(tuple(findings))
 
 
 def _python() -> Iterator[Finding]:
@@ -114,20 +114,20 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for package, least in NEEDED.items():
-        yield _held(package, least)
+        yield _version_of(package, least)
 
 
-def _held(package: str, least: tuple[int, ...], limit: tuple[int, ...] | None = None) -> Finding:
-    """Say whether a package is there in a version that fits: at least one, and below the other."""
-    wanted = f"{package}>={_dotted(least)}" + ("" if limit is None else f",<{_dotted(limit)}")
-    remedy = f"pip install '{wanted}'"
+def _version_of(package: str, least: tuple[int, ...], limit: tuple[int, ...] | None = None) -> Finding:
+    """Check that a package is installed in a version of at least `least` and below `limit`."""
+    requirement = f"{package}>={_dotted(least)}" + ("" if limit is None else f",<{_dotted(limit)}")
+    remedy = f"pip install '{requirement}'"
     try:
-        found = version(package)
+        installed = version(package)
     except PackageNotFoundError:
         return Finding(package, False, "not installed", remedy)
-    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:3] if part.isdigit())
+    numbers = tuple(int(part) for part in installed.split("+")[0].split(".")[:3] if part.isdigit())
     fine = least <= numbers and (limit is None or numbers < limit)
-    return Finding(package, fine, found, "" if fine else remedy)
+    return Finding(package, fine, installed, "" if fine else remedy)
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:
@@ -141,7 +141,7 @@ def _optional() -> Iterator[Finding]:
 
 
 def _detectron2() -> Iterator[Finding]:
-    """Say what of detectron2 is missing, broken or too new, each with its remedy."""
+    """Check the parts of detectron2, which may be missing, broken or too new."""
     if find_spec(DETECTRON2) is None:
         yield Finding(DETECTRON2, False, "not installed", DETECTRON2_INSTALL)
         compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -155,17 +155,17 @@ def _detectron2() -> Iterator[Finding]:
         return
     yield _compiled_part()
     for package, (least, limit) in DETECTRON2_NEEDS.items():
-        yield _held(package, least, limit)
+        yield _version_of(package, least, limit)
     zoo = find_spec("pkg_resources") is not None
-    told = "can be imported" if zoo else "needs pkg_resources, which setuptools 82 dropped; ours do without it"
-    yield Finding("detectron2.model_zoo", True if zoo else None, told, "" if zoo else "pip install 'setuptools<82'")
+    state = "can be imported" if zoo else "needs pkg_resources, which setuptools 82 dropped; ours do without it"
+    yield Finding("detectron2.model_zoo", True if zoo else None, state, "" if zoo else "pip install 'setuptools<82'")
     panoptic = find_spec("panopticapi") is not None
-    told = "installed" if panoptic else "not installed; our own metric stands in for it"
-    yield Finding("panopticapi", True if panoptic else None, told)
+    state = "installed" if panoptic else "not installed; our own metric stands in for it"
+    yield Finding("panopticapi", True if panoptic else None, state)
 
 
 def _compiled_part() -> Finding:
-    """Load what detectron2 compiles, which fails after a change of torch and inside detectron2's own sources."""
+    """Load the compiled part of detectron2, which fails after a change of torch or in detectron2's source folder."""
     import_module("torch")  # its libraries must be there first
     try:
         import_module("detectron2._C")

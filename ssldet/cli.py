@@ -1,4 +1,4 @@
-"""command line -> one public function a verb: thin, and quick to answer because nothing heavy is imported to parse."""
+"""command line -> the public function of each verb; parsing imports nothing heavy, so that it is quick."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ Start = Annotated[str, Parameter(help="A run folder, a weights file (ours, DETR'
 
 
 def _prints(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Print what a verb returns: as JSON where asked, else in the words of the result."""
+    """Print the result of a verb, as JSON or as text."""
 
     @wraps(verb)
     def run(*positional: Any, json_: bool = False, **named: Any) -> None:
@@ -48,23 +48,23 @@ def _prints(verb: Callable[..., Any]) -> Callable[..., Any]:
         if json_:
             sys.stdout.write(json.dumps(document, default=str, allow_nan=False) + "\n")
         elif result is not None:
-            sys.stdout.write(f"{_words(result)}\n")
+            sys.stdout.write(f"{_text(result)}\n")
 
     return run
 
 
-def _words(result: Any) -> str:
+def _text(result: Any) -> str:
     if isinstance(result, dict):
         width = max((len(str(key)) for key in result), default=0)
         return "\n".join(f"{key:<{width}}  {_entry(value)}" for key, value in result.items())
     if isinstance(result, list):
-        return "\n".join(map(_words, result))
+        return "\n".join(map(_text, result))
     return f"{result:.4f}" if isinstance(result, float) else str(result)
 
 
 def _entry(value: Any) -> str:
-    """Return what stands after a name: a group begins on a line of its own, set in."""
-    return "\n" + indent(_words(value), "  ") if isinstance(value, dict) and value else _words(value)
+    """Return the text after a name; nested values begin on a new line, indented."""
+    return "\n" + indent(_text(value), "  ") if isinstance(value, dict) and value else _text(value)
 
 
 def _assignments(pairs: Sequence[str] | None) -> dict[str, str]:
@@ -153,8 +153,8 @@ def evaluate(
         data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT or panoptic:ANN.json:PNGS:IMAGES; plain images for a pretrained run.
         predictions: A results file to score instead of a model: COCO's, or PRED.json:PNGS against panoptic data.
         save_predictions: Where to write the detections in COCO results format.
-        metric: Whose AP; default: the task's, and for predictions that of the data's form.
-        iou: Overlap that counts as found in VOC's AP of predictions; default: 0.5.
+        metric: Definition of AP; default: the task's, and for predictions that of the data's form.
+        iou: Least overlap of a correct box in VOC's AP of predictions; default: 0.5.
         accelerate: Compute COCO's AP with faster-coco-eval.
         batch_size: Images read at a time; results do not depend on it.
         workers: Loader processes.
@@ -176,7 +176,7 @@ def predict(
     threshold: float = 0.5,
     json_: Json = False,
 ) -> None:
-    """Detect in images and draw what was found, or find where a patch came from.
+    """Detect objects in images and draw them, or find patches in images.
 
     Args:
         images: Folders, globs, file lists or single files.
@@ -191,7 +191,7 @@ def predict(
 
 @app.command
 def export(start: Start, *, to: str, out: Path, json_: Json = False) -> None:
-    """Write a detector in another format, load it back and prove that it is the same.
+    """Write a detector in another format, load it back and check that its outputs are the same.
 
     Args:
         to: A name from 'ssldet list exporters'.
@@ -209,10 +209,10 @@ def list_(
     *,
     json_: Json = False,
 ) -> None:
-    """List what can be named: tasks, recipes, backbones, published weights, exporters, importers, sources.
+    """List names: tasks, recipes, backbones, published weights, exporters, importers, sources.
 
     Args:
-        pattern: Names to list, such as 'timm/convnext*'; without one, backbones are one of each family.
+        pattern: Names to list, such as 'timm/convnext*'; without one, one backbone per family is listed.
     """
     from ssldet import catalogue
 
@@ -247,7 +247,7 @@ def preview(
 
 @app.command
 def report(run: Path, *, json_: Json = False) -> None:
-    """Write report.html of a run: curves, pictures, numbers, configuration; one file, no network."""
+    """Write report.html of a run: curves, pictures, numbers, configuration, in one self-contained file."""
     from ssldet import verbs
 
     _prints(verbs.report)(run, json_=json_)
@@ -255,7 +255,7 @@ def report(run: Path, *, json_: Json = False) -> None:
 
 @app.command
 def doctor(*images: str, json_: Json = False) -> None:
-    """Check this machine, and images or detectron2 if named, and say how to mend what is wrong."""
+    """Check this machine, and images or detectron2 if named, and print remedies."""
     from ssldet.checkup import doctor as examine
 
     findings = examine(images)
@@ -270,7 +270,7 @@ app.command(data_app)
 
 @data_app.command
 def check(spec: str, *, json_: Json = False) -> None:
-    """List every problem of a data set with its place and remedy, and what it holds.
+    """List every problem of a data set with its place and remedy, and count its contents.
 
     Args:
         spec: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT, or images.
@@ -299,11 +299,11 @@ def convert(spec: str, *, to: str = "coco", out: Path, json_: Json = False) -> N
 
 @data_app.command
 def leaks(first: str, second: str, *, json_: Json = False) -> None:
-    """Find images of a training set in a test set: the same file, or the same picture saved anew.
+    """Find images of a training set in a test set: the same file, or the same picture saved again.
 
     Args:
-        first: What is or was trained on.
-        second: What is tested on.
+        first: Training images.
+        second: Test images.
     """
     from ssldet import verbs
 
@@ -312,22 +312,22 @@ def leaks(first: str, second: str, *, json_: Json = False) -> None:
 
 @app.command
 def demo(*, out: Path | None = None, seed: int = 0, json_: Json = False) -> None:
-    """Drive the whole road on generated images in minutes: pretrain, fine-tune, compare with scratch, report.
+    """Pretrain and fine-tune on generated images in minutes, compare with training from scratch, write a report.
 
     Args:
         out: Folder to create; default: the next free one in runs/.
-        seed: The only source of chance.
+        seed: The only source of randomness.
     """
-    from ssldet.showcase import demo as drive
+    from ssldet.showcase import demo as run_demo
 
-    _prints(drive)(out, seed=seed, json_=json_)
+    _prints(run_demo)(out, seed=seed, json_=json_)
 
 
 def _join_plugins() -> None:
-    """Add the verbs of installed packages by name: none is imported, so that a broken one harms only its own verb."""
+    """Add the verbs of installed packages by name; none is imported, so that a broken one affects only its own verb."""
     for name in registry.names("ssldet.verbs"):
-        if name not in app:  # the core's verbs go first
-            # Its own help is shown by the plug-in, which knows its words.
+        if name not in app:  # our own verbs take precedence
+            # The plug-in shows its own help.
             outer = App(
                 name=name, help=f"Verbs of a plug-in; see: ssldet {name} --help", help_flags=[], version_flags=[]
             )
@@ -349,29 +349,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that the README lists.
 
     Args:
-        arguments: Words after the program's name; none means those of this process.
+        arguments: Arguments after the program's name; `None` takes those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
         _join_plugins()
-        with _spoken():
+        with _logging_to_stderr():
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, SsldetError) as error:
         if debug:
             raise
-        sys.exit(_tell(error, words[:1]))
+        sys.exit(_report_error(error, words[:1]))
 
 
 @contextmanager
-def _spoken() -> Iterator[None]:
-    """Let the house say on standard error what it does, one plain line a message."""
+def _logging_to_stderr() -> Iterator[None]:
+    """Print log messages of our packages on standard error, one line per message."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    # The progress of a run reaches the terminal by itself; the log holds it for the file.
+    # `Display` shows the progress of a run on the terminal; its log messages are for the file only.
     handler.addFilter(lambda record: record.levelno > logging.INFO or record.name != "ssldet.engine.reporter")
-    loggers = [logging.getLogger(house) for house in ("ssldet", "pretext", "downstream")]
+    loggers = [logging.getLogger(package) for package in ("ssldet", "pretext", "downstream")]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
@@ -382,8 +382,8 @@ def _spoken() -> Iterator[None]:
             logger.removeHandler(handler)
 
 
-def _tell(error: CycloptsError | SsldetError, verb: Sequence[str]) -> int:
-    """Print an error as the user should see it and return its exit code."""
+def _report_error(error: CycloptsError | SsldetError, verb: Sequence[str]) -> int:
+    """Print an error for the user and return its exit code."""
     if isinstance(error, CycloptsError):
         sys.stderr.write(f"error: {error} (see: {' '.join(['ssldet', *verb, '--help'])})\n")
         return ConfigError.exit_code

@@ -1,7 +1,7 @@
-"""nothing -> report: the whole road on generated images, next to the same model from scratch, in minutes on a CPU.
+"""nothing -> report: pretraining and fine-tuning on generated images, compared with training from scratch.
 
-Pretraining and both arms of fine-tuning use the recipes named `tiny`, only shorter. The arms get the same architecture,
-images, budget, rates and seeds; they differ only in the weights that they start from.
+It takes minutes on a CPU. Pretraining and both arms of fine-tuning use the recipes named `tiny`, only shorter. The arms
+get the same architecture, images, budget, rates and seeds; they differ only in their initial weights.
 """
 
 import time
@@ -31,7 +31,7 @@ SCENES: dict[str, Any] = {
     "object_scale": (0.35, 0.6),
     "hues": True,
 }
-"""What is drawn: few, large objects of three classes, told apart by outline and hue."""
+"""Generated images: few, large objects of three classes that differ in outline and hue."""
 
 IMAGES = {"unlabelled": 3000, "labelled": 500, "held-out": 256}
 """Split -> number of images; the splits have different seeds."""
@@ -40,22 +40,22 @@ STEPS = {"pretrain": 600, "finetune": 160}
 """Stage -> optimiser steps, of 32 images each."""
 
 SEEDS = 3
-"""Fine-tunings of each arm."""
+"""Fine-tuning runs per arm."""
 
 Arm = list[Trained]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What the road led to.
+class DemoResult:
+    """Results of the demo.
 
     Attributes:
-        folder: Everything that was made.
-        report: The page.
-        patch_iou: Overlap of the answers to patches of held-out images with the truth.
-        patch_iou_constant: The same of the best constant box.
-        pretrained: Measures of each fine-tuning from pretrained weights.
-        scratch: Measures of each fine-tuning from fresh weights.
+        folder: Folder of all files.
+        report: The HTML page.
+        patch_iou: Mean overlap of detections of patches in held-out images with their true boxes.
+        patch_iou_constant: Mean overlap of the best constant box.
+        pretrained: Results of each fine-tuning from pretrained weights.
+        scratch: Results of each fine-tuning from fresh weights.
         seconds: Time of each stage.
     """
 
@@ -68,7 +68,7 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def measures(self, name: str) -> dict[str, list[float]]:
-        """Return one measure of every seed, for each arm.
+        """Return one result of every seed, for each arm.
 
         Args:
             name: Such as `AP` or `AP50`.
@@ -79,7 +79,7 @@ class Outcome:
         }
 
     def verdict(self) -> str:
-        """Say in words whether pretraining paid."""
+        """Return a sentence on whether pretraining helped."""
         aps = self.measures("AP")
         better = sum(ours > theirs for ours, theirs in zip(aps["pretrained"], aps["scratch"], strict=True))
         words = "helped" if better == len(aps["scratch"]) else "did not help" if better == 0 else "helped in part"
@@ -105,7 +105,7 @@ class Outcome:
         }
 
     def __str__(self) -> str:
-        """Say it as a table."""
+        """Return the results as a table."""
         lines = [f"{'':12}{'AP':>24}{'AP50':>24}"]
         for arm in ("pretrained", "scratch"):
             cells = [" ".join(f"{value:.3f}" for value in self.measures(name)[arm]) for name in ("AP", "AP50")]
@@ -116,12 +116,12 @@ class Outcome:
         return "\n".join([*lines, str(self.report)])
 
 
-def demo(out: str | Path | None = None, *, seed: int = 0) -> Outcome:
-    """Generate images, pretrain, fine-tune next to scratch, measure, and write a report.
+def demo(out: str | Path | None = None, *, seed: int = 0) -> DemoResult:
+    """Generate images, pretrain, fine-tune from pretrained and from fresh weights, evaluate, and write a report.
 
     Args:
-        out: Folder to create; none takes the next free one in `runs/`.
-        seed: The only source of chance.
+        out: Folder to create; `None` takes the next free one in `runs/`.
+        seed: The only source of randomness.
 
     Raises:
         ConfigError: The folder is in use.
@@ -135,27 +135,27 @@ def demo(out: str | Path | None = None, *, seed: int = 0) -> Outcome:
     pretraining, finetuning = defaults.SHOWN
     with _timed(seconds, "pretrain"):
         first = override(resolve(pretraining), {"seed": seed, "budget.steps": STEPS["pretrain"]})
-        found = pretrain(data["unlabelled"], recipe=first, val=data["held-out"], out=folder / "pretrain")
+        pretrained = pretrain(data["unlabelled"], recipe=first, val=data["held-out"], out=folder / "pretrain")
     every = STEPS["finetune"] // 2
     second = override(resolve(finetuning), {"budget.steps": STEPS["finetune"], "evaluate_every": every})
-    # The same architecture for both arms; from a run it is taken anyway.
-    second = replace(second, detector=found.run.detector)
+    # The same architecture for both arms; a start from a run takes it in any case.
+    second = replace(second, detector=pretrained.run.detector)
     arms: dict[str, Arm] = {}
-    for name, start in (("pretrained", str(found.path)), ("scratch", "scratch")):
+    for name, start in (("pretrained", str(pretrained.path)), ("scratch", "scratch")):
         with _timed(seconds, name):
             arms[name] = _finetunings(second, start, data, folder / name, seed)
-    outcome = Outcome(
+    result = DemoResult(
         folder=folder,
         report=folder / "report.html",
-        patch_iou=float(found.results["patch_iou"]),
-        patch_iou_constant=float(found.results["patch_iou_constant"]),
+        patch_iou=float(pretrained.results["patch_iou"]),
+        patch_iou_constant=float(pretrained.results["patch_iou_constant"]),
         pretrained=[run.results for run in arms["pretrained"]],
         scratch=[run.results for run in arms["scratch"]],
         seconds=seconds,
     )
     with _timed(seconds, "report"):
-        _write(outcome, found, arms)
-    return outcome
+        _write(result, pretrained, arms)
+    return result
 
 
 def _free(out: str | Path | None) -> Path:
@@ -197,24 +197,24 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(time.monotonic() - start, 1)
 
 
-def _write(outcome: Outcome, found: Trained, arms: dict[str, Arm]) -> None:
+def _write(result: DemoResult, pretrained: Trained, arms: dict[str, Arm]) -> None:
     write_page(
-        outcome.report,
+        result.report,
         "ssldet demo",
-        _sections(outcome, found, arms),
+        _sections(result, pretrained, arms),
         status="finished",
         figures=[
-            ("AP pretrained", f"{mean(outcome.measures('AP')['pretrained']):.3f}"),
-            ("AP scratch", f"{mean(outcome.measures('AP')['scratch']):.3f}"),
-            ("patch IoU", f"{outcome.patch_iou:.3f}"),
-            ("constant box", f"{outcome.patch_iou_constant:.3f}"),
+            ("AP pretrained", f"{mean(result.measures('AP')['pretrained']):.3f}"),
+            ("AP scratch", f"{mean(result.measures('AP')['scratch']):.3f}"),
+            ("patch IoU", f"{result.patch_iou:.3f}"),
+            ("constant box", f"{result.patch_iou_constant:.3f}"),
         ],
         lead="A tiny detector, pretrained on generated images without labels and then fine-tuned on a few with labels, "
         "next to the same detector from fresh weights with the same budget.",
     )
 
 
-def _sections(outcome: Outcome, found: Trained, arms: dict[str, Arm]) -> list[Section]:
+def _sections(result: DemoResult, pretrained: Trained, arms: dict[str, Arm]) -> list[Section]:
     table = Table(
         columns=("start", "seed", "AP", "AP50", "AP75"),
         rows=[
@@ -225,13 +225,13 @@ def _sections(outcome: Outcome, found: Trained, arms: dict[str, Arm]) -> list[Se
     )
     losses = {name: [_points(run, "train", "loss") for run in runs] for name, runs in arms.items()}
     aps = {name: [_points(run, "eval", "AP50") for run in runs] for name, runs in arms.items()}
-    looked = (
+    text = (
         "Patches of held-out images, cut at random, and where the detector thinks that they came from. The overlap is "
-        f"{outcome.patch_iou:.3f}; the best box that says the same of every patch reaches "
-        f"{outcome.patch_iou_constant:.3f}."
+        f"{result.patch_iou:.3f}; the best box that says the same of every patch reaches "
+        f"{result.patch_iou_constant:.3f}."
     )
     return [
-        Section(heading="Fine-tuned on the same labels", text=outcome.verdict(), table=table),
+        Section(heading="Fine-tuned on the same labels", text=result.verdict(), table=table),
         Section(
             heading="Learning curves",
             svg={
@@ -239,12 +239,12 @@ def _sections(outcome: Outcome, found: Trained, arms: dict[str, Arm]) -> list[Se
                 "AP50": seed_curves(aps, "held-out images", "AP50"),
             },
         ),
-        Section(heading="Patches asked for and found", text=looked, pictures=_last_pictures([found], "pretraining")),
+        Section(heading="Patches asked for and found", text=text, pictures=_last_pictures([pretrained], "pretraining")),
         *(
             Section(heading=f"Detections, {name}", pictures=_last_pictures(runs[:1], name))
             for name, runs in arms.items()
         ),
-        Section(heading="Time", table=Table(columns=("stage", "seconds"), rows=list(outcome.seconds.items()))),
+        Section(heading="Time", table=Table(columns=("stage", "seconds"), rows=list(result.seconds.items()))),
     ]
 
 

@@ -225,7 +225,7 @@ class TransferReport:
         return "\n".join(self.summary())
 
 
-def transfer(
+def transfer_sections(
     state: Mapping[str, Tensor],
     detector: Detector,
     sections: Sequence[str],

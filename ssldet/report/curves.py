@@ -1,6 +1,6 @@
-"""Numbers over steps -> SVG text: learning curves that read well on paper and to colour-blind eyes.
+"""Numbers over steps -> SVG text: learning curves for screen and paper, in colours for colour-blind readers.
 
-The same numbers give the same text, byte for byte. Nothing in it points outside, and names are never read as formulas.
+The same numbers give the same text, byte for byte. The text has no links, and names are never read as formulas.
 """
 
 import io
@@ -18,7 +18,7 @@ Points = Sequence[tuple[Number, Number]]
 """Step and value, in any order."""
 
 MOST_POINTS = 400
-"""Longer series are averaged in equal stretches of steps, so that a file stays small."""
+"""Longer series are averaged over equally many points, so that a file stays small."""
 
 # Okabe and Ito's colours in an order that keeps neighbours apart; each pass through them changes the stroke.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
@@ -58,7 +58,7 @@ _PANELS = (
 
 
 def curves(series: Mapping[str, Points], title: str, ylabel: str) -> str:
-    """Draw one line a series.
+    """Draw one line per series.
 
     Args:
         series: Name -> points; a value that is not finite is left out and counted below the drawing.
@@ -72,7 +72,7 @@ def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str,
     """Draw groups of runs that differ by their seed only: each run as a thin line, their mean as a thick one.
 
     Args:
-        groups: Name -> one series of points a seed.
+        groups: Name -> one series of points per seed.
         title: Shown above.
         ylabel: Shown beside the vertical axis.
         xlabel: Shown below the horizontal axis.
@@ -99,13 +99,13 @@ def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str,
 
 
 def learning_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Draw the records of one run.
+    """Draw the metrics of one run.
 
     Args:
         records: Lines of `metrics.jsonl`, in order; where a step occurs twice, after a resume, the later one counts.
 
     Returns:
-        Title -> SVG text, one for each kind of number that the records hold.
+        Title -> SVG text, one per kind of metric that occurs.
     """
     panels: dict[str, dict[str, dict[Number, Number]]] = {title: {} for title, _ in _PANELS}
     for record in records:
@@ -116,19 +116,19 @@ def learning_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
                 and _is_number(step)
                 and (value is None or _is_number(value))
             ):
-                # The metrics file has no word but null for a value that is not finite.
+                # The metrics file holds null for a value that is not finite.
                 panels[place[0]].setdefault(place[1], {})[step] = math.nan if value is None else value
     drawings = {}
     for title, ylabel in _PANELS:
         series = {name: list(points.items()) for name, points in panels[title].items()}
         if series:
-            # A single line has no legend, so the axis names it.
+            # A single line has no legend, so the axis shows its name.
             drawings[title] = curves(series, title, ylabel if len(series) > 1 else next(iter(series)))
     return drawings
 
 
 def _panel(kind: object, name: str) -> tuple[str, str] | None:
-    """Return the title of the drawing a number belongs to, and the name of its line."""
+    """Return the title of the drawing for a metric, and the name of its line."""
     if kind == "eval":
         return None if name in {"step", "epoch", "seconds"} else ("Evaluation", name)
     if kind != "train":
@@ -144,7 +144,7 @@ def _panel(kind: object, name: str) -> tuple[str, str] | None:
 
 
 def _draw(axes: Any, runs: Sequence[Points], colour: str, stroke: Any) -> int:
-    """Draw one group; returns how many values were left out."""
+    """Draw one group; return the number of values that were left out."""
     finite = [sorted((x, y) for x, y in run if math.isfinite(x) and math.isfinite(y)) for run in runs]
     thinned = [_thinned(run) for run in finite if run]
     several = len(runs) > 1
@@ -159,7 +159,7 @@ def _draw(axes: Any, runs: Sequence[Points], colour: str, stroke: Any) -> int:
 
 
 def _mean(runs: Sequence[Points]) -> Points:
-    """Average over seeds at every step that all of them reached."""
+    """Return the mean over seeds at every step that all of them reached."""
     if len(runs) == 1:
         return runs[0]
     values: dict[Number, list[Number]] = defaultdict(list)
@@ -173,8 +173,8 @@ def _thinned(points: Points) -> Points:
     if len(points) <= MOST_POINTS:
         return points
     size = math.ceil(len(points) / MOST_POINTS)
-    stretches = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(fmean(x for x, _ in stretch), fmean(y for _, y in stretch)) for stretch in stretches]
+    chunks = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(fmean(x for x, _ in chunk), fmean(y for _, y in chunk)) for chunk in chunks]
 
 
 def _styles(count: int) -> list[tuple[str, Any]]:
@@ -195,7 +195,7 @@ def _legend(axes: Any, names: Sequence[str]) -> None:
 
 
 def _text_of(figure: Any) -> str:
-    """Write the SVG without its date, program and document type, and with fonts that a reader has."""
+    """Return the SVG without date, program and document type, and with common fonts."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()

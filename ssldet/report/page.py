@@ -1,7 +1,7 @@
-"""Sections -> one HTML file that can be sent: no script, no link to anywhere, pictures inside.
+"""Sections -> one self-contained HTML file: no script, no links, pictures embedded.
 
-Everything that a file, a class or a message may hold is escaped; absolute paths are shortened and pictures are written
-anew from their pixels, so that a page tells nothing of the machine, and nothing of the camera, that it came from.
+All text is escaped; absolute paths are shortened and pictures are re-encoded from their pixels, so that a page reveals
+neither the machine nor the camera of its data.
 """
 
 import base64
@@ -26,13 +26,13 @@ from ssldet.report.wording import MISSING, number, printable, without_places
 __all__ = ["Picture", "Section", "Table", "write_page", "write_report"]
 
 MOST_PICTURES = 24
-"""Pictures on one page; further ones are counted, not shown."""
+"""Largest number of pictures on one page; further ones are counted, not shown."""
 
 PICTURE_SIDE = 1400
 """Longest side of a picture on a page, in pixels."""
 
 LARGEST_PICTURE = 64_000_000
-"""Picture files with more pixels are not opened."""
+"""Limit of pixels; larger picture files are not opened."""
 
 _STATES = {"finished": "good", "failed": "bad", "diverged": "bad", "stopped": "so"}
 
@@ -66,24 +66,24 @@ def write_page(
     figures: Sequence[tuple[str, str]] = (),
     lead: str = "",
 ) -> Path:
-    """Write a page; a page that was there before is replaced whole or not at all.
+    """Write a page; an existing page is replaced atomically.
 
     Args:
         path: The HTML file.
-        title: Its title.
-        sections: What stands on it, in order.
-        status: A word on the state of things, shown as a badge.
-        figures: Name and value of the few numbers that stand at the top.
+        title: Title of the page.
+        sections: Sections of the page, in order.
+        status: State of the run in one word, shown as a badge.
+        figures: Name and value of the key figures at the top.
         lead: A sentence or two below the title.
 
     Returns:
-        `path`.
+        The HTML file.
     """
-    room = MOST_PICTURES
+    remaining = MOST_PICTURES
     bodies = []
     for section in sections:
-        shown = [_picture(picture) for picture in section.pictures[:room]]
-        room -= len(shown)
+        shown = [_picture(picture) for picture in section.pictures[:remaining]]
+        remaining -= len(shown)
         bodies.append({"section": section, "pictures": shown, "left_out": len(section.pictures) - len(shown)})
     text = _template().render(
         title=title,
@@ -102,7 +102,7 @@ def write_page(
 
 @cache
 def _template() -> Template:
-    # Escaping by file ending would miss this name, so it is switched on for all.
+    # Escaping by file extension would miss this name, so it is switched on for all.
     rules = Environment(
         autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -110,7 +110,7 @@ def _template() -> Template:
 
 
 def _shown(value: Any) -> Any:
-    """Turn any value of the template into text that is safe to show; the template escapes it afterwards."""
+    """Return printable text for a value of the template, which escapes it afterwards."""
     if isinstance(value, Markup):
         return value
     if value is None or _is_number(value):
@@ -119,7 +119,7 @@ def _shown(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    """Say whether a table cell is a number, present or missing, and so stands at the right."""
+    """Tell whether a table cell is a number, or a missing one, and is aligned to the right."""
     return value is None or value == MISSING or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
@@ -128,7 +128,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _picture(picture: Picture) -> Mapping[str, Any]:
-    """Write a picture anew from its pixels; one that can't be read keeps its caption."""
+    """Re-encode a picture from its pixels; one that can't be read keeps its caption."""
     try:
         uri = _uri("image/jpeg", _jpeg(picture.image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -142,7 +142,7 @@ def _jpeg(image: Image.Image | Path) -> bytes:
             if opened.width * opened.height > LARGEST_PICTURE:
                 raise ValueError(image.name)
             return _jpeg(opened.convert("RGB"))
-    # Pasting onto fresh pixels leaves behind whatever else the image carried.
+    # Pasting onto a new image drops everything but the pixels.
     clean = Image.new("RGB", image.size, (255, 255, 255))
     clean.paste(image.convert("RGB"))
     clean.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
@@ -152,7 +152,7 @@ def _jpeg(image: Image.Image | Path) -> bytes:
 
 
 def _drawing(svg: str) -> Markup:
-    # As an image a drawing can run nothing and its names can't clash with those of another.
+    # As an image, a drawing can run no script, and its ids can't clash with those of another.
     return _uri("image/svg+xml", printable(svg).encode())
 
 
@@ -161,7 +161,7 @@ def _uri(kind: str, data: bytes) -> Markup:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write beside the file, then move over it."""
+    """Write a temporary file beside the page, then replace the page."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -1,7 +1,7 @@
-"""Pixels and boxes -> PIL.Image: what was asked, what was found and what is true, drawn for a person to check.
+"""Pixels and boxes -> PIL.Image: query patches, detections and true boxes, drawn for a person to check.
 
-A solid frame is an answer, a dashed one is the truth. Small images are enlarged until the text on them can be read;
-the boxes given are always in pixels of the image given. What comes out holds pixels only: no EXIF, no comments.
+A solid frame is a detection, a dashed one a true box. Small images are enlarged until the text on them can be read;
+boxes are always in pixels of the image that is passed. The pictures hold pixels only: no EXIF, no comments.
 """
 
 import colorsys
@@ -45,7 +45,7 @@ _PALETTE: tuple[Colour, ...] = (
 
 
 def colour_of(label: int) -> Colour:
-    """Return the colour of a label, the same in every picture; the first ten also differ for colour-blind eyes.
+    """Return the colour of a label, the same in every picture; the first ten also differ for colour-blind readers.
 
     Args:
         label: Class index or number of a patch, from 0.
@@ -65,15 +65,15 @@ def draw_detections(
     threshold: float | None = 0.5,
     truth_boxes_xyxy: Float[Tensor, "T 4"] | None = None,
 ) -> Image.Image:
-    """Draw what was found, each box with its name and confidence.
+    """Draw detections, each box with its name and confidence.
 
-    In a crowd the more confident captions come first, and one that has no free place is left out.
+    Where boxes are crowded, more confident captions are placed first, and one without a free place is left out.
 
     Args:
         image: Pixels, RGB.
-        detections: Boxes in pixels of `image`; what is not finite is left out.
+        detections: Boxes in pixels of `image`; those that are not finite are left out.
         classes: Names in the order of the labels; a label without a name is shown by its number.
-        threshold: Least confidence that is drawn; none draws all.
+        threshold: Least confidence that is drawn; `None` draws all.
         truth_boxes_xyxy: True boxes in pixels of `image`, drawn dashed and white.
     """
     shown = _finite(detections if threshold is None else detections.above(threshold))
@@ -95,12 +95,12 @@ def draw_detections(
 def draw_problem(
     image: UInt8[Tensor, "3 H W"], patches: UInt8[Tensor, "P 3 h w"], boxes_xyxy: Float[Tensor, "N 4"]
 ) -> Image.Image:
-    """Draw what a pretext task asks: query patches in a strip, and where in the image each must be found.
+    """Draw the problem of a pretext task: query patches in a strip, and their places in the image.
 
     Args:
         image: Pixels, RGB, as the detector sees them.
         patches: Query patches.
-        boxes_xyxy: Where each patch was cut, in pixels of `image`; none for crops, which are not looked for.
+        boxes_xyxy: Where each patch was cut, in pixels of `image`; no boxes for crops, which are not to be found.
     """
     drawing = _Drawing(image)
     boxes = _rows(boxes_xyxy)
@@ -117,13 +117,13 @@ def draw_answers(
     truth_xyxy: Float[Tensor, "T 4"],
     detections: Detections,
 ) -> Image.Image:
-    """Draw what query patches ask for, dashed, and the most confident answer to each patch, solid.
+    """Draw the true boxes of query patches, dashed, and the most confident detection of each patch, solid.
 
     Args:
         image: Pixels, RGB.
         patches: Query patches.
-        truth_xyxy: What each patch asks for, in pixels of `image`; of a single patch any number of boxes.
-        detections: Answers in pixels of `image`; the label is the number of the patch.
+        truth_xyxy: True box of each patch, in pixels of `image`; for a single patch any number of boxes.
+        detections: Boxes in pixels of `image`; the label is the number of the patch.
     """
     drawing = _Drawing(image)
     truth, best = _rows(truth_xyxy), _best_of_each(_finite(detections), len(patches))
@@ -134,8 +134,8 @@ def draw_answers(
         if len(answer) == 0:
             notes.append("not found")
             continue
-        wanted = truth_xyxy if len(patches) == 1 else truth_xyxy[number : number + 1]
-        iou = max(pairwise_iou(answer.boxes, wanted.to(answer.boxes))[0].tolist(), default=0.0)
+        true = truth_xyxy if len(patches) == 1 else truth_xyxy[number : number + 1]
+        iou = max(pairwise_iou(answer.boxes, true.to(answer.boxes))[0].tolist(), default=0.0)
         notes.append(f"found {float(answer.scores[0]):.2f}\nIoU {iou:.2f}")
         drawing.frame(_rows(answer.boxes)[0], colour_of(number))
     for number, answer in enumerate(best):
@@ -147,13 +147,13 @@ def draw_answers(
 def draw_segmentation(
     image: UInt8[Tensor, "3 H W"], segmentation: Segmentation, *, classes: Sequence[str] = ()
 ) -> Image.Image:
-    """Draw an image whose pixels were told apart: each segment in the colour of its class, edged, with its name.
+    """Draw a segmentation: each segment in the colour of its class, with an edge and its name.
 
-    What belongs to no segment stays as it is.
+    Pixels of no segment stay as they are.
 
     Args:
         image: Pixels, RGB.
-        segmentation: Of the same image, in any resolution.
+        segmentation: Segments of the same image, in any resolution.
         classes: Names in the order of the labels; a label without a name is shown by its number.
     """
     drawing = _Drawing(image, crowded=len(segmentation.labels) > 12)
@@ -167,16 +167,16 @@ def draw_segmentation(
         if number and bool((shown == number).any()):
             label = labels[number - 1]
             name = classes[label] if 0 <= label < len(classes) else str(label)
-            drawing.name(_heart(shown == number), one_line(name, 28), colour_of(label))
+            drawing.name(_deepest_point(shown == number), one_line(name, 28), colour_of(label))
     return drawing.picture
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 3, gap: int = 12) -> Image.Image:
-    """Lay pictures out in rows of equal width, on white, each whole and in its own proportions.
+    """Arrange pictures in rows of equal width on white; each keeps its proportions.
 
     Args:
         images: Pictures of any size, at least one.
-        columns: Pictures a row.
+        columns: Pictures per row.
         gap: Pixels between and around them.
     """
     assert images, "a contact sheet needs a picture"
@@ -185,9 +185,9 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 3, gap: int = 12
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     heights: list[int] = []
     for row in rows:
-        room = width - (len(row) + 1) * gap
-        fitting = room / sum(image.width / image.height for image in row)
-        # A last row that is not full would otherwise blow its few pictures up.
+        free = width - (len(row) + 1) * gap
+        fitting = free / sum(image.width / image.height for image in row)
+        # The few pictures of an incomplete last row would otherwise be enlarged too much.
         tallest = heights[-1] if heights and len(row) < columns else fitting
         heights.append(max(1, int(min(fitting, tallest))))
     sheet = Image.new("RGB", (width, sum(heights) + (len(rows) + 1) * gap), _WHITE)
@@ -230,10 +230,10 @@ class _Drawing:
         mixed[wide > 0] = torch.tensor(_WHITE, dtype=torch.float32)
         self.picture.paste(Image.fromarray(mixed.round().to(torch.uint8).numpy()))
 
-    def name(self, heart: tuple[float, float], text: str, colour: Colour) -> None:
-        """Write on a coloured plate around a point of the picture, or near it; nothing where no place is free."""
+    def name(self, point: tuple[float, float], text: str, colour: Colour) -> None:
+        """Write text on a coloured plate at or near a point of the picture, if there is a free place."""
         width, height = _extent(text, self.font)
-        x, y = heart[0] - width / 2, heart[1] + height / 2
+        x, y = point[0] - width / 2, point[1] + height / 2
         place = (x / self.scale, y / self.scale, (x + width) / self.scale, (y + height) / self.scale)
         self.caption(place, text, colour, always=False)
 
@@ -260,7 +260,7 @@ class _Drawing:
             self.pen.rectangle((right - thin + 1, start, right, end), fill=colour)
 
     def caption(self, box: Box, text: str, colour: Colour, *, always: bool = True) -> None:
-        """Write on a coloured plate at the first corner of the box where no other caption stands."""
+        """Write text on a coloured plate at the first corner of the box without another caption."""
         left, top, right, bottom = self._place(box)
         width, height = _extent(text, self.font)
         width, height = width + self.font.size * 0.6, height + self.font.size * 0.3
@@ -276,7 +276,7 @@ class _Drawing:
         self.pen.text(middle, text, font=self.font, fill=_readable_on(colour), anchor="mm")
 
     def _place(self, box: Box) -> Box:
-        """Image pixels -> pixels of the picture, ordered and on it."""
+        """Return a box in pixels of the picture, with ordered edges inside it."""
         x = sorted(min(max(edge * self.scale, 0), self.picture.width - 1) for edge in (box[0], box[2]))
         y = sorted(min(max(edge * self.scale, 0), self.picture.height - 1) for edge in (box[1], box[3]))
         return float(round(x[0])), float(round(y[0])), float(round(x[1])), float(round(y[1]))
@@ -339,17 +339,17 @@ def _framed(patch: UInt8[Tensor, "3 h w"], cell: int, line: int, colour: Colour,
     return small
 
 
-def _heart(mask: Bool[Tensor, "H W"]) -> tuple[float, float]:
-    """Return x and y of the point of a segment that lies deepest in it, which may be far from its middle."""
+def _deepest_point(mask: Bool[Tensor, "H W"]) -> tuple[float, float]:
+    """Return x and y of the point of a segment that is farthest from its edge."""
     step = max(1, max(mask.shape) // 160)
-    # Without border, where the picture ends the segment would seem to go on.
+    # Without this border, segments would seem to continue beyond the picture.
     depth = distance_transform_edt(np.pad(mask[::step, ::step].numpy(), 1))
     row, column = np.unravel_index(int(depth.argmax()), depth.shape)
     return (float(column) - 0.5) * step, (float(row) - 0.5) * step
 
 
 def _best_of_each(detections: Detections, count: int) -> list[Detections]:
-    """Return, for each patch, its most confident answer: one detection or none."""
+    """Return, for each patch, its most confident detection: one or none."""
     order = detections.scores.argsort(descending=True, stable=True)
     picks = [order[detections.labels[order] == number][:1] for number in range(count)]
     return [
@@ -376,7 +376,7 @@ def _touch(one: Box, other: Box) -> bool:
 
 
 def _extent(text: str, font: ImageFont.FreeTypeFont) -> tuple[float, float]:
-    """Width and height of text, the height independent of which letters occur."""
+    """Return width and height of text; the height does not depend on the letters."""
     lines = text.split("\n") if text else []
     return max((font.getlength(line) for line in lines), default=0.0), len(lines) * font.size * 1.15
 

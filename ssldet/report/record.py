@@ -1,4 +1,4 @@
-"""Run folder -> Record: everything a run wrote down, read so that a missing or half-written file is no obstacle."""
+"""Run folder -> Record: the files of a run; missing or damaged files are read as empty."""
 
 import json
 import tomllib
@@ -10,17 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What a run folder says.
+    """Contents of a run folder.
 
     Attributes:
         name: Name of the folder.
-        status: `run.json`: state, versions, results, timings.
+        status: Contents of `run.json`: state, versions, results, timings.
         recipe: Text of `run.toml`.
         metrics: Lines of `metrics.jsonl`.
         skipped: Lines of `quarantine.jsonl`.
-        transfer: `transfer.json`: what was handed over from an earlier run; empty where nothing was.
+        transfer: Contents of `transfer.json`: tensors transferred from an earlier run; empty where there were none.
         previews: Preview pictures, oldest first.
-        damaged_lines: Lines of either file that could not be read, such as one torn by a kill.
+        damaged_lines: Number of lines of both files that can't be read, such as one cut off by a kill.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Record:
             return {}
 
     def last(self, kind: str) -> dict[str, Any]:
-        """Return the newest line of this kind of the metrics file; empty if there is none."""
+        """Return the last line of this kind in the metrics file; empty if there is none."""
         return next((line for line in reversed(self.metrics) if line.get("kind") == kind), {})
 
 
@@ -51,8 +51,8 @@ def read_record(folder: Path) -> Record:
     Args:
         folder: The run folder.
     """
-    metrics, torn_metrics = _lines(folder / "metrics.jsonl")
-    skipped, torn_skipped = _lines(folder / "quarantine.jsonl")
+    metrics, damaged_metrics = _lines(folder / "metrics.jsonl")
+    skipped, damaged_skipped = _lines(folder / "quarantine.jsonl")
     previews = folder / "previews"
     return Record(
         name=folder.resolve().name,
@@ -62,7 +62,7 @@ def read_record(folder: Path) -> Record:
         skipped=skipped,
         transfer=_object(_text(folder / "transfer.json")) or {},
         previews=sorted(file for file in previews.glob("*.png") if file.is_file()),
-        damaged_lines=torn_metrics + torn_skipped,
+        damaged_lines=damaged_metrics + damaged_skipped,
     )
 
 

@@ -1,4 +1,4 @@
-"""The parts of a page: what a report may hold, without a word on how it looks."""
+"""The parts of a page: content of a report without its layout."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from PIL import Image
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows under a head. Cells are text or numbers; a number that is missing or not finite is shown as `n/a`.
+    """Rows under a header. Cells are text or numbers; a number that is missing or not finite is shown as `n/a`.
 
     Attributes:
-        columns: The head; empty for a list of names and values.
-        rows: As many cells each as there are columns.
+        columns: The header; empty for a list of names and values.
+        rows: Rows with one cell per column.
     """
 
     columns: Sequence[str] = ()
@@ -36,15 +36,15 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A heading and what stands below it, in this order; everything but the heading may be left out.
+    """A heading and the content below it, in this order; everything but the heading may be empty.
 
     Attributes:
-        heading: The heading.
+        heading: Title of the section.
         text: Paragraphs, separated by blank lines.
-        code: Commands, a recipe or a citation, kept line by line.
-        table: A table.
+        code: Commands, a recipe or a citation, shown line by line.
+        table: A table, or `None`.
         svg: Title -> drawing, as `report.curves` makes them.
-        pictures: Images, wide ones over the whole page.
+        pictures: Images; wide ones fill the width of the page.
     """
 
     heading: str

@@ -1,4 +1,4 @@
-"""Any value -> text that is safe to show: names of files, numbers that may be missing, places that are private."""
+"""Any value -> text that is safe to show: control characters are escaped, numbers formatted, paths shortened."""
 
 import math
 import re
@@ -7,17 +7,17 @@ from pathlib import Path
 
 MISSING = "n/a"
 _PART = r"[^\s/\\\"'<>:,;\[\](){}]+"
-_PLACE = re.compile(rf"(?<![\w.~…/-])(?:(?:/{_PART}){{2,}}|[A-Za-z]:(?:[\\/]{_PART}){{2,}})")
+_PATH = re.compile(rf"(?<![\w.~…/-])(?:(?:/{_PART}){{2,}}|[A-Za-z]:(?:[\\/]{_PART}){{2,}})")
 
 
 def printable(text: object) -> str:
-    r"""Return text in which every character shows itself.
+    r"""Return text in which every character is visible.
 
     Control characters, direction overrides and the surrogates of names that are not UTF-8 become `\x1b`, `\u202e`,
-    `\udcff`; line ends, tabs and every kind of blank stay.
+    `\udcff`; line ends, tabs and every kind of space stay.
 
     Args:
-        text: Anything; shown as `str` gives it.
+        text: Any value; converted by `str`.
     """
     return "".join(
         char if char.isprintable() or char in "\n\t" or unicodedata.category(char) == "Zs" else _escaped(char)
@@ -33,7 +33,7 @@ def one_line(text: object, limit: int = 200) -> str:
     r"""Return `printable` text on one line, cut with an ellipsis.
 
     Args:
-        text: Anything.
+        text: Any value.
         limit: Longest result in characters.
     """
     line = printable(text).replace("\n", r"\n").replace("\t", r"\t")
@@ -41,7 +41,7 @@ def one_line(text: object, limit: int = 200) -> str:
 
 
 def without_places(text: str) -> str:
-    """Shorten absolute paths to two parts at most, so that a report does not tell where it was made.
+    """Shorten absolute paths to two parts at most, so that a report does not reveal where it was made.
 
     Args:
         text: Text in which paths may stand; links with a scheme stay.
@@ -49,7 +49,7 @@ def without_places(text: str) -> str:
     home = str(Path.home())
     if len(home) > 1:
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
-    return _PLACE.sub(lambda found: _tail(found[0]), text)
+    return _PATH.sub(lambda match: _tail(match[0]), text)
 
 
 def _tail(path: str) -> str:
@@ -58,10 +58,10 @@ def _tail(path: str) -> str:
 
 
 def number(value: object) -> str:
-    """Return a number with four significant digits, thousands apart by a thin space; `n/a` where there is none.
+    """Return a number with four significant digits, thousands separated by a thin space; `n/a` for a missing one.
 
     Args:
-        value: A number; none, not-a-number, infinity and anything else count as missing.
+        value: A number; `None`, not-a-number, infinity and any other value count as missing.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return MISSING
@@ -76,7 +76,7 @@ def duration(seconds: object) -> str:
     """Return a time such as `45 s`, `3 min 20 s`, `2 h 05 min` or `3 d 04 h`.
 
     Args:
-        seconds: A number of seconds; anything else counts as missing.
+        seconds: A number of seconds; any other value counts as missing.
     """
     if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
         return MISSING

@@ -1,4 +1,4 @@
-"""What a user does, one public function a verb; the command line adds nothing to it."""
+"""The verbs of the command line as public functions, one per verb."""
 
 from ssldet.verbs.data import check_data, compare_data, convert_data
 from ssldet.verbs.handing import transfer

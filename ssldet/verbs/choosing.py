@@ -1,4 +1,4 @@
-"""words -> Run: a recipe by name, file or value, with what the caller asks for changed."""
+"""words -> Run: a recipe by name, file or value, with the changes that the caller asks for."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ Specs = str | Path | Sequence[str | Path]
 
 
 def resolve(recipe: str | Path | Run) -> Run:
-    """Return the run behind a recipe.
+    """Return the run of a recipe.
 
     Args:
         recipe: A recipe's name, a TOML file, or a `Run`, which is returned as it is.
@@ -48,12 +48,12 @@ def changes_of(
     epochs: float | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Return the recipe fields that a caller's words stand for; explicit overrides win.
+    """Return changes of recipe fields for the arguments of a verb; explicit overrides take precedence.
 
     Args:
-        train: What to train on; empty keeps the recipe's.
-        val: What to evaluate on; empty keeps the recipe's.
-        steps: Length in optimiser steps; goes before `epochs`.
+        train: Training images; empty keeps the recipe's.
+        val: Images to evaluate on; empty keeps the recipe's.
+        steps: Length in optimiser steps; takes precedence over `epochs`.
         epochs: Length in passes over the training set.
         overrides: Dotted recipe fields and their values. `task.name` or `detector.name` may be a `module:Object` that
             no package registers: the module is imported here, because the caller named it, and files that name the

@@ -1,4 +1,4 @@
-"""data specifications -> what is wrong with them, another format, what two of them share."""
+"""data specifications -> problems of a data set, a file in another format, images that two sets share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from ssldet.source import Source
 from ssldet.verbs.choosing import Specs, texts
 
 RULES = ImageRules()
-"""What counts as an image, as in a run that does not say otherwise."""
+"""Which images are usable, by the defaults of a run."""
 
 
 @runtime_checkable
-class Written(Protocol):
-    """What a converter says when it is done."""
+class ConversionReport(Protocol):
+    """What a converter returns."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -27,13 +27,13 @@ class Written(Protocol):
 
 
 def check_data(spec: str) -> Inspection:
-    """Look at a data set from end to end, whatever is wrong with it.
+    """Check a whole data set, and go on after problems.
 
     Args:
         spec: A data specification.
 
     Returns:
-        Every problem with its place and remedy, and what the set holds.
+        Every problem with its place and remedy, and counts of the contents.
     """
     form, rest = split_spec(spec)
     if form is None:
@@ -49,7 +49,7 @@ def check_data(spec: str) -> Inspection:
     return Inspection(spec=spec, skipped=source.skipped, counts={"images": len(source)})
 
 
-def convert_data(spec: str, *, to: str, out: str | Path) -> Written:
+def convert_data(spec: str, *, to: str, out: str | Path) -> ConversionReport:
     """Write labelled data in another format; images stay where they are.
 
     Args:
@@ -59,25 +59,25 @@ def convert_data(spec: str, *, to: str, out: str | Path) -> Written:
 
     Raises:
         ConfigError: The file exists.
-        AnnotationError: The data are not sound; nothing is written then.
+        AnnotationError: The data have problems; nothing is written then.
     """
     write = find_or_import("ssldet.converters", to)
     path = Path(out)
     if path.exists():
         raise ConfigError(f"{path}: exists and is not overwritten; choose another name")
-    written: Written = write(_open([spec]), path)
-    return written
+    report: ConversionReport = write(_open([spec]), path)
+    return report
 
 
 def compare_data(first: Specs, second: Specs) -> Leaks:
-    """Find images of one set in another: the same file, or the same picture saved anew.
+    """Find images of one set in another: the same file, or the same picture saved again.
 
     Args:
-        first: What is or was trained on.
-        second: What is tested on.
+        first: Training images.
+        second: Test images.
 
     Raises:
-        ConfigError: A set does not say where its images lie.
+        ConfigError: A set does not know the paths of its images.
     """
     return find_leaks(_open(texts(first)), _open(texts(second)), RULES)
 

@@ -1,12 +1,11 @@
-"""a trained model, a detector -> the detector with what the model can give it, and a report of every tensor."""
+"""a trained model, a detector -> the detector with sections of the model, and a report of every tensor."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssldet.classes import match_classes
 from ssldet.detectors.base import Detector
-from ssldet.engine.checkpoint import TransferReport
-from ssldet.engine.checkpoint import transfer as hand_sections
+from ssldet.engine.checkpoint import TransferReport, transfer_sections
 from ssldet.importing.base import Opened
 from ssldet.task import transferred_sections
 from ssldet.verbs.opening import open_model
@@ -20,20 +19,20 @@ def transfer(
     classes: Sequence[str] = (),
     expects_fresh: Sequence[str] = (),
 ) -> TransferReport:
-    """Hand sections of a trained model over to a detector; nothing goes missing without a word.
+    """Copy sections of a trained model into a detector; the report names every tensor that was not copied.
 
-    The class head goes along row by row where class names are known on both sides, whole where they are the same, and
-    starts anew where they have nothing in common.
+    The class head is copied whole where class names are the same, row by row where some of them are, and stays fresh
+    where none are.
 
     Args:
         start: A run folder, a weights file or folder that `load` reads, or an opened one.
-        detector: Receives, in place.
-        sections: What to hand over; none takes what the task that taught the model promises.
+        detector: Changed in place.
+        sections: Sections to copy; `None` takes those that the task of the model transfers.
         classes: Names of the detector's classes, in its order.
-        expects_fresh: Sections of those that start anew all the same.
+        expects_fresh: Sections among these that stay fresh all the same.
 
     Raises:
-        CheckpointError: Something is missing, too many, of another shape or not finite; nothing has been changed then.
+        CheckpointError: A tensor is missing, unexpected, of another shape or not finite; nothing has been changed then.
     """
     opened = start if isinstance(start, Opened) else open_model(start)
     handed = transferred_sections(opened.task, opened.objective.detector) if sections is None else tuple(sections)
@@ -43,4 +42,4 @@ def transfer(
         rows = matched if matched.found else None
         fresh |= set() if matched.found else {"class_head"}
     state = opened.objective.detector.state_dict()
-    return hand_sections(state, detector, handed, expects_fresh=sorted(fresh), class_rows=rows)
+    return transfer_sections(state, detector, handed, expects_fresh=sorted(fresh), class_rows=rows)

@@ -1,4 +1,4 @@
-"""RUN | images -> something to look at: the report of a run, the problems that a task makes of images."""
+"""RUN | images -> pictures and pages: the report of a run, and the problems that a task makes of images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,25 +27,25 @@ from ssldet.types import Batch, Detections
 from ssldet.verbs.choosing import Specs, changes_of, resolve
 
 PROBE_BATCHES = 4
-"""Batches that the test for hopeless tasks looks at."""
+"""Batches on which `probe` tests whether a task can be learned."""
 NOTHING = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
-"""What is drawn of an answer that has no boxes."""
+"""Drawn for an answer without boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What a task makes of images.
+    """Problems that a task makes of images.
 
     Attributes:
-        out: The picture; none where none was drawn.
-        probe: How well the patches can be found at all, before any training.
+        out: File of the picture; `None` where none was drawn.
+        probe: Numbers of `Objective.probe`, which show before any training whether the task can be learned.
     """
 
     out: Path | None
     probe: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Say it in lines."""
+        """Return the text that the command line prints."""
         return "\n".join([*([str(self.out)] if self.out else []), *(f"{k}  {v:.3f}" for k, v in self.probe.items())])
 
     def to_json(self) -> dict[str, Any]:
@@ -63,16 +63,16 @@ def preview(
     overrides: Mapping[str, object] | None = None,
     draw: bool = True,
 ) -> Preview:
-    """Draw the problems that a pretext task makes of images, and measure whether they can be learned at all.
+    """Draw the problems that a pretext task makes of images, and measure whether they can be learned.
 
     Args:
         images: Folders, globs, file lists or single files.
         task: A task's name.
-        recipe: The recipe whose choices to show; none takes the task's `tiny` one.
-        out: Picture to write; none takes `preview.png`.
+        recipe: The recipe to preview; `None` takes the task's `tiny` one.
+        out: Picture to write; `None` takes `preview.png`.
         count: Images to show.
         overrides: Dotted recipe fields and their values.
-        draw: False only measures.
+        draw: Whether to draw; false only measures.
     """
     run = override(resolve(recipe or f"{task}/tiny"), changes_of(images, overrides=overrides))
     if not isinstance(run.task, PretextTask):
@@ -91,7 +91,7 @@ def preview(
 
 
 def problems_of(batches: Sequence[Batch], count: int) -> list[Image.Image]:
-    """Draw the first problems of some batches: image, boxes, and beside it what the task adds."""
+    """Draw the first images of some batches: boxes, and beside each image the patches that the task adds."""
     drawn: list[Image.Image] = []
     for batch in batches:
         for number in range(min(len(batch), count - len(drawn))):
@@ -102,10 +102,10 @@ def problems_of(batches: Sequence[Batch], count: int) -> list[Image.Image]:
 
 
 def draw_batch(objective: Objective, batch: Batch, classes: Sequence[str] = (), count: int = 6) -> Image.Image:
-    """Draw what a model finds in the first images of a batch: the preview of a training run.
+    """Draw the answers of a model to the first images of a batch: the preview of a training run.
 
     Args:
-        objective: The model inside its task, on the device of the batch.
+        objective: The model inside its objective, on the device of the batch.
         batch: Some images.
         classes: Names in the order of the labels.
         count: Images to show.

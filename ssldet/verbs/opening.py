@@ -1,4 +1,4 @@
-"""RUN | FILE -> a model that can be used: ours and other people's, told apart by content and never by name."""
+"""RUN | FILE -> a trained model, ours or of another project, recognised by content and not by file name."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ssldet.weights.zoo import known_detectors
 
 
 def open_model(start: str | Path) -> Opened:
-    """Open a run folder, a weights file, or whatever else a registered importer reads.
+    """Open a run folder, a weights file, or any other file or folder that a registered importer reads.
 
     Args:
         start: A run folder; the name of a published detector; or a file or folder of a kind that one of
@@ -21,23 +21,23 @@ def open_model(start: str | Path) -> Opened:
             a folder with a DETR of transformers.
 
     Raises:
-        CheckpointError: Nothing is there, or it can't be read or recognised.
+        CheckpointError: There is no such file or folder, or it can't be read or recognised.
     """
     candidate = Candidate(_place(start))
-    known = []
+    readable = []
     for importer in importers():
         if importer.recognises(candidate):
             return importer.open(candidate)
-        known.append(importer.reads)
-    told = f"importers read {'; '.join(known)}" if known else "no importer is installed: install ssldet again"
-    raise CheckpointError(f"{candidate.path}: {_what_it_is(candidate)}; {told}")
+        readable.append(importer.reads)
+    remedy = f"importers read {'; '.join(readable)}" if readable else "no importer is installed: install ssldet again"
+    raise CheckpointError(f"{candidate.path}: {_describe(candidate)}; {remedy}")
 
 
-def _what_it_is(candidate: Candidate) -> str:
+def _describe(candidate: Candidate) -> str:
     if candidate.path.is_dir():
         weights = RunFolder(candidate.path).weights
         return f"neither a run folder (it has no weights/{weights.name}) nor known to an importer"
-    # A file that can't be read at all says so itself.
+    # Raises a better error for a file that can't be read at all.
     state, _ = candidate.read()
     return (
         f"no importer knows its {len(state)} tensors, such as {next(iter(state))!r} (a backbone alone is loaded by "
@@ -49,7 +49,7 @@ def load(start: str | Path) -> Detector:
     """Return the detector of a run or a file as a plain `nn.Module`, in evaluation mode.
 
     Args:
-        start: A run folder, a weights file, or whatever else a registered importer reads.
+        start: A run folder, a weights file, or any other file or folder that a registered importer reads.
     """
     return open_model(start).objective.detector
 
@@ -58,7 +58,7 @@ def _place(start: str | Path) -> Path:
     """Return the file or folder that a run folder, a path or the name of a published detector stands for.
 
     Raises:
-        CheckpointError: There is none; the message says why and what is near.
+        CheckpointError: There is none; the message names similar ones.
     """
     path = Path(start)
     if path.is_dir():

@@ -46,7 +46,7 @@ def test_the_demo_compares_like_with_like(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_verdict_follows_the_numbers(
     pretrained: tuple[float, ...], scratch: tuple[float, ...], word: str, tmp_path: Path
 ) -> None:
-    outcome = showcase.Outcome(
+    outcome = showcase.DemoResult(
         folder=tmp_path,
         report=tmp_path,
         patch_iou=0.5,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssldet.detectors.detr import DETR, DETRConfig
-from ssldet.engine.checkpoint import transfer
+from ssldet.engine.checkpoint import transfer_sections
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import override
@@ -122,12 +122,12 @@ def test_only_the_head_learns_where_nothing_else_should() -> None:
 def test_hand_over_of_a_detector_to_one_with_masks_and_back() -> None:
     plain, drawing = build(masks=False), build()
     boxes = tuple(plain.sections)
-    report = transfer(plain.state_dict(), drawing, boxes)
+    report = transfer_sections(plain.state_dict(), drawing, boxes)
     masks = sum(name.startswith("mask_") for name in drawing.state_dict())
     assert report.count("fresh")[0] == masks
-    assert transfer(drawing.state_dict(), plain, tuple(drawing.sections)).count("ignored")[0] == masks
+    assert transfer_sections(drawing.state_dict(), plain, tuple(drawing.sections)).count("ignored")[0] == masks
     with pytest.raises(CheckpointError, match=r"mask_attention\.q_linear\.weight is missing"):
-        transfer(plain.state_dict(), drawing, tuple(drawing.sections))
+        transfer_sections(plain.state_dict(), drawing, tuple(drawing.sections))
 
 
 def test_predictions_travel_with_what_masks_need() -> None:

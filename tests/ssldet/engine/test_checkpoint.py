@@ -23,7 +23,7 @@ from ssldet.engine.checkpoint import (
     restore_objective,
     save_weights,
     section_of,
-    transfer,
+    transfer_sections,
 )
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, ConfigError
@@ -140,7 +140,7 @@ def test_a_hand_over_accounts_for_every_tensor(fakes: ModuleType) -> None:
     giver, taker = fakes.FakeDetector(91, 3), fakes.FakeDetector(20, 3)
     state = dict(giver.state_dict())
     state["reconstruction.weight"] = torch.zeros(6, 2)
-    report = transfer(state, taker, tuple(giver.sections), expects_fresh=("class_head",))
+    report = transfer_sections(state, taker, tuple(giver.sections), expects_fresh=("class_head",))
     assert counts(report) == {"loaded": (11, 272), "fresh": (0, 0), "reshaped": (2, 147), "ignored": (1, 12)}
     for name, tensor in taker.state_dict().items():
         assert torch.equal(tensor, state[name]) == (section_of(taker, name) != "class_head")
@@ -161,7 +161,7 @@ def test_norms_may_be_free_before_and_fixed_after_or_the_other_way_round(fixed_a
         for number, value in enumerate(giver.backbone.state_dict().values()):
             value.add_(number + 1)
     state = giver.state_dict()
-    report = transfer(state, taker, ("backbone",))
+    report = transfer_sections(state, taker, ("backbone",))
     # Three layers, each with a convolution and a norm of two weights and two statistics; a counter each is let go.
     told = {row.outcome: row.tensors for row in report.rows if row.section == "backbone"}
     assert told == {"loaded": 15, "ignored" if fixed_after else "fresh": 3}
@@ -170,7 +170,7 @@ def test_norms_may_be_free_before_and_fixed_after_or_the_other_way_round(fixed_a
             assert torch.equal(value, state[f"backbone.{name}"]), name
     del state["backbone.body.layer1.norm.running_mean"]
     with pytest.raises(CheckpointError, match="running_mean is missing"):
-        transfer(state, taker, ("backbone",))
+        transfer_sections(state, taker, ("backbone",))
 
 
 @pytest.mark.parametrize("ours", [3, 20, 80, 91, 250])
@@ -181,7 +181,7 @@ def test_a_class_head_is_handed_over_row_by_row(fakes: ModuleType, theirs: int, 
     random.Random(0).shuffle(names)
     rows = match_classes(names[:theirs], sorted(names[-ours:]))
     before = taker.class_head.weight.detach().clone()
-    report = transfer(giver.state_dict(), taker, tuple(giver.sections), class_rows=rows)
+    report = transfer_sections(giver.state_dict(), taker, tuple(giver.sections), class_rows=rows)
     for place, row in enumerate([*rows.rows, theirs]):
         expected = before[place] if row is None else giver.class_head.weight[row]
         assert torch.equal(taker.class_head.weight[place], expected)
@@ -195,19 +195,21 @@ def test_a_class_head_is_handed_over_row_by_row(fakes: ModuleType, theirs: int, 
 def test_class_names_that_are_not_the_heads_stop_the_hand_over(fakes: ModuleType) -> None:
     giver, taker = fakes.FakeDetector(3, 3), fakes.FakeDetector(2, 3)
     with pytest.raises(CheckpointError, match=r"class_head.weight has 4 rows there, which are not 2 classes"):
-        transfer(giver.state_dict(), taker, ("class_head",), class_rows=match_classes(("a", "b"), ("b", "c")))
+        transfer_sections(giver.state_dict(), taker, ("class_head",), class_rows=match_classes(("a", "b"), ("b", "c")))
     with pytest.raises(CheckpointError, match=r"class_head.weight has 3 rows here, which are not 1 classes"):
-        transfer(giver.state_dict(), taker, ("class_head",), class_rows=match_classes(("a", "b", "c"), ("b",)))
+        transfer_sections(giver.state_dict(), taker, ("class_head",), class_rows=match_classes(("a", "b", "c"), ("b",)))
     giver.class_head = nn.Linear(5, 4)
     with pytest.raises(CheckpointError, match=r"class_head.weight has shape \[4, 5\] instead of \[3, 6\]"):
-        transfer(giver.state_dict(), taker, ("class_head",), class_rows=match_classes(("a", "b", "c"), ("b", "c")))
+        transfer_sections(
+            giver.state_dict(), taker, ("class_head",), class_rows=match_classes(("a", "b", "c"), ("b", "c"))
+        )
 
 
 def test_sections_that_are_not_handed_over_start_fresh(fakes: ModuleType) -> None:
     giver, taker = fakes.FakeDetector(2, 3), fakes.FakeDetector(2, 3)
     before = {name: tensor.clone() for name, tensor in taker.state_dict().items()}
     state = {name: tensor for name, tensor in giver.state_dict().items() if name.startswith(("backbone", "encoder"))}
-    report = transfer(state, taker, ("backbone",))
+    report = transfer_sections(state, taker, ("backbone",))
     assert counts(report) == {"loaded": (2, 112), "fresh": (11, 181), "reshaped": (0, 0), "ignored": (0, 0)}
     assert torch.equal(taker.encoder[0].weight, before["encoder.0.weight"])
 
@@ -230,7 +232,7 @@ def test_a_surprise_stops_the_hand_over_before_it_begins(fakes: ModuleType, spoi
     spoil(state)
     before = {name: tensor.clone() for name, tensor in taker.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
-        transfer(state, taker, tuple(giver.sections))
+        transfer_sections(state, taker, tuple(giver.sections))
     assert all(torch.equal(tensor, before[name]) for name, tensor in taker.state_dict().items())
 
 
@@ -238,4 +240,4 @@ def test_a_prefix_in_the_way_loads_nothing_and_says_so(fakes: ModuleType) -> Non
     giver, taker = fakes.FakeDetector(2, 3), fakes.FakeDetector(2, 3)
     state = {f"module.{name}": tensor for name, tensor in giver.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"backbone.weight is missing; .*and 8 more"):
-        transfer(state, taker, tuple(giver.sections))
+        transfer_sections(state, taker, tuple(giver.sections))
