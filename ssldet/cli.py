@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from ssldet import defaults, registry
-from ssldet.errors import ConfigError, DataError, SsldetError, StoppedError
+from ssldet.errors import ConfigError, DataError, SsldetError, StoppedError, refused
 
 app = App(
     name="ssldet",
@@ -362,6 +363,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         sys.exit(_report_error(error, words[:1]))
+    except OSError as error:
+        if debug:
+            raise
+        if isinstance(error, BrokenPipeError):  # Python would try to flush it once more on its way out
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(_report_error(refused(error), words[:1]))
 
 
 @contextmanager

@@ -96,6 +96,18 @@ class StoppedError(SsldetError):
     exit_code = 75
 
 
+def refused(error: OSError) -> SetupError:
+    """Return what the system refused, as one line that names the file.
+
+    Args:
+        error: What it answered.
+    """
+    if isinstance(error, BrokenPipeError):
+        return SetupError("an output was closed before all was written to it; files are written all the same")
+    where = "" if error.filename is None else f"{error.filename}: "
+    return SetupError(f"{where}{error.strerror or error}")
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return `" (did you mean 'resnet50'?)"` for a near miss, else an empty string.
 

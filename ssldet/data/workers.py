@@ -127,6 +127,7 @@ class SteadyLoader(DataLoader[Batch]):
             generator=torch.Generator().manual_seed(0),
         )
         self.waited = 0.0
+        self.lost: tuple[Skipped, ...] = ()
         self.places, self.reading, self.name = places, reading, name
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator does all that is asked of an iterator
@@ -146,6 +147,7 @@ class SteadyLoader(DataLoader[Batch]):
             yield batch.pin_memory() if torch.cuda.is_available() else batch
         if pending and not delivered:
             raise DataError(f"none of the {len(pending)} images can be read; the first is {pending[0].path}")
+        self.lost = pending
         for entry in pending:
             log.warning("left out %s: %s", entry.path, entry.reason)
 

@@ -76,7 +76,8 @@ def evaluate(
         stop: Asked on every rank before every batch; true on any rank ends the measurement.
 
     Returns:
-        The metrics by name, the same on all ranks; `None` where it was stopped.
+        The metrics by name, and `unreadable`, path -> reason, where images could not be read; the same on all ranks.
+        `None` where it was stopped.
 
     Raises:
         DivergedError: A box or a score is not finite.
@@ -88,11 +89,13 @@ def evaluate(
     )
     answered = ((without_pixels(batch), found) for batch, found in answers(objective, batches, device, run.precision))
     waiting: list[Any] = []
+    lost = {skipped.path: skipped.reason for skipped in source.skipped}
 
     def turn() -> Any:
         if rank() == 0:
             for batch, found in waiting:
                 evaluator.update(found, batch)
+                lost.update({skipped.path: skipped.reason for skipped in batch.skipped})
         return None if stop() else next(answered, ())
 
     while True:
@@ -101,7 +104,11 @@ def evaluate(
             return None
         waiting[:] = [share for share in shares if share]
         if not waiting:
-            return together(lambda: evaluator.results() if rank() == 0 else {})[0]
+            break
+    for share in together(lambda: batches.lost):
+        lost.update({skipped.path: skipped.reason for skipped in share})
+    results: dict[str, Any] = together(lambda: evaluator.results() if rank() == 0 else {})[0]
+    return {**results, "unreadable": lost} if lost else results
 
 
 def require_measurable(run: Run, source: Source) -> None:

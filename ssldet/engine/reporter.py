@@ -129,6 +129,8 @@ class Reporter:
             return True
         if results is None:
             return False
+        for path, reason in list(results.get("unreadable", {}).items())[:5]:
+            log.warning("%s can't be read (%s) and counts as an image in which nothing was found", path, reason)
         self.results, self._measured, self._failure = results, progress.step, None
         self._write({"kind": "eval", "step": progress.step, **results})
         if rank() == 0:

@@ -1,10 +1,11 @@
 """Detections -> results files: COCO's rows of boxes, and COCO's panoptic JSON with its PNGs."""
 
 import json
-import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 
@@ -13,6 +14,9 @@ from ssldet.errors import ConfigError
 from ssldet.source import Measurable, Source
 from ssldet.task import Task
 from ssldet.types import Batch, Detections, Segmentation
+
+LONGEST = 200
+"""Bytes of a file name without its suffix; file systems take 255."""
 
 
 def results_file(path: Path, task: Task, source: Source) -> "RowResults | PanopticResults":
@@ -78,6 +82,7 @@ class PanopticResults:
         self.path, self.folder = path, path.with_suffix("")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._entries: list[dict[str, Any]] = []
+        self._name = FileNames()
 
     def take(self, found: Sequence[Detections], batch: Batch) -> None:
         """Take in what was found in a batch of the source."""
@@ -106,7 +111,7 @@ class PanopticResults:
             category_ids: Id of each class; the class's number where there are none.
             classes: Name of each class, if known.
         """
-        name = f"{file_name(key)}.png"
+        name = f"{self._name(key)}.png"
         areas = torch.bincount(found.segments.flatten(), minlength=len(found.labels) + 1).tolist()
         segments = []
         for number, label in enumerate(found.labels.tolist(), start=1):
@@ -147,6 +152,36 @@ def rows_of(
     return rows
 
 
-def file_name(key: str) -> str:
-    """Return a file name for an image's key, whatever characters that holds."""
-    return re.sub(r"[^\w.-]+", "_", key, flags=re.ASCII).strip("._") or "image"
+class FileNames:
+    """Image keys -> file names: readable, each given once, and `urllib.parse.unquote` turns them back into the key.
+
+    Letters and digits of any script stay as they are; every other character is written as `%` and its code. Where that
+    is too long for a file system, or another key's name differs in nothing but case, a number follows after `~`.
+    """
+
+    def __init__(self) -> None:
+        """Start with no name given."""
+        self._given: set[str] = set()
+
+    def __call__(self, key: str) -> str:
+        """Return a file name, without suffix, that no earlier call has returned.
+
+        Args:
+            key: Key of an image, whatever characters it holds.
+        """
+        whole = "".join(letter if letter.isalnum() or letter in "-_." else quote(letter, safe="") for letter in key)
+        whole = "%2E" + whole[1:] if whole.startswith(".") else whole or "image"
+        name = stem = whole.encode()[:LONGEST].decode(errors="ignore")
+        number = 1 if stem == whole else 2
+        if number == 2:
+            name = f"{stem}~{number}"
+        while _folded(name) in self._given:
+            number += 1
+            name = f"{stem}~{number}"
+        self._given.add(_folded(name))
+        return name
+
+
+def _folded(name: str) -> str:
+    """Return what two names share that are one on a file system without case or with composed letters."""
+    return unicodedata.normalize("NFC", name).casefold()

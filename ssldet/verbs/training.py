@@ -19,10 +19,11 @@ from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Budget, Run
 from ssldet.engine.sources import Sources, open_sources
+from ssldet.engine.steps import Checkpoints
 from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
 from ssldet.importing.base import Opened
 from ssldet.nn.backbones import adopt
-from ssldet.ranks import rank
+from ssldet.ranks import launched, rank
 from ssldet.recipe import check, from_document, override
 from ssldet.registry import name_of
 from ssldet.source import Source
@@ -326,7 +327,7 @@ def _require_same_classes(run: Run, source: Source, val: Source) -> None:
 
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     folder = RunFolder(Path(path))
-    run = override(folder.run(), changes)
+    run = override(_recorded(folder), changes)
     check(run)
     sources = open_sources(run)
     classes = () if isinstance(run.task, PretextTask) else sources.train.classes
@@ -334,10 +335,26 @@ def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     return _reported(folder)
 
 
+def _recorded(folder: RunFolder) -> Run:
+    """Return the configuration of a run; where its record can't be read, the one in its newest checkpoint."""
+    try:
+        return folder.run()
+    except ConfigError as error:
+        restored = Checkpoints(folder.checkpoints).newest()
+        if restored is None:
+            raise
+        run = from_document(Run, restored.state["run"])
+        log.warning("%s; the configuration in the checkpoint of step %d is used instead", error, restored.step)
+        return run
+
+
 def _out(out: str | Path | None, verb: str) -> Path:
     """Return the run folder; the processes that the first one launches are told which it chose."""
     if out is not None:
         return Path(out)
+    here, machines = launched() or (1, 1)
+    if here * machines > 1 or (rank() and RUN_FOLDER not in os.environ):
+        raise ConfigError("processes that a launcher starts side by side can't agree on a run folder; name it by --out")
     if rank() == 0:
         number = 1
         while (Path("runs") / f"{verb}-{number}").exists():

@@ -27,9 +27,9 @@ from ssldet.recipe import override
 from ssldet.registry import find, find_or_import, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
-from ssldet.types import Answer, Batch, Detections, Sample, Segmentation
+from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Skipped
 from ssldet.verbs.opening import open_model, pick_device
-from ssldet.verbs.results import PanopticResults, file_name, results_file, rows_of
+from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ def evaluate(
         overrides: Dotted fields of the task, such as `task.eval_scale`, and their values.
 
     Returns:
-        The metrics by name; `per_class` holds a number for each class.
+        The metrics by name; `per_class` holds a number for each class. Where images can't be read, `unreadable` names
+        each with the reason; their objects count as not found.
     """
     specs = (data,) if isinstance(data, str) else tuple(data)
     if predictions is not None:
@@ -94,14 +95,16 @@ def evaluate(
     translate = _translation(opened.classes, source.classes)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
     batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers)
+    lost = list(source.skipped)
     for batch, answered in _asking(opened)(batches):
+        lost += batch.skipped
         found = [translate(one) for one in answered]
         evaluator.update(found, batch)
         if saved is not None:
             saved.take(found, batch)
     if saved is not None:
         saved.close()
-    return dict(evaluator.results())
+    return {**evaluator.results(), **_named([*lost, *batches.lost], "and count as images in which nothing was found")}
 
 
 def predict(
@@ -124,7 +127,8 @@ def predict(
         threshold: Least confidence that is drawn. The file holds every detection.
 
     Returns:
-        `out`, the number of `images`, and `predictions` in COCO results format.
+        `out`, the number of `images` that were looked at, and `predictions` in COCO results format; where images can't
+        be read, `unreadable` names each with the reason.
     """
     opened = open_model(start)
     source = _open((images,) if isinstance(images, str) else images)
@@ -142,10 +146,11 @@ def predict(
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     segmented: PanopticResults | None = None
+    name_of, lost = FileNames(), list(source.skipped)
     category_ids = opened.info.get("category_ids")
     classes = opened.classes if queries is None else tuple(queries[number].key for number in range(len(queries)))
     ask, views = _asking(opened, queries), opened.task.views(training=False)
-    for index, sample in _readable(Unlabelled(source)):
+    for index, sample in _readable(Unlabelled(source), lost):
         ((_, (found,)),) = ask([collate([views(sample, chance.generator(0, "views", 0, index))])])
         key, segmentation = sample.key, found.segmentation
         results += rows_of(found, key, classes, category_ids)
@@ -155,12 +160,12 @@ def predict(
             picture = draw_segmentation(sample.image, segmentation, classes=classes)
             segmented = segmented or PanopticResults(folder / "panoptic.json")
             segmented.add(segmentation, key, key, category_ids=category_ids or (), classes=classes)
-        picture.save(folder / f"{file_name(key)}.png")
+        picture.save(folder / f"{name_of(key)}.png")
     if segmented is not None:
         segmented.close()
     (folder / "predictions.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    seen = len({row["image_id"] for row in results})
-    return {"out": str(folder), "images": seen, "predictions": results}
+    told = _named(lost, "and are left out")
+    return {"out": str(folder), "images": len(source) + len(source.skipped) - len(lost), "predictions": results, **told}
 
 
 def export(start: str | Path, *, to: str, out: str | Path) -> Exported:
@@ -184,13 +189,28 @@ def _open(specs: Sequence[str], rules: ImageRules = RULES, *, masks: bool = Fals
     return open_source(specs, rules, masks=masks)
 
 
-def _readable(source: Source) -> Iterator[tuple[int, Sample]]:
-    """Yield every image in order with its number, without those that can't be read."""
+def _readable(source: Source, lost: list[Skipped]) -> Iterator[tuple[int, Sample]]:
+    """Yield every image in order with its number, and take down those that can't be read."""
     for index in range(len(source)):
         try:
             yield index, source[index]
         except UnreadableError as error:
-            log.warning("%s; left out", error)
+            lost.append(Skipped(path=error.path, reason=error.reason))
+
+
+def _named(lost: Sequence[Skipped], then: str) -> dict[str, Any]:
+    """Say which images could not be read, and return it for the results; empty where there are none.
+
+    Args:
+        lost: What could not be read.
+        then: What became of these images.
+    """
+    paths = {skipped.path: skipped.reason for skipped in lost}
+    if not paths:
+        return {}
+    first = "; ".join(f"{path} ({reason})" for path, reason in list(paths.items())[:5])
+    log.warning("%d images can't be read, %s: %s%s", len(paths), then, first, "; …" if len(paths) > 5 else "")
+    return {"unreadable": paths}
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -162,3 +162,30 @@ def test_a_broken_plugin_harms_only_its_own_verb(capsys: pytest.CaptureFixture[s
     # A name of the core's own can't be taken over.
     cli.main(["list", "--help"])
     assert "exporters" in capsys.readouterr().out
+
+
+def test_what_the_system_refuses_is_one_line_with_the_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "runs/a")
+
+    monkeypatch.setattr("ssldet.catalogue.list_names", refuse)
+    assert _exit("list", "tasks") == 4
+    assert capsys.readouterr().err == "error: runs/a: Permission denied\n"
+
+
+def test_processes_started_side_by_side_must_be_told_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssldet.errors import ConfigError
+    from ssldet.verbs.training import RUN_FOLDER, _out
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(RUN_FOLDER, raising=False)
+    for rank in ("0", "1"):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match="name it by --out"):
+            _out(None, "pretrain")
+        assert _out("runs/a", "pretrain") == Path("runs/a")

@@ -206,7 +206,14 @@ def test_a_damaged_image_is_gone_round_on_the_whole_road(pretrained: ssldet.Trai
     assert whole[0].name in (run.path / "quarantine.jsonl").read_text()
     answer = pretrained.predict(folder, query=str(whole[1]), out=place / "around-found")
     assert answer["images"] == 4
+    assert list(answer["unreadable"].values()) == ["truncated"]
+    assert whole[0].name in next(iter(answer["unreadable"]))
+    assert run.results["unreadable"] == answer["unreadable"]
+    assert ssldet.evaluate(run.path, str(folder), workers=0)["unreadable"] == answer["unreadable"]
     assert not (place / "around-found" / f"{whole[0].name}.png").exists()
+    (run.path / "run.toml").write_text("seed = [", encoding="utf-8")
+    again = ssldet.pretrain(resume=run.path)
+    assert again.run.seed == 0, "the record is written anew from the checkpoint"
 
 
 def test_export_comes_back_as_a_start(finetuned: ssldet.Trained, labelled: str, place: Path) -> None:
