@@ -133,7 +133,7 @@ class PatchQueries(nn.Module):
             features: One vector per patch.
             own: The detector's own queries for one image, to be shared among `num_patches` patches. Fewer patches
                 (outside training) take the first of them, so that a patch is asked for as it was in training.
-            joins: Which part of a query features are added to; see `Detector.patches_join`.
+            joins: The part of a query to which features are added, as in `Detector.patches_join`.
 
         Raises:
             ConfigError: Queries can't be shared equally, or there are too many patches.

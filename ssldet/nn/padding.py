@@ -1,4 +1,4 @@
-"""padding of pixels -> padding of cells: which cells of a feature map hold no image."""
+"""padding of pixels -> padding of the cells of a feature map."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def is_padded(padding: Bool[Tensor, "B H W"]) -> bool:
-    """Say whether anything is padded; always true where looking would make a device wait, or a graph can't look.
+    """Tell whether anything is padded; always true on an accelerator, which would wait, and in an exported graph.
 
     Args:
         padding: True where the canvas holds no image.
@@ -15,11 +15,11 @@ def is_padded(padding: Bool[Tensor, "B H W"]) -> bool:
 
 
 def resize_padding(padding: Bool[Tensor, "B H W"], features: Float[Tensor, "B _ h w"]) -> Bool[Tensor, "B h w"]:
-    """Bring padding to the real size of a feature map, which no stride foretells.
+    """Resize padding to the size of a feature map, which is not known from its stride alone.
 
     Args:
         padding: True where the canvas holds no image.
-        features: The map.
+        features: The feature map.
     """
     rows, columns = (
         _nearest(size, cells, padding.device)
@@ -29,9 +29,9 @@ def resize_padding(padding: Bool[Tensor, "B H W"], features: Float[Tensor, "B _ 
 
 
 def _nearest(size: int, cells: int, device: torch.device) -> Int[Tensor, " N"]:
-    """Return the pixel that stands for each cell: what nearest interpolation takes, in terms that other runtimes share.
+    """Return the pixel of each cell by nearest interpolation, in operations that all runtimes compute alike.
 
-    Their own interpolations round the last digit otherwise, and a padding that ends there moves by a cell.
+    Interpolations of other runtimes may round the last digit differently, which would move the padding by a cell.
     """
     step = torch.full((), size, dtype=torch.float32, device=device) / cells
     return (torch.arange(cells, dtype=torch.float32, device=device) * step).long().clamp(max=size - 1)

@@ -1,4 +1,4 @@
-"""encoded cells -> boxes to begin with, and queries that ask about them: two-stage Deformable DETR (section 4.2, A.4).
+"""encoded cells -> box proposals, and queries for them: two-stage Deformable DETR (section 4.2, A.4).
 
 Parameters carry the names of the authors' files.
 """
@@ -15,12 +15,12 @@ from ssldet.nn.deformable import Levels
 SIDE = 0.05
 """Side of the boxes around the cells of the finest level; it doubles with each level."""
 MARGIN = 0.01
-"""Cells whose box does not lie between this and one minus this, in all four numbers, propose nothing."""
+"""Cells make a proposal only if all four numbers of their box are between this and one minus this."""
 TEMPERATURE = 10_000.0
 
 
 class Proposals(nn.Module):
-    """Lets every cell propose a box, and turns chosen boxes into queries."""
+    """Computes a proposal for every cell, and turns chosen boxes into queries."""
 
     def __init__(self, width: int) -> None:
         """Create the weights.
@@ -39,14 +39,14 @@ class Proposals(nn.Module):
     def forward(
         self, encoded: Float[Tensor, "B K D"], levels: Levels
     ) -> tuple[Float[Tensor, "B K D"], Float[Tensor, "B K 4"]]:
-        """Return what each cell says, and a first box around it.
+        """Return the state of each cell, and a first box around it.
 
         Args:
             encoded: Encoded cells of all levels.
-            levels: How the levels lie in the row of cells.
+            levels: Layout of the levels in the row of cells.
 
         Returns:
-            States for the heads, and logits of normalised cxcywh, infinite where a cell proposes nothing.
+            States for the heads, and logits of normalised cxcywh, infinite where a cell makes no proposal.
         """
         sides = torch.cat(
             [
@@ -64,7 +64,7 @@ class Proposals(nn.Module):
         return states, logits
 
     def queries(self, boxes: Float[Tensor, "B Q 4"]) -> tuple[Float[Tensor, "B Q D"], Float[Tensor, "B Q D"]]:
-        """Return content and position of queries that ask about boxes.
+        """Return content and position of queries for boxes.
 
         Args:
             boxes: Normalised cxcywh.
@@ -81,7 +81,7 @@ def best_cells(scores: Float[Tensor, "B K"], count: int) -> Int[Tensor, "B N"]:
     """Return the cells with the best proposals, best first.
 
     Args:
-        scores: How good the proposal of each cell is.
+        scores: Score of the proposal of each cell.
         count: Number of cells; where an image has fewer, its last one is repeated.
     """
     best = F.pad(scores, (0, count), value=-torch.inf).topk(count, dim=1).indices

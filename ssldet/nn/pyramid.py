@@ -1,4 +1,4 @@
-"""backbone levels -> maps of one width, and which level a cell lies on: the input of Deformable DETR's transformer."""
+"""backbone levels -> maps of one width, and embeddings of levels: the input of Deformable DETR's transformer."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,7 +14,7 @@ NORM_GROUPS = 32
 class Pyramid(nn.Module):
     """Projects each level of a backbone, and makes coarser ones, each of half the size of the one before.
 
-    Parameters are `levels.0.0` (convolution) and `levels.0.1` (norm), …: the names behind `input_proj` in the authors'
+    Parameters are `levels.0.0` (convolution) and `levels.0.1` (norm), …: the names after `input_proj` in the authors'
     files.
     """
 
@@ -24,7 +24,7 @@ class Pyramid(nn.Module):
         Args:
             channels: Channels of each level of the backbone, from fine to coarse.
             width: Width of the maps.
-            extra: Number of coarser levels. The first is made of the backbone's last level, not of its projection.
+            extra: Number of coarser levels. The first is computed from the last level, not from its projection.
         """
         super().__init__()
         self.given = len(channels)
@@ -47,7 +47,7 @@ class Pyramid(nn.Module):
         Args:
             features: Levels of the backbone, as many as there were channels.
         """
-        maps: list[Tensor] = [level(given) for level, given in zip(self.levels, features, strict=False)]
+        maps: list[Tensor] = [level(feature) for level, feature in zip(self.levels, features, strict=False)]
         before = features[-1]
         for level in self.levels[self.given :]:
             before = level(before)
@@ -56,7 +56,7 @@ class Pyramid(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """One vector per level, added to the position of its cells, which are otherwise alike on all levels."""
+    """One vector per level, added to the position encoding of its cells, which does not depend on the level."""
 
     def __init__(self, levels: int, width: int) -> None:
         """Draw the vectors.
@@ -69,7 +69,7 @@ class LevelEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.randn(levels, width))
 
     def forward(self, positions: Sequence[Float[Tensor, "_ _ _ D"]]) -> list[Float[Tensor, "_ h w D"]]:
-        """Tell levels apart.
+        """Return the position encodings plus the vector of each level.
 
         Args:
             positions: Position encoding of each level's cells.

@@ -15,7 +15,7 @@ from ssldet.nn.backbones.norms import freeze_norms
 from ssldet.nn.backbones.positions import open_positions
 
 FINEST, COARSEST = 4, 32
-"""Least and greatest stride of a level."""
+"""Smallest and largest stride of a level."""
 ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"dynamic_img_size": True, "dynamic_img_pad": True},
     {"strict_img_size": False},

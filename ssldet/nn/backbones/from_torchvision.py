@@ -17,7 +17,7 @@ from ssldet.nn.backbones.norms import freeze_norms
 HEADS = {"avgpool", "fc", "classifier", "dropout", "flatten", "head", "heads", "aux1", "aux2", "AuxLogits"}
 """Names that torchvision gives to the modules after the last level."""
 FINEST = 4
-"""Least stride of a level."""
+"""Smallest stride of a level."""
 NO_DILATION = (
     "it has no form with output_stride=16; use 32, or a ResNet, RegNet or ConvNeXt of timm's, or a transformer whose "
     "patches have 16 pixels"

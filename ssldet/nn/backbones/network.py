@@ -179,7 +179,7 @@ def _is_inside(name: str, parts: Sequence[str]) -> bool:
 
 
 def _first_stages(network: Network, block_strides: dict[str, int], count: int) -> list[str]:
-    """Return the parts of the first stages; parameters that lie in no part belong to the first."""
+    """Return the modules of the first stages; parameters outside all modules belong to the first stage."""
     if not count:
         return []
     if network.stages is not None:
