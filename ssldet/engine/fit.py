@@ -96,6 +96,7 @@ def fit(
             keeper, reporter = Keeper(run, folder, sources.train), Reporter(run, folder, sources, preview)
             with closing(reporter):
                 train(fabric, run, objective, sources.train, reporter, keeper, stop, restored)
+                reporter.require_measured()
             return reporter.results
     finally:
         folder.release()

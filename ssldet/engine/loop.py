@@ -45,7 +45,6 @@ def train(
     Raises:
         StoppedError: A stop was requested; everything is saved.
         DivergedError: Losses or gradients were not finite too often in a row.
-        DataError: The last evaluation failed; the weights are written.
     """
     total_loss = TotalLoss(objective, run.precision)
     model, accumulate = fabric.setup_module(total_loss), run.optim.accumulate
@@ -87,4 +86,3 @@ def train(
         keeper.stop(progress, stop.raised or "another rank")
     reporter.draw(progress)
     keeper.hand_over(progress, reporter.results)
-    reporter.require_measured()
