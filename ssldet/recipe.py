@@ -75,7 +75,7 @@ def override(config: Config, assignments: Mapping[str, object]) -> Config:
         else:
             if leaf not in _hints(type(owner)) and not (leaf == "name" and hasattr(owner, "group")):
                 wrong.append(_no_field(owner, leaf, ".".join(parents)))
-            elif is_dataclass(getattr(owner, leaf)) and not isinstance(value, Mapping) and not is_dataclass(value):
+            elif is_dataclass(getattr(owner, leaf, 0)) and not isinstance(value, Mapping) and not is_dataclass(value):
                 inner = ", ".join(f"{path}.{name}" for name in _hints(type(getattr(owner, leaf))))
                 wrong.append(f"{path}: is a group of fields; set one of {inner}")
             else:

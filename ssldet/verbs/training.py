@@ -278,6 +278,7 @@ def _with_detector_of(opened: Opened, run: Run) -> Run:
 def _labelled(run: Run, start: str | Path | None) -> Sources:
     """Open the training data, which must have classes, and make sure that the evaluation data have the same."""
     sources = open_sources(run)
+    _warn_of_few_queries(run.detector, sources.train)
     _require(
         bool(sources.train.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:…, voc:… or yolo:…"
     )
@@ -285,6 +286,22 @@ def _labelled(run: Run, start: str | Path | None) -> Sources:
         _require_same_classes(run, sources.train, sources.val)
         _warn_of_leaks(start, sources.val)
     return sources
+
+
+def _warn_of_few_queries(detector: DetectorConfig, source: Source) -> None:
+    """Say if images hold more objects than the detector can find: those beyond its queries are never learned."""
+    counts = [0 if targets is None else len(targets.boxes) for targets in map(source.targets_of, range(len(source)))]
+    many = [count for count in counts if count > detector.num_queries]
+    if many:
+        log.warning(
+            "%d of %d images hold more objects than the detector has queries: up to %d objects, %d queries; the others "
+            "are never found. Add --set detector.num_queries=%d",
+            len(many),
+            len(counts),
+            max(many),
+            detector.num_queries,
+            max(many),
+        )
 
 
 def _warn_of_leaks(start: str | Path | None, val: Source) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +29,8 @@ from ssldet.engine.checkpoint import (
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
-from ssldet.recipe import load, to_document
+from ssldet.recipe import load, override, to_document
+from ssldet.verbs.choosing import changes_of
 
 
 @pytest.fixture
@@ -71,6 +73,10 @@ def test_no_file_chooses_what_is_imported(
             load(Run, record)
     assert cited(info["lineage"]) == ""
     assert not trace.exists()
+    changes_of((), overrides={f"{part}.name": "stranger_module:Thing"})
+    assert trace.exists(), "the caller named it"
+    sys.modules.pop("stranger_module")
+    assert override(run, {f"{part}.name": to_document(run)[part]["name"]}) == run
 
 
 def test_tied_and_non_contiguous_tensors_are_saved(tmp_path: Path, fakes: ModuleType) -> None:
