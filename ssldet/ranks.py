@@ -114,9 +114,9 @@ def together(work: Callable[[], T]) -> list[T]:
     except Exception as error:  # another rank may not know this error's class
         problem = SsldetError(f"{type(error).__name__}: {error}")
     everywhere = gather_objects((result, problem))
-    for _, error in everywhere:
-        if error is not None:
-            raise error
+    for _, theirs in everywhere:
+        if theirs is not None:
+            raise theirs
     return cast(list[T], [value for value, _ in everywhere])
 
 
