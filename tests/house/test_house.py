@@ -55,7 +55,7 @@ def test_the_core_names_no_plug_in() -> None:
 
 
 def test_importing_ssldet_is_cheap() -> None:
-    heavy = {"torch", "torchvision", "timm", "lightly", "pytorch_lightning", "pycocotools", "matplotlib"}
+    heavy = {"torch", "torchvision", "timm", "lightly", "lightning_fabric", "pycocotools", "matplotlib"}
     assert _python(f"import ssldet, sys; print({heavy!r} & set(sys.modules))").strip() == "set()"
 
 

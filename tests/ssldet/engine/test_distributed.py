@@ -1,5 +1,6 @@
 """Two processes that act as one."""
 
+import json
 import os
 import signal
 import socket
@@ -56,6 +57,23 @@ def test_two_ranks_take_the_steps_of_one(
     assert two.status()["results"]["score"] == pytest.approx(expected["score"], rel=1e-4)
     losses = [[line["loss"] for line in folder.metrics() if line["kind"] == "train"] for folder in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_rank_that_has_no_loss_leaves_no_other_waiting(
+    tmp_path: Path, fakes: ModuleType, train: Train, fork: Callable[..., Any], accumulate: int
+) -> None:
+    from ssldet.engine.folder import RunFolder
+
+    task = fakes.FakeTask(refuse="image-3")
+    run = fakes.a_run(task=task, data__train=("fake:40",), budget__steps=10, optim__accumulate=accumulate)
+    ranks = pair(fork, lambda: train(tmp_path / "a", run))
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    folder = RunFolder(tmp_path / "a")
+    assert folder.status()["skipped_steps"] == 1
+    reasons = {json.loads(path.read_text())["reason"] for path in folder.captures.iterdir()}
+    assert reasons == {"cost of layer 0 is not finite", "another rank's loss or gradient is not finite"}
 
 
 @pytest.mark.slow

@@ -44,6 +44,43 @@ def test_a_run_leaves_a_complete_folder(tmp_path: Path, fakes: ModuleType, train
     assert lines[-2]["epoch"] == 4.8
 
 
+def test_sources_that_are_open_are_not_opened_again(
+    tmp_path: Path, fakes: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssldet.engine import sources
+
+    run = fakes.a_run(data__val=("fake:7",), budget__steps=2)
+    opened = sources.open_sources(run)
+    assert (len(opened.train), opened.val is not None and len(opened.val)) == (10, 7)
+    expected = train(tmp_path / "a", run)
+    monkeypatch.setattr(sources, "open_source", lambda *_, **__: pytest.fail("opened again"))
+    assert train(tmp_path / "b", run, sources=opened) == expected
+    assert train(tmp_path / "b", run, sources=opened, resume=True) == expected
+
+
+def test_a_model_is_measured_alike_in_training_and_afterwards(tmp_path: Path, fakes: ModuleType, train: Train) -> None:
+    from ssldet.engine.evaluate import answers
+    from ssldet.engine.folder import RunFolder
+    from ssldet.engine.sources import evaluation_batches_of
+    from ssldet.importing.base import Opened
+    from ssldet.verbs.opening import open_model
+
+    run = fakes.a_run(precision="bf16", data__val=("fake:7",))
+    expected = train(tmp_path / "a", run)["score"]
+    opened = open_model(RunFolder(tmp_path / "a").weights)
+    assert opened.precision == "bf16"
+    assert Opened(objective=opened.objective, task=opened.task).precision == "32"
+    scores = {}
+    for precision in ("32", opened.precision):
+        evaluator = fakes.FakeEvaluator()
+        batches = evaluation_batches_of(opened.task, fakes.FakeSource(7), batch_size=4)
+        for batch, found in answers(opened.objective, batches, torch.device("cpu"), precision):
+            evaluator.update(found, batch)
+        scores[precision] = evaluator.results()["score"]
+    assert scores["bf16"] == expected
+    assert scores["32"] != expected
+
+
 def test_an_objective_is_told_every_step_once_whatever_its_parts(
     tmp_path: Path, fakes: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

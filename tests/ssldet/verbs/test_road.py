@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,25 @@ def test_pretraining_leaves_everything_that_the_page_promises(pretrained: ssldet
     assert {"patch_iou", "patch_iou_constant"} <= pretrained.results.keys()
     assert pretrained.to_json()["status"] == "finished"
     assert [line["step"] for line in pretrained.metrics if line["kind"] == "train"][-1] == 3
+
+
+def test_each_data_set_is_opened_once(labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssldet.engine import sources
+
+    opened, open_source = [], sources.open_source
+
+    def counted(specs: tuple[str, ...], *choices: Any, **more: Any) -> Any:
+        opened.append(specs)
+        return open_source(specs, *choices, **more)
+
+    monkeypatch.setattr(sources, "open_source", counted)
+    images, recipe = labelled.rsplit(":", 1)[1], "detection/tiny"
+    ssldet.finetune("scratch", labelled, val=labelled, recipe=recipe, steps=1, out=tmp_path / "a", overrides=SMALL)
+    assert opened == [(labelled,), (labelled,)]
+    ssldet.finetune(resume=tmp_path / "a", steps=2)
+    assert opened == [(labelled,)] * 4
+    ssldet.pretrain(images, recipe="random_query_patch/tiny", steps=1, out=tmp_path / "b", overrides=SMALL)
+    assert opened == [(labelled,)] * 4 + [(images,)]
 
 
 def test_the_record_runs_again_to_the_same_weights(pretrained: ssldet.Trained, place: Path) -> None:
