@@ -33,7 +33,7 @@ SMALL_DEFORMABLE_DETR = DeformableDETRConfig(
     backbone=BackboneConfig(name="resnet18"),
     num_classes=5,
     num_queries=11,
-    width=32,
+    width=64,
     heads=4,
     encoder_layers=2,
     decoder_layers=3,

@@ -29,12 +29,14 @@ from downstream.export.proof import (
     write_proven,
 )
 from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
 from ssldet.nn.masks import FINER_LEVELS
 from ssldet.recipe import from_document
 from ssldet.task import Objective
+from ssldet.weights.deformable_detr_names import to_transformers
 from ssldet.weights.detr import STATEMENT
 from ssldet.weights.huggingface import (
     CONFIG,
@@ -79,8 +81,9 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     detector = objective.detector
     if reasons := unfit(detector, config):
         raise CheckpointError(f"{out}: transformers can't hold this detector: {'; '.join(reasons)}")
-    assert isinstance(detector, DETR)
-    assert isinstance(config, DETRConfig)
+    assert isinstance(detector, DETR | DeformableDETR)
+    assert isinstance(config, DETRConfig | DeformableDETRConfig)
+    rename = to_huggingface if isinstance(detector, DETR) else to_transformers
     stated = statement(info, whole=all(name.startswith("detector.") for name in objective.state_dict()))
     documents = {
         CONFIG: _config(config, info.get("classes", ())) | {STATEMENT: stated},
@@ -92,7 +95,8 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         for name, document in documents.items():
             write_whole(folder / name, json.dumps(document, indent=2, ensure_ascii=False).encode(), Disk())
         state = {name: value.detach().to("cpu", copy=True) for name, value in detector.state_dict().items()}
-        theirs = {name: value.contiguous() for name, value in to_huggingface(state).items()}
+        # Copies, because a head that several layers share has several names there.
+        theirs = {name: value.clone(memory_format=torch.contiguous_format) for name, value in rename(state).items()}
         write_whole(folder / WEIGHTS[0], save(theirs, metadata={"format": "pt"}), Disk())
 
     use = USE.format(folder=out.name, architecture=architecture_of(config))
@@ -106,13 +110,16 @@ def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
         detector: The detector to write.
         config: Its configuration.
     """
-    if not isinstance(detector, DETR) or not isinstance(config, DETRConfig):
-        return [f"detector: is a {type(detector).__name__}; only 'detr' can be written"]
-    reasons = [
-        f"detector.{name}: its DETR does no such thing; only models trained with {name}=false can be written"
-        for name in ("normalise_features", "position_at_input")
-        if getattr(config, name)
-    ]
+    if isinstance(detector, DETR) and isinstance(config, DETRConfig):
+        reasons = [
+            f"detector.{name}: its DETR does no such thing; only models trained with {name}=false can be written"
+            for name in ("normalise_features", "position_at_input")
+            if getattr(config, name)
+        ]
+    elif isinstance(detector, DeformableDETR) and isinstance(config, DeformableDETRConfig):
+        reasons = _unfit_deformable(config)
+    else:
+        return [f"detector: is a {type(detector).__name__}; only 'detr' and 'deformable_detr' can be written"]
     if any(name.endswith("num_batches_tracked") for name in detector.backbone.body.state_dict()):
         reasons.append("detector.backbone.frozen_norm: its norms are fixed; train with frozen_norm=true")
     elif not _holds(config, detector.backbone.body.state_dict()):
@@ -120,7 +127,22 @@ def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
             f"detector.backbone.name: its backbones are those that timm builds in pieces under the same names, such as "
             f"'resnet50'; {config.backbone.name!r} is none"
         )
-    return reasons + (_unfit_masks(config, detector) if config.masks else [])
+    if isinstance(detector, DETR) and isinstance(config, DETRConfig) and config.masks:
+        reasons += _unfit_masks(config, detector)
+    return reasons
+
+
+def _unfit_deformable(config: DeformableDETRConfig) -> list[str]:
+    reasons = []
+    if config.pre_norm:
+        reasons.append("detector.pre_norm: its Deformable DETR normalises after each branch; train with pre_norm=false")
+    wanted = 1 if config.backbone_levels + config.extra_levels == 1 else 3
+    if config.backbone_levels != wanted:
+        reasons.append(
+            f"detector.backbone_levels: it takes {wanted} levels of the backbone, not {config.backbone_levels}; train "
+            f"with backbone_levels={wanted}"
+        )
+    return reasons
 
 
 def _unfit_masks(config: DETRConfig, detector: DETR) -> list[str]:
@@ -142,7 +164,7 @@ def _unfit_masks(config: DETRConfig, detector: DETR) -> list[str]:
     return reasons
 
 
-def _holds(config: DETRConfig, body: Mapping[str, Tensor]) -> bool:
+def _holds(config: DETRConfig | DeformableDETRConfig, body: Mapping[str, Tensor]) -> bool:
     """Return whether timm's feature network, which transformers uses, has the same tensors as our backbone."""
     library: Any = timm  # its types are incomplete
     name = config.backbone.name.rpartition("/")[2]
@@ -158,12 +180,12 @@ def _holds(config: DETRConfig, body: Mapping[str, Tensor]) -> bool:
     return theirs == {key: value.shape for key, value in body.items()}
 
 
-def _config(config: DETRConfig, classes: tuple[str, ...] | list[str]) -> dict[str, Any]:
+def _config(config: DETRConfig | DeformableDETRConfig, classes: tuple[str, ...] | list[str]) -> dict[str, Any]:
     """Return `config.json`."""
     names = [name or NO_CLASS for name in classes] or [f"{UNNAMED}{number}" for number in range(config.num_classes)]
     return {
         "architectures": [architecture_of(config)],
-        "model_type": "table-transformer" if config.pre_norm else "detr",
+        "model_type": _model_type(config),
         "use_timm_backbone": True,
         "use_pretrained_backbone": False,
         "backbone": config.backbone.name.rpartition("/")[2],
@@ -181,6 +203,7 @@ def _config(config: DETRConfig, classes: tuple[str, ...] | list[str]) -> dict[st
             for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers))
             for what, value in (("layers", layers), ("attention_heads", config.heads), ("ffn_dim", config.feedforward))
         },
+        **(_own_choices(config) if isinstance(config, DeformableDETRConfig) else {}),
         "is_encoder_decoder": True,
         "id2label": dict(enumerate(names)),
         "label2id": {name: number for number, name in enumerate(names)},
@@ -188,12 +211,33 @@ def _config(config: DETRConfig, classes: tuple[str, ...] | list[str]) -> dict[st
     }
 
 
-def _preprocessor(detector: DETR, info: Mapping[str, Any]) -> dict[str, Any]:
+def _model_type(config: DETRConfig | DeformableDETRConfig) -> str:
+    if isinstance(config, DeformableDETRConfig):
+        return "deformable_detr"
+    return "table-transformer" if config.pre_norm else "detr"
+
+
+def _own_choices(config: DeformableDETRConfig) -> dict[str, Any]:
+    """Return what `config.json` says of a Deformable DETR alone."""
+    return {
+        "num_feature_levels": config.backbone_levels + config.extra_levels,
+        "encoder_n_points": config.encoder_points,
+        "decoder_n_points": config.decoder_points,
+        # With one layer there is nothing to refine, and one head.
+        "with_box_refine": config.refine_boxes and (config.two_stage or config.decoder_layers > 1),
+        "two_stage": config.two_stage,
+        "two_stage_num_proposals": config.num_queries,
+        "auxiliary_loss": True,
+        "class_cost": 2,
+    }
+
+
+def _preprocessor(detector: DETR | DeformableDETR, info: Mapping[str, Any]) -> dict[str, Any]:
     """Return `preprocessor_config.json`: the preprocessing of the task outside training."""
     task = info.get("task", {})
     return {
-        "image_processor_type": "DetrImageProcessor",
-        "format": "coco_panoptic" if detector.mask_head is not None else "coco_detection",
+        "image_processor_type": "DetrImageProcessor" if isinstance(detector, DETR) else "DeformableDetrImageProcessor",
+        "format": "coco_panoptic" if "mask_head" in detector.sections else "coco_detection",
         "do_resize": True,
         "size": {
             "shortest_edge": task.get("eval_scale", SHORT_SIDE),
@@ -210,7 +254,7 @@ def _preprocessor(detector: DETR, info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _compare(folder: Path, detector: DETR) -> Comparison:
+def _compare(folder: Path, detector: DETR | DeformableDETR) -> Comparison:
     """Compare the detector with our reader's copy of the folder, and with transformers' copy if it is installed."""
     copy = detector_from_folder(folder).detector
     if importlib.util.find_spec("transformers") is None:
@@ -224,7 +268,7 @@ def _compare(folder: Path, detector: DETR) -> Comparison:
     )
 
 
-def _difference(folder: Path, detector: DETR) -> float:
+def _difference(folder: Path, detector: Detector) -> float:
     """Return the largest difference between the answers of the detector and of transformers to the same images."""
     images, padding = two_images(next(detector.parameters()).device)
     logits, boxes, *masks = answers(detector, images, padding)

@@ -1,8 +1,9 @@
 """objective -> ONNX: the detector as a graph for any runtime, with any number and size of images.
 
 Inputs: `images`, B 3 H W, RGB in 0..1, not yet normalised; `padding`, B H W, true where the canvas holds no image.
-Outputs: `logits`, B Q C, the last class being "no object"; `boxes`, B Q 4, normalised cxcywh of the valid image; if the
-detector has a mask head, `masks`, B Q h w, logits on the canvas.
+Outputs: `logits`, B Q C; `boxes`, B Q 4, normalised cxcywh of the valid image; if the detector has a mask head,
+`masks`, B Q h w, logits on the canvas. Logits are read by a softmax whose last class is "no object" or, as with
+Deformable DETR, by a sigmoid per class: the graph's metadata says which (`ssldet.class_scores`).
 """
 
 import importlib.util
@@ -124,7 +125,11 @@ def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
             "a ResNet can"
         ) from error
     assert program is not None  # only the older exporter returns `None`
-    metadata = {"classes": info.get("classes", []), "category_ids": info.get("category_ids", [])}
+    metadata = {
+        "classes": info.get("classes", []),
+        "category_ids": info.get("category_ids", []),
+        "class_scores": "softmax" if graph.detector.scores.extra_rows else "sigmoid",
+    }
     program.model.metadata_props.update({f"ssldet.{name}": json.dumps(value) for name, value in metadata.items()})
     program.save(path, external_data=False)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from downstream.detection import Detection
 from downstream.importing.detr import published_task
+from ssldet.detectors.detr import DETRConfig
 from ssldet.importing.base import Candidate, Importer, Opened
 from ssldet.recipe import from_document, to_document
 from ssldet.task import Task
@@ -44,7 +45,8 @@ def _task(folder: FromFolder, category_ids: tuple[int, ...]) -> Task:
         document = stated | {name: size for name, size in sizes.items() if name in stated}
         task: Task = from_document(Task, document)  # type: ignore[type-abstract]
         return task
-    published: Detection = published_task(masks=folder.config.masks, category_ids=category_ids)(**sizes)
+    masks = isinstance(folder.config, DETRConfig) and folder.config.masks
+    published: Detection = published_task(masks=masks, category_ids=category_ids)(**sizes)
     scales = tuple(scale for scale in published.scales if scale <= folder.long_side) or (folder.short_side,)
     return replace(published, scales=scales)
 
@@ -54,7 +56,7 @@ def _is_folder(candidate: Candidate) -> bool:
 
 
 IMPORTER = Importer(
-    reads=f"folders of Hugging Face transformers with a DETR ({CONFIG})",
+    reads=f"folders of Hugging Face transformers with a DETR or a Deformable DETR ({CONFIG})",
     recognises=_is_folder,
     open=open_folder,
     general=True,

@@ -210,7 +210,8 @@ class DeformableDETRConfig(DetectorConfig):
         backbone: Which network looks at the image.
         num_classes: Number of classes; raw COCO ids need 91.
         num_queries: Number of object queries: the most objects that can be found in one image.
-        width: Width of the transformer; must be divisible by `heads` and by 32.
+        width: Width of the transformer; must be divisible by `heads` and by 32. 32 itself is too narrow, since the
+            projection could not normalise a level of one cell.
         heads: Attention heads.
         encoder_layers: Depth of the encoder.
         decoder_layers: Depth of the decoder.
@@ -231,7 +232,7 @@ class DeformableDETRConfig(DetectorConfig):
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     num_classes: Annotated[int, Within(1)] = 91
     num_queries: Annotated[int, Within(1)] = 300
-    width: Annotated[int, Within(NORM_GROUPS)] = 256
+    width: Annotated[int, Within(2 * NORM_GROUPS)] = 256
     heads: Annotated[int, Within(1)] = 8
     encoder_layers: Annotated[int, Within(0)] = 6
     decoder_layers: Annotated[int, Within(1)] = 6

@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.errors import CheckpointError, ConfigError
+from ssldet.weights.deformable_detr import recognise as recognise_deformable
+from ssldet.weights.deformable_detr_names import from_transformers
 from ssldet.weights.detr import STATEMENT, fill, recognise, to_detr
 from ssldet.weights.files import read_state
 from ssldet.weights.huggingface_names import from_huggingface
@@ -22,7 +25,9 @@ from ssldet.weights.resnets import DEPTHS
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors", "pytorch_model.bin"
 """Either may also be cut into pieces, which a file with `.index.json` behind the name lists."""
-ARCHITECTURES = "DetrForObjectDetection", "DetrForSegmentation", "TableTransformerForObjectDetection"
+DETRS = "DetrForObjectDetection", "DetrForSegmentation", "TableTransformerForObjectDetection"
+DEFORMABLE = "DeformableDetrForObjectDetection"
+ARCHITECTURES = *DETRS, DEFORMABLE
 ODD_RESNET = "downsample_in_bottleneck", "downsample_in_first_stage"
 """Options of their ResNet that torchvision's has not."""
 NO_CLASS = "N/A"
@@ -57,17 +62,19 @@ class FromFolder:
         stated: Task, classes and category ids, where we wrote the folder and its classes are still those; else empty.
     """
 
-    detector: DETR
-    config: DETRConfig
+    detector: DETR | DeformableDETR
+    config: DETRConfig | DeformableDETRConfig
     classes: tuple[str, ...]
     short_side: int
     long_side: int
     stated: dict[str, Any]
 
 
-def architecture_of(config: DETRConfig) -> str:
+def architecture_of(config: DETRConfig | DeformableDETRConfig) -> str:
     """Return the class of transformers that computes what a detector of ours does."""
-    detection, segmentation, table = ARCHITECTURES
+    if isinstance(config, DeformableDETRConfig):
+        return DEFORMABLE
+    detection, segmentation, table = DETRS
     return segmentation if config.masks else table if config.pre_norm else detection
 
 
@@ -89,13 +96,13 @@ def detector_from_folder(path: Path) -> FromFolder:
     stated = _read_json(path / CONFIG)
     if problems := _problems(stated):
         raise CheckpointError(f"{path / CONFIG}: {'; '.join(problems)}")
-    ours = from_huggingface(_read_weights(path), str(path))
-    config = _config(stated, ours, path)
+    config, state = (_deformable if _architecture(stated) == DEFORMABLE else _detr)(stated, _read_weights(path), path)
+    _agree(stated, config, path)
     try:
         detector = config.build()
     except ConfigError as error:
         raise CheckpointError(f"{path / CONFIG}: {error}") from error
-    fill(detector, {name.removeprefix("detector."): value for name, value in ours.items()}, path)
+    fill(detector, state, path)
     short_side, long_side = _sizes(path, detector)
     classes = _classes(stated, config.num_classes, path)
     return FromFolder(
@@ -143,38 +150,71 @@ def _backbone(stated: Mapping[str, Any]) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else {}
 
 
-def _config(stated: Mapping[str, Any], ours: Mapping[str, Tensor], path: Path) -> DETRConfig:
-    given, inner = {**DEFAULTS, **stated}, _backbone(stated)
-    dilated = given["dilation"] is True or inner.get("output_stride") == 16
-    name = inner.get("backbone") or stated.get("backbone") or "resnet50"
-    # timm puts the name of a set of weights behind a dot.
-    name = None if inner.get("model_type") == "resnet" else str(name).partition(".")[0]
-    stride: Literal[16, 32] = 16 if dilated else 32
+def _detr(stated: Mapping[str, Any], theirs: Mapping[str, Tensor], path: Path) -> tuple[DETRConfig, dict[str, Tensor]]:
+    """Return configuration and state of a DETR."""
+    ours = from_huggingface(theirs, str(path))
+    name, stride = _network(stated)
+    heads = {**DEFAULTS, **stated}["encoder_attention_heads"]
     try:
-        found = recognise(
-            to_detr(ours),
-            heads=given["encoder_attention_heads"],
+        found = recognise(to_detr(ours), heads=heads, output_stride=stride, mask_attention="joint", backbone=name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    state = {name.removeprefix("detector."): value for name, value in ours.items()}
+    return replace(found.config, dropout=_dropout(stated)), state
+
+
+def _deformable(
+    stated: Mapping[str, Any], theirs: Mapping[str, Tensor], path: Path
+) -> tuple[DeformableDETRConfig, dict[str, Tensor]]:
+    """Return configuration and state of a Deformable DETR."""
+    state = from_transformers(theirs, str(path), refines=stated.get("with_box_refine") is True)
+    name, stride = _network(stated)
+    try:
+        config = recognise_deformable(
+            state,
+            heads={**DEFAULTS, **stated}["encoder_attention_heads"],
+            num_queries=stated.get("two_stage_num_proposals") if stated.get("two_stage") is True else None,
             output_stride=stride,
-            mask_attention="joint",
-            backbone=name if name in {None, *DEPTHS.values()} else f"timm/{name}",
+            backbone=name,
+            dropout=_dropout(stated),
         )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    config = replace(found.config, dropout=float(given["dropout"]))
-    _agree(stated, config, path)
-    return config
+    return config, state
 
 
-def _agree(stated: Mapping[str, Any], config: DETRConfig, path: Path) -> None:
+def _network(stated: Mapping[str, Any]) -> tuple[str | None, Literal[16, 32]]:
+    """Return the name of the backbone, `None` for a ResNet that is to be recognised, and its stride."""
+    inner = _backbone(stated)
+    dilated = stated.get("dilation") is True or inner.get("output_stride") == 16
+    name = inner.get("backbone") or stated.get("backbone") or "resnet50"
+    # timm puts the name of a set of weights behind a dot.
+    name = None if inner.get("model_type") == "resnet" else str(name).partition(".")[0]
+    return name if name in {None, *DEPTHS.values()} else f"timm/{name}", 16 if dilated else 32
+
+
+def _dropout(stated: Mapping[str, Any]) -> float:
+    return float({**DEFAULTS, **stated}["dropout"])
+
+
+def _agree(stated: Mapping[str, Any], config: DETRConfig | DeformableDETRConfig, path: Path) -> None:
     """Refuse a folder whose two halves come from different models."""
     pairs = {
         "d_model": config.width,
-        "num_queries": config.num_queries,
         "encoder_layers": config.encoder_layers,
         "decoder_layers": config.decoder_layers,
         "encoder_ffn_dim": config.feedforward,
         "decoder_ffn_dim": config.feedforward,
     }
+    if isinstance(config, DeformableDETRConfig):
+        pairs |= {
+            "num_feature_levels": config.backbone_levels + config.extra_levels,
+            "encoder_n_points": config.encoder_points,
+            "decoder_n_points": config.decoder_points,
+            "two_stage": config.two_stage,
+        }
+    if isinstance(config, DETRConfig) or not config.two_stage:
+        pairs["num_queries"] = config.num_queries
     wrong = [
         f"{name}={stated[name]!r}, the tensors {own}" for name, own in pairs.items() if stated.get(name, own) != own
     ]
@@ -206,7 +246,7 @@ def _own_words(stated: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str,
     return own if isinstance(own, dict) and tuple(own.get("classes", ())) == classes else {}
 
 
-def _sizes(path: Path, detector: DETR) -> tuple[int, int]:
+def _sizes(path: Path, detector: DETR | DeformableDETR) -> tuple[int, int]:
     """Read how images are prepared; what we would prepare otherwise is refused."""
     file = path / PREPROCESSOR
     if not file.is_file():

@@ -14,7 +14,7 @@ TINY = DeformableDETRConfig(
     backbone=BackboneConfig(name="tiny", tiny_channels=(6, 10, 14), frozen_stages=0),
     num_classes=5,
     num_queries=12,
-    width=32,
+    width=64,
     heads=4,
     encoder_layers=2,
     decoder_layers=3,
@@ -54,7 +54,7 @@ def test_every_layer_answers_every_query(options: dict[str, bool]) -> None:
     predictions = detector(some_images())
     assert predictions.logits.shape == (3, 2, 12, 5)
     assert predictions.boxes.shape == (3, 2, 12, 4)
-    assert predictions.states.shape == (3, 2, 12, 32)
+    assert predictions.states.shape == (3, 2, 12, 64)
     assert predictions.groups is None
     assert predictions.scores == detector.scores
     assert 0 <= predictions.boxes.min() <= predictions.boxes.max() <= 1
@@ -68,11 +68,11 @@ def test_every_layer_answers_every_query(options: dict[str, bool]) -> None:
 
 def test_what_a_detector_says_of_itself() -> None:
     detector = build()
-    assert (detector.num_classes, detector.num_queries, detector.width, detector.feature_channels) == (5, 12, 32, 30)
-    assert detector.default_queries(3).content.shape == (3, 12, 32)
+    assert (detector.num_classes, detector.num_queries, detector.width, detector.feature_channels) == (5, 12, 64, 30)
+    assert detector.default_queries(3).content.shape == (3, 12, 64)
     assert detector.default_queries(3).content.abs().max() > 0
     nothing = build(refine_boxes=True, two_stage=True).default_queries(3)
-    assert nothing.position.shape == (3, 12, 32)
+    assert nothing.position.shape == (3, 12, 64)
     assert nothing.position.abs().max() == nothing.content.abs().max() == 0
 
 
@@ -150,7 +150,7 @@ def test_a_patch_is_answered_without_the_others_only_where_attention_is_grouped(
     other = features.clone()
     other[:, 2] += 1
     for grouped in (True, False):
-        asking = PatchQueries(14, 32, num_patches=3, grouped_attention=grouped).eval()
+        asking = PatchQueries(14, 64, num_patches=3, grouped_attention=grouped).eval()
         first, second = (
             detector(images, None, asking(f, detector.default_queries(1), detector.patches_join))
             for f in (features, other)
@@ -165,7 +165,7 @@ def test_every_group_begins_with_the_best_proposals() -> None:
     detector, images = build(refine_boxes=True, two_stage=True), some_images()
     begun = []
     detector.decoder.register_forward_pre_hook(lambda _, given: begun.append(given[2]))
-    asking = PatchQueries(14, 32, num_patches=3).eval()
+    asking = PatchQueries(14, 64, num_patches=3).eval()
     predictions = detector(images, None, asking(torch.randn(2, 3, 14), detector.default_queries(1), "content"))
     detector(images)
     groups, alone = begun[0].unflatten(1, (3, 4)), begun[1]
@@ -175,6 +175,10 @@ def test_every_group_begins_with_the_best_proposals() -> None:
     best = predictions.proposals.logits[0, :, :, 0].argsort(1, descending=True)
     expected = predictions.proposals.boxes[0, 1, best[1, :4]]
     torch.testing.assert_close(groups[1, 1], expected)
+
+
+def test_a_level_of_one_cell_is_normalised() -> None:
+    assert build().train()(torch.randn(1, 3, 16, 16)).boxes.isfinite().all()
 
 
 def test_an_image_with_fewer_cells_than_queries_is_answered() -> None:
@@ -212,11 +216,11 @@ def test_boxes_and_logits_are_in_32_bits_whatever_the_rest_runs_in() -> None:
 def test_levels_are_the_backbones_coarsest_and_coarser_ones() -> None:
     channels = build(backbone_levels=3, extra_levels=2).projection
     assert [tuple(level[0].weight.shape) for level in channels.levels] == [
-        (32, 6, 1, 1),
-        (32, 10, 1, 1),
-        (32, 30, 1, 1),
-        (32, 30, 3, 3),
-        (32, 32, 3, 3),
+        (64, 6, 1, 1),
+        (64, 10, 1, 1),
+        (64, 30, 1, 1),
+        (64, 30, 3, 3),
+        (64, 64, 3, 3),
     ]
     single = build(backbone_levels=1, extra_levels=0)
     assert single(some_images()).boxes.shape == (3, 2, 12, 4)
@@ -228,8 +232,8 @@ def test_levels_are_the_backbones_coarsest_and_coarser_ones() -> None:
 
 def test_contradictions_are_told_with_a_remedy() -> None:
     assert DeformableDETRConfig().problems() == []
-    (width,) = replace(TINY, width=40).problems()
-    assert "choose width=32 or 64" in width
+    (width,) = replace(TINY, width=72).problems()
+    assert "choose width=64 or 96" in width
     (stages,) = replace(TINY, two_stage=True).problems()
     assert "choose refine_boxes=true too" in stages
 

@@ -150,8 +150,8 @@ def test_renaming_loses_nothing_either_way(masks):
     ("entries", "message"),
     [
         (
-            {"architectures": ["DeformableDetrForObjectDetection"]},
-            "holds DeformableDetrForObjectDetection, which",
+            {"architectures": ["ConditionalDetrForObjectDetection"]},
+            "holds ConditionalDetrForObjectDetection, which",
         ),
         ({"architectures": ["DetrModel"]}, "holds DetrModel, which is no DETR of ours"),
         ({"architectures": None, "model_type": "bert"}, "holds a 'bert'"),
