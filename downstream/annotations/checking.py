@@ -19,6 +19,9 @@ from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection
 from ssldet.errors import AnnotationError
 
+NAMED = 40
+"""Classes without a box that a warning names."""
+
 
 def check_labels(spec: str, rules: ImageRules) -> Inspection:
     """Read annotations to the end, whatever is wrong with them, and compare them with the images on disk.
@@ -64,7 +67,8 @@ def _warnings(labels: Labels, usable: Labels) -> tuple[str, ...]:
     warnings += suspicions(labels)
     empty = [name for name, count in _per_class(usable).items() if not count]
     if empty:
-        warnings.append(f"{len(empty)} of {len(usable.classes)} classes have no box: {', '.join(empty)}")
+        named = ", ".join(empty[:NAMED]) + (", …" if len(empty) > NAMED else "")
+        warnings.append(f"{len(empty)} of {len(usable.classes)} classes have no box: {named}")
     return tuple(warnings)
 
 

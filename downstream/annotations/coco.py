@@ -7,8 +7,8 @@ from posixpath import normpath
 from typing import Any
 
 from downstream.annotations.labelled import Annotated, LabelledImages
-from downstream.annotations.labels import Labels, Rows, stays_inside
-from downstream.annotations.numbers import finite_number
+from downstream.annotations.labels import Labels, Rows, is_text, stays_inside
+from downstream.annotations.numbers import LARGEST, finite_number
 from downstream.annotations.outlines import MISSING, NO_MASK, REACH, Outline, outline_of
 from downstream.annotations.problems import Problems, json_of, records, shown
 from ssldet.data.images import ImageRules
@@ -125,16 +125,18 @@ def _with_packed_masks(record: dict[str, Any]) -> dict[str, Any]:
 def _categories(document: dict[str, Any], problems: Problems) -> dict[int, str]:
     """Return id -> name in the file's order, which becomes the order of the labels."""
     names: dict[int, str] = {}
+    taken: set[str] = set()
     for where, record in records(document, "categories", problems):
         key, name = _id(record, "id", where, problems), record.get("name")
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or not is_text(name):
             problems.add(f"{where}.name", shown(name), "expects the name of the class")
-        elif name in names.values():
+        elif name in taken:
             problems.add(f"{where}.name", f"{name!r} is the name of two categories", "rename or merge one of them")
         elif key is not None and key in names:
             problems.add(f"{where}.id", f"{key} is also the id of {names[key]!r}", "give every category its own id")
         elif key is not None:
             names[key] = name
+            taken.add(name)
     return names
 
 
@@ -150,7 +152,7 @@ class _Images:
         owners: dict[str, str] = {}
         for where, record in records(document, "images", problems):
             key, name = _id(record, "id", where, problems), record.get("file_name")
-            if not isinstance(name, str) or not name:
+            if not isinstance(name, str) or not name or not is_text(name):
                 problems.add(f"{where}.file_name", shown(name), "expects a file name relative to the image folder")
                 continue
             if not stays_inside(name):
@@ -180,7 +182,7 @@ def _size(record: dict[str, Any], where: str, problems: Problems) -> tuple[int, 
     for side in ("height", "width"):
         value = record.get(side)
         number = finite_number(value)
-        if number is None or number < 1 or number != int(number):
+        if number is None or not 1 <= number < LARGEST or number != int(number):
             problems.add(f"{where}.{side}", shown(value), "expects the number of pixels, or leave both sides out")
         else:
             sides.append(int(number))
@@ -250,7 +252,7 @@ def _outline(
 
 def _id(record: dict[str, Any], name: str, where: str, problems: Problems) -> int | None:
     value = record.get(name)
-    if type(value) is int:
+    if type(value) is int and abs(value) < 2**63:
         return value
     problems.add(f"{where}.{name}", shown(value) if name in record else "missing", "expects a whole number")
     return None
@@ -292,7 +294,7 @@ def _box(record: dict[str, Any], where: str, problems: Problems) -> Sequence[flo
     box = []
     for place, item in enumerate(value):
         number = finite_number(item)
-        if number is None:
+        if number is None or abs(number) > LARGEST:
             problems.add(f"{where}.bbox[{place}]", shown(item), "expects a finite number of pixels")
         elif place > 1 and number < 0:
             problems.add(f"{where}.bbox[{place}]", shown(item), "width and height can't be negative; bbox is xywh")
@@ -311,5 +313,5 @@ def _guess_folder(annotations: Path, examples: Sequence[str]) -> Path:
             return place
     tried = ", ".join(str(place) for place in places)
     raise AnnotationError(
-        f"{annotations}: no folder beside it holds {examples[0]}; tried {tried}; add :IMAGES to the path"
+        f"{annotations}: no folder beside it holds {shown(examples[0])}; tried {tried}; add :IMAGES to the path"
     )

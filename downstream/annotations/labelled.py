@@ -16,8 +16,9 @@ from torch import Tensor
 from downstream.annotations.labels import Labels, ground_truth, looks_like_corners, looks_like_fractions, results_of
 from downstream.annotations.masks import RunLengths, encode
 from downstream.annotations.outlines import mask_of, outline_fault
-from downstream.annotations.problems import Problems
+from downstream.annotations.problems import SHOWN, Problems, shown
 from ssldet.boxes import to_normalised
+from ssldet.data.files import nearest_file
 from ssldet.data.images import ImageRules, image_sizes, is_turned, read_image
 from ssldet.errors import AnnotationError, UnreadableError
 from ssldet.source import GroundTruth, Measurable
@@ -224,7 +225,10 @@ def check_files(
         The true height and width of each image, zeros where it can't be used; and why those can't.
     """
     labels = annotated.labels
-    skipped = []
+    skipped, missing = [], 0
+    if not annotated.folder.is_dir():
+        problems.add(str(annotated.folder), "no such folder of images", "name the folder in which the images lie")
+        return np.zeros((len(labels), 2), dtype=np.int64), ()
     sizes = np.zeros((len(labels), 2), dtype=np.int64)
     found = image_sizes(annotated.folder, labels.files, rules)
     for place, (size, stated) in enumerate(zip(found, labels.sizes.tolist(), strict=True)):
@@ -237,7 +241,11 @@ def check_files(
                 _report_size(problems, annotated.places[place], tuple(stated), size, turned=turned)
         elif size.reason == "missing":
             where, remedy = annotated.places[place], "restore the image or take it out of the set"
-            problems.add(where, f"{size.path} is missing", remedy)
+            missing += 1
+            # A look for near misses is slow; the first few show the pattern.
+            near = nearest_file(annotated.folder, labels.files[place]) if missing <= SHOWN else None
+            hint = f" (did you mean {shown(near)}?)" if near else ""
+            problems.add(where, f"{size.path} is missing{hint}", remedy)
         else:
             skipped.append(Skipped(path=size.path, reason=size.reason))
     return sizes, tuple(skipped)

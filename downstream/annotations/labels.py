@@ -230,6 +230,11 @@ def stays_inside(name: str) -> bool:
     return not (clean.startswith(("/", "../")) or clean in {".", ".."} or "\0" in name or clean[1:2] == ":")
 
 
+def is_text(name: str) -> bool:
+    """Say whether a name of a file can be written as UTF-8: JSON and YAML can hold halves of characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def results_of(found: Detections, image_id: object, category_ids: Iterable[object]) -> list[dict[str, Any]]:
     """Return the detections of one image as COCO results; boxes are absolute xywh.
 

@@ -2,6 +2,9 @@
 
 import math
 
+LARGEST = 2**31
+"""No image has more pixels along a side, and no coordinate lies farther from it."""
+
 
 def finite_number(value: object) -> float | None:
     """Return a number that a JSON file holds; `None` for truth values, text, and what no finite float can hold.

@@ -2,10 +2,13 @@
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ssldet.data.files import printable, regular_content
 from ssldet.errors import AnnotationError
 
 Form = TypeVar("Form")
@@ -14,6 +17,8 @@ SHOWN = 10
 """Places that an error lists for each kind of fault; the rest is counted."""
 KEPT = 1000
 """Places that are remembered for each kind of fault, for `ssldet data check`."""
+TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"\s*:?|[{}\[\],]')
+"""The tokens of JSON by which its objects and keys can be followed."""
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -81,9 +86,9 @@ class Problems:
         """Return what `stop` says."""
         lines = [f"{self.path}: {self._total} problem{'s' if self._total > 1 else ''}"]
         for remedy, places in self._places.items():
-            lines += [f"  {where}: {what}; {remedy}" for where, what in places[:SHOWN]]
+            lines += [printable(f"  {where}: {what}; {remedy}") for where, what in places[:SHOWN]]
             if (more := self._counts[remedy] - SHOWN) > 0:
-                lines.append(f"  … and {more} more of this kind ({remedy})")
+                lines.append(printable(f"  … and {more} more of this kind ({remedy})"))
         return "\n".join(lines)
 
 
@@ -111,7 +116,7 @@ def text_of(path: Path) -> str:
         AnnotationError: It can't be read, or is no text.
     """
     try:
-        content = path.read_bytes()
+        content = regular_content(path)
     except OSError as error:
         raise AnnotationError(f"can't be read ({error.strerror})") from error
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
@@ -136,9 +141,13 @@ def json_of(
         AnnotationError: It can't be read, or holds something else.
     """
     try:
-        document = json.loads(path.read_bytes(), object_hook=hook)
+        content = regular_content(path)
+        document = json.loads(content, object_pairs_hook=partial(_unique, hook))
     except OSError as error:
         raise AnnotationError(f"{path}: can't be read ({error.strerror}); expects {expects}") from error
+    except _RepeatedKeyError as error:
+        place = place_of_repetition(content.decode(json.detect_encoding(content), "replace"))
+        raise AnnotationError(f"{path}: {place or shown(error.args[0])} stands twice; keep one of the two") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno} (offset {error.pos})"
         raise AnnotationError(f"{path}: not JSON at {place}: {error.msg}; expects {expects}; is it cut off?") from error
@@ -151,6 +160,47 @@ def json_of(
     if not isinstance(document, form):
         raise AnnotationError(f"{path}: $: {shown(document)}; expects {expects}")
     return document
+
+
+class _RepeatedKeyError(Exception):
+    """An object of a JSON file has a key twice; Python would keep the last value in silence."""
+
+
+def _unique(hook: Callable[[dict[str, Any]], dict[str, Any]] | None, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object as a dictionary, if every key stands in it once."""
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return record if hook is None else hook(record)
+
+
+def place_of_repetition(text: str) -> str | None:
+    """Return line, JSON pointer and name of the first key that an object has twice.
+
+    Args:
+        text: Sound JSON.
+    """
+    # For each open object or list: its keys, and the key or the number of the entry that is read.
+    stack: list[tuple[set[str] | None, list[Any]]] = []
+    for match in TOKEN.finditer(text):
+        word = match.group()
+        if word in "{[":
+            stack.append((set() if word == "{" else None, ["" if word == "{" else 0]))
+        elif word in "}]":
+            stack.pop()
+        elif word == "," and stack[-1][0] is None:
+            stack[-1][1][0] += 1
+        elif word.endswith(":") and stack:
+            keys, here = stack[-1]
+            key = json.loads(word[:-1].rstrip())
+            if keys is not None and key in keys:
+                above = "".join(f".{at[0]}" if owned is not None else f"[{at[0]}]" for owned, at in stack[:-1])
+                return f"line {text.count(chr(10), 0, match.start()) + 1}: ${above}: the key {shown(key)}"
+            here[0] = key
+            if keys is not None:
+                keys.add(key)
+    return None
 
 
 def records(

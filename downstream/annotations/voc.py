@@ -10,9 +10,10 @@ from defusedxml.ElementTree import XMLParser
 
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows
-from downstream.annotations.numbers import number_in
+from downstream.annotations.numbers import LARGEST, number_in
 from downstream.annotations.problems import Problems, shown
 from downstream.annotations.voc_layout import ImageFinder, Layout, find_layout, lines_of
+from ssldet.data.files import regular_content
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError, DataError, suggest
 
@@ -191,7 +192,7 @@ def _tree(path: Path) -> _Node:
     """
     collector = _Collector()
     try:
-        collector.parser.feed(path.read_bytes())
+        collector.parser.feed(regular_content(path))
         collector.parser.close()
     except OSError as error:
         raise AnnotationError(f"can't be read ({error.strerror})") from error
@@ -218,7 +219,11 @@ def _read(path: Path, name: str, problems: Problems) -> _File:
     size = root.child("size")
     if size is not None:
         height, width = (number_in(size.word(side) or "0") for side in ("height", "width"))
-        if height is None or width is None or min(height, width) < 0 or height % 1 or width % 1:
+        if (
+            height is None
+            or width is None
+            or not all(0 <= side < LARGEST and side % 1 == 0 for side in (height, width))
+        ):
             problems.add(f"{name}:{size.line}", "<size>", "expects width and height in pixels, or leave it out")
         else:
             file.size = (int(height), int(width)) if height and width else (0, 0)
@@ -230,6 +235,10 @@ def _read(path: Path, name: str, problems: Problems) -> _File:
 
 def _object(node: _Node, file: str, problems: Problems) -> _Object | None:
     before = len(problems)
+    tags = [child.tag for child in node.children]
+    for tag in ("name", "bndbox", "difficult"):
+        if tags.count(tag) > 1:
+            problems.add(f"{file}:{node.line}", f"<object> with {tags.count(tag)} <{tag}>", "keep one of them")
     name = node.word("name")
     if not name:
         problems.add(f"{file}:{node.line}", "<object> without <name>", "expects the name of the class")
@@ -244,7 +253,7 @@ def _object(node: _Node, file: str, problems: Problems) -> _Object | None:
     for side in ("xmin", "ymin", "xmax", "ymax"):
         word = corners.word(side)
         number = None if word is None else number_in(word)
-        if number is None:
+        if number is None or abs(number) > LARGEST:
             found = f"<{side}> {shown(word)}" if word is not None else f"<bndbox> without <{side}>"
             problems.add(f"{file}:{corners.line}", found, "expects a finite number of pixels")
         numbers.append(number or 0.0)

@@ -1,6 +1,7 @@
 """yolo:ROOT:SPLIT -> LabelledImages: a data.yaml, folders of images, and one text file of normalised rows an image."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from jaxtyping import Float
 
 from downstream.annotations.labelled import Annotated, LabelledImages
-from downstream.annotations.labels import Rows
+from downstream.annotations.labels import Rows, is_text
 from downstream.annotations.numbers import number_in
 from downstream.annotations.problems import Problems, shown, text_of
 from ssldet.data.files import list_files
@@ -33,6 +34,10 @@ BOXED = (
     "are they keypoints? state kpt_shape in data.yaml"
 )
 """What is said of polygons that look like a box with keypoints."""
+DEPTH = 32
+"""Deepest nesting of data.yaml that is read; a description needs three levels."""
+FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The loader of libyaml, where PyYAML was built with it."""
 POLYGON = 7
 """Words of the shortest polygon row: the class and three points."""
 
@@ -206,13 +211,41 @@ def _description(place: Path) -> Path:
     raise AnnotationError(f"{place}: no data.yaml in it; {remedy}")
 
 
+class _Loader(FAST_LOADER):  # type: ignore[misc]  # of a package without types
+    """Reads plain values, and refuses a mapping that has a key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping.
+
+        Raises:
+            MarkedYAMLError: A key stands in it twice; the last would win in silence.
+        """
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+            keys.add(str(key.value))
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def _refuse_odd_structure(text: str) -> None:
+    """Stop before a document is built that nobody writes by hand."""
+    depth = 0
+    for event in yaml.parse(text, Loader=FAST_LOADER):
+        # A few bytes of anchors and aliases can stand for gigabytes once somebody prints them.
+        if isinstance(event, yaml.AliasEvent):
+            raise AnnotationError("holds an alias (*name); write the values out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise AnnotationError(f"not YAML that describes a data set (nested more than {DEPTH} levels deep)")
+
+
 def _parse(path: Path) -> dict[Any, Any]:
     try:
         text = text_of(path)
-        # A few bytes of anchors and aliases can stand for gigabytes once somebody prints them.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise AnnotationError("holds an alias (*name); write the values out")
-        document = yaml.safe_load(text)
+        _refuse_odd_structure(text)
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506  # a safe loader that refuses keys stated twice
     except AnnotationError as error:
         raise AnnotationError(f"{path}: {error}") from error
     except yaml.MarkedYAMLError as error:
@@ -237,11 +270,16 @@ def _classes(description: dict[Any, Any], place: str, problems: Problems) -> lis
         problems.add(f"{place}: names", shown(found), "expects the names of the classes: a list, or number: name")
         return []
     for number, name in enumerate(found):
-        if isinstance(name, bool) or not isinstance(name, str | int | float) or not str(name).strip():
+        if (
+            isinstance(name, bool)
+            or not isinstance(name, str | int | float)
+            or not str(name).strip()
+            or not is_text(str(name))
+        ):
             remedy = "expects a name; YAML takes yes, no, on and off for truth values, so put such names in quotes"
             problems.add(f"{place}: names[{number}]", shown(name), remedy)
     names = list(map(str, found))
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    for name in sorted(name for name, times in Counter(names).items() if times > 1):
         problems.add(f"{place}: names", f"{name!r} is the name of two classes", "rename or merge one of them")
     if count is not None and count != len(names):
         problems.add(f"{place}: nc", f"{shown(count)} with {len(names)} names", "take one of the two away")

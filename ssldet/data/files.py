@@ -1,13 +1,17 @@
 """data specifications -> files: walk folders, expand globs, read lists; every file once, in one order everywhere."""
 
+import errno
 import glob
 import json
 import os
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from ssldet.errors import DataError, suggest
 from ssldet.types import Skipped
@@ -74,7 +78,67 @@ def find_images(specs: Sequence[str | Path]) -> list[Path]:
 
 def shown(path: str | Path) -> str:
     r"""Return a path that can be printed and written anywhere: bytes that are not UTF-8 become `\xe9`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
+    except UnicodeEncodeError:
+        return printable(str(path))
+
+
+def printable(text: str) -> str:
+    r"""Return a text of a file with control characters escaped: they could clear a screen or forge a line."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def regular_content(path: Path) -> bytes:
+    """Return the content of a regular file; reading a pipe or a device might never end.
+
+    Args:
+        path: A file.
+
+    Raises:
+        OSError: It can't be read, or is no regular file.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:  # `Path.open` takes no opener
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read()
+
+
+def nearest_file(folder: Path, name: str) -> str | None:
+    """Return the file that a name probably means: of other case, composition, escapes, separators, folder or ending.
+
+    Args:
+        folder: Where the file should lie.
+        name: A name, relative to the folder, of a file that is not there.
+    """
+    here, parts = folder, PurePosixPath(unquote(name).replace("\\", "/")).parts
+    for part in parts:
+        try:
+            beside = os.listdir(here)  # noqa: PTH208  # names alone
+        except (OSError, ValueError):
+            break
+        alike = part if part in beside else next((entry for entry in beside if _folded(entry) == _folded(part)), None)
+        if alike is None and part == parts[-1]:
+            stem = _folded(part).rpartition(".")[0]
+            images = sorted(entry for entry in beside if entry.lower().endswith(ENDINGS))
+            alike = next((entry for entry in images if _folded(entry).rpartition(".")[0] == stem), None)
+        if alike is None:
+            break
+        here /= alike
+    else:
+        return here.relative_to(folder).as_posix() if parts and here.is_file() else None
+    return parts[-1] if (folder / parts[-1]).is_file() else None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a pipe as it is found; plain opening waits until someone writes into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def tally(skipped: Sequence[Skipped]) -> str:
@@ -163,7 +227,7 @@ def _absolute(path: Path) -> Path:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return regular_content(path)
     except OSError as error:
         raise DataError(f"{shown(path)}: the list can't be read ({error.strerror})") from error
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ssldet.data.files import tally
+from ssldet.data.files import printable, tally
 from ssldet.data.images import ImageRules, open_images
 from ssldet.errors import DataError
 from ssldet.types import Skipped
@@ -48,7 +48,7 @@ class Inspection:
             lines += [f"           {entry.path}: {entry.reason}" for entry in self.skipped]
         lines += [f"  {count:>8} {what}" for what, count in self.counts.items()]
         lines += [f"  {count:>8} boxes of {name}" for name, count in self.boxes_per_class.items()]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
