@@ -1,1 +1,1 @@
-"""What compares: protocols, runner and results."""
+"""Comparisons of pretraining methods: suites, runner and results."""

@@ -1,4 +1,4 @@
-"""command line -> one function a verb: `python -m benchmarks compare SUITE`."""
+"""command line -> one function per command: `python -m benchmarks compare SUITE`."""
 
 import json
 import logging
@@ -48,24 +48,24 @@ def compare(
     launcher: str = "",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> None:
-    """Run a suite, or what is left of it; the same command goes on after any interruption.
+    """Run a suite, or the rest of it; after any interruption the same command continues.
 
     Args:
         suite: A name from 'list'.
         scale: full as published, tiny with the same axes in minutes.
-        data: NAME=SPECIFICATION for each set that the suite asks for; several specifications are parted by commas.
+        data: NAME=SPECIFICATION for each data set of the suite; commas separate several specifications.
         out: Folder of runs and reports; suites that share it share runs.
-        seeds: How many seeds.
-        dry_run: Only say what there is to do, and how long it will take.
-        budget: Time to spend, such as 90min or 8h; the rest goes on next time.
-        jobs: Processes at a time.
+        seeds: Number of seeds.
+        dry_run: Only print the runs to make, and how long they will take.
+        budget: Time to spend, such as 90min or 8h; the same command continues with the rest.
+        jobs: Number of processes at a time.
         filter_: Shell pattern of METHOD/MODEL/TASK/FRACTION/seed-N.
         launcher: Command that runs each process, such as 'srun --gres=gpu:1 {command}'.
-        json_: One JSON object on standard output.
+        json_: Print one JSON object.
     """
-    from benchmarks.comparing import compare as carry_out
+    from benchmarks.comparing import compare as run_suite
 
-    result = carry_out(
+    result = run_suite(
         suite, scale=scale, data=_places(data or []), out=out, seeds=seeds, dry_run=dry_run, budget=_seconds(budget),
         jobs=jobs, only=filter_, launcher=launcher,
     )  # fmt: skip
@@ -74,12 +74,12 @@ def compare(
 
 @app.command
 def report(results: Path, *, out: Path | None = None, pictures: Path | None = None) -> None:
-    """Write the report of results that were measured before.
+    """Write the report of existing results.
 
     Args:
         results: A results.json, or its folder.
         out: Folder to write to; default: beside the results.
-        pictures: Folder of the comparison, for pictures of what was detected.
+        pictures: Folder of the comparison, for images with detections.
     """
     from benchmarks.report import write_reports
     from benchmarks.results import read_results
@@ -99,18 +99,18 @@ def _places(pairs: list[str]) -> dict[str, str]:
 def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
-    unit = found[2] or "s" if found else ""
-    if found is None or unit not in _UNITS:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    unit = match[2] or "s" if match else ""
+    if match is None or unit not in _UNITS:
         raise ConfigError(f"--budget: {text!r} is not a time; write 90min, 8h or 2d")
-    return float(found[1]) * _UNITS[unit]
+    return float(match[1]) * _UNITS[unit]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with the codes of `ssldet`.
+    """Run the command line; the exit codes are those of `ssldet`.
 
     Args:
-        arguments: Words after the program's name; none means those of this process.
+        arguments: Arguments after the program's name; `None` means those of this process.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""a suite's name -> results and a report: plan, run what is left, collect."""
+"""name of a suite -> results and a report: plan the runs, make those that are left, collect the results."""
 
 import logging
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ from ssldet.recipe import check
 log = logging.getLogger(__name__)
 
 OUT = Path("runs/benchmarks")
-"""Where comparisons go; suites that share it share runs."""
+"""Default folder of comparisons; suites that share it share runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
-    """A comparison that was carried out.
+class FinishedComparison:
+    """A comparison whose runs were made.
 
     Attributes:
-        results: What it came to.
+        results: The results.
         report: Folder of the report.
     """
 
@@ -38,7 +38,7 @@ class Compared:
     report: Path
 
     def __str__(self) -> str:
-        """Say the verdicts and where the report is."""
+        """Return the verdicts and the folder of the report."""
         return (self.report / "report.md").read_text(encoding="utf-8").partition("\n## ")[0] + f"\n{self.report}"
 
     def to_json(self) -> dict[str, Any]:
@@ -59,26 +59,26 @@ def compare(
     only: str = "*",
     launcher: str = "",
     start: Start = start_process,
-) -> Compared | Forecast:
-    """Carry out a suite, or what is left of it, and write its report.
+) -> FinishedComparison | Forecast:
+    """Run a suite, or the rest of it, and write its report.
 
     Args:
-        suite: A suite's name, or one of your own.
-        scale: How large, where a name was given.
-        data: Name -> data specification, where the suite asks for any.
-        out: Folder of runs and reports; other suites in it share runs.
-        seeds: How many seeds; none leaves it to the suite.
-        dry_run: Only say what there is to do and what it will take.
-        budget: Seconds to spend; what is not done then goes on next time.
-        jobs: Processes at a time.
-        only: A shell pattern of the arms to run, matched with METHOD/MODEL/TASK/FRACTION/seed-N.
-        launcher: See `benchmarks.launch.command_of`.
-        start: Starts a process; tests put another in its place.
+        suite: Name of a suite, or a suite of your own.
+        scale: Scale of a suite that is given by name.
+        data: Name -> data specification, for the data sets that the suite needs.
+        out: Folder of runs and reports; suites that share it share runs.
+        seeds: Number of seeds; `None` takes the suite's own.
+        dry_run: Only return the runs to make and the predicted time and disk space.
+        budget: Seconds to spend; a later call continues with the rest.
+        jobs: Number of processes at a time.
+        only: Shell pattern of the arms to run, matched with METHOD/MODEL/TASK/FRACTION/seed-N.
+        launcher: Template of the command, as for `benchmarks.launch.command_of`.
+        start: Starts a process; tests pass another function.
 
     Raises:
-        ConfigError: The suite or a choice makes no sense; nothing has been written then.
-        DataError: Data can't be used; likewise.
-        StoppedError: By a signal or the budget; all is saved and the report holds what is finished.
+        ConfigError: The suite or an argument is invalid; nothing has been written then.
+        DataError: A data set can't be used; nothing has been written then.
+        StoppedError: A signal or the budget stopped the runs; all is saved and the report has the finished results.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs: {jobs}; at least one")
@@ -88,7 +88,7 @@ def compare(
     folder = Path(out)
     plan_again = partial(_plan, chosen, folder, only)
     plan = plan_again()
-    _require_sound(plan, only)
+    _require_valid(plan, only)
     if dry_run:
         return forecast(plan, folder)
     place = folder / f"{chosen.name.replace('/', '-')}-{chosen.scale}"
@@ -99,19 +99,19 @@ def compare(
         results = collect(plan_again(), folder)
         results.write(place / "results.json")
         write_reports(results, place, pictures=folder)
-    return Compared(results=results, report=place)
+    return FinishedComparison(results=results, report=place)
 
 
 def _plan(suite: Suite, out: Path, only: str) -> Plan:
-    def known(address: str, metric: str) -> float | None:
+    def measured_value(address: str, metric: str) -> float | None:
         value = results_of(out, address).get(metric)
         return float(value) if isinstance(value, int | float) else None
 
-    return plan_suite(suite, known).only(lambda name: fnmatchcase(name, only))
+    return plan_suite(suite, measured_value).only(lambda name: fnmatchcase(name, only))
 
 
-def _require_sound(plan: Plan, only: str) -> None:
-    """Find what is wrong with any configuration before the first run begins."""
+def _require_valid(plan: Plan, only: str) -> None:
+    """Check all configurations before the first run begins."""
     wrong: list[str] = []
     for job in plan.jobs.values():
         wrong += _problems_of(job)

@@ -1,4 +1,4 @@
-"""Plan -> time and disk, predicted from runs of the same kind; what was never measured is unknown."""
+"""Plan -> predicted time and disk space, from measured runs of the same kind; other runs are unknown."""
 
 import json
 from collections import defaultdict
@@ -9,21 +9,21 @@ from statistics import median
 from typing import Any
 
 from benchmarks.plan import Plan
-from benchmarks.work import Workplace, kind_of
+from benchmarks.work import JobFolder, kind_of
 from ssldet.report.wording import duration
 
 RESULTS = Path(__file__).parent / "results"
-"""Results that the project committed; their step times serve where nothing was measured here."""
+"""Committed results of the project, whose step times are used for kinds of runs that were not measured here."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price:
-    """What runs of one kind cost.
+class RunCost:
+    """Cost of runs of one kind.
 
     Attributes:
-        step: Seconds of an optimiser step, its share of evaluation included.
-        disk: Bytes that a finished run leaves.
-        measured: Where: `here`, or the device of committed results.
+        step: Seconds per optimiser step, evaluations included.
+        disk: Bytes of a finished run.
+        measured: Where the cost was measured: `here`, or the device of committed results.
     """
 
     step: float
@@ -33,12 +33,13 @@ class Price:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What is still to do.
+    """The runs that are still to make, and their predicted cost.
 
     Attributes:
         arms: Number of rows of the result.
-        lines: Title, steps, seconds and bytes of every run to make; none where no run of its kind was measured.
-        finished: Number of runs that are done.
+        lines: Address, title, steps, seconds and bytes of every run to make; seconds and bytes are `None` if no run of
+            its kind was measured.
+        finished: Number of finished runs.
         missing: Reason -> number of rows that can't be run.
         sources: Where step times were measured.
     """
@@ -50,15 +51,15 @@ class Forecast:
     sources: tuple[str, ...]
 
     def seconds(self, jobs: int = 1) -> float:
-        """Return the predicted time of what is known.
+        """Return the predicted seconds of the runs whose kind was measured.
 
         Args:
-            jobs: Processes at a time, each on hardware of its own.
+            jobs: Number of processes at a time, each on hardware of its own.
         """
         return sum(seconds or 0.0 for *_, seconds, _ in self.lines) / jobs
 
     def __str__(self) -> str:
-        """Say it, one line a run."""
+        """Return the forecast as text with one line per run."""
         shown = [
             f"{address}  {steps:>7} steps  {duration(seconds) if seconds is not None else 'unknown':>14}  {title}"
             for address, title, steps, seconds, _ in self.lines
@@ -79,7 +80,7 @@ class Forecast:
         return "\n".join(shown)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the forecast as plain values."""
         names = ("address", "title", "steps", "seconds", "bytes")
         return {
             "arms": self.arms,
@@ -91,25 +92,23 @@ class Forecast:
 
 
 def forecast(plan: Plan, out: Path) -> Forecast:
-    """Predict what is left of a plan.
+    """Predict the cost of the unfinished runs of a plan.
 
     Args:
         plan: The plan.
-        out: Folder of the comparison, whose finished runs are measured first.
+        out: Folder of the comparison; costs of its finished runs take precedence over committed ones.
     """
-    places = {address: Workplace(out, job) for address, job in plan.jobs.items()}
-    records = [place.record() for place in places.values() if place.standing() == "finished"]
-    prices = _prices(_committed(), "") | _prices(records, "here")
+    folders = {address: JobFolder(out, job) for address, job in plan.jobs.items()}
+    records = [folder.record() for folder in folders.values() if folder.state() == "finished"]
+    costs = _costs_by_kind(_committed(), "") | _costs_by_kind(records, "here")
     lines, sources = [], set()
-    for address, place in places.items():
-        if place.standing() == "finished":
+    for address, folder in folders.items():
+        if folder.state() == "finished":
             continue
-        price = prices.get(kind_of(place.job))
-        left = place.job.steps - int(place.run.status().get("steps", 0))
-        lines.append(
-            (address, place.job.title, left, price.step * left if price else None, price.disk if price else None)
-        )
-        sources |= {price.measured} if price else set()
+        cost = costs.get(kind_of(folder.job))
+        left = folder.job.steps - int(folder.run.status().get("steps", 0))
+        lines.append((address, folder.job.title, left, cost.step * left if cost else None, cost.disk if cost else None))
+        sources |= {cost.measured} if cost else set()
     missing: dict[str, int] = defaultdict(int)
     for arm in plan.arms:
         if arm.missing:
@@ -119,18 +118,18 @@ def forecast(plan: Plan, out: Path) -> Forecast:
     )
 
 
-def _prices(records: Iterable[Mapping[str, Any]], measured: str) -> dict[str, Price]:
-    found = defaultdict(list)
+def _costs_by_kind(records: Iterable[Mapping[str, Any]], measured: str) -> dict[str, RunCost]:
+    by_kind = defaultdict(list)
     for record in records:
         if record["status"] == "finished" and record["steps"] and record["seconds"]:
-            found[record["kind"]].append(record)
+            by_kind[record["kind"]].append(record)
     return {
-        kind: Price(
+        kind: RunCost(
             step=median(record["seconds"] / record["steps"] for record in same),
             disk=median(record["bytes"] for record in same),
             measured=measured or f"on {same[0]['device']}, elsewhere",
         )
-        for kind, same in found.items()
+        for kind, same in by_kind.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Data -> specifications: sets on disk as they are, generated ones drawn once."""
+"""data set -> data specifications; a generated set is drawn once and kept on disk."""
 
 import shutil
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from benchmarks.address import data_version
-from benchmarks.suite import Data, Generated, Given
+from benchmarks.suite import Data, GeneratedScenes, ImagesOnDisk
 from ssldet.registry import find
 from ssldet.showcase import SCENES
 
 
 def specifications(data: Data, folder: Path) -> tuple[str, ...]:
-    """Return what a recipe takes.
+    """Return the data specifications of a set, as recipes take them.
 
     Args:
         data: The set.
-        folder: Where generated sets are kept.
+        folder: Folder of generated sets.
     """
-    if isinstance(data, Given):
+    if isinstance(data, ImagesOnDisk):
         return data.specs
     place = (folder / f"{data.name}-{data_version(data)[0]}").resolve()
     if not place.exists():
@@ -29,8 +29,8 @@ def specifications(data: Data, folder: Path) -> tuple[str, ...]:
     return (str(pictures) if data.form == "images" else f"coco:{place / 'instances.json'}:{pictures}",)
 
 
-def _draw(data: Generated, place: Path) -> None:
-    """Draw beside the place and move there, so that a set is whole or absent."""
+def _draw(data: GeneratedScenes, place: Path) -> None:
+    """Generate a set in a temporary folder and rename that, so that a set is complete or absent."""
     write: Callable[..., Path] = find("ssldet.datasets", "shapes")
     place.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(mkdtemp(prefix=".draft-", dir=place.parent))
@@ -38,5 +38,5 @@ def _draw(data: Generated, place: Path) -> None:
     try:
         draft.rename(place)
     except OSError:
-        # Another runner was first; its pixels are the same.
+        # Another runner has generated the same set in the meantime.
         shutil.rmtree(draft)

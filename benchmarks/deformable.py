@@ -1,7 +1,7 @@
-"""nothing -> the cost of each form of deformable sampling beside one `grid_sample` per level, as ratios of one run.
+"""Measure how fast each form of deformable sampling is, relative to one `grid_sample` per level.
 
 `python -m benchmarks.deformable` measures four levels of 300 by 400 pixels, eight heads and four points, on the CPU or,
-where there is one, on an accelerator.
+if there is one, on a GPU.
 """
 
 import argparse
@@ -23,10 +23,10 @@ Form = Callable[[Tensor, Tensor, Tensor, Levels], Tensor]
 
 
 def seconds(form: Form, given: tuple[Tensor, Tensor, Tensor, Levels], *, backward: bool, repeats: int = 3) -> float:
-    """Return the shortest time of some calls.
+    """Return the shortest duration of several calls in seconds.
 
     Args:
-        form: What is measured.
+        form: The function to measure.
         given: Its arguments.
         backward: Also compute gradients.
         repeats: Number of calls.
@@ -49,7 +49,7 @@ def measure(queries: int, device: str) -> dict[str, float]:
 
     Args:
         queries: Number of queries.
-        device: Where to measure.
+        device: Device to measure on.
     """
     maps = [torch.randn(1, WIDTH, *shape, device=device) for shape in SHAPES]
     levels = Levels.of(maps, None)
@@ -66,7 +66,7 @@ def measure(queries: int, device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.deformable", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     device = parser.parse_args().device

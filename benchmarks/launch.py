@@ -1,7 +1,7 @@
-"""Plan -> finished runs: each as a process of its own, again and again until nothing is left to do.
+"""Plan -> finished runs: start each run as a process of its own until no run is left.
 
-Nothing is kept in memory that matters: whatever dies, the next start finds on disk what is finished, what goes on from
-its checkpoint and what has not begun.
+All state is on disk: after a crash, the next start finds there which runs are finished, which continue from their
+checkpoint and which have not begun.
 """
 
 import logging
@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from benchmarks.data import specifications
 from benchmarks.plan import Job, Plan
-from benchmarks.work import Workplace, run_of
+from benchmarks.work import JobFolder, run_of
 from ssldet.engine.folder import verb_of
 from ssldet.errors import ConfigError, StoppedError
 from ssldet.recipe import dumps, override
@@ -27,22 +27,22 @@ from ssldet.recipe import dumps, override
 log = logging.getLogger(__name__)
 
 PAUSE = 0.2
-"""Seconds between looks at the running processes."""
+"""Seconds between checks of the running processes."""
 
 Start = Callable[[Sequence[str], Mapping[str, str], BinaryIO, BinaryIO], "subprocess.Popen[bytes]"]
-"""Command, environment, log, lock -> a process; tests put another in its place."""
+"""Command, environment, log file, lock -> a process; tests pass another function."""
 
 
 def start_process(
     command: Sequence[str], environment: Mapping[str, str], log_file: BinaryIO, lock: BinaryIO
 ) -> "subprocess.Popen[bytes]":
-    """Start a run in a session of its own, so that a keyboard interrupt reaches the runner alone, which passes it on.
+    """Start a run in a process session of its own, so that only the runner gets a keyboard interrupt and forwards it.
 
     Args:
-        command: What to run.
-        environment: Its environment.
-        log_file: Takes what it says.
-        lock: Stays locked as long as it lives.
+        command: Command to run.
+        environment: Environment variables.
+        log_file: Receives its output.
+        lock: Lock file, which stays locked as long as the process lives.
     """
     return subprocess.Popen(  # noqa: S603 - the user's own command
         command,
@@ -57,13 +57,13 @@ def start_process(
 
 @dataclass(kw_only=True)
 class Runner:
-    """Carries out plans.
+    """Makes the runs of a plan.
 
     Attributes:
         out: Folder of the whole comparison.
-        jobs: Processes at a time.
-        launcher: Template of the command, see `command_of`; empty starts processes directly.
-        seconds: Time to spend; none is unlimited.
+        jobs: Number of processes at a time.
+        launcher: Template of the command, as for `command_of`; an empty string starts processes directly.
+        seconds: Seconds to spend; `None` means no limit.
         start: Starts a process.
     """
 
@@ -72,99 +72,99 @@ class Runner:
     launcher: str = ""
     seconds: float | None = None
     start: Start = start_process
-    _active: dict[str, tuple[Workplace, "subprocess.Popen[bytes]", float]] = field(default_factory=dict)
+    _active: dict[str, tuple[JobFolder, "subprocess.Popen[bytes]", float]] = field(default_factory=dict)
     _failed: set[str] = field(default_factory=set)
-    _told: set[str] = field(default_factory=set)
+    _announced: set[str] = field(default_factory=set)
     _stopping: str = ""
 
     def carry_out(self, plan_again: Callable[[], Plan]) -> Plan:
-        """Run until everything that can be done is done.
+        """Start runs until no run is left that can be made.
 
         Args:
-            plan_again: Returns the plan as it is with what has been measured so far.
+            plan_again: Returns the plan, given what has been measured so far.
 
         Returns:
             The last plan.
 
         Raises:
-            StoppedError: By a signal or because the time is spent; everything is saved.
+            StoppedError: A signal came or the time is spent; everything is saved.
         """
         began, plan, look = time.monotonic(), plan_again(), True
         with self._signals():
             while True:
-                if self._reap():
+                if self._record_ended():
                     plan, look = plan_again(), True
                 if self.seconds is not None and time.monotonic() - began > self.seconds:
                     self._stop("the time of --budget is spent")
                 if self._stopping and not self._active:
                     raise StoppedError(f"{self._stopping}; all is saved, run the same command again to go on")
-                # There is something to start when a run has ended, and something may be while others work here too.
+                # Try to start runs after a run has ended, and repeatedly while another runner holds one.
                 look = look and not self._stopping and self._launch(plan)
                 if not self._active and not look and not self._stopping:
                     return plan
                 time.sleep(PAUSE)
 
     def _launch(self, plan: Plan) -> bool:
-        """Start what can be started; returns whether anything waits for somebody else."""
-        places = {address: Workplace(self.out, job) for address, job in plan.jobs.items()}
-        standings = {address: place.standing() for address, place in places.items() if address not in self._active}
-        elsewhere = False
-        for address, place in places.items():
+        """Start the runs that can be started; return whether a run is locked by another process."""
+        folders = {address: JobFolder(self.out, job) for address, job in plan.jobs.items()}
+        states = {address: folder.state() for address, folder in folders.items() if address not in self._active}
+        locked = False
+        for address, folder in folders.items():
             if len(self._active) >= self.jobs:
                 break
-            done = standings.get(address, "started") == "finished"
-            ready = all(standings.get(need) == "finished" for need in place.job.needs)
+            done = states.get(address, "started") == "finished"
+            ready = all(states.get(need) == "finished" for need in folder.job.needs)
             if done or not ready or address in self._active or address in self._failed:
                 continue
-            elsewhere |= not self._begin(place)
-        return elsewhere
+            locked |= not self._begin(folder)
+        return locked
 
-    def _begin(self, place: Workplace) -> bool:
-        """Start or go on with one run; returns False where somebody else is at work on it."""
-        address, before = place.job.address, place.owner()
-        lock = place.claim()
+    def _begin(self, folder: JobFolder) -> bool:
+        """Start or continue one run; return `False` if another process has locked it."""
+        address, before = folder.job.address, folder.owner()
+        lock = folder.claim()
         if lock is None:
-            if address not in self._told:
-                log.info("%s  %s: %s is at work on it; waiting", address, place.job.title, before or "another process")
-                self._told.add(address)
+            if address not in self._announced:
+                log.info("%s  %s: %s is at work on it; waiting", address, folder.job.title, before or "another process")
+                self._announced.add(address)
             return False
-        if place.standing() == "finished":
-            # It ended between the look and the claim.
-            place.release()
+        if folder.state() == "finished":
+            # The run ended after its state was read and before it was locked.
+            folder.release()
             return True
         if before:
             log.info("%s: %s died here; going on from what it saved", address, before)
         try:
-            process = self._process(place, lock)
+            process = self._process(folder, lock)
         except BaseException:
-            place.release()
+            folder.release()
             raise
-        place.sign(process.pid)
-        log.info("%s  started: %s", address, place.job.title)
-        self._active[address] = (place, process, time.monotonic())
+        folder.sign(process.pid)
+        log.info("%s  started: %s", address, folder.job.title)
+        self._active[address] = (folder, process, time.monotonic())
         return True
 
-    def _process(self, place: Workplace, lock: BinaryIO) -> "subprocess.Popen[bytes]":
-        command = self._prepare(place)
-        place.write_note(failed="", command=shlex.join(command))
+    def _process(self, folder: JobFolder, lock: BinaryIO) -> "subprocess.Popen[bytes]":
+        command = self._prepare(folder)
+        folder.write_note(failed="", command=shlex.join(command))
         try:
-            with place.log.open("ab") as log_file:
-                return self.start(command, self._environment(place.job), log_file, lock)
+            with folder.log.open("ab") as log_file:
+                return self.start(command, self._environment(folder.job), log_file, lock)
         except OSError as error:
             raise ConfigError(f"--launcher: {command[0]} can't be started ({error.strerror})") from error
 
-    def _prepare(self, place: Workplace) -> list[str]:
-        """Write the recipe and return the command."""
-        job, verb = place.job, verb_of(place.job.run)
-        if place.run.checkpoints.is_dir() and any(place.run.checkpoints.glob("*.ckpt")):
-            return command_of([verb, "--resume", str(place.run.path)], self.launcher, job.address)
+    def _prepare(self, folder: JobFolder) -> list[str]:
+        """Write the recipe of a run and return its command."""
+        job, verb = folder.job, verb_of(folder.job.run)
+        if folder.run.checkpoints.is_dir() and any(folder.run.checkpoints.glob("*.ckpt")):
+            return command_of([verb, "--resume", str(folder.run.path)], self.launcher, job.address)
         train = specifications(job.train, self.out / "data")
         val = specifications(job.val, self.out / "data") if job.val is not None else ()
         changes: dict[str, object] = {"data.train": train, "data.val": val}
         if job.backbone is not None:
             changes["detector.backbone.weights"] = str(run_of(self.out, job.backbone).weights.resolve())
-        place.recipe.write_text(dumps(override(job.run, changes), job.title), encoding="utf-8")
-        words = [verb, "--recipe", str(place.recipe), "--out", str(place.run.path)]
+        folder.recipe.write_text(dumps(override(job.run, changes), job.title), encoding="utf-8")
+        words = [verb, "--recipe", str(folder.recipe), "--out", str(folder.run.path)]
         if verb == "finetune":
             start = "scratch" if job.start is None else str(run_of(self.out, job.start).path)
             words = [verb, start, *words[1:], "--data", *train, *(["--val", *val] if val else [])]
@@ -175,37 +175,37 @@ class Runner:
         threads = {} if job.threads is None else {"OMP_NUM_THREADS": str(job.threads)}
         return dict(os.environ) | threads
 
-    def _reap(self) -> bool:
-        """Note what became of processes that ended; returns whether there were any."""
+    def _record_ended(self) -> bool:
+        """Record the processes that have ended; return whether there were any."""
         ended = [address for address, (_, process, _) in self._active.items() if process.poll() is not None]
         for address in ended:
-            place, process, began = self._active.pop(address)
+            folder, process, began = self._active.pop(address)
             seconds = round(time.monotonic() - began, 1)
-            standing, code = place.standing(), process.returncode
-            launches = [*place.note().get("launches", []), {"seconds": seconds, "exit": code}]
-            if standing == "finished":
-                place.write_note(launches=launches)
-                place.tidy()
-                log.info("%s  finished in %.0f s: %s", address, seconds, place.job.title)
+            state, code = folder.state(), process.returncode
+            launches = [*folder.note().get("launches", []), {"seconds": seconds, "exit": code}]
+            if state == "finished":
+                folder.write_note(launches=launches)
+                folder.remove_checkpoints()
+                log.info("%s  finished in %.0f s: %s", address, seconds, folder.job.title)
             elif self._stopping or code == StoppedError.exit_code:
-                # By us, perhaps before it could take any step; or by a scheduler, and then it goes on at once.
-                place.write_note(launches=launches)
-                log.info("%s  stopped: %s", address, place.job.title)
+                # Stopped by us, perhaps before its first step, or by a scheduler; then it is started again at once.
+                folder.write_note(launches=launches)
+                log.info("%s  stopped: %s", address, folder.job.title)
             else:
-                reason = place.last_words() or f"ended with exit code {code}"
-                place.write_note(launches=launches, failed=reason)
+                reason = folder.failure_reason() or f"ended with exit code {code}"
+                folder.write_note(launches=launches, failed=reason)
                 self._failed.add(address)
-                log.warning("%s  failed (exit code %d): %s\n    %s", address, code, place.job.title, reason)
-            place.release()
+                log.warning("%s  failed (exit code %d): %s\n    %s", address, code, folder.job.title, reason)
+            folder.release()
         return bool(ended)
 
     def _stop(self, why: str) -> None:
-        """Ask every run to save and end, once."""
+        """Ask every run to save and end, at the first call only."""
         if self._stopping:
             return
         self._stopping = why
         for _, process, _ in self._active.values():
-            # The whole session: a launcher may have processes of its own.
+            # To the whole process group: a launcher may have child processes.
             os.killpg(process.pid, signal.SIGTERM)
 
     @contextmanager
@@ -222,12 +222,13 @@ class Runner:
 
 
 def command_of(words: Sequence[str], launcher: str, name: str) -> list[str]:
-    """Return what to run.
+    """Return the command of a run.
 
     Args:
-        words: Words after `ssldet`.
-        launcher: A command in which the word `{command}` stands for the whole command, `{arguments}` for what follows
-            `python -m ssldet`, and `{name}` for the address; without either of the first two the command is appended.
+        words: Arguments of `ssldet`.
+        launcher: A command in which the word `{command}` stands for the whole command, `{arguments}` for the arguments
+            of `python -m ssldet`, and `{name}` for the address; without the first and the second, the command is
+            appended.
             It must wait for the run and return its exit code.
         name: Address of the job.
 

@@ -1,7 +1,7 @@
-"""Suite -> jobs and arms: what has to be trained, once each, and which results belong together.
+"""Suite -> jobs and arms: the runs to make, each once, and the rows of the result.
 
-A plan is a function of the suite and of what is known already: where rates are chosen by a grid, an arm's runs are
-planned when its trials have been measured. Planning again costs nothing, because work that is done is recognised.
+A plan is a function of the suite and of what has been measured: if a suite chooses learning rates by a grid, an arm's
+runs are planned once its trials have been measured. Planning again costs nothing, because finished runs are recognised.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,21 +15,21 @@ from ssldet.engine.run import Run
 from ssldet.recipe import override
 from ssldet.registry import name_of
 
-Known = Callable[[str, str], float | None]
-"""Address of a run, name of a measure -> its value; none while it has not been measured."""
+MeasuredValue = Callable[[str, str], float | None]
+"""Address of a run, name of a metric -> its value; `None` while it has not been measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Purpose:
-    """What a run is for.
+    """The place of a run in a comparison.
 
     Attributes:
-        verb: What is done.
-        method: Name of the method that it was first planned for; others may share it.
-        stage: Number of the stage among those of its verb, from 1.
-        on: Name of the images that it pretrains on, or of the task that it fine-tunes for.
-        fraction: Share of the labels; of fine-tuning.
-        seed: Seed of fine-tuning.
+        verb: Whether the run pretrains or fine-tunes.
+        method: Name of the method for which the run was planned first; other methods may share it.
+        stage: Number of the stage among those of the same verb, from 1.
+        on: Name of the images to pretrain on, or of the task to fine-tune for.
+        fraction: Share of the labels; `None` for pretraining.
+        seed: Seed of fine-tuning; `None` for pretraining.
     """
 
     verb: Literal["pretrain", "finetune"]
@@ -41,14 +41,14 @@ class Purpose:
 
     @property
     def recipe(self) -> str:
-        """Say it without the seed: all that the runs of one recipe have in common."""
+        """The purpose without the seed, which is common to all runs of one recipe."""
         if self.verb == "pretrain":
             return f"pretrain {self.method}, stage {self.stage}, on {self.on}"
         stage = f", stage {self.stage}" if self.stage > 1 else ""
         return f"finetune {self.method} for {self.on}, {self.fraction:g} of the labels{stage}"
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the purpose as one line."""
         return self.recipe if self.seed is None else f"{self.recipe}, seed {self.seed}"
 
 
@@ -57,14 +57,14 @@ class Job:
     """One run to make.
 
     Attributes:
-        address: See `benchmarks.address`.
-        purpose: What it is for.
+        address: Address of the run, by which `benchmarks.address` identifies it.
+        purpose: Its place in the comparison.
         run: The configuration, without data and without weights of earlier stages.
-        train: What it trains on.
-        val: What it is measured on; none measures nothing.
-        start: Address of the run whose detector it starts from.
-        backbone: Address of the run whose backbone it starts from.
-        threads: See `Suite.threads`.
+        train: Data set to train on.
+        val: Data set to evaluate on; `None` means no evaluation.
+        start: Address of the run from whose detector it starts, or `None`.
+        backbone: Address of the run from whose backbone it starts, or `None`.
+        threads: Number of threads, as in `Suite.threads`.
     """
 
     address: str
@@ -78,7 +78,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """What it is, for people."""
+        """The purpose as one line, for messages."""
         return str(self.purpose)
 
     @property
@@ -88,14 +88,14 @@ class Job:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Number of optimiser steps."""
         images = max(1, round(data_version(self.train)[1] * self.run.data.fraction))
         return self.run.budget.total_steps(images, self.run.data.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way through the suite with one seed: the row of a result.
+    """One combination of the suite's axes with one seed: a row of the result.
 
     Attributes:
         method: Name of the method.
@@ -103,10 +103,11 @@ class Arm:
         downstream: Name of the downstream task.
         fraction: Share of the labels.
         seed: Seed of fine-tuning.
-        rate: Learning rate of fine-tuning; none is the recipe's.
-        trial: Whether it only helps to choose the rate.
-        jobs: Addresses in order; the last is measured. Empty where it can't be run or is not yet planned.
-        missing: Why there are none.
+        rate: Learning rate of fine-tuning; `None` means the recipe's.
+        trial: Whether the arm only serves to choose the rate.
+        jobs: Addresses of its runs in order; the last one gives the result. Empty if the arm can't be run or is not yet
+            planned.
+        missing: Why there are no jobs.
     """
 
     method: str
@@ -121,7 +122,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """What a filter is matched with."""
+        """The name with which a filter is matched."""
         rate = "" if self.rate is None else f"/lr-{self.rate:g}"
         trial = "/trial" if self.trial else ""
         return f"{self.method}/{self.model}/{self.downstream}/{self.fraction:g}/seed-{self.seed}{rate}{trial}"
@@ -129,12 +130,12 @@ class Arm:
 
 @dataclass(kw_only=True)
 class Plan:
-    """What a suite comes to.
+    """The runs of a suite.
 
     Attributes:
         suite: The suite.
-        jobs: Address -> job, each after those that it needs.
-        arms: Every row of the result.
+        jobs: Address -> job; each job comes after those that it needs.
+        arms: All rows of the result.
     """
 
     suite: Suite
@@ -142,13 +143,13 @@ class Plan:
     arms: list[Arm] = field(default_factory=list)
 
     def add(self, purpose: Purpose, run: Run, train: Data, val: Data | None, **origin: str | None) -> str:
-        """Add a run unless it is there, and return its address.
+        """Add a run, unless the plan has it, and return its address.
 
         Args:
-            purpose: What it is for.
+            purpose: Its place in the comparison.
             run: The configuration.
             train: Training images.
-            val: Images to measure on.
+            val: Images to evaluate on, or `None`.
             origin: `start` and `backbone` of the job.
         """
         threads = self.suite.threads
@@ -160,39 +161,39 @@ class Plan:
             )
         return address
 
-    def only(self, wanted: Callable[[str], bool]) -> "Plan":
+    def only(self, keeps: Callable[[str], bool]) -> "Plan":
         """Return the plan of some arms.
 
         Args:
-            wanted: Takes the name of an arm.
+            keeps: Returns whether to keep an arm, given its name.
         """
-        arms = [arm if wanted(arm.name) else replace(arm, jobs=(), missing="left out by --filter") for arm in self.arms]
+        arms = [arm if keeps(arm.name) else replace(arm, jobs=(), missing="left out by --filter") for arm in self.arms]
         needed = {address for arm in arms for address in arm.jobs}
         return Plan(suite=self.suite, jobs={name: job for name, job in self.jobs.items() if name in needed}, arms=arms)
 
 
-def plan_suite(suite: Suite, known: Known = lambda address, metric: None) -> Plan:
-    """Plan what can be planned.
+def plan_suite(suite: Suite, measured_value: MeasuredValue = lambda address, metric: None) -> Plan:
+    """Plan all runs of a suite that can be planned.
 
     Args:
         suite: The suite.
-        known: What has been measured.
+        measured_value: Looks up what has been measured.
 
     Raises:
-        ConfigError: The suite is no honest comparison; with one line a problem.
-        DataError: A set of images can't be used.
+        ConfigError: The suite is no fair comparison; the message has one line per problem.
+        DataError: A data set can't be used.
     """
     plan = Plan(suite=suite.check())
     for downstream in suite.downstreams:
         for model in suite.models():
             for method in suite.methods:
                 for fraction in suite.fractions:
-                    plan.arms += _arms(plan, method, model, downstream, fraction, known)
+                    plan.arms += _arms(plan, method, model, downstream, fraction, measured_value)
     return plan
 
 
 def model_name(model: DetectorConfig) -> str:
-    """Return backbone, if there is one, and detector in two words."""
+    """Return a name made of the backbone, if there is one, and the detector."""
     detector, backbone = name_of(DetectorConfig.group, type(model)), backbone_of(model)
     if backbone is None:
         return detector
@@ -201,7 +202,12 @@ def model_name(model: DetectorConfig) -> str:
 
 
 def _arms(
-    plan: Plan, method: Method, model: DetectorConfig, downstream: Downstream, fraction: float, known: Known
+    plan: Plan,
+    method: Method,
+    model: DetectorConfig,
+    downstream: Downstream,
+    fraction: float,
+    measured_value: MeasuredValue,
 ) -> Iterator[Arm]:
     suite = plan.suite
     arm = Arm(method=method.name, model=model_name(model), downstream=downstream.name, fraction=fraction, seed=0)
@@ -210,12 +216,12 @@ def _arms(
         return
     rate: float | None = None
     if suite.rates:
-        # A seed of its own: the runs that choose the rate are not among those that are compared.
+        # Another seed, so that the runs that choose the rate are not among those that are compared.
         seed = max(suite.seeds) + 1
         chains = {rate: _chain(plan, method, model, downstream, fraction, seed, rate) for rate in suite.rates}
         trials = [replace(arm, seed=seed, rate=rate, trial=True, jobs=jobs) for rate, jobs in chains.items()]
         yield from trials
-        measured = [(known(trial.jobs[-1], downstream.metric), trial.rate) for trial in trials]
+        measured = [(measured_value(trial.jobs[-1], downstream.metric), trial.rate) for trial in trials]
         if any(value is None for value, _ in measured):
             yield from (replace(arm, seed=seed, missing="the learning rate is not chosen yet") for seed in suite.seeds)
             return
@@ -234,7 +240,7 @@ def _chain(
     seed: int,
     rate: float | None,
 ) -> tuple[str, ...]:
-    """Plan pretraining and fine-tuning of one arm; returns all addresses in order."""
+    """Plan pretraining and fine-tuning of one arm; return all addresses in order."""
     if method.weights is not None:
         model = override(model, {"backbone.weights": method.weights})
     chain: list[str] = []
@@ -243,7 +249,7 @@ def _chain(
         purpose = Purpose(verb="pretrain", method=method.name, stage=number, on=downstream.unlabelled.name)
         run = replace(_pretraining(stage, model, backbone), seed=seed % plan.suite.pretrainings)
         whole = _hands_detector(stage)
-        # Tasks that teach a backbone alone are measured on labelled images, if at all.
+        # Tasks that train a backbone alone need labelled images for their evaluation.
         val = downstream.unlabelled_val if whole else None
         chain.append(plan.add(purpose, run, downstream.unlabelled, val, backbone=backbone))
         backbone, detector = chain[-1], (chain[-1] if whole else None)
@@ -265,10 +271,10 @@ def _hands_detector(stage: Run) -> bool:
 
 
 def _pretraining(stage: Run, model: DetectorConfig, backbone: str | None) -> Run:
-    """Put the suite's network into a pretraining run.
+    """Return a pretraining run with the suite's network.
 
-    A task that only teaches the backbone keeps what its recipe says of norms and of what is frozen, because it can't
-    learn otherwise; the network is the same.
+    A task that only trains the backbone keeps its recipe's choice of norms and frozen stages, because it can't learn
+    otherwise; the network is the same.
     """
     network = backbone_of(model)
     classes: dict[str, object] = {"num_classes": stage.detector.num_classes}
@@ -284,7 +290,7 @@ def _pretraining(stage: Run, model: DetectorConfig, backbone: str | None) -> Run
 
 
 def _with_heads(model: DetectorConfig, stage: Run, backbone: str | None) -> DetectorConfig:
-    """Return the suite's detector with the heads that a fine-tuning run asks for."""
+    """Return the suite's detector with the heads of a fine-tuning run."""
     changes: dict[str, object] = {"num_classes": stage.detector.num_classes}
     changes |= {"backbone.weights": None} if backbone else {}
     changes |= {"masks": True} if getattr(stage.detector, "masks", False) else {}

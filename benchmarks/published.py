@@ -1,6 +1,6 @@
-"""name -> what UP-DETR's paper printed (Dai et al., CVPR 2021): figures to stand beside measured ones.
+"""name of a table -> figures that UP-DETR's paper published (Dai et al., CVPR 2021), to show beside measured ones.
 
-Rows are named as suites name them. All figures are percentages.
+Rows are named as in the suites. All figures are percentages.
 """
 
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from ssldet.report.sections import Table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """One printed table.
+class PublishedTable:
+    """One published table.
 
     Attributes:
-        title: What it shows.
-        columns: Measures, by their names here.
-        rows: Name -> one figure a column; none where the paper has none.
-        note: What a reader should know.
+        title: Title of the table.
+        columns: Metrics, by their names in this project.
+        rows: Name -> one figure per column; `None` if the paper does not state it.
+        note: Explanation for the reader.
     """
 
     title: str
@@ -26,21 +26,21 @@ class Published:
     note: str = ""
 
     def figure(self, row: str, measure: str) -> float | None:
-        """Return one figure; none where it was not printed."""
+        """Return one figure, or `None` if it was not published."""
         if row not in self.rows or measure not in self.columns:
             return None
         return self.rows[row][self.columns.index(measure)]
 
     def table(self) -> Table:
-        """Return the whole of it."""
+        """Return the whole table for a report."""
         return Table(columns=("published", *self.columns), rows=[(name, *row) for name, row in self.rows.items()])
 
 
 _COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _PANOPTIC = ("PQ", "SQ", "RQ", "PQ_things", "SQ_things", "RQ_things", "PQ_stuff", "SQ_stuff", "RQ_stuff", "AP_mask")
 
-TABLES: Mapping[str, Published] = {
-    "table1": Published(
+TABLES: Mapping[str, PublishedTable] = {
+    "table1": PublishedTable(
         title="Pascal VOC, trained on 07+12 trainval, measured on 07 test; name/epochs",
         columns=("AP", "AP50", "AP75"),
         rows={
@@ -51,7 +51,7 @@ TABLES: Mapping[str, Published] = {
             "UP-DETR/300": (57.2, 80.1, 62.0),
         },
     ),
-    "table2": Published(
+    "table2": PublishedTable(
         title="COCO train2017 to val2017; name/epochs",
         columns=_COCO,
         rows={
@@ -68,7 +68,7 @@ TABLES: Mapping[str, Published] = {
         },
         note="Of the gain of 2.0 AP over a supervised backbone at 300 epochs, 1.3 come from SwAV's backbone alone.",
     ),
-    "table3": Published(
+    "table3": PublishedTable(
         title="One-shot detection on VOC 07 test, AP50",
         columns=("AP50_seen", "AP50_unseen"),
         rows={
@@ -81,7 +81,7 @@ TABLES: Mapping[str, Published] = {
             "UP-DETR": (69.0, 73.1),
         },
     ),
-    "table4": Published(
+    "table4": PublishedTable(
         title="COCO panoptic val, ResNet-50",
         columns=_PANOPTIC,
         rows={
@@ -92,7 +92,7 @@ TABLES: Mapping[str, Published] = {
             "UP-DETR": (44.5, 80.3, 54.7, 49.6, 80.7, 60.7, 36.9, 78.9, 45.8, 34.0),
         },
     ),
-    "table5": Published(
+    "table5": PublishedTable(
         title="Frozen backbone and reconstruction, VOC, 15 epochs of pretraining, 150 of fine-tuning",
         columns=("AP50",),
         rows={
@@ -104,21 +104,21 @@ TABLES: Mapping[str, Published] = {
         },
         note="(a) learns, without reconstruction; (b) frozen, without; (c) learns, with; (d) frozen, with.",
     ),
-    "table6": Published(
+    "table6": PublishedTable(
         title="Patches of an image, VOC, 15 epochs of pretraining, 150 of fine-tuning",
         columns=("AP", "AP50", "AP75"),
         rows={"DETR": (49.9, 74.5, 53.1), "1": (53.1, 77.2, 57.4), "10": (54.9, 78.7, 59.1)},
     ),
-    "fig6": Published(
+    "fig6": PublishedTable(
         title="Attention mask (appendix A.2)",
         columns=(),
         rows={},
         note="Stated in words: no noticeable difference downstream; the pretext loss is lower late in training.",
     ),
-    "fig7": Published(
+    "fig7": PublishedTable(
         title="Query shuffle (appendix A.3), COCO, 300 epochs",
         columns=("AP",),
         rows={"plain": (43.1,), "shuffled": (42.8,)},
     ),
 }
-"""Table -> what was printed."""
+"""Name -> published table."""

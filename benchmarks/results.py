@@ -1,4 +1,4 @@
-"""Plan, run folders <-> results.json: everything that a report says, as plain values; reports need nothing else."""
+"""Plan, run folders <-> results.json: everything that a report needs, as plain values."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from typing import Any
 from benchmarks.address import code_version
 from benchmarks.plan import Arm, Plan, model_name
 from benchmarks.suite import Claim, Suite
-from benchmarks.work import Workplace
+from benchmarks.work import JobFolder
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import ConfigError
 from ssldet.jsonlines import finite
 from ssldet.recipe import dumps
 
 SCHEMA = 2
-"""Version of the document."""
+"""Version of the file format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,12 @@ class Row:
     """One result.
 
     Attributes:
-        arm: What was compared.
+        arm: The combination of the suite's axes that was measured.
         status: `finished`, `failed`, `unfinished` or `missing`.
         reason: Why it has no result.
-        results: What was measured.
+        results: Name of a metric -> value.
         seconds: Time of all its runs, pretraining included; a run that several rows share counts in each of them.
-        pretraining: Time of pretraining alone.
+        pretraining: Time of pretraining alone, in seconds.
     """
 
     arm: Arm
@@ -44,15 +44,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a comparison came to.
+    """Results of a comparison.
 
     Attributes:
         suite: Name, question, scale, seeds, rates, methods, downstream tasks and claims, as plain values.
-        code: See `code_version`.
-        hardware: What it ran on.
-        rows: One an arm.
-        runs: Address -> record of a run, see `Workplace.record`.
-        recipes: Purpose, seeds left out -> configuration as text.
+        code: Digest of the source files, from `code_version`.
+        hardware: Processor, cores, operating system and Python version.
+        rows: One row per arm.
+        runs: Address -> record of a run, from `JobFolder.record`.
+        recipes: Purpose without the seed -> configuration as text.
     """
 
     suite: Mapping[str, Any]
@@ -68,15 +68,15 @@ class Results:
         return all(row.status in {"finished", "missing"} for row in self.rows)
 
     def measured(self) -> list[Row]:
-        """Return the rows with a result that are compared."""
+        """Return the rows that have a result and are no trials."""
         return [row for row in self.rows if row.status == "finished" and not row.arm.trial]
 
     def claims(self) -> list[Claim]:
-        """Return the orderings to check."""
+        """Return the claims to check."""
         return [Claim(**claim) for claim in self.suite["claims"]]
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
+        """Return the results as plain values."""
         document = {
             "schema": SCHEMA,
             "suite": self.suite,
@@ -90,7 +90,7 @@ class Results:
         return plain
 
     def write(self, path: Path) -> Path:
-        """Write `results.json`, whole or not at all.
+        """Write `results.json` completely or not at all.
 
         Args:
             path: The file.
@@ -100,13 +100,13 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """Read what `Results.write` wrote.
+    """Read a file that `Results.write` wrote.
 
     Args:
         path: The file, or the folder of a comparison.
 
     Raises:
-        ConfigError: There is none, or it is something else.
+        ConfigError: There is no such file, or it is not the results of a comparison.
     """
     path = path / "results.json" if path.is_dir() else path
     try:
@@ -126,18 +126,18 @@ def read_results(path: Path) -> Results:
 
 
 def collect(plan: Plan, out: Path) -> Results:
-    """Read how every run of a plan stands.
+    """Read the state and results of every run of a plan.
 
     Args:
         plan: The plan.
         out: Folder of the comparison.
     """
-    runs = {address: Workplace(out, job).record() for address, job in plan.jobs.items()}
+    runs = {address: JobFolder(out, job).record() for address, job in plan.jobs.items()}
     recipes: dict[str, str] = {}
     for job in plan.jobs.values():
         recipes.setdefault(job.purpose.recipe, dumps(job.run))
     return Results(
-        suite=_told(plan.suite),
+        suite=_document_of(plan.suite),
         code=code_version(),
         hardware=_hardware(),
         rows=[_row(arm, plan, runs) for arm in plan.arms],
@@ -167,7 +167,7 @@ def _row(arm: Arm, plan: Plan, runs: Mapping[str, Mapping[str, Any]]) -> Row:
     )
 
 
-def _told(suite: Suite) -> dict[str, Any]:
+def _document_of(suite: Suite) -> dict[str, Any]:
     return {
         "name": suite.name,
         "question": suite.question,
@@ -215,7 +215,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the processor's own name where the system tells it."""
+    """Return the name of the processor, if the system states it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Results -> what they show: means with intervals, differences paired by seed, and significance in words.
+"""Results -> statistics: means with intervals, differences paired by seed, and significance in words.
 
 Bootstrap intervals of three seeds are too narrow, because three numbers can't show how far a fourth may fall; where an
 interval and the paired test disagree, believe the test. Its p-values are adjusted for the number of comparisons of a
@@ -35,11 +35,11 @@ class Summary:
         model: Name of the model.
         fraction: Share of the labels.
         method: Name of the method.
-        metric: What was measured.
-        values: One a seed.
-        mean: Their mean.
-        spread: Their standard deviation; none for one seed.
-        interval: Bootstrap confidence interval of the mean; none for one seed.
+        metric: Name of the metric.
+        values: One value per seed.
+        mean: Mean of the values.
+        spread: Standard deviation of the values; `None` for one seed.
+        interval: Bootstrap confidence interval of the mean; `None` for one seed.
         seconds: Mean time of a row, pretraining included.
     """
 
@@ -63,12 +63,12 @@ class Difference:
         downstream: Name of the downstream task.
         model: Name of the model.
         fraction: Share of the labels.
-        method: The one.
-        baseline: The other.
-        values: The one minus the other, one a seed.
-        mean: Their mean.
-        interval: Bootstrap confidence interval of the mean.
-        p: Of the paired t-test, adjusted for the comparisons of the task; none for fewer than two seeds.
+        method: Name of the first method.
+        baseline: Name of the second method.
+        values: First minus second, one value per seed.
+        mean: Mean of the values.
+        interval: Bootstrap confidence interval of the mean; `None` for one seed.
+        p: p-value of the paired t-test, adjusted for the comparisons of the task; `None` for fewer than two seeds.
     """
 
     downstream: str
@@ -87,7 +87,7 @@ class Difference:
         return self.p is not None and self.p < LEVEL
 
     def words(self) -> str:
-        """Say what the difference shows."""
+        """Return the direction and significance in words."""
         if self.p is None:
             return "one seed: shows nothing about chance"
         direction = "better" if self.mean > 0 else "worse" if self.mean < 0 else "equal"
@@ -100,10 +100,10 @@ class Difference:
 def summaries(results: Results) -> list[Summary]:
     """Summarise every method under every condition, in the order of the suite."""
     metrics = {entry["name"]: entry["metric"] for entry in results.suite["downstreams"]}
-    found = []
+    summarised = []
     for (downstream, model, fraction, method), rows in _grouped(results).items():
         values = tuple(float(row.results[metrics[downstream]]) for row in rows)
-        found.append(
+        summarised.append(
             Summary(
                 downstream=downstream,
                 model=model,
@@ -117,30 +117,30 @@ def summaries(results: Results) -> list[Summary]:
                 seconds=float(np.mean([row.seconds or 0.0 for row in rows])),
             )
         )
-    return found
+    return summarised
 
 
 def differences(results: Results, baseline: str) -> list[Difference]:
-    """Compare every method with one of them, seed by seed.
+    """Compare every method with a baseline, seed by seed.
 
     Args:
         results: The results.
-        baseline: Name of that method; where it was not measured there is nothing to compare.
+        baseline: Name of the baseline; if it was not measured, there are no differences.
     """
     groups = _grouped(results)
     metrics = {entry["name"]: entry["metric"] for entry in results.suite["downstreams"]}
-    found = []
+    compared = []
     for (downstream, model, fraction, method), rows in groups.items():
         others = groups.get((downstream, model, fraction, baseline), [])
         if method != baseline and others:
-            found.append(
+            compared.append(
                 _difference((downstream, model, fraction, method), baseline, rows, others, metrics[downstream])
             )
-    return _adjusted([difference for difference in found if difference.values])
+    return _adjusted([difference for difference in compared if difference.values])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the bootstrap confidence interval of a mean; none for one value.
+    """Return the bootstrap confidence interval of a mean; `None` for one value.
 
     Args:
         values: The sample.
@@ -150,28 +150,28 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     if len(set(values)) == 1:
         return values[0], values[0]
     # Percentiles and not the bias-corrected form, which is undefined for some samples as small as these.
-    found = stats.bootstrap(
+    bounds = stats.bootstrap(
         (np.asarray(values),), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(bounds.low), float(bounds.high)
 
 
 def judge(claim: Claim, results: Results, downstream: str) -> str:
-    """Say whether an ordering shows at this scale.
+    """Return in words whether a claim holds at this scale.
 
     Args:
-        claim: The ordering.
+        claim: The claim.
         results: The results.
-        downstream: The task that it is asked of.
+        downstream: Name of the downstream task on which it is checked.
     """
-    found = [
+    compared = [
         difference
         for difference in differences(results, claim.lower)
         if difference.method == claim.higher and difference.downstream == downstream
     ]
-    if not found:
+    if not compared:
         return "not measured"
-    verdicts = [f"{_verdict(claim, difference)} ({_told(difference)})" for difference in found]
+    verdicts = [f"{_verdict(claim, difference)} ({_in_numbers(difference)})" for difference in compared]
     return "; ".join(verdicts)
 
 
@@ -189,7 +189,7 @@ def _verdict(claim: Claim, difference: Difference) -> str:
     )
 
 
-def _told(difference: Difference) -> str:
+def _in_numbers(difference: Difference) -> str:
     low, high = difference.interval or (difference.mean, difference.mean)
     p = "" if difference.p is None else f", p = {difference.p:.2g}"
     return f"{100 * difference.mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]{p}"
@@ -226,21 +226,21 @@ def _paired(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     if len(set(values)) == 1:
-        # Without any spread the test is undefined: no difference at all, or the same one every time.
+        # The test is undefined for equal values: there is no difference at all, or always the same one.
         return 1.0 if values[0] == 0 else 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        found: Any = stats.ttest_1samp(values, 0.0)
-    return float(found.pvalue)
+        test: Any = stats.ttest_1samp(values, 0.0)
+    return float(test.pvalue)
 
 
-def _adjusted(found: list[Difference]) -> list[Difference]:
+def _adjusted(compared: list[Difference]) -> list[Difference]:
     """Adjust p-values for the number of comparisons of each downstream task."""
-    result = list(found)
-    for downstream in {difference.downstream for difference in found}:
-        places = [n for n, entry in enumerate(found) if entry.downstream == downstream and entry.p is not None]
+    result = list(compared)
+    for downstream in {difference.downstream for difference in compared}:
+        places = [n for n, entry in enumerate(compared) if entry.downstream == downstream and entry.p is not None]
         if places:
-            adjusted = stats.false_discovery_control([found[place].p for place in places])
+            adjusted = stats.false_discovery_control([compared[place].p for place in places])
             for place, p in zip(places, adjusted, strict=True):
-                result[place] = replace(found[place], p=float(p))
+                result[place] = replace(compared[place], p=float(p))
     return result

@@ -1,4 +1,4 @@
-"""nouns of a comparison: what is pretrained how, on what network, for which tasks, and how often."""
+"""Data classes of a comparison: data sets, pretraining methods, downstream tasks, claims and suites."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ Scale = Literal["tiny", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """Images that lie on disk.
+class ImagesOnDisk:
+    """A data set on disk.
 
     Attributes:
-        name: What a report calls them.
+        name: Name of the set in reports.
         specs: Data specifications, as recipes take them.
     """
 
@@ -27,14 +27,14 @@ class Given:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generated:
-    """Scenes that are drawn where they are needed.
+class GeneratedScenes:
+    """A data set of generated scenes, which is drawn when it is needed.
 
     Attributes:
-        name: What a report calls them.
-        images: How many.
+        name: Name of the set in reports.
+        images: Number of images.
         seed: Sets with different seeds share no image.
-        form: Bare images, images with boxes, or images with boxes, sky and ground.
+        form: Images without labels, images with boxes, or images with panoptic labels.
     """
 
     name: str
@@ -43,22 +43,22 @@ class Generated:
     form: Literal["images", "coco", "panoptic"] = "images"
 
 
-Data = Given | Generated
+Data = ImagesOnDisk | GeneratedScenes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to pretrain.
+    """A pretraining method.
 
     Attributes:
-        name: Short, unique within a suite.
-        title: What it is, in a few words.
+        name: Short name, unique within a suite.
+        title: Description in a few words.
         stages: Pretraining runs in order, without data and seed, each of which takes its backbone from the one before;
-            none for no pretraining.
-        role: Which of the two honest baselines it is, if any: `none` begins with fresh weights, `backbone` brings a
+            empty for no pretraining.
+        role: Whether it is one of the two required baselines: `none` starts with fresh weights, `backbone` with a
             pretrained backbone and a fresh transformer.
-        weights: Published weights of the backbone that it begins with; none keeps what its runs say.
-        missing: Why it can't be run here; it is reported so.
+        weights: Published weights of the backbone with which it starts; `None` keeps those of its runs.
+        missing: Why the method can't be run here, which the report states; empty if it can.
     """
 
     name: str
@@ -71,17 +71,17 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Downstream:
-    """What a detector is fine-tuned for and measured on.
+    """A downstream task: the data and runs of fine-tuning and evaluation.
 
     Attributes:
-        name: Short, unique within a suite.
-        stages: Fine-tuning runs in order, without data and seed; the last is measured.
-        train: Labelled images.
-        val: Labelled images to measure on.
-        unlabelled: What the detector is pretrained on before.
-        unlabelled_val: What pretraining is measured on.
-        metric: The measure that counts.
-        row: Method -> row of the suite's published table that states the same.
+        name: Short name, unique within a suite.
+        stages: Fine-tuning runs in order, without data and seed; the last one is evaluated.
+        train: Labelled images to fine-tune on.
+        val: Labelled images to evaluate on.
+        unlabelled: Images to pretrain on.
+        unlabelled_val: Images to evaluate pretraining on, or `None`.
+        metric: Name of the metric that is compared.
+        row: Method -> the corresponding row of the suite's published table.
     """
 
     name: str
@@ -96,13 +96,13 @@ class Downstream:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """An ordering that somebody stated and that a suite checks on each of its tasks.
+    """A published or our own statement that orders two methods, which a suite checks on each of its tasks.
 
     Attributes:
         words: The statement.
-        higher: Method that is stated to be better, or to be no better.
-        lower: Method that it is compared with.
-        kind: `at least`: the first is not worse; `no gain`: the first is not better.
+        higher: Name of the first method.
+        lower: Name of the second method.
+        kind: `at least`: the first is at least as good; `no gain`: the first is not better.
     """
 
     words: str
@@ -116,21 +116,22 @@ class Suite:
     """A whole comparison: methods x backbones x detectors x downstream tasks x label fractions x seeds.
 
     Attributes:
-        name: As on the command line.
-        question: What it asks.
+        name: Name on the command line.
+        question: The question that the suite answers.
         scale: `full` as published, `tiny` with the same axes in minutes.
-        methods: Ways to pretrain, both baselines among them.
-        backbones: Networks that look at images.
-        detectors: Detectors around them; all arms of a model get the same one.
-        downstreams: What is measured.
+        methods: Pretraining methods, including both baselines.
+        backbones: Backbones.
+        detectors: Detectors, each of which is combined with each backbone; all methods get the same models.
+        downstreams: Downstream tasks.
         fractions: Shares of the labelled images.
-        seeds: One fine-tuning each; the same order of images for every method.
-        pretrainings: Number of pretrainings of each method that seeds take turns with; one feeds all of them.
-        rates: Learning rates of fine-tuning to choose from, by one further seed, for every method alike; empty keeps
+        seeds: Seeds of fine-tuning; the order of images is the same for every method.
+        pretrainings: Number of pretraining runs per method, among which the seeds are divided.
+        rates: Learning rates of fine-tuning, of which every method gets the best one by a further seed; empty keeps
             those of the recipes.
-        threads: Threads of every run, because sums depend on it in their last digits; none leaves it to the machine.
-        claims: Orderings to check.
-        tables: Published tables that stand beside.
+        threads: Number of threads of every run, because it changes the last digits of sums; `None` leaves it to the
+            machine.
+        claims: Claims to check.
+        tables: Names of published tables to show in the report.
     """
 
     name: str
@@ -149,18 +150,18 @@ class Suite:
     tables: tuple[str, ...] = ()
 
     def problems(self) -> list[str]:
-        """Say what keeps this from being an honest comparison."""
+        """Return what keeps this suite from being a fair comparison."""
         axes = ("methods", "backbones", "detectors", "downstreams", "fractions", "seeds")
         wrong = [f"{what}: none; name at least one" for what in axes if not getattr(self, what)]
         for role, words in (("none", "no pretraining"), ("backbone", "backbone-only pretraining")):
             if not any(method.role == role for method in self.methods):
                 wrong.append(f"methods: the baseline of {words} is missing; add a method with role={role!r}")
-        for what, found in (
+        for what, values in (
             ("methods", [method.name for method in self.methods]),
             ("downstreams", [downstream.name for downstream in self.downstreams]),
             ("seeds", [str(seed) for seed in self.seeds]),
         ):
-            twice = sorted({name for name in found if found.count(name) > 1})
+            twice = sorted({name for name in values if values.count(name) > 1})
             wrong += [f"{what}: {name} occurs twice" for name in twice]
         wrong += [f"fractions: {share:g} is not between 0 and 1" for share in self.fractions if not 0 < share <= 1]
         if self.pretrainings < 1:
@@ -179,14 +180,14 @@ class Suite:
         """Return this suite if it can be run.
 
         Raises:
-            ConfigError: With one line a problem.
+            ConfigError: The suite is invalid; the message has one line per problem.
         """
         if wrong := self.problems():
             raise ConfigError([f"suite {self.name}: {line}" for line in wrong])
         return self
 
     def models(self) -> list[DetectorConfig]:
-        """Return every detector around every backbone."""
+        """Return every combination of a detector and a backbone."""
         return [
             override(detector, {"backbone": backbone}) for backbone in self.backbones for detector in self.detectors
         ]
@@ -194,26 +195,26 @@ class Suite:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a suite is made for.
+    """The choices with which a suite is built.
 
     Attributes:
-        scale: How large.
+        scale: Scale of the suite.
         places: Name -> data specification, as given on the command line.
-        seeds: How many seeds; none leaves it to the suite.
+        seeds: Number of seeds; `None` takes the suite's own.
     """
 
     scale: Scale = "tiny"
     places: Mapping[str, str] = field(default_factory=dict)
     seeds: int | None = None
 
-    def given(self, *names: str) -> list[Given]:
-        """Return data by name.
+    def given(self, *names: str) -> list[ImagesOnDisk]:
+        """Return data sets by name.
 
         Args:
-            names: What is needed; several specifications in one place are parted by commas.
+            names: Names of the data sets; commas separate several specifications of one set.
 
         Raises:
-            ConfigError: With a line for each that was not given.
+            ConfigError: A data set was not given; the message has one line per missing set.
         """
         if wrong := [
             f"{name}: not given; add --data {name}=SPECIFICATION (see docs/benchmarks.md for what the suite expects)"
@@ -221,13 +222,13 @@ class Setting:
             if name not in self.places
         ]:
             raise ConfigError(wrong)
-        return [Given(name=name, specs=tuple(self.places[name].split(","))) for name in names]
+        return [ImagesOnDisk(name=name, specs=tuple(self.places[name].split(","))) for name in names]
 
     def numbers(self, usual: int) -> tuple[int, ...]:
         """Return the seeds.
 
         Args:
-            usual: How many the suite takes if nobody says otherwise.
+            usual: Number of seeds if none was chosen.
         """
         return tuple(range(self.seeds or usual))
 

@@ -1,7 +1,7 @@
-"""Job <-> folder: where a run lives, who is at work in it, how it stands and what it measured.
+"""Job <-> folder: the files of a run, the lock on it, its state and its results.
 
-`OUT/runs/ADDRESS/` holds `recipe.toml` as it was launched, `job.json` with every launch, `log.txt` with what was said,
-and `run/`, an ordinary run folder.
+`OUT/runs/ADDRESS/` holds `recipe.toml` as it was launched, `job.json` with every launch, `log.txt` with the output, and
+`run/`, an ordinary run folder.
 """
 
 import json
@@ -19,14 +19,14 @@ from ssldet.jsonlines import read_lines
 from ssldet.locks import FolderLock
 from ssldet.recipe import fingerprint
 
-Standing = Literal["waiting", "started", "finished", "failed"]
+JobState = Literal["waiting", "started", "finished", "failed"]
 
 
-class Workplace:
+class JobFolder:
     """The folder of one job."""
 
     def __init__(self, out: Path, job: Job) -> None:
-        """Point at it; nothing is read or written.
+        """Set the paths without reading or writing anything.
 
         Args:
             out: Folder of the whole comparison.
@@ -39,8 +39,8 @@ class Workplace:
         self.recipe = self.path / "recipe.toml"
         self._lock = FolderLock(self.path, inherited=True)
 
-    def standing(self) -> Standing:
-        """Say how far the job is; a run that was interrupted counts as started."""
+    def state(self) -> JobState:
+        """Return the state of the job; an interrupted run counts as started."""
         status = self.run.status().get("status")
         if status == "finished" and self.run.weights.is_file():
             return "finished"
@@ -49,7 +49,7 @@ class Workplace:
         return "waiting" if status is None else "started"
 
     def note(self) -> dict[str, Any]:
-        """Read `job.json`; empty where there is none."""
+        """Return the contents of `job.json`; an empty dictionary if there is no such file."""
         try:
             return dict(json.loads((self.path / "job.json").read_text(encoding="utf-8")))
         except (OSError, ValueError):
@@ -61,23 +61,24 @@ class Workplace:
         write_whole(self.path / "job.json", (json.dumps(document, indent=2) + "\n").encode(), Disk())
 
     def claim(self) -> BinaryIO | None:
-        """Take the job, unless somebody else has it.
+        """Lock the job, unless another process has locked it.
 
-        The lock is the system's, on an open file that the launched process inherits: it is held as long as the runner
-        or the run is alive, and is free the moment both are dead, however they died.
+        The lock is held by the operating system on an open file that the launched process inherits: it lasts as long as
+        the runner or the run is alive, and is released when both have ended, even by a crash.
 
         Returns:
-            The open file to hand to the process; none where another runner, or a run that outlived its own, is at work.
+            The open file to pass to the process; `None` if another runner, or a run that outlived its runner, has
+            locked the job.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         return self._lock.file if self._lock.take() else None
 
     def owner(self) -> str:
-        """Say who holds, or held, the job; empty if it was given back in order."""
+        """Return the process that holds or held the lock; an empty string if it released the lock itself."""
         return self._lock.owner()
 
     def sign(self, process: int) -> None:
-        """Write down who is at work.
+        """Write the owner of the lock into the folder.
 
         Args:
             process: The run's process.
@@ -85,39 +86,39 @@ class Workplace:
         self._lock.sign(f"process {process} of runner {os.getpid()} on {socket.gethostname()}")
 
     def release(self) -> None:
-        """Give the job back."""
+        """Release the lock."""
         self._lock.release()
 
-    def tidy(self) -> None:
-        """Remove what a finished run no longer needs: its checkpoints are most of its size."""
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished run, which are most of its size."""
         shutil.rmtree(self.run.checkpoints, ignore_errors=True)
 
-    def last_words(self) -> str:
-        """Return why the last launch failed, as its log says."""
+    def failure_reason(self) -> str:
+        """Return why the last launch failed, according to its log."""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
-        told = [line for line in lines if line.startswith(("error:", "stopped:"))] or lines
-        return next((line for line in reversed(told) if line.strip()), "")
+        messages = [line for line in lines if line.startswith(("error:", "stopped:"))] or lines
+        return next((line for line in reversed(messages) if line.strip()), "")
 
     def size(self) -> int:
-        """Return what the folder holds, in bytes."""
+        """Return the size of the folder in bytes."""
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
 
     def record(self) -> dict[str, Any]:
-        """Return what is known of the job as plain values, without places on this machine."""
+        """Return everything about the job as plain values, without paths on this machine."""
         status, note = self.run.status(), self.note()
         lines = read_lines(self.run.path / "metrics.jsonl")
-        standing = self.standing()
+        state = self.state()
         return {
             "title": self.job.title,
             "purpose": vars(self.job.purpose),
             "task": type(self.job.run.task).__name__,
             "cite": self.job.run.task.cite,
             "kind": kind_of(self.job),
-            "status": standing,
-            "reason": str(note.get("failed") or "") if standing == "failed" else "",
+            "status": state,
+            "reason": str(note.get("failed") or "") if state == "failed" else "",
             "planned_steps": self.job.steps,
             "batch": self.job.run.data.batch_size,
             "needs": list(self.job.needs),
@@ -128,7 +129,7 @@ class Workplace:
             "device": status.get("device", ""),
             "versions": status.get("versions", {}),
             "images": status.get("images"),
-            "results": status.get("results", {}) if standing == "finished" else {},
+            "results": status.get("results", {}) if state == "finished" else {},
             "curve": [numbers_of(line) for line in lines if line.get("kind") == "eval"],
             "losses": thinned([(line["step"], line["loss"]) for line in lines if "loss" in line and "step" in line]),
         }
@@ -139,30 +140,30 @@ def run_of(out: Path, address: str) -> RunFolder:
 
     Args:
         out: Folder of the whole comparison.
-        address: Of a job.
+        address: Address of a job.
     """
     return RunFolder(out / "runs" / address / "run")
 
 
 def results_of(out: Path, address: str) -> dict[str, Any]:
-    """Return what a run measured; empty while it has not finished."""
+    """Return the results of a run; an empty dictionary while it has not finished."""
     status = run_of(out, address).status()
     return dict(status.get("results", {})) if status.get("status") == "finished" else {}
 
 
 def kind_of(job: Job) -> str:
-    """Return a word that runs share which cost the same a step: same task, network and batch."""
+    """Return a name that is common to runs with the same cost per step: same task, network, batch and data."""
     run = job.run
     return f"{type(run.task).__name__}-{run.data.batch_size}-{fingerprint(run.detector)[:6]}-{job.train.name}"
 
 
 def numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of the metrics file, groups left out."""
+    """Return the numbers of a line of the metrics file, without nested groups."""
     return {name: value for name, value in line.items() if isinstance(value, int | float) and name != "kind"}
 
 
 def thinned(points: list[tuple[float, float]], most: int = 60) -> list[tuple[float, float]]:
-    """Return at most so many points, evenly chosen, the last among them."""
+    """Return at most `most` points, evenly chosen, including the last one."""
     if len(points) <= most:
         return points
     return [points[round(number * (len(points) - 1) / (most - 1))] for number in range(most)]

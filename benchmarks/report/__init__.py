@@ -1,4 +1,4 @@
-"""Results -> one folder to read: HTML in one file, Markdown with drawings, CSV, LaTeX; `results.json` holds it all."""
+"""Results -> a report as one HTML file, Markdown with drawings, CSV and LaTeX."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +10,15 @@ from ssldet.report.page import Picture, Section, write_page
 
 
 def write_reports(results: Results, folder: Path, *, pictures: Path | None = None) -> Path:
-    """Write every form of the report.
+    """Write the report in all formats.
 
     Args:
-        results: What was measured, as far as it goes.
-        folder: Where to; it exists.
-        pictures: Folder of the comparison, for pictures of what was detected; none leaves them out.
+        results: The results, which may be incomplete.
+        folder: Existing folder to write to.
+        pictures: Folder of the comparison, for images with detections; `None` leaves them out.
 
     Returns:
-        The page.
+        Path of the HTML page.
     """
     parts = contents(results)
     (folder / "report.md").write_text(to_markdown(results, parts), encoding="utf-8")
@@ -27,14 +27,14 @@ def write_reports(results: Results, folder: Path, *, pictures: Path | None = Non
     _write_figures(
         {f"{part.file_of(name)}.svg": svg for part in parts for name, svg in part.drawings.items()}, folder / "figures"
     )
-    shown = [_section(part) for part in parts]
-    if pictures is not None and (found := _pictures(results, pictures)):
-        shown.insert(-3, Section(heading="What was detected", pictures=found))
+    sections = [_section(part) for part in parts]
+    if pictures is not None and (images := _pictures(results, pictures)):
+        sections.insert(-3, Section(heading="What was detected", pictures=images))
     suite = results.suite
     return write_page(
         folder / "report.html",
         f"{suite['name']}, {suite['scale']}",
-        shown,
+        sections,
         status="finished" if results.complete else "unfinished",
         figures=[("rows", str(len(results.rows))), ("runs", str(len(results.runs))), ("code", results.code)],
         lead=suite["question"],
@@ -42,7 +42,7 @@ def write_reports(results: Results, folder: Path, *, pictures: Path | None = Non
 
 
 def _write_figures(figures: Mapping[str, str], folder: Path) -> None:
-    """Write the drawings of this report, and remove those of an earlier one that it has no more."""
+    """Write the drawings of this report, and remove drawings that only an earlier report had."""
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.svg"):
         if old.name not in figures:
@@ -57,10 +57,10 @@ def _section(part: Part) -> Section:
 
 def _pictures(results: Results, out: Path) -> list[Picture]:
     """Return the last preview of the first seed of every method."""
-    found = []
+    pictures = []
     seed = min((row.arm.seed for row in results.measured()), default=0)
     for row in results.measured():
         drawn = sorted((out / "runs" / row.arm.jobs[-1] / "run" / "previews").glob("*.png"))
         if row.arm.seed == seed and drawn:
-            found.append(Picture(image=drawn[-1], caption=f"{row.arm.method}, {row.arm.downstream}, seed {seed}"))
-    return found
+            pictures.append(Picture(image=drawn[-1], caption=f"{row.arm.method}, {row.arm.downstream}, seed {seed}"))
+    return pictures

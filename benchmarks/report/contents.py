@@ -1,4 +1,4 @@
-"""Results -> the parts of a report, in words, tables and drawings, without a word on the form they take."""
+"""Results -> the parts of a report as text, tables and drawings, independent of the file format."""
 
 import re
 from collections import defaultdict
@@ -16,20 +16,20 @@ from ssldet.report.sections import Table
 from ssldet.report.wording import duration
 
 PERCENT = 100.0
-"""Measures are shares inside and percentages in a report, as papers print them."""
+"""Metrics are shares in the code and percentages in a report, as in papers."""
 
 DASH = "\u2013"
-"""Stands where there is nothing to say."""
+"""Fills a cell without a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A heading and what stands below it.
+    """A heading and its contents.
 
     Attributes:
         heading: The heading.
         text: Paragraphs.
-        code: Kept line by line.
+        code: Preformatted text.
         table: A table.
         drawings: Title -> SVG.
     """
@@ -47,7 +47,7 @@ class Part:
 
 
 def contents(results: Results) -> list[Part]:
-    """Return everything that a report says, in order."""
+    """Return all parts of a report, in order."""
     parts = [
         _verdicts(results),
         _main(results),
@@ -72,7 +72,7 @@ _LEARNING = (
 
 
 def result_table(results: Results) -> Table:
-    """Return one line a method and condition: mean, spread, interval, differences, published figure."""
+    """Return one row per method and condition: mean, spread, interval, differences, published figure."""
     against = {role: _by_group(results, role) for role in ("none", "backbone")}
     rows = []
     for summary in summaries(results):
@@ -104,7 +104,7 @@ def result_table(results: Results) -> Table:
 
 
 def published_figure(results: Results, summary: Summary) -> float | str:
-    """Return the figure that the paper printed for the same row at full scale, or a dash."""
+    """Return the figure that the paper published for the same row at full scale, or a dash."""
     task = next(entry for entry in results.suite["downstreams"] if entry["name"] == summary.downstream)
     row = task.get("row", {}).get(summary.method)
     for name in results.suite["tables"]:
@@ -143,11 +143,11 @@ def _published(results: Results) -> list[Part]:
 
 
 def _costs(results: Results) -> Part:
-    found = summaries(results)
+    entries = summaries(results)
     baseline = _name_of(results, "none")
-    plain = {(entry.downstream, entry.model, entry.fraction): entry for entry in found if entry.method == baseline}
+    plain = {(entry.downstream, entry.model, entry.fraction): entry for entry in entries if entry.method == baseline}
     rows = []
-    for entry in found:
+    for entry in entries:
         base = plain.get((entry.downstream, entry.model, entry.fraction))
         gain = None if base is None else PERCENT * (entry.mean - base.mean)
         minutes = None if base is None else (entry.seconds - base.seconds) / 60
@@ -162,14 +162,14 @@ def _costs(results: Results) -> Part:
 
 
 def _pretraining(results: Results) -> Part:
-    told: dict[str, dict[str, Any]] = {}
+    numbers_of: dict[str, dict[str, Any]] = {}
     for record in results.runs.values():
         if record["purpose"]["verb"] == "pretrain" and record["status"] == "finished":
             numbers = {name: value for name, value in record["results"].items() if isinstance(value, int | float)}
             losses = [value for _, value in record["losses"][-5:] if value is not None]
-            told[record["title"]] = {**numbers, "last loss": fmean(losses) if losses else None}
-    names = list(dict.fromkeys(name for numbers in told.values() for name in numbers))
-    rows = [(title, *(numbers.get(name) for name in names)) for title, numbers in told.items()]
+            numbers_of[record["title"]] = {**numbers, "last loss": fmean(losses) if losses else None}
+    names = list(dict.fromkeys(name for numbers in numbers_of.values() for name in numbers))
+    rows = [(title, *(numbers.get(name) for name in names)) for title, numbers in numbers_of.items()]
     return Part(
         heading="Pretraining",
         text="Measured on held-out images where the task has a measure; losses of different tasks do not compare."

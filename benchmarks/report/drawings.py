@@ -1,4 +1,4 @@
-"""Results -> curves: a measure against epochs, against all compute and against labels; losses of pretraining."""
+"""Results -> curves: a metric against epochs, total compute and labels; losses of pretraining."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -8,11 +8,11 @@ from benchmarks.results import Results, Row
 from ssldet.report.curves import Points, seed_curves
 
 Runs = dict[str, list[Points]]
-"""Method -> one curve a seed."""
+"""Method -> one curve per seed."""
 
 
 def drawings_of_learning(results: Results) -> dict[str, str]:
-    """Draw every task's measure while fine-tuning, against epochs and against the time of all stages."""
+    """Draw every task's metric during fine-tuning, against epochs and against the time of all stages."""
     drawings = {}
     for task in results.suite["downstreams"]:
         name, metric = task["name"], task["metric"]
@@ -20,7 +20,7 @@ def drawings_of_learning(results: Results) -> dict[str, str]:
         compute: Runs = defaultdict(list)
         for row, last in _rows(results, name):
             points = [(point["step"], point[metric]) for point in last["curve"] if metric in point]
-            # A curve begins at nothing learned.
+            # Before its first step a detector scores zero.
             points = [(0.0, 0.0), *points]
             epoch = last["batch"] / max(1, last["images"] or 1)
             second = (last["seconds"] or 0.0) / max(1, last["steps"])
@@ -35,18 +35,18 @@ def drawings_of_learning(results: Results) -> dict[str, str]:
 
 
 def drawings_of_labels(results: Results) -> dict[str, str]:
-    """Draw every task's final measure against the share of labels, where there are several shares."""
+    """Draw every task's final metric against the share of labels, if there are several shares."""
     if len(results.suite["fractions"]) < 2:
         return {}
     drawings = {}
     for task in results.suite["downstreams"]:
-        found: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+        curves: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
         for row, _ in _rows(results, task["name"]):
             value = row.results.get(task["metric"])
             if isinstance(value, int | float):
-                found[_label(row, results, fraction=False), row.arm.seed].append((row.arm.fraction, value))
+                curves[_label(row, results, fraction=False), row.arm.seed].append((row.arm.fraction, value))
         groups: Runs = defaultdict(list)
-        for (label, _), points in found.items():
+        for (label, _), points in curves.items():
             groups[label].append(points)
         if groups:
             title = f"{task['name']}: fewer labels"
@@ -55,7 +55,7 @@ def drawings_of_labels(results: Results) -> dict[str, str]:
 
 
 def drawings_of_pretraining(results: Results) -> dict[str, str]:
-    """Draw the loss of every pretraining."""
+    """Draw the losses of all pretraining runs."""
     groups: Runs = defaultdict(list)
     for record in results.runs.values():
         purpose = record["purpose"]

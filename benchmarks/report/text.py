@@ -14,16 +14,16 @@ _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", DASH: 
 
 
 def to_markdown(results: Results, parts: Sequence[Part]) -> str:
-    """Return the whole report but the recipes; drawings are files beside it.
+    """Return the whole report without the recipes; drawings are separate files.
 
     Args:
-        results: What was measured.
-        parts: What to say.
+        results: The results.
+        parts: Parts of the report.
     """
     suite = results.suite
     blocks = [f"# {suite['name']}, {suite['scale']}", suite["question"]]
     for place, part in enumerate(parts):
-        # What shows comes first and needs no heading.
+        # The first part needs no heading.
         blocks += [f"## {part.heading}"] if place else []
         blocks += [part.text] if part.text else []
         blocks += [_markdown(part.table)] if part.table and part.table.rows else []
@@ -34,7 +34,7 @@ def to_markdown(results: Results, parts: Sequence[Part]) -> str:
 
 
 def to_csv(results: Results) -> str:
-    """Return one line a row of the result, trials and rows without result included."""
+    """Return one line per row of the result, including trials and rows without a result."""
     names = sorted(
         {name for row in results.rows for name, value in row.results.items() if isinstance(value, int | float)}
     )

@@ -1,4 +1,4 @@
-"""name -> suite: every comparison that the project defines; each is a function of a setting and reads as a document."""
+"""name -> suite: all comparisons that the project defines, each a function of a `Setting`."""
 
 from benchmarks.suite import Setting, Suite, SuiteFunction
 from benchmarks.suites import ours, paper, smoke
@@ -18,7 +18,7 @@ SUITES: dict[str, SuiteFunction] = {
     "zoo": ours.zoo,
     "own_data": ours.own_data,
 }
-"""Name -> function."""
+"""Name -> function that builds the suite."""
 
 
 def find_suite(name: str, setting: Setting) -> Suite:
@@ -26,10 +26,10 @@ def find_suite(name: str, setting: Setting) -> Suite:
 
     Args:
         name: One of `SUITES`.
-        setting: What it is made for.
+        setting: Scale, data and seeds.
 
     Raises:
-        ConfigError: No such suite, or data that it needs were not given.
+        ConfigError: There is no such suite, or a data set that it needs was not given.
     """
     if name not in SUITES:
         raise ConfigError(f"no suite {name!r}{suggest(name, SUITES)}; there are {', '.join(SUITES)}")

@@ -1,4 +1,4 @@
-"""setting -> comparisons of our own: what matching teaches, which task pays, and whether one does on your data."""
+"""`Setting` -> our own comparisons: scopes of matching, all pretext tasks, and pretraining on your own data."""
 
 from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
 from benchmarks.suites import parts
@@ -11,7 +11,7 @@ JITTER = {"none": 0.0, "half": 0.5, "full": 1.0}
 
 
 def matching(setting: Setting) -> Suite:
-    """Own groups or all queries x strength of jitter. Full: `imagenet`, `voc_train`, `voc_test`."""
+    """Matching in own groups or over all queries x strength of jitter. Full: `imagenet`, `voc_train`, `voc_test`."""
     scale = setting.scale
     methods = [parts.none(), parts.backbone_only(scale)]
     strengths = [name for name in JITTER if scale == "full" or name != "half"]
@@ -50,10 +50,10 @@ def zoo(setting: Setting) -> Suite:
     if scale == "tiny":
         methods.append(parts.both(scale))
     for name in names("ssldet.tasks"):
-        # What stands there as a method or a baseline already is not run twice.
-        there = {type(stage.task) for method in methods for stage in method.stages}
+        # A task that one of the methods above uses is not added again.
+        used = {type(stage.task) for method in methods for stage in method.stages}
         task = find("ssldet.tasks", name)
-        if task in there or not issubclass(task, PretextTask):
+        if task in used or not issubclass(task, PretextTask):
             continue
         if f"{name}/{recipe}" in names("ssldet.recipes"):
             methods.append(Method(name=name, title=name, stages=(parts.recipe(f"{name}/{recipe}"),)))
@@ -68,7 +68,7 @@ def zoo(setting: Setting) -> Suite:
 
 
 def own_data(setting: Setting) -> Suite:
-    """Your images: `images` without labels, `train` and `val` with; tiny is a first look, full a real answer."""
+    """Your data: `images` without labels, `train` and `val` with labels; tiny gives a first impression only."""
     scale = setting.scale
     images, train, val = setting.given("images", "train", "val")
     if scale == "tiny":
@@ -82,7 +82,7 @@ def own_data(setting: Setting) -> Suite:
 
 
 def _jitter(strength: float) -> dict[str, object]:
-    """Return UP-DETR's jitter of patches times a strength."""
+    """Return UP-DETR's jitter of patches, multiplied by a strength."""
     usual = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.2, "blur": 0.5}
     chances: dict[str, object] = {"task.jitter.probability": 0.8 if strength else 0.0}
     if not strength:

@@ -1,7 +1,7 @@
-"""setting -> the tables and figures of UP-DETR (Dai et al. 2021), at its scale or with the same axes in minutes.
+"""`Setting` -> the tables and figures of UP-DETR (Dai et al. 2021), at its scale or with the same axes in minutes.
 
-At full scale each function says what `--data` must name; learning rates are those of the recipes, the same for every
-method. One seed is what the paper has; `--seeds` takes more.
+The docstring of each function lists the data sets that `--data` must name at full scale; learning rates are those of
+the recipes, the same for every method. At full scale there is one seed, as in the paper; `--seeds` takes more.
 """
 
 from benchmarks.suite import Claim, Data, Downstream, Method, Setting, Suite
@@ -135,14 +135,14 @@ def table5(setting: Setting) -> Suite:
     scale = setting.scale
     cases = {"a": (False, False), "b": (True, False), "c": (False, True), "d": (True, True)}
     methods = [parts.none(), parts.backbone_only(scale)]
-    for case, (frozen, rebuilt) in cases.items():
-        words = f"backbone {'frozen' if frozen else 'learns'}, {'with' if rebuilt else 'without'} reconstruction"
-        # The paper's target was not detached, which is what can collapse in case (c); frozen, it makes no difference.
+    for case, (frozen, reconstruction) in cases.items():
+        words = f"backbone {'frozen' if frozen else 'learns'}, {'with' if reconstruction else 'without'} reconstruction"
+        # The paper's target was not detached, so it can collapse in case (c); if frozen, it makes no difference.
         method = parts.updetr(
             scale,
             f"({case})",
             words,
-            {"task.freeze_backbone": frozen, "task.reconstruction": rebuilt, "task.detach_target": frozen}
+            {"task.freeze_backbone": frozen, "task.reconstruction": reconstruction, "task.detach_target": frozen}
             | _ablation(setting),
         )
         methods.append(method)
@@ -166,15 +166,15 @@ def table5(setting: Setting) -> Suite:
 def table6(setting: Setting) -> Suite:
     """One patch or ten. Full: `imagenet`, `voc_train`, `voc_test`."""
     scale = setting.scale
-    single = parts.updetr(scale, "M=1", "one patch an image", {"task.num_patches": 1} | _ablation(setting))
-    multi = parts.updetr(scale, "M=10", "ten patches an image", _ablation(setting))
+    single = parts.updetr(scale, "M=1", "one patch per image", {"task.num_patches": 1} | _ablation(setting))
+    multi = parts.updetr(scale, "M=10", "ten patches per image", _ablation(setting))
     methods = [parts.none(), parts.backbone_only(scale), single, multi]
     downstreams = _short(setting, {"backbone": "DETR", "M=1": "1", "M=10": "10"})
     claims = [
         Claim(words="ten patches are at least as good as one", higher="M=10", lower="M=1"),
         Claim(words="one patch is at least as good as no pretraining", higher="M=1", lower="none"),
     ]
-    return _suite("table6", "One patch an image or ten?", setting, methods, downstreams, claims)
+    return _suite("table6", "One patch per image or ten?", setting, methods, downstreams, claims)
 
 
 def fig6(setting: Setting) -> Suite:
@@ -210,7 +210,7 @@ def fig7(setting: Setting) -> Suite:
 
 
 def _ablation(setting: Setting) -> dict[str, object]:
-    """Return how the paper's ablations were pretrained: 15 epochs with a drop at 10."""
+    """Return the schedule with which the paper pretrained its ablations: 15 epochs with a drop at 10."""
     return {"budget.epochs": 15.0, "optim.drops": (2 / 3,)} if setting.scale == "full" else {}
 
 

@@ -1,10 +1,10 @@
-"""scale -> what suites are made of: networks, pretraining methods with their baselines, tasks."""
+"""Building blocks of suites, by scale: networks, pretraining methods, baselines and downstream tasks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from benchmarks.suite import Data, Downstream, Generated, Given, Method, Scale, Setting
+from benchmarks.suite import Data, Downstream, GeneratedScenes, ImagesOnDisk, Method, Scale, Setting
 from ssldet.detectors.base import DetectorConfig, backbone_of
 from ssldet.engine.run import Run
 from ssldet.nn.backbones import BackboneConfig
@@ -12,17 +12,17 @@ from ssldet.recipe import override
 from ssldet.registry import find, names
 
 RECIPES = {"full": "random_query_patch/paper", "tiny": "random_query_patch/tiny"}
-"""Scale -> what stands for UP-DETR. At tiny scale it matches within own groups: over all queries it learns nothing
-there, as `ours/matching` measures."""
+"""Scale -> recipe of UP-DETR. The tiny recipe matches within own groups, because with matching over all queries it
+learns nothing at that scale, as `ours/matching` measures."""
 
 BACKBONE_TASKS = ("swav", "moco_v2")
-"""Pretext tasks that teach a backbone alone, the preferred one first."""
+"""Pretext tasks that train a backbone alone, the preferred one first."""
 
 TINY_PRETRAINING: Mapping[str, object] = {"budget.steps": 500, "checkpoint.every_steps": 100, "optim.lr_backbone": 5e-4}
-"""How tiny pretraining differs from its recipe: shorter, and a backbone that is not frozen learns as in fine-tuning."""
+"""Changes of the recipe for tiny pretraining: fewer steps, and fine-tuning's rate for a backbone that is trained."""
 
 SHORT, LONG = 80, 160
-"""Steps of tiny fine-tuning in place of the paper's 150 and 300 epochs."""
+"""Steps of tiny fine-tuning, instead of the paper's 150 and 300 epochs."""
 
 ON_DISK = 800
 """Steps of tiny fine-tuning on real images, which are harder than generated ones."""
@@ -40,7 +40,7 @@ def detectors(scale: Scale) -> tuple[DetectorConfig, ...]:
 
 
 def backbones(scale: Scale) -> tuple[BackboneConfig, ...]:
-    """Return the backbone of a scale, with fresh weights: methods bring their own."""
+    """Return the backbone of a scale with fresh weights; methods may set published weights."""
     detector = detectors(scale)[0]
     backbone = backbone_of(detector)
     return () if backbone is None else (replace(backbone, weights=None),)
@@ -61,10 +61,10 @@ def backbone_only(scale: Scale) -> Method:
 
 
 def backbone_stage() -> tuple[tuple[Run, ...], str]:
-    """Return a run that teaches a tiny backbone alone, or why there is none."""
-    known = names("ssldet.recipes")
+    """Return a run that trains a tiny backbone alone, or no run and the reason."""
+    recipes = names("ssldet.recipes")
     for task in BACKBONE_TASKS:
-        if f"{task}/tiny" in known:
+        if f"{task}/tiny" in recipes:
             return (recipe(f"{task}/tiny"),), ""
     return (), f"no pretext task for backbones is installed (looked for: {', '.join(BACKBONE_TASKS)})"
 
@@ -75,9 +75,9 @@ def updetr(
     """Return random query patch detection: on SwAV's backbone at full scale, on a fresh one at tiny scale.
 
     Args:
-        scale: How large.
-        name: Of the method.
-        title: What it is.
+        scale: Scale of the suite.
+        name: Name of the method.
+        title: Description in a few words.
         changes: Dotted fields of the recipe and their values.
     """
     tiny = TINY_PRETRAINING if scale == "tiny" else {}
@@ -93,9 +93,9 @@ def both(scale: Scale) -> Method:
     return replace(whole, name="both", title=title, stages=(*stage, *whole.stages), missing=missing)
 
 
-def scenes(name: str, images: int, seed: int, form: str = "images") -> Generated:
-    """Return a generated set."""
-    return Generated(name=name, images=images, seed=seed, form=form)  # type: ignore[arg-type]  # a word of its field
+def scenes(name: str, images: int, seed: int, form: str = "images") -> GeneratedScenes:
+    """Return a set of generated scenes."""
+    return GeneratedScenes(name=name, images=images, seed=seed, form=form)  # type: ignore[arg-type]  # one of the field's values
 
 
 def detection_on_scenes(
@@ -104,11 +104,11 @@ def detection_on_scenes(
     """Return detection on generated scenes.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         steps: Steps of fine-tuning.
         labelled: Number of training images.
-        metric: The measure that counts.
-        row: See `Downstream.row`.
+        metric: Name of the metric that is compared.
+        row: Method -> row of a published table, as in `Downstream.row`.
     """
     return Downstream(
         name=name,
@@ -123,7 +123,7 @@ def detection_on_scenes(
 
 
 def tiny_detection(steps: int) -> Run:
-    """Return the tiny detection recipe with a length, measured four times on the way."""
+    """Return the tiny detection recipe with a number of steps and four evaluations."""
     changes: dict[str, object] = {
         "budget.steps": steps,
         "evaluate_every": max(1, steps // 4),
@@ -133,11 +133,11 @@ def tiny_detection(steps: int) -> Run:
 
 
 def detection_on_disk(setting: Setting, metric: str = "AP") -> tuple[Downstream, ...]:
-    """Return detection on small images of one's own, if `photos`, `cards` and `cards_val` were given.
+    """Return detection on images on disk, if `photos`, `cards` and `cards_val` were given.
 
     Args:
-        setting: Holds the places.
-        metric: The measure that counts.
+        setting: The choices, with the data sets.
+        metric: Name of the metric that is compared.
     """
     if "cards" not in setting.places:
         return ()
@@ -149,27 +149,27 @@ def detection_on_disk(setting: Setting, metric: str = "AP") -> tuple[Downstream,
 def short_detection(
     setting: Setting, metric: str = "AP", row: Mapping[str, str] | None = None
 ) -> tuple[Downstream, ...]:
-    """Return what comparisons at tiny scale measure: a short schedule on generated scenes, and images on disk if given.
+    """Return the tiny downstream tasks: a short schedule on generated scenes and, if given, images on disk.
 
     Args:
-        setting: Holds the places.
-        metric: The measure that counts.
-        row: See `Downstream.row`.
+        setting: The choices, with the data sets.
+        metric: Name of the metric that is compared.
+        row: Method -> row of a published table, as in `Downstream.row`.
     """
     return (detection_on_scenes("short", SHORT, metric=metric, row=row), *detection_on_disk(setting, metric))
 
 
 def full_detection(
-    name: str, data: tuple[Data, Data, Given], epochs: float, row: Mapping[str, str], metric: str = "AP"
+    name: str, data: tuple[Data, Data, ImagesOnDisk], epochs: float, row: Mapping[str, str], metric: str = "AP"
 ) -> Downstream:
     """Return detection at full scale.
 
     Args:
-        name: Of the task.
-        data: Training images, images to measure on, and what is pretrained on.
-        epochs: Length of fine-tuning.
-        row: See `Downstream.row`.
-        metric: The measure that counts.
+        name: Name of the task.
+        data: Images to fine-tune on, to evaluate on, and to pretrain on.
+        epochs: Epochs of fine-tuning.
+        row: Method -> row of a published table, as in `Downstream.row`.
+        metric: Name of the metric that is compared.
     """
     run = override(recipe("detection/r50"), {"budget.epochs": epochs, "evaluate_every": 0})
     train, val, unlabelled = data

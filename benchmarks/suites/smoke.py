@@ -1,4 +1,4 @@
-"""setting -> the smallest suite that takes every road of the runner."""
+"""`Setting` -> the smallest suite that uses every feature of the runner."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ STEPS = {"pretraining": 24, "fine-tuning": 16}
 
 
 def smoke(setting: Setting) -> Suite:
-    """Pretrain for a moment, fine-tune with two seeds, compare."""
+    """Test the runner: pretrain for a few steps, fine-tune with two seeds, compare."""
     steps: dict[str, object] = {"budget.steps": STEPS["pretraining"], "checkpoint.every_steps": 6, "data.batch_size": 8}
     methods = [parts.none(), parts.backbone_only("tiny"), parts.updetr("tiny"), parts.both("tiny")]
     methods = [replace(entry, stages=tuple(override(run, steps) for run in entry.stages)) for entry in methods]

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import pytest
 
-from benchmarks.comparing import Compared, compare
+from benchmarks.comparing import FinishedComparison, compare
 from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
 from benchmarks.suites import find_suite
 from ssldet.cli import main
@@ -72,9 +72,9 @@ def suite() -> Suite:
 
 
 @pytest.fixture(scope="session")
-def carried_out(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compared, InProcess]:
+def carried_out(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinishedComparison, InProcess]:
     """The suite, undisturbed: its folder, what it came to, and what was started."""
     out, start = tmp_path_factory.mktemp("undisturbed"), InProcess()
     compared = compare(suite, out=out, start=start)
-    assert isinstance(compared, Compared)
+    assert isinstance(compared, FinishedComparison)
     return out, compared, start

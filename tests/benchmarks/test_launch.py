@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.comparing import Compared, compare
+from benchmarks.comparing import FinishedComparison, compare
 from benchmarks.launch import Runner, command_of, start_process
 from benchmarks.plan import Plan, plan_suite
 from benchmarks.suite import Suite
-from benchmarks.work import Workplace
+from benchmarks.work import JobFolder
 from ssldet.engine.progress import Progress
 from ssldet.errors import ConfigError, StoppedError
 from ssldet.recipe import override
@@ -28,13 +28,13 @@ def carry_out(plan: Plan, out: Path, start: Any, **choices: Any) -> None:
 
 
 def results(plan: Plan, out: Path) -> dict[str, Any]:
-    return {address: Workplace(out, job).record()["results"] for address, job in plan.jobs.items()}
+    return {address: JobFolder(out, job).record()["results"] for address, job in plan.jobs.items()}
 
 
 @pytest.mark.slow
 def test_a_suite_that_was_cut_off_goes_on_and_ends_in_the_same_numbers(
     suite: Suite,
-    carried_out: tuple[Path, Compared, InProcess],
+    carried_out: tuple[Path, FinishedComparison, InProcess],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -73,7 +73,7 @@ def test_a_process_killed_for_good_goes_on_from_its_checkpoint(
     task = replace(suite.downstreams[0], stages=longer)
     plan = plan_suite(replace(suite, downstreams=(task,), seeds=(0,))).only(lambda name: name.startswith("none"))
     (job,) = plan.jobs.values()
-    place, began = Workplace(tmp_path / "cut", job), []
+    place, began = JobFolder(tmp_path / "cut", job), []
 
     def start(*words: Any) -> Any:
         began.append(start_process(*words))
@@ -86,7 +86,7 @@ def test_a_process_killed_for_good_goes_on_from_its_checkpoint(
         time.sleep(0.02)
     os.killpg(began[0].pid, signal.SIGKILL)
     began[0].wait()
-    assert place.standing() == "started"
+    assert place.state() == "started"
     # The runner dies as well: what it held is free, and what it wrote down tells who it was.
     runner._active[job.address][0]._lock.file.close()
     with caplog.at_level("INFO"):
@@ -121,10 +121,10 @@ def test_a_run_that_fails_is_told_and_the_rest_goes_on(suite: Suite, tmp_path: P
 def test_a_run_that_somebody_else_makes_is_left_to_them(suite: Suite, tmp_path: Path) -> None:
     plan = plan_suite(suite)
     job = next(iter(plan.jobs.values()))
-    other = Workplace(tmp_path, job)
+    other = JobFolder(tmp_path, job)
     assert other.claim() is not None
     other.sign(4711)
-    mine = Workplace(tmp_path, job)
+    mine = JobFolder(tmp_path, job)
     assert mine.claim() is None
     assert "process 4711" in mine.owner()
     other.release()

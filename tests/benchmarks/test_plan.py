@@ -8,7 +8,7 @@ from benchmarks.address import data_version
 from benchmarks.comparing import compare
 from benchmarks.cost import Forecast
 from benchmarks.plan import plan_suite
-from benchmarks.suite import Given, Scale, Setting, Suite
+from benchmarks.suite import ImagesOnDisk, Scale, Setting, Suite
 from benchmarks.suites import SUITES, find_suite
 from downstream.annotations.shapes import write_shapes
 from ssldet.recipe import check, override
@@ -79,7 +79,7 @@ def test_an_address_knows_contents_and_not_places(suite: Suite, tmp_path: Path) 
 
     def addresses(folder: str, **changes: object) -> list[str]:
         spec = f"coco:{tmp_path / folder / 'instances.json'}:{tmp_path / folder / 'images'}"
-        task = replace(suite.downstreams[0], train=Given(name="mine", specs=(spec,)))
+        task = replace(suite.downstreams[0], train=ImagesOnDisk(name="mine", specs=(spec,)))
         task = replace(task, stages=tuple(override(run, changes) for run in task.stages))
         return list(plan_suite(replace(suite, downstreams=(task,))).jobs)
 

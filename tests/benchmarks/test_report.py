@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.comparing import Compared
+from benchmarks.comparing import FinishedComparison
 from benchmarks.published import TABLES
 from benchmarks.results import read_results
 from ssldet.errors import ConfigError
@@ -16,7 +16,9 @@ from tests.benchmarks.conftest import InProcess
 
 
 @pytest.mark.slow
-def test_a_comparison_is_told_in_every_form(carried_out: tuple[Path, Compared, InProcess], tmp_path: Path) -> None:
+def test_a_comparison_is_told_in_every_form(
+    carried_out: tuple[Path, FinishedComparison, InProcess], tmp_path: Path
+) -> None:
     out, compared, _ = carried_out
     folder, results = compared.report, compared.results
     assert results.complete
