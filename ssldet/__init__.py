@@ -97,7 +97,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the room of a name on first use."""
+    """Import the module of a name on first use."""
     if name not in _HOME:
         raise AttributeError(f"module 'ssldet' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)

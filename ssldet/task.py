@@ -1,4 +1,4 @@
-"""The interface of the house: what a pretext task, a labelled task and a metric must offer, and no more.
+"""The interface: what a pretext task, a labelled task and a metric must offer, and no more.
 
 A task is a frozen dataclass: its fields are its configuration. It makes problems out of images (`views`, in the
 loader's workers) and teaches the detector to solve them (`objective`, on the device). The two are separate because one

@@ -57,7 +57,7 @@ class Scene:
         labels: Class index of each object.
         areas: Number of visible pixels of each object.
         segments: Which object each pixel shows, counted from 1; 0 where none does.
-        stuff: Which of `STUFF` each pixel shows, -1 where none; none where the background was not split.
+        stuff: Which of `STUFF` each pixel shows, -1 for neither; `None` where the background was not split.
     """
 
     image: UInt8[np.ndarray, "H W 3"]

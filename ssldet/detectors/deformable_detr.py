@@ -70,15 +70,15 @@ class DeformableDETR(Detector):
         """Join the parts.
 
         Args:
-            backbone: See the attributes.
-            projection: See the attributes.
+            backbone: Images -> levels.
+            projection: Levels -> maps of the transformer's width.
             position: Padding -> position encoding.
-            level_embedding: See the attributes.
-            encoder: See the attributes.
-            decoder: See the attributes.
+            level_embedding: Tells the levels apart.
+            encoder: Cells -> encoded cells.
+            decoder: Queries, encoded cells -> states and boxes.
             asks: The learned queries, or what makes queries of proposals.
-            box_head: See the attributes.
-            class_head: See the attributes.
+            box_head: One head per decoder layer, and one for proposals, or one for all.
+            class_head: Likewise.
             scores: How the outputs of the class heads are read.
             num_classes: Number of classes.
             num_queries: Number of object queries.

@@ -60,8 +60,8 @@ class Checkpoints:
         """Look at a folder; nothing is read or written yet.
 
         Args:
-            folder: See the attributes; made when first needed.
-            keep: See the attributes; at least 2, so that a damaged one has a fallback.
+            folder: Where the checkpoints are; made when first needed.
+            keep: How many of the newest are kept; at least 2, so that a damaged one has a fallback.
             disk: Does the work; tests give one that fails.
         """
         self.folder, self.keep, self.disk = folder, max(2, keep), disk or Disk()
@@ -104,7 +104,7 @@ class Checkpoints:
             self.disk.remove(_sum_of(self.path(old)))
 
     def newest(self, fault: Callable[[Mapping[str, Any]], str] = lambda _: "") -> Restored | None:
-        """Return the newest valid checkpoint, none where there are none; damaged ones that are newer are warned of.
+        """Return the newest valid checkpoint, `None` where there are none; damaged ones that are newer are warned of.
 
         Args:
             fault: Says why a checkpoint that reads well can't be gone on from; empty where it can.

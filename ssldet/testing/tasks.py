@@ -37,7 +37,7 @@ def check_pretext_task(task: PretextTask, detector: DetectorConfig | None = None
 
     Args:
         task: Any pretext task, set up small: each law runs on the CPU.
-        detector: A small detector that suits the task; none takes that of the task's own recipe `NAME/tiny`.
+        detector: A small detector that suits the task; `None` takes that of the task's own recipe `NAME/tiny`.
 
     Raises:
         AssertionError: A law is broken; the message says which and how.

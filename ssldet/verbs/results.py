@@ -70,7 +70,7 @@ class PanopticResults:
         """Make the folder.
 
         Args:
-            path: See the attributes.
+            path: The JSON file.
             source: Knows the ids, for `take`.
 
         Raises:

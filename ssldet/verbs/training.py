@@ -109,8 +109,8 @@ def compose(
             task without recipes gets a run of defaults, whose length is chosen in `pretrain`.
         backbone: A backbone's name; or the path of its weights where they tell the network; or a network of your own
             with its weights (see `ssldet.register_backbone`), which is registered by the name of its class and learns
-            from its first stage on; none keeps the detector's.
-        detector: The detector; none keeps the recipe's.
+            from its first stage on; `None` keeps the detector's.
+        detector: The detector; `None` keeps the recipe's.
 
     Raises:
         ConfigError: There is no such task or recipe, or a task without recipes came without a detector.
@@ -161,7 +161,7 @@ def pretrain(
         backbone: A backbone's name in place of the recipe's, whose weights must fit it or be overridden; or the path of
             weights that tell their network; or a run, such as one that taught the backbone alone.
         val: Images to measure the pretext task on.
-        out: Run folder to create; none takes the next free one in `runs/`.
+        out: Run folder to create; `None` takes the next free one in `runs/`.
         steps: Length in optimiser steps.
         epochs: Length in passes over the images.
         overrides: Dotted recipe fields and their values.
@@ -204,7 +204,7 @@ def finetune(
         data: `coco:ANN.json:IMAGES` or `voc:ROOT:SPLIT`.
         val: The same, to evaluate on.
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`.
-        out: Run folder to create; none takes the next free one in `runs/`.
+        out: Run folder to create; `None` takes the next free one in `runs/`.
         steps: Length in optimiser steps.
         epochs: Length in passes over the images.
         overrides: Dotted recipe fields and their values.

@@ -62,13 +62,13 @@ def evaluate(
     """Measure a model, or a file of predictions without any model.
 
     Args:
-        start: A run folder or a weights file; none where `predictions` is given.
+        start: A run folder or a weights file; `None` where `predictions` is given.
         data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `panoptic:ANN.json:PNGS:IMAGES`; plain images for a pretext
             task.
         predictions: A results file to score: COCO's, or COCO's panoptic one with its PNGs.
         save_predictions: Where to write the detections as a COCO results file; of a panoptic model, as COCO's panoptic
             one, with its PNGs in a folder beside it.
-        metric: `coco` or `voc`; none takes the task's, and for predictions that of the data's form.
+        metric: `coco` or `voc`; `None` takes the task's, and for predictions that of the data's form.
         iou: Overlap from which an object counts as found; for VOC's figures of predictions alone.
         accelerate: Compute COCO's AP with faster-coco-eval instead of pycocotools.
         batch_size: Images read at a time; those of one size are looked at together. Results do not depend on it.
@@ -123,7 +123,7 @@ def predict(
         start: A run folder or a weights file.
         images: Folders, globs, file lists or single files.
         query: Patch images to look for, with a model that was pretrained or taught one-shot detection.
-        out: Folder for the pictures and the file; none takes `predictions`.
+        out: Folder for the pictures and the file; `None` takes `predictions`.
         threshold: Least confidence that is drawn. The file holds every detection.
 
     Returns:

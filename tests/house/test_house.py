@@ -1,4 +1,4 @@
-"""The rules of the house that no type checker sees."""
+"""Rules of this repository that no type checker sees."""
 
 import ast
 import subprocess
@@ -27,7 +27,7 @@ def test_a_file_is_short_and_says_what_it_does(path: Path) -> None:
     tree = ast.parse(text)
     assert len(text.splitlines()) <= 400, "longer than 400 lines: it does two things"
     doc = ast.get_docstring(tree)
-    assert doc, "no first line that tells its room"
+    assert doc, "no first line that says what it is for"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             told = ast.get_docstring(node) is not None
