@@ -445,7 +445,7 @@ def test_names_that_are_not_utf8_work_and_can_be_written(photo, tmp_path):
     sample = pickle.loads(pickle.dumps(source))[0]
     assert sample.key == "caf\\xe9.png"
     sample.key.encode()
-    assert source.skipped == (Skipped(path=f"{tmp_path}/\u65b0\n<b>.png", reason="empty"),)
+    assert source.skipped == (Skipped(path=f"{tmp_path}/\u65b0\\n<b>.png", reason="empty"),), "a line end is escaped"
     name.unlink()
     with pytest.raises(UnreadableError, match=r"caf\\xe9\.png: missing"):
         source[0]
