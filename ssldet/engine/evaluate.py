@@ -13,7 +13,7 @@ from ssldet.engine.sources import evaluation_batches_of
 from ssldet.errors import DataError
 from ssldet.ranks import rank, together, world
 from ssldet.source import Measurable, Source
-from ssldet.task import Objective, PretextTask
+from ssldet.task import Objective
 from ssldet.types import Answer, Batch
 
 Answered = TypeVar("Answered", bound=Answer)
@@ -122,7 +122,7 @@ def require_measurable(run: Run, source: Source) -> None:
         DataError: There is nothing to measure.
     """
     run.task.evaluator(source)
-    if isinstance(run.task, PretextTask) or not isinstance(source, Measurable):
+    if not run.task.needs.labels or not isinstance(source, Measurable):
         return
     if not source.ground_truth()["annotations"]:
         raise DataError(

@@ -347,8 +347,7 @@ def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     run = override(_recorded(folder), changes)
     check(run)
     sources = open_sources(run)
-    classes = () if isinstance(run.task, PretextTask) else sources.train.classes
-    fit(run, folder, sources=sources, resume=True, preview=partial(draw_batch, classes=classes))
+    fit(run, folder, sources=sources, resume=True, preview=partial(draw_batch, classes=sources.train.classes))
     return _reported(folder)
 
 
