@@ -1,0 +1,54 @@
+"""command line -> the verbs below `ssldet data`."""
+
+import sys
+from pathlib import Path
+
+from cyclopts import App
+
+from ssldet.cli.options import Json
+from ssldet.cli.printing import prints
+from ssldet.errors import DataError
+
+app = App(name="data", help="Check labelled data, write them in another format, find images in two sets.")
+
+
+@app.command
+def check(spec: str, *, json_: Json = False) -> None:
+    """List every problem of a data set with its place and remedy, and count its contents.
+
+    Args:
+        spec: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT, or images.
+    """
+    from ssldet import verbs
+
+    inspection = verbs.check_data(spec)
+    prints(lambda: inspection)(json_=json_)
+    if not inspection.sound:
+        sys.exit(DataError.exit_code)
+
+
+@app.command
+def convert(spec: str, *, to: str = "coco", out: Path, json_: Json = False) -> None:
+    """Write labelled data in another format; images stay where they are, and nothing is overwritten.
+
+    Args:
+        spec: voc:ROOT:SPLIT, yolo:ROOT:SPLIT, or coco:ANN.json:IMAGES.
+        to: A format's name.
+        out: File to create.
+    """
+    from ssldet import verbs
+
+    prints(verbs.convert_data)(spec, to=to, out=out, json_=json_)
+
+
+@app.command
+def leaks(first: str, second: str, *, json_: Json = False) -> None:
+    """Find images of a training set in a test set: the same file, or the same picture saved again.
+
+    Args:
+        first: Training images.
+        second: Test images.
+    """
+    from ssldet import verbs
+
+    prints(verbs.compare_data)(first, second, json_=json_)

@@ -1,0 +1,79 @@
+"""command line -> the verbs that show: names, problems of a task, a run, this machine, a short run of everything."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from ssldet import defaults
+from ssldet.cli.options import Json, Overrides, assignments
+from ssldet.cli.printing import prints
+
+
+def list_(
+    what: Literal["tasks", "recipes", "backbones", "weights", "exporters", "importers", "sources"],
+    pattern: str | None = None,
+    *,
+    json_: Json = False,
+) -> None:
+    """List names: tasks, recipes, backbones, published weights, exporters, importers, sources.
+
+    Args:
+        pattern: Names to list, such as 'timm/convnext*'; without one, one backbone per family is listed.
+    """
+    from ssldet import catalogue
+
+    prints(catalogue.list_names)(what, pattern, json_=json_)
+
+
+def preview(
+    *images: str,
+    task: str = defaults.PREVIEW,
+    recipe: str | None = None,
+    out: Path | None = None,
+    count: int = 8,
+    set_: Overrides = None,
+    json_: Json = False,
+) -> None:
+    """Draw the problems that a pretext task makes of your images, and test whether they can be learned.
+
+    Args:
+        images: Folders, globs, file lists or single files.
+        task: A name from 'ssldet list tasks'.
+        recipe: The recipe to preview; default: the task's tiny one.
+        out: Picture to write; default: preview.png.
+        count: Images to show.
+    """
+    from ssldet import verbs
+
+    prints(verbs.preview)(
+        images, task=task, recipe=recipe, out=out, count=count, overrides=assignments(set_), json_=json_
+    )
+
+
+def report(run: Path, *, json_: Json = False) -> None:
+    """Write report.html of a run: curves, pictures, numbers, configuration, in one self-contained file."""
+    from ssldet import verbs
+
+    prints(verbs.report)(run, json_=json_)
+
+
+def doctor(*images: str, json_: Json = False) -> None:
+    """Check this machine, and images or detectron2 if named, and print remedies."""
+    from ssldet.checkup import doctor as examine
+
+    findings = examine(images)
+    prints(lambda: findings)(json_=json_)
+    if not findings.healthy:
+        sys.exit(4)
+
+
+def demo(*, out: Path | None = None, seed: int = 0, json_: Json = False) -> None:
+    """Pretrain and fine-tune on generated images in minutes, compare with training from scratch, write a report.
+
+    Args:
+        out: Folder to create; default: the next free one in runs/.
+        seed: The only source of randomness.
+    """
+    from ssldet.showcase import demo as run_demo
+
+    prints(run_demo)(out, seed=seed, json_=json_)

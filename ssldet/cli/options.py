@@ -1,0 +1,34 @@
+"""The options that several verbs share, described once, and what their text means."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ssldet.errors import ConfigError
+
+Overrides = Annotated[
+    list[str] | None,
+    Parameter(name="--set", consume_multiple=True, negative=(), help="Recipe fields, such as optim.lr=1e-4."),
+]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="One JSON object on standard output.")]
+Flag = Annotated[bool, Parameter(negative=())]
+Out = Annotated[Path | None, Parameter(name="--out", help="Run folder to create; default: the next free one in runs/.")]
+Steps = Annotated[int | None, Parameter(name="--steps", help="Length in optimiser steps.")]
+Epochs = Annotated[float | None, Parameter(name="--epochs", help="Length in passes over the training set.")]
+Resume = Annotated[Path | None, Parameter(name="--resume", help="Run folder to go on with.")]
+Data = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
+Start = Annotated[str, Parameter(help="A run folder, a weights file (ours, DETR's or UP-DETR's), or 'scratch'.")]
+
+
+def assignments(pairs: Sequence[str] | None) -> dict[str, str]:
+    """Return recipe fields and their values from words such as `optim.lr=1e-4`.
+
+    Raises:
+        ConfigError: Words without an equals sign; lists all of them.
+    """
+    wrong = [pair for pair in pairs or () if "=" not in pair]
+    if wrong:
+        raise ConfigError([f"--set {pair}: expects path=value, such as task.num_patches=5" for pair in wrong])
+    return dict(pair.split("=", 1) for pair in pairs or ())

@@ -1,0 +1,37 @@
+"""What a verb returns -> standard output, as text or as JSON."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from textwrap import indent
+from typing import Any
+
+
+def prints(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Print the result of a verb, as JSON or as text."""
+
+    @wraps(verb)
+    def run(*positional: Any, json_: bool = False, **named: Any) -> None:
+        result = verb(*positional, **named)
+        document = result.to_json() if hasattr(result, "to_json") else result
+        if json_:
+            sys.stdout.write(json.dumps(document, default=str, allow_nan=False) + "\n")
+        elif result is not None:
+            sys.stdout.write(f"{_text(result)}\n")
+
+    return run
+
+
+def _text(result: Any) -> str:
+    if isinstance(result, dict):
+        width = max((len(str(key)) for key in result), default=0)
+        return "\n".join(f"{key:<{width}}  {_entry(value)}" for key, value in result.items())
+    if isinstance(result, list):
+        return "\n".join(map(_text, result))
+    return f"{result:.4f}" if isinstance(result, float) else str(result)
+
+
+def _entry(value: Any) -> str:
+    """Return the text after a name; nested values begin on a new line, indented."""
+    return "\n" + indent(_text(value), "  ") if isinstance(value, dict) and value else _text(value)

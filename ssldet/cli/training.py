@@ -1,0 +1,61 @@
+"""command line -> the verbs that train."""
+
+from ssldet import defaults
+from ssldet.cli.options import Data, Epochs, Json, Out, Overrides, Resume, Start, Steps, assignments
+from ssldet.cli.printing import prints
+
+
+def pretrain(
+    *images: str,
+    recipe: str = defaults.PRETRAIN,
+    backbone: str | None = None,
+    val: Data | None = None,
+    out: Out = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    set_: Overrides = None,
+    resume: Resume = None,
+    json_: Json = False,
+) -> None:
+    """Pretrain a detection transformer on images without labels.
+
+    Args:
+        images: Folders, globs, file lists, or coco:/voc: data whose labels are then not read.
+        recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run.
+        backbone: A name from 'ssldet list backbones'.
+        val: Images to measure the pretext task on.
+    """
+    from ssldet import verbs
+
+    prints(verbs.pretrain)(
+        images, recipe=recipe, backbone=backbone, val=val or (), out=out, steps=steps, epochs=epochs,
+        overrides=assignments(set_), resume=resume, json_=json_,
+    )  # fmt: skip
+
+
+def finetune(
+    start: Start | None = None,
+    *,
+    data: Data | None = None,
+    val: Data | None = None,
+    recipe: str = defaults.FINETUNE,
+    out: Out = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    set_: Overrides = None,
+    resume: Resume = None,
+    json_: Json = False,
+) -> None:
+    """Fine-tune a detector on labelled images.
+
+    Args:
+        data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT.
+        val: The same, to evaluate on.
+        recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run.
+    """
+    from ssldet import verbs
+
+    prints(verbs.finetune)(
+        start, data or (), val=val or (), recipe=recipe, out=out, steps=steps, epochs=epochs,
+        overrides=assignments(set_), resume=resume, json_=json_,
+    )  # fmt: skip

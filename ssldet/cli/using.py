@@ -1,0 +1,74 @@
+"""command line -> the verbs that use a trained model."""
+
+from pathlib import Path
+from typing import Literal
+
+from ssldet.cli.options import Data, Flag, Json, Overrides, Start, assignments
+from ssldet.cli.printing import prints
+
+
+def evaluate(
+    start: Start | None = None,
+    *,
+    data: Data,
+    predictions: Path | None = None,
+    save_predictions: Path | None = None,
+    metric: Literal["coco", "voc"] | None = None,
+    iou: float | None = None,
+    accelerate: Flag = False,
+    batch_size: int = 1,
+    workers: int = 2,
+    set_: Overrides = None,
+    json_: Json = False,
+) -> None:
+    """Measure a detector on labelled images, or a pretext task on plain ones.
+
+    Args:
+        data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT or panoptic:ANN.json:PNGS:IMAGES; plain images for a pretrained run.
+        predictions: A results file to score instead of a model: COCO's, or PRED.json:PNGS against panoptic data.
+        save_predictions: Where to write the detections in COCO results format.
+        metric: Definition of AP; default: the task's, and for predictions that of the data's form.
+        iou: Least overlap of a correct box in VOC's AP of predictions; default: 0.5.
+        accelerate: Compute COCO's AP with faster-coco-eval.
+        batch_size: Images read at a time; results do not depend on it.
+        workers: Loader processes.
+    """
+    from ssldet import verbs
+
+    prints(verbs.evaluate)(
+        start, data, predictions=predictions, save_predictions=save_predictions, metric=metric, iou=iou,
+        accelerate=accelerate, batch_size=batch_size, workers=workers, overrides=assignments(set_), json_=json_,
+    )  # fmt: skip
+
+
+def predict(
+    start: Start,
+    *images: str,
+    query: Data | None = None,
+    out: Path | None = None,
+    threshold: float = 0.5,
+    json_: Json = False,
+) -> None:
+    """Detect objects in images and draw them, or find patches in images.
+
+    Args:
+        images: Folders, globs, file lists or single files.
+        query: Patch images to look for, with a pretrained or a one-shot run.
+        out: Folder for the pictures and predictions.json; default: predictions/.
+        threshold: Least confidence that is drawn.
+    """
+    from ssldet import verbs
+
+    prints(verbs.predict)(start, images, query=query or (), out=out, threshold=threshold, json_=json_)
+
+
+def export(start: Start, *, to: str, out: Path, json_: Json = False) -> None:
+    """Write a detector in another format, load it back and check that its outputs are the same.
+
+    Args:
+        to: A name from 'ssldet list exporters'.
+        out: File to create.
+    """
+    from ssldet import verbs
+
+    prints(verbs.export)(start, to=to, out=out, json_=json_)
