@@ -16,6 +16,7 @@ from ssldet.disk import Disk, write_whole
 from ssldet.errors import ConfigError
 from ssldet.jsonlines import finite
 from ssldet.recipe import dumps
+from ssldet.regular import read_text
 
 SCHEMA = 2
 """Version of the file format."""
@@ -110,7 +111,7 @@ def read_results(path: Path) -> Results:
     """
     path = path / "results.json" if path.is_dir() else path
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
         if (schema := document["schema"]) != SCHEMA:
             raise ConfigError(f"{path}: has schema {schema}, not {SCHEMA}; compare into the same folder again")
         rows = [

@@ -18,6 +18,7 @@ from ssldet.engine.folder import RunFolder
 from ssldet.jsonlines import read_lines
 from ssldet.locks import FolderLock
 from ssldet.recipe import fingerprint
+from ssldet.regular import read_text
 
 JobState = Literal["waiting", "started", "finished", "failed"]
 
@@ -51,7 +52,7 @@ class JobFolder:
     def note(self) -> dict[str, Any]:
         """Return the contents of `job.json`; an empty dictionary if there is no such file."""
         try:
-            return dict(json.loads((self.path / "job.json").read_text(encoding="utf-8")))
+            return dict(json.loads(read_text(self.path / "job.json")))
         except (OSError, ValueError):
             return {}
 
@@ -96,7 +97,7 @@ class JobFolder:
     def failure_reason(self) -> str:
         """Return why the last launch failed, according to its log."""
         try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_text(self.log, errors="replace").splitlines()
         except OSError:
             return ""
         messages = [line for line in lines if line.startswith(("error:", "stopped:"))] or lines

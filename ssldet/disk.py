@@ -1,9 +1,10 @@
 """bytes -> files that survive a kill, a full disk and a power cut: every such operation goes through one object."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import BinaryIO
+
+from ssldet.regular import digest_of
 
 
 class Disk:
@@ -44,8 +45,7 @@ class Disk:
 
     def digest(self, path: Path) -> str:
         """Return the SHA-256 of a file."""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_of(path, "sha256")
 
 
 def write_whole(path: Path, content: bytes | memoryview, disk: Disk) -> None:

@@ -8,11 +8,17 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import ClassVar
 
+from ssldet.escapes import printable_lines
+
 
 class SsldetError(Exception):
     """Base of all errors that are the user's to mend; the command line prints it without a traceback."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        """Return the message with whatever names from files brought into it escaped; its lines stay lines."""
+        return printable_lines(super().__str__())
 
 
 class ConfigError(SsldetError):
@@ -106,6 +112,15 @@ def refused(error: OSError) -> SetupError:
         return SetupError("an output was closed before all was written to it; files are written all the same")
     where = "" if error.filename is None else f"{error.filename}: "
     return SetupError(f"{where}{error.strerror or error}")
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error says, without the number and the file name that the system adds to its own.
+
+    Args:
+        error: What reading a file raised.
+    """
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

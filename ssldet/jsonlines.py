@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssldet.regular import read_text
+
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON objects, one a line; leave out what is no object, such as a last line torn by a kill."""
@@ -19,7 +21,7 @@ def read_apart(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
         The objects, and the lines that are none, such as one torn by a kill, by their numbers from 1.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(path, errors="replace").splitlines()
     except FileNotFoundError:
         return [], {}
     objects, damaged = [], {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ssldet.errors import SetupError
+from ssldet.regular import NotRegularError, open_regular, read_text
 
 NAME = ".lock"
 """The file in the folder; its text says who holds the lock, or held it and died."""
@@ -44,9 +45,9 @@ class FolderLock:
         if self._file is not None:
             return True
         try:
-            if self.path.exists() and not self.path.is_file():
-                raise SetupError(f"{self.path}: is no regular file and can't be locked; delete it")
-            file = self.path.open("a+b")
+            file = open_regular(self.path, "ab+")
+        except NotRegularError as error:
+            raise SetupError(f"{self.path}: {error.strerror}, and can't be locked; delete it") from error
         except OSError as error:
             raise SetupError(f"{self.path}: can't be written ({error.strerror}); choose another folder") from error
         try:
@@ -77,7 +78,7 @@ class FolderLock:
         """
         assert self._file is None, "whoever holds the lock knows"
         try:
-            return self.path.read_text(encoding="utf-8", errors="replace").strip()
+            return read_text(self.path, errors="replace").strip()
         except OSError:
             return ""
 

@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tomli_w
 
-from ssldet.errors import ConfigError, suggest
+from ssldet.errors import ConfigError, reason_of, suggest
 from ssldet.registry import find_or_imported, name_of
+from ssldet.regular import read_text
 
 Config = TypeVar("Config")
 
@@ -165,9 +166,9 @@ def read_document(path: Path) -> dict[str, Any]:
         ConfigError: The file is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a readable recipe file ({error})") from error
+        raise ConfigError(f"{path}: not a readable recipe file ({reason_of(error)})") from error
 
 
 def to_document(config: object) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssldet.data.files import printable, regular_content
 from ssldet.errors import AnnotationError
+from ssldet.escapes import printable
+from ssldet.regular import read_bytes
 
 Form = TypeVar("Form")
 
@@ -116,7 +117,7 @@ def text_of(path: Path) -> str:
         AnnotationError: It can't be read, or is no text.
     """
     try:
-        content = regular_content(path)
+        content = read_bytes(path)
     except OSError as error:
         raise AnnotationError(f"can't be read ({error.strerror})") from error
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
@@ -141,7 +142,7 @@ def json_of(
         AnnotationError: It can't be read, or holds something else.
     """
     try:
-        content = regular_content(path)
+        content = read_bytes(path)
         document = json.loads(content, object_pairs_hook=partial(_unique, hook))
     except OSError as error:
         raise AnnotationError(f"{path}: can't be read ({error.strerror}); expects {expects}") from error

@@ -13,9 +13,9 @@ from downstream.annotations.labels import Labels, Rows
 from downstream.annotations.numbers import LARGEST, number_in
 from downstream.annotations.problems import Problems, shown
 from downstream.annotations.voc_layout import ImageFinder, Layout, find_layout, lines_of
-from ssldet.data.files import regular_content
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError, DataError, suggest
+from ssldet.regular import read_bytes
 
 CLASSES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
@@ -192,7 +192,7 @@ def _tree(path: Path) -> _Node:
     """
     collector = _Collector()
     try:
-        collector.parser.feed(regular_content(path))
+        collector.parser.feed(read_bytes(path))
         collector.parser.close()
     except OSError as error:
         raise AnnotationError(f"can't be read ({error.strerror})") from error

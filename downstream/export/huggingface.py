@@ -35,6 +35,7 @@ from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
 from ssldet.nn.masks import FINER_LEVELS
 from ssldet.recipe import from_document
+from ssldet.regular import read_text
 from ssldet.task import Objective
 from ssldet.weights.deformable_detr_names import to_transformers
 from ssldet.weights.detr import STATEMENT
@@ -285,7 +286,7 @@ def _open(folder: Path) -> Any:
     """Load the folder with `from_pretrained`; missing or unexpected tensors are an error."""
     library: Any = importlib.import_module("transformers")
     library.utils.logging.disable_progress_bar()
-    kind = getattr(library, json.loads((folder / CONFIG).read_text(encoding="utf-8"))["architectures"][0])
+    kind = getattr(library, json.loads(read_text(folder / CONFIG))["architectures"][0])
     model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     if wrong := [f"{what} {sorted(report[what])[:3]}" for what in ("missing_keys", "unexpected_keys") if report[what]]:
         raise CheckpointError(f"{folder}: transformers reads it with {' and '.join(wrong)}; please report this")

@@ -18,6 +18,7 @@ from downstream.metrics.average_precision import Figures, box_ap, mask_ap
 from downstream.metrics.voc import voc_ap
 from ssldet.data.images import ANY_SIZE
 from ssldet.errors import ConfigError, suggest
+from ssldet.regular import read_bytes
 from ssldet.source import GroundTruth
 
 READERS: dict[str, Callable[[str, bool], Labels]] = {
@@ -107,7 +108,7 @@ def _coco(truth: GroundTruth, rows: list[dict[str, Any]], *, accelerate: bool) -
 
 def _as_stated(path: Path) -> GroundTruth:
     """Return a file that `read_coco` accepted as the official metric reads it: with masks and all objects."""
-    document = json.loads(path.read_bytes())
+    document = json.loads(read_bytes(path))
     for image in document["images"]:
         image |= {"height": int(image.get("height") or 0), "width": int(image.get("width") or 0)}
     for row in document["annotations"]:

@@ -13,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from ssldet import registry
 from ssldet.cli import data, looking, training, using
 from ssldet.errors import ConfigError, SsldetError, StoppedError, refused
+from ssldet.escapes import EscapingFormatter, printable_lines
 
 app = App(
     name="ssldet",
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _logging_to_stderr() -> Iterator[None]:
     """Print log messages of our packages on standard error, one line per message."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(EscapingFormatter("%(message)s"))
     # `Display` shows the progress of a run on the terminal; its log messages are for the file only.
     handler.addFilter(lambda record: record.levelno > logging.INFO or record.name != "ssldet.engine.reporter")
     loggers = [logging.getLogger(package) for package in ("ssldet", "pretext", "downstream")]
@@ -113,7 +114,7 @@ def _logging_to_stderr() -> Iterator[None]:
 def _report_error(error: CycloptsError | SsldetError, verb: Sequence[str]) -> int:
     """Print an error for the user and return its exit code."""
     if isinstance(error, CycloptsError):
-        sys.stderr.write(f"error: {error} (see: {' '.join(['ssldet', *verb, '--help'])})\n")
+        sys.stderr.write(f"error: {printable_lines(str(error))} (see: {' '.join(['ssldet', *verb, '--help'])})\n")
         return ConfigError.exit_code
     word = "stopped" if isinstance(error, StoppedError) else "error"
     sys.stderr.writelines(f"{word}: {line}\n" for line in str(error).splitlines())

@@ -7,6 +7,8 @@ from functools import wraps
 from textwrap import indent
 from typing import Any
 
+from ssldet.escapes import printable_lines
+
 
 def prints(verb: Callable[..., Any]) -> Callable[..., Any]:
     """Print the result of a verb, as JSON or as text."""
@@ -18,7 +20,7 @@ def prints(verb: Callable[..., Any]) -> Callable[..., Any]:
         if json_:
             sys.stdout.write(json.dumps(document, default=str, allow_nan=False) + "\n")
         elif result is not None:
-            sys.stdout.write(f"{_text(result)}\n")
+            sys.stdout.write(f"{printable_lines(_text(result))}\n")
 
     return run
 

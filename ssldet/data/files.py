@@ -1,10 +1,8 @@
 """data specifications -> files: walk folders, expand globs, read lists; every file once, in one order everywhere."""
 
-import errno
 import glob
 import json
 import os
-import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from ssldet.errors import DataError, suggest
+from ssldet.escapes import shown
+from ssldet.regular import read_bytes
 from ssldet.types import Skipped
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -76,36 +76,6 @@ def find_images(specs: Sequence[str | Path]) -> list[Path]:
     return [Path(listing.root, name) for name in listing.names]
 
 
-def shown(path: str | Path) -> str:
-    r"""Return a path that can be printed and written anywhere: bytes that are not UTF-8 become `\xe9`."""
-    try:
-        return printable(os.fsencode(path).decode("utf-8", "backslashreplace"))
-    except UnicodeEncodeError:
-        return printable(str(path))
-
-
-def printable(text: str) -> str:
-    r"""Return a text of a file with control characters escaped: they could clear a screen or forge a line."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
-
-
-def regular_content(path: Path) -> bytes:
-    """Return the content of a regular file; reading a pipe or a device might never end.
-
-    Args:
-        path: A file.
-
-    Raises:
-        OSError: It can't be read, or is no regular file.
-    """
-    with open(path, "rb", opener=_without_waiting) as file:  # `Path.open` takes no opener
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        return file.read()
-
-
 def nearest_file(folder: Path, name: str) -> str | None:
     """Return the file that a name probably means: of other case, composition, escapes, separators, folder or ending.
 
@@ -134,11 +104,6 @@ def nearest_file(folder: Path, name: str) -> str | None:
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unquote(name)).casefold()
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a pipe as it is found; plain opening waits until someone writes into it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def tally(skipped: Sequence[Skipped]) -> str:
@@ -227,7 +192,7 @@ def _absolute(path: Path) -> Path:
 
 def _content(path: Path) -> bytes:
     try:
-        return regular_content(path)
+        return read_bytes(path)
     except OSError as error:
         raise DataError(f"{shown(path)}: the list can't be read ({error.strerror})") from error
 

@@ -14,7 +14,6 @@ one word for a reason:
 import errno
 import hashlib
 import os
-import stat
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,9 +28,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
-from ssldet.data.files import Listing, list_files, shown, tally
+from ssldet.data.files import Listing, list_files, tally
 from ssldet.data.orientation import changes_sides, turned_upright, upright_size
 from ssldet.errors import DataError, SetupError, UnreadableError
+from ssldet.escapes import shown
+from ssldet.regular import NotRegularError, open_regular
 from ssldet.source import Source
 from ssldet.types import Sample, Skipped, Targets
 
@@ -266,22 +267,15 @@ def _patiently(path: str, use: Callable[[Image.Image, int], Answer], rules: Imag
 
 
 def _open(path: str, use: Callable[[Image.Image, int], Answer], rules: ImageRules) -> Answer:
-    with open(path, "rb", opener=_without_waiting) as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise UnreadableError(shown(path), "not-a-file")
-        if info.st_size == 0:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
             raise UnreadableError(shown(path), "empty")
         with Image.open(file, formats=FORMATS) as image:
             fault = _fault(image, rules)
             if fault:
                 raise UnreadableError(shown(path), fault)
-            return use(image, info.st_size)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a pipe as one finds it; plain opening waits until someone writes into it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+            return use(image, size)
 
 
 def _fault(image: Image.Image, rules: ImageRules) -> str | None:
@@ -314,6 +308,8 @@ def _decode(image: Image.Image, _: int) -> Tensor:
 
 def _reason(error: Exception) -> str:
     code = getattr(error, "errno", None)
+    if isinstance(error, NotRegularError):
+        return "not-a-file"
     if code in REFUSALS:
         return REFUSALS[code]
     if code in PASSING:

@@ -3,9 +3,10 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ssldet.data.files import printable, tally
+from ssldet.data.files import tally
 from ssldet.data.images import ImageRules, open_images
 from ssldet.errors import DataError
+from ssldet.escapes import printable
 from ssldet.types import Skipped
 
 

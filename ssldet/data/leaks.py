@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8, UInt64
 
-from ssldet.data.files import find_images, shown
+from ssldet.data.files import find_images
 from ssldet.data.images import ImageRules, thumbnails
 from ssldet.errors import ConfigError
+from ssldet.escapes import shown
+from ssldet.regular import read_bytes
 from ssldet.source import Source
 
 DISTANCE = 8
@@ -142,7 +144,7 @@ def _same_files(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[i
         for candidate in by_size.get(Path(path).stat().st_size, ()):
             for name in (path, candidate):
                 if name not in digests:
-                    digests[name] = hashlib.blake2b(Path(name).read_bytes()).digest()
+                    digests[name] = hashlib.blake2b(read_bytes(name)).digest()
             if digests[path] == digests[candidate]:
                 yield place, candidate
                 break

@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from ssldet import chance
 from ssldet.data.collate import collate
-from ssldet.data.files import shown, tally
+from ssldet.data.files import tally
 from ssldet.data.workers import ReadingRecord, ResumableSampler, SteadyLoader, WorkerResult
 from ssldet.errors import ConfigError, DataError, SsldetError, UnreadableError
+from ssldet.escapes import shown
 from ssldet.source import Source
 from ssldet.types import Sample, Skipped, Views
 

@@ -20,8 +20,9 @@ from ssldet.classes import ClassRows
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.disk import Disk, write_whole
 from ssldet.engine.run import Run
-from ssldet.errors import CheckpointError, suggest
+from ssldet.errors import CheckpointError, reason_of, suggest
 from ssldet.recipe import fingerprint, from_document, to_document
+from ssldet.regular import require_regular
 from ssldet.source import Source
 from ssldet.states import few, infinite, misfits
 from ssldet.task import Objective, Task
@@ -105,15 +106,16 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         CheckpointError: It is missing, cut short, damaged, foreign, or from another version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         siblings = [other.name for other in path.parent.glob("*.safetensors")]
         raise CheckpointError(f"{path}: no such weights file{suggest(path.name, siblings)}")
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again") from error
+        raise CheckpointError(f"{path}: not a whole safetensors file ({reason_of(error)}); copy it again") from error
     if HEADER not in metadata:
         raise CheckpointError(f"{path}: not written by ssldet; its header does not say which detector it is")
     try:

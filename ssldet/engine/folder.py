@@ -21,12 +21,13 @@ from typing import Any
 from ssldet.disk import Disk, write_whole
 from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints
-from ssldet.errors import ConfigError, SetupError
+from ssldet.errors import ConfigError, SetupError, refused
 from ssldet.jsonlines import finite, read_apart, read_lines
 from ssldet.locks import NAME as LOCK
 from ssldet.locks import FolderLock
 from ssldet.ranks import rank
 from ssldet.recipe import dumps, fingerprint, load
+from ssldet.regular import NotRegularError, read_text
 from ssldet.task import PretextTask
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class RunFolder:
         Raises:
             ConfigError: This is not a run folder, or its configuration can't be read.
         """
-        if not (self.path / "run.toml").is_file():
+        if not (self.path / "run.toml").exists():
             raise ConfigError(f"{self.path}: not a run folder; it has no run.toml")
         return load(Run, self.path / "run.toml")
 
@@ -191,7 +192,7 @@ class RunFolder:
                 numbers,
                 _DAMAGED,
             )
-            before = (self.path / _DAMAGED).read_text(encoding="utf-8") if (self.path / _DAMAGED).exists() else ""
+            before = read_text(self.path / _DAMAGED, errors="replace") if (self.path / _DAMAGED).exists() else ""
             self._write(_DAMAGED, before + "".join(f"{line}\n" for line in damaged.values()))
         kept = [line for line in lines if not isinstance(line.get("step"), int) or line["step"] <= step]
         if kept or (self.path / "metrics.jsonl").exists():
@@ -199,8 +200,10 @@ class RunFolder:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            document = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            document = json.loads(read_text(self.path / name))
+        except NotRegularError as error:
+            raise refused(error) from error
+        except (OSError, ValueError, RecursionError):
             return {}
         return document if isinstance(document, dict) else {}
 

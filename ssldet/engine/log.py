@@ -13,8 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from ssldet.escapes import EscapingFormatter
 from ssldet.jsonlines import finite
 from ssldet.ranks import rank
+from ssldet.regular import open_regular
 
 LINE_SECONDS = 5.0
 """Seconds between plain lines where there is no terminal."""
@@ -29,7 +31,7 @@ class MetricsFile:
         Args:
             path: The file; an incomplete last line is ended first, so that the next line stays whole.
         """
-        self._file = path.open("ab+")
+        self._file = open_regular(path, "ab+")
         if self._file.tell():
             self._file.seek(-1, 2)
             if self._file.read(1) != b"\n":
@@ -128,12 +130,13 @@ def logged_to(path: Path) -> Iterator[None]:
     logger = logging.getLogger("ssldet")
     handlers: list[logging.Handler] = []
     if rank() == 0:
+        open_regular(path, "ab").close()  # a handler would wait for the reader of a pipe
         handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
-        handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers[0].setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
     if not logger.hasHandlers():
         shown = logging.StreamHandler(sys.stderr)
         shown.setLevel(logging.WARNING)
-        shown.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        shown.setFormatter(EscapingFormatter("%(levelname)s %(message)s"))
         handlers.append(shown)
     level = logger.level
     for handler in handlers:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ssldet.errors import DataError
 from ssldet.jsonlines import read_lines
 from ssldet.ranks import gather_objects, rank
+from ssldet.regular import open_regular
 from ssldet.source import Source
 from ssldet.types import Skipped
 
@@ -63,8 +64,9 @@ class Quarantine:
         self.found |= new
         self._waiting = {}
         if new and self._path is not None and rank() == 0:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new.items())
+            with open_regular(self._path, "ab") as file:
+                lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new.items())
+                file.writelines(map(str.encode, lines))
 
     def _require_few(self) -> None:
         bad = len(self.found)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ssldet.disk import Disk, write_whole
-from ssldet.errors import CheckpointError
+from ssldet.errors import CheckpointError, reason_of
+from ssldet.regular import open_regular, read_text
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +153,10 @@ class Checkpoints:
     def damage(self, path: Path) -> str | None:
         """Say what is wrong with a checkpoint file; None where nothing is."""
         try:
-            expected = _sum_of(path).read_text(encoding="ascii").split()[:1]
+            expected = read_text(_sum_of(path)).split()[:1]
             actual = self.disk.digest(path)
         except (OSError, UnicodeDecodeError) as error:
-            return f"can't be read with its checksum: {type(error).__name__}"
+            return f"can't be read with its checksum ({reason_of(error)})"
         return None if expected == [actual] else f"{path.stat().st_size} bytes that don't match their checksum"
 
     def sweep(self) -> None:
@@ -223,7 +224,8 @@ def _to_bytes(state: dict[str, Any]) -> memoryview:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's readers fail in many ways on bytes that are no checkpoint
         raise DamagedError(f"its content can't be loaded ({type(error).__name__})") from error
     if not isinstance(state, dict) or not isinstance(state.get("schema"), int):

@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
+from ssldet.regular import open_regular
 from ssldet.report.record import read_record
 from ssldet.report.sections import Picture, Section, Table
 from ssldet.report.story import key_figures, sections_of
@@ -138,7 +139,7 @@ def _picture(picture: Picture) -> Mapping[str, Any]:
 
 def _jpeg(image: Image.Image | Path) -> bytes:
     if isinstance(image, Path):
-        with Image.open(image, formats=("PNG", "JPEG")) as opened:
+        with open_regular(image) as file, Image.open(file, formats=("PNG", "JPEG")) as opened:
             if opened.width * opened.height > LARGEST_PICTURE:
                 raise ValueError(image.name)
             return _jpeg(opened.convert("RGB"))

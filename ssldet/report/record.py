@@ -1,11 +1,17 @@
 """Run folder -> Record: the files of a run; missing or damaged files are read as empty."""
 
 import json
+import logging
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ssldet.errors import reason_of
+from ssldet.regular import read_text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +74,11 @@ def read_record(folder: Path) -> Record:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8", errors="backslashreplace")
-    except OSError:
+        return read_text(file, errors="backslashreplace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        log.warning("%s: can't be read (%s); the report goes without it", file, reason_of(error))
         return ""
 
 

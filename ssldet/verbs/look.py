@@ -138,7 +138,7 @@ def report(run: str | Path) -> Path:
     """
     folder = RunFolder(run)
     recipe = folder.path / "run.toml"
-    if not recipe.is_file():
+    if not recipe.exists():
         raise ConfigError(f"{run}: not a run folder; it has no {recipe.name}")
     return write_report(folder.path, citation=cited([*folder.lineage(), read_document(recipe)]))
 

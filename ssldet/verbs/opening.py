@@ -63,7 +63,7 @@ def _place(start: str | Path) -> Path:
     path = Path(start)
     if path.is_dir():
         folder = RunFolder(path)
-        if folder.weights.is_file():
+        if folder.weights.exists():
             return folder.weights
         if folder.checkpoints.is_dir():
             raise CheckpointError(f"{path}: the run has not finished; {folder.resume_command(folder.run())}")

@@ -242,7 +242,7 @@ def finetune(
 
 def _backbone_changes(word: str) -> dict[str, object]:
     trained = RunFolder(Path(word).expanduser()).weights
-    name, weights = choose_backbone(str(trained) if trained.is_file() else word)
+    name, weights = choose_backbone(str(trained) if trained.exists() else word)
     changes: dict[str, object] = {"detector.backbone.name": name}
     return changes if weights is None else changes | {"detector.backbone.weights": weights}
 
@@ -307,7 +307,7 @@ def _warn_of_few_queries(detector: DetectorConfig, source: Source) -> None:
 def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
     """Say if images to measure on were pretrained on, as far as the record of the start tells without a search."""
     folder = RunFolder(Path(str(start)))
-    if not (folder.path / "run.toml").is_file():
+    if not (folder.path / "run.toml").exists():
         return
     try:
         seen = seen_before(folder.run().data.train, val)

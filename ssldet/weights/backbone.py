@@ -184,7 +184,7 @@ def weights_path(weights: str, architecture: str | None = None) -> Path:
     """
     path = Path(weights).expanduser()
     if path.is_dir():
-        file = next((path / name for name in FOLDER_FILES if (path / name).is_file()), None)
+        file = next((path / name for name in FOLDER_FILES if (path / name).exists()), None)
         if file is None:
             raise CheckpointError(f"{path}: a folder without {' or '.join(FOLDER_FILES)}; name a weights file")
         return file

@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from ssldet.errors import CheckpointError
+from ssldet.errors import CheckpointError, reason_of
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
+from ssldet.regular import read_text
 from ssldet.weights.files import Origin
 
 log = logging.getLogger(__name__)
@@ -183,12 +184,14 @@ def configuration_beside(path: Path) -> dict[str, Any]:
         CheckpointError: The configuration exists and can't be read.
     """
     for beside in (path.with_suffix(".yaml"), path.with_name("config.yaml")):
-        if not beside.is_file():
+        if not beside.exists():
             continue
         try:
-            document = yaml.safe_load(beside.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise CheckpointError(f"{beside}: can't be read ({error}); mend it, or move it away from {path}") from error
+            document = yaml.safe_load(read_text(beside))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+            raise CheckpointError(
+                f"{beside}: can't be read ({reason_of(error)}); mend it, or move it away from {path}"
+            ) from error
         if isinstance(document, dict):
             return document
     return {}

@@ -1,6 +1,5 @@
 """address -> file, over https only; interrupted downloads continue, and files are checked before they are named."""
 
-import hashlib
 import shutil
 import socket
 import threading
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener, getproxies, proxy_bypass
 
 from ssldet.errors import CheckpointError
+from ssldet.regular import digest_of, open_regular, read_text
 
 CONTACT_SECONDS, STALL_SECONDS = 0.9, 30.0
 """Seconds that a server may take to accept a connection, and to send the next bytes."""
@@ -63,7 +63,7 @@ def fetch(address: str, path: Path, digest: str = "", *, require: Callable[[str]
         raise OSError(f"the answer makes no sense: {error!r}") from error
     mark.unlink(missing_ok=True)
     algorithm, _, digits = digest.partition(":")
-    if digits and not _hash(part, algorithm).startswith(digits):
+    if digits and not digest_of(part, algorithm).startswith(digits):
         part.unlink()
         raise CheckpointError(f"{address}: its {algorithm} is not {digits}…, so it was removed; don't use it")
     part.replace(path)
@@ -109,7 +109,7 @@ def _reach(address: str) -> None:
 def _receive(address: str, part: Path, mark: Path, require: Callable[[str], None]) -> None:
     """Continue the first part if the server still has the same file, else start again."""
     begun = part.stat().st_size if part.is_file() and mark.is_file() else 0
-    headers = {"Range": f"bytes={begun}-", "If-Range": mark.read_text()} if begun else {}
+    headers = {"Range": f"bytes={begun}-", "If-Range": read_text(mark)} if begun else {}
     opener = build_opener(_Redirects(require))
     with opener.open(Request(address, headers=headers), timeout=STALL_SECONDS) as answer:  # noqa: S310  # checked above
         if not str(answer.headers.get("Content-Range", "")).startswith(f"bytes {begun}-"):
@@ -129,15 +129,10 @@ def _receive(address: str, part: Path, mark: Path, require: Callable[[str], None
 
 def _append(answer: HTTPResponse, part: Path, begun: int) -> int:
     """Append the bytes of an answer to a file; return the size of the file."""
-    with part.open("ab" if begun else "wb") as file:
+    with open_regular(part, "ab" if begun else "wb") as file:
         while chunk := answer.read(CHUNK_BYTES):
             begun += len(chunk)
             if begun > LARGEST_BYTES:
                 raise OSError("the file never ends")
             file.write(chunk)
     return begun
-
-
-def _hash(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()

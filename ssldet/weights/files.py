@@ -7,6 +7,7 @@ with a closed list of harmless classes; there is no fallback for files that need
 import argparse
 import contextlib
 import json
+import os
 import pickle
 import re
 import warnings
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from ssldet.errors import CheckpointError, suggest
+from ssldet.regular import open_regular, require_regular
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student")
 """Keys under which projects store the state beside optimizer, epoch and the like; the first present is used."""
@@ -110,6 +112,7 @@ def read_header(path: Path) -> tuple[frozenset[str], dict[str, str]]:
         Both empty if it is not a complete safetensors file.
     """
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             names, _ = _strip(dict.fromkeys(file.keys()), path)
             return frozenset(names), file.metadata() or {}
@@ -120,9 +123,8 @@ def read_header(path: Path) -> tuple[frozenset[str], dict[str, str]]:
 def _sniff(path: Path) -> Literal["safetensors", "torch"]:
     """Return the format by the first bytes; raise an error if it can't be a weights file."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(32)
+        with open_regular(path) as file:
+            size, start = os.fstat(file.fileno()).st_size, file.read(32)
     except FileNotFoundError as error:
         siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such file{suggest(path.name, siblings)}; check the path") from error
@@ -176,8 +178,8 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
 def _read_torch(path: Path) -> Any:
     try:
         # A newer pickle protocol than usual makes PyTorch warn, and reads well.
-        with warnings.catch_warnings(action="ignore"), safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"), safe_globals(HARMLESS), open_regular(path) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"a Python object ({blocked[1]})" if blocked else "something that PyTorch's safe reader does not know"

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
 from ssldet.detectors.detr import DETR, DETRConfig
-from ssldet.errors import CheckpointError, ConfigError
+from ssldet.errors import CheckpointError, ConfigError, reason_of
+from ssldet.regular import read_text
 from ssldet.weights.deformable_detr import recognise as recognise_deformable
 from ssldet.weights.deformable_detr_names import from_transformers
 from ssldet.weights.detr import STATEMENT, fill, recognise, to_detr
@@ -80,7 +81,7 @@ def architecture_of(config: DETRConfig | DeformableDETRConfig) -> str:
 
 def is_folder_of_transformers(path: Path) -> bool:
     """Say whether a path is a folder as transformers writes it, well or badly filled."""
-    return (path / CONFIG).is_file()
+    return (path / CONFIG).exists()
 
 
 def detector_from_folder(path: Path) -> FromFolder:
@@ -249,7 +250,7 @@ def _own_words(stated: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str,
 def _sizes(path: Path, detector: DETR | DeformableDETR) -> tuple[int, int]:
     """Read how images are prepared; what we would prepare otherwise is refused."""
     file = path / PREPROCESSOR
-    if not file.is_file():
+    if not file.exists():
         return SHORT_SIDE, LONG_SIDE
     stated = _read_json(file)
     for name, own in (("image_mean", [*detector.backbone.mean]), ("image_std", [*detector.backbone.std])):
@@ -266,10 +267,10 @@ def _sizes(path: Path, detector: DETR | DeformableDETR) -> tuple[int, int]:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """Read the weights file of a folder, whole or in pieces; safetensors come first."""
     for name in WEIGHTS:
-        if (path / name).is_file():
+        if (path / name).exists():
             return read_state(path / name)[0]
         index = path / f"{name}.index.json"
-        if index.is_file():
+        if index.exists():
             listed = _read_json(index).get("weight_map")
             pieces = list(listed.values()) if isinstance(listed, dict) else []
             # Another folder is none of an index's business.
@@ -281,11 +282,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_text(file))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: no such file; name a folder that transformers wrote") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: can't be read ({error}); copy or download it again") from error
+        raise CheckpointError(f"{file}: can't be read ({reason_of(error)}); copy or download it again") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: is no JSON object; copy or download it again")
     return found

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ssldet.errors import CheckpointError
+from ssldet.errors import CheckpointError, reason_of
 from ssldet.nn.backbones import split_tag
+from ssldet.regular import read_text
 from ssldet.weights.files import read_state
 from ssldet.weights.resnets import NUMBERED, name_resnet
 
@@ -30,16 +31,18 @@ def choose_backbone(word: str) -> tuple[str, str | None]:
     path = Path(word).expanduser()
     if path.is_dir():
         return _of_folder(path), str(path)
-    if path.is_file():
+    if path.exists():
         return _of_file(path), str(path)
     return split_tag(word)
 
 
 def _of_folder(path: Path) -> str:
     try:
-        document = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no folder that timm wrote, since its config.json can't be read") from error
+        document = json.loads(read_text(path / "config.json"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: no folder that timm wrote, since its config.json can't be read ({reason_of(error)})"
+        ) from error
     architecture = document.get("architecture") if isinstance(document, dict) else None
     if not isinstance(architecture, str):
         raise CheckpointError(f"{path}: its config.json names no architecture of timm's; {_remedy(path)}")

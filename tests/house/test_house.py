@@ -54,6 +54,43 @@ def test_the_core_names_no_plug_in() -> None:
     assert named.keys() == MAY_NAME_TASKS.keys(), named
 
 
+MAY_OPEN_FILES = {
+    "ssldet/regular.py": "opens files for all others",
+    "ssldet/disk.py": "makes new files",
+    "ssldet/testing/exporters.py": "a file of its own",
+    "ssldet/report/page.py": "a template of the package",
+    "ssldet/citations.py": "a file of the package",
+    "downstream/export/detectron2/names.py": "a file of the package",
+    "benchmarks/address.py": "the code of the packages",
+    "benchmarks/comparing.py": "a report that it has just written",
+    "benchmarks/cost.py": "committed results",
+    "benchmarks/launch.py": "a log of its own",
+    "benchmarks/results.py": "/proc/cpuinfo, which is a file of Linux",
+}
+
+
+NO_FILES = {"Image", "importer", "opener", "os"}
+"""Owners of a method `open` that gets a file which is open already, or that is not about files of others."""
+
+
+def _opens_a_file(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    if isinstance(node.func, ast.Attribute):
+        owner = ast.unparse(node.func.value)
+        return node.func.attr in {"read_text", "read_bytes"} or (node.func.attr == "open" and owner not in NO_FILES)
+    return isinstance(node.func, ast.Name) and node.func.id == "open"
+
+
+def test_files_are_opened_by_one_module_that_knows_pipes() -> None:
+    opening = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if any(map(_opens_a_file, ast.walk(ast.parse(path.read_text(encoding="utf-8")))))
+    }
+    assert opening == MAY_OPEN_FILES.keys()
+
+
 def test_importing_ssldet_is_cheap() -> None:
     heavy = {"torch", "torchvision", "timm", "lightly", "lightning_fabric", "pycocotools", "matplotlib"}
     assert _python(f"import ssldet, sys; print({heavy!r} & set(sys.modules))").strip() == "set()"

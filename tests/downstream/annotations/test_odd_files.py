@@ -113,7 +113,7 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
         assert "not a regular file" in told(f"coco:{name}:{tmp_path}")
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "a.xml")
-    assert "a.xml: can't be read (not a regular file)" in told(f"voc:{tmp_path}")
+    assert "a.xml: can't be read (a pipe, not a regular file)" in told(f"voc:{tmp_path}")
     (tmp_path / "data.yaml").write_text("train: .\nnames: [cup]\n")
     os.mkfifo(tmp_path / "a.txt")
     assert "not a regular file" in told(f"yolo:{tmp_path}")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ssldet.data.files import find_images, list_files, shown, tally
+from ssldet.data.files import find_images, list_files, tally
 from ssldet.errors import DataError
+from ssldet.escapes import shown
 from ssldet.types import Skipped
 
 

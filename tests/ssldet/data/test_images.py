@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from ssldet import regular
 from ssldet.data import images
 from ssldet.data.images import BACKDROP, ImageRules, image_sizes, open_images, read_image
 from ssldet.errors import DataError, SetupError, UnreadableError
@@ -295,7 +296,7 @@ def test_a_stumbling_file_system_is_asked_again(photo, tmp_path, monkeypatch, fa
             raise OSError(errno.ESTALE, "Stale file handle")
         return plain(path, flags)
 
-    monkeypatch.setattr(images, "_without_waiting", stumble)
+    monkeypatch.setattr(regular, "_without_waiting", stumble)
     monkeypatch.setattr(images, "PAUSES", (0.0, 0.0, 0.0))
     if fails == 2:
         assert read_image(tmp_path / "a.png", RULES).shape == (3, 48, 64)
@@ -316,7 +317,7 @@ def test_too_many_open_files_are_no_fault_of_the_image(photo, tmp_path, monkeypa
     def refuse(path, flags):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(images, "_without_waiting", refuse)
+    monkeypatch.setattr(regular, "_without_waiting", refuse)
     with pytest.raises(SetupError, match=r"too many open files.*ulimit"):
         open_images([tmp_path], RULES)
 

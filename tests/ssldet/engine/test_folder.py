@@ -81,7 +81,7 @@ def test_a_start_after_a_kill_takes_the_lock_and_its_own_settings(
 
 def test_a_lock_that_is_no_file_is_said_and_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(SetupError, match="no regular file"):
+    with pytest.raises(SetupError, match="a pipe, not a regular file, and can't be locked"):
         RunFolder(tmp_path).lock()
 
 
