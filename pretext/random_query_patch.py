@@ -41,7 +41,7 @@ from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.losses.terms import Term, sum_by_layer
 from ssldet.nn.heads import MLP
-from ssldet.patches import Patches, PatchObjective, patches_of
+from ssldet.patches import Patches, PatchObjective, cut, patches_of, squeeze
 from ssldet.queries import PatchQueries, unequal_shares
 from ssldet.recipe import Within
 from ssldet.source import Source
@@ -199,22 +199,6 @@ def draw_boxes(task: RandomQueryPatch, height: int, width: int, generator: torch
         starts.append(free.long())
         ends.append(starts[-1] + length)
     return torch.stack([*starts, *ends], dim=1)
-
-
-def cut(image: UInt8[Tensor, "3 H W"], boxes_xyxy: Int[Tensor, "P 4"], size: int) -> UInt8[Tensor, "P 3 h w"]:
-    """Cut patches and resize each to a square.
-
-    Args:
-        image: Pixels of the image.
-        boxes_xyxy: Absolute corners in whole pixels.
-        size: Side of the squares in pixels.
-    """
-    return torch.stack([squeeze(image[:, y0:y1, x0:x1], size) for x0, y0, x1, y1 in boxes_xyxy.tolist()])
-
-
-def squeeze(patch: UInt8[Tensor, "3 _ _"], size: int) -> UInt8[Tensor, "3 h w"]:
-    """Resize a patch to a square of `size` pixels, whatever its proportions."""
-    return F.interpolate(patch[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
 class PatchDetection(PatchObjective):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
-from jaxtyping import Float, UInt8
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssldet.data.photometric import apply_jitter
@@ -38,6 +39,22 @@ def patches_of(batch: Batch) -> Patches:
     """Return the patches that come with a batch."""
     assert isinstance(batch.problem, Patches), "these samples carry no patches; were they made by another task's views?"
     return batch.problem
+
+
+def cut(image: UInt8[Tensor, "3 H W"], boxes_xyxy: Int[Tensor, "P 4"], size: int) -> UInt8[Tensor, "P 3 h w"]:
+    """Cut patches and resize each to a square.
+
+    Args:
+        image: Pixels of the image.
+        boxes_xyxy: Absolute corners in whole pixels.
+        size: Side of the squares in pixels.
+    """
+    return torch.stack([squeeze(image[:, y0:y1, x0:x1], size) for x0, y0, x1, y1 in boxes_xyxy.tolist()])
+
+
+def squeeze(patch: UInt8[Tensor, "3 _ _"], size: int) -> UInt8[Tensor, "3 h w"]:
+    """Resize a patch to a square of `size` pixels, whatever its proportions."""
+    return F.interpolate(patch[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
 class PatchObjective(Objective):

@@ -76,6 +76,15 @@ class Detector(nn.Module, ABC):
     def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
         """Return the map that describes normalised images, for a backbone its last level; patches go the same way."""
 
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of each map that `levels` returns."""
+        return (self.feature_channels,)
+
+    def levels(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Return the maps that describe normalised images, from fine to coarse; `features` returns the last of them."""
+        return (self.features(images),)
+
     @abstractmethod
     def default_queries(self, batch_size: int) -> Queries:
         """Return the detector's own queries, the same for all images: plain detection."""

@@ -107,6 +107,15 @@ class DETR(Detector):
         result: Tensor = self.backbone(images)
         return result
 
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of each level of the backbone."""
+        return self.backbone.level_channels
+
+    def levels(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Return the backbone's levels for normalised images, from fine to coarse."""
+        return self.backbone.levels(images)
+
     def default_queries(self, batch_size: int) -> Queries:
         """Return the learned queries, shared by all images."""
         result: Queries = self.queries(batch_size)

@@ -1,0 +1,261 @@
+"""images -> boxes where objects may be: region proposals, which pretext tasks share."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from pretext.boxes_file import read_boxes
+from pretext.normalised_cut import objects_of
+from ssldet.disk import Disk, write_whole
+from ssldet.errors import DataError, suggest
+from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
+from ssldet.recipe import Within
+from ssldet.source import Source, WrappedSource
+from ssldet.types import Gather, Problem, Sample
+from ssldet.weights.backbone import load_backbone
+
+SEARCH_SIDE = 128
+"""Side of the square to which DETReg squeezes an image before it searches for regions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposals:
+    """How regions are proposed, and which of them are taken.
+
+    Selective search groups pixels of like colour and texture, step by step, and proposes every group (Uijlings et al.
+    2013; OpenCV's fast form). Objectness splits the cells of a backbone's features by a normalised cut, takes the part
+    that stands out, and goes on with the rest (Shi and Malik 2000; Wang et al. 2023, TokenCut). Random boxes are the
+    baseline. A file holds boxes that another program proposed.
+
+    Attributes:
+        method: Where boxes come from: `selective_search`, `objectness`, `random` or `file`.
+        count: Most boxes per image.
+        choice: Which of more boxes are taken: the first (`top_k`), any (`random`), or more likely those that come early
+            (`importance`).
+        smallest_share: Shortest side of a box as a share of the image's side; smaller boxes are left out.
+        largest_share: Longest side of a box as a share of the image's side; larger boxes are left out.
+        side: Side in pixels of the square to which the image is squeezed before the search.
+        file: COCO results or annotations as JSON, for `file`. Images are known by `file_name`, or by an `image_id` that
+            is their path or its name.
+        backbone: Network whose features `objectness` splits; its weights are loaded, never trained.
+        similarity: Cosine above which `objectness` takes two cells for alike.
+        cache: Folder in which found boxes are kept by the content of the image; `None` keeps none.
+    """
+
+    method: Literal["selective_search", "objectness", "random", "file"] = "selective_search"
+    count: Annotated[int, Within(1)] = 30
+    choice: Literal["top_k", "random", "importance"] = "top_k"
+    smallest_share: Annotated[float, Within(0, 1)] = 0.0
+    largest_share: Annotated[float, Within(0, 1)] = 1.0
+    side: Annotated[int, Within(16, 1024)] = SEARCH_SIDE
+    file: str | None = None
+    backbone: BackboneConfig | None = None
+    similarity: Annotated[float, Within(-1, 1)] = 0.2
+    cache: str | None = None
+
+    def problems(self) -> list[str]:
+        """Return what is missing or contradictory."""
+        wrong = []
+        if self.method == "selective_search" and find_spec("cv2") is None:
+            wrong.append(
+                "method: 'selective_search' needs OpenCV with its further modules; run: pip install 'ssldet[proposals]'"
+            )
+        if (self.method == "file") != (self.file is not None):
+            wrong.append("file: state a file of boxes with method=file, and only there")
+        if (self.method == "objectness") != (self.backbone is not None):
+            wrong.append("backbone: state a network with method=objectness, and only there")
+        if self.smallest_share >= self.largest_share:
+            wrong.append(f"smallest_share: {self.smallest_share:g} must be below largest_share {self.largest_share:g}")
+        return wrong
+
+    def within(self, source: Source) -> Source:
+        """Return a source whose samples carry what this method can't find in pixels: the boxes of the file.
+
+        Args:
+            source: Images.
+
+        Raises:
+            DataError: The file can't be read, or it has boxes for none of the images.
+        """
+        return source if self.file is None else WithBoxes(source, Path(self.file))
+
+    def propose(self, sample: Sample, generator: torch.Generator) -> Float[Tensor, "R 4"]:
+        """Return boxes in absolute xyxy, as many as there are and at most `count`; an image may have none.
+
+        Args:
+            sample: A whole image.
+            generator: Source of all random numbers.
+        """
+        height, width = sample.image.shape[1:]
+        if self.method == "random":
+            return draw_boxes(self.count, (height, width), self.smallest_share, self.largest_share, generator)
+        if self.method == "file":
+            assert isinstance(sample.problem, GivenBoxes), "the source of this sample was not prepared"
+            boxes, order = sample.problem.boxes, None
+        else:
+            boxes = self._find(sample.image)
+            order = _hierarchical(boxes, generator) if self.method == "selective_search" else None
+        boxes = boxes if order is None else boxes[order]
+        boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+        sides = (boxes[:, 2:] - boxes[:, :2]) / torch.tensor([width, height])
+        fits = (sides >= self.smallest_share) & (sides <= self.largest_share) & (sides > 0)
+        boxes = boxes[fits.all(1)]
+        return boxes[self._choose(len(boxes), generator)]
+
+    def _find(self, image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "R 4"]:
+        if self.cache is None:
+            return self._search(image)
+        words = f"{self.method} {self.side} {self.backbone} {self.similarity} {tuple(image.shape)}"
+        name = blake2b(words.encode() + image.numpy().tobytes(), digest_size=16).hexdigest()
+        path = Path(self.cache) / name[:2] / f"{name}.boxes"
+        if path.is_file() and path.stat().st_size % 16 == 0:
+            return torch.from_numpy(np.fromfile(path, dtype="<f4").reshape(-1, 4).copy())
+        boxes = self._search(image)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, boxes.numpy().astype("<f4").tobytes(), Disk())
+        return boxes
+
+    def _search(self, image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "R 4"]:
+        height, width = image.shape[1:]
+        square = F.interpolate(image[None], (self.side, self.side), mode="bilinear", antialias=True)[0]
+        if self.method == "objectness":
+            assert self.backbone is not None
+            network = _network(self.backbone)
+            with torch.no_grad():
+                cells = network(network.normalise(square[None]))[0].float()
+            found = objects_of(cells, similarity=self.similarity, count=self.count) * self.side
+        else:
+            found = selective_search(square)
+        return found / self.side * torch.tensor([width, height, width, height])
+
+    def _choose(self, found: int, generator: torch.Generator) -> Tensor:
+        """Return which of some boxes are taken, in their order."""
+        if found <= self.count or self.choice == "top_k":
+            return torch.arange(min(found, self.count))
+        places = torch.arange(1, found + 1, dtype=torch.float64)
+        weights = torch.ones_like(places) if self.choice == "random" else -torch.log(places / (found + 1))
+        return torch.multinomial(weights, self.count, generator=generator).sort().values
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenBoxes(Problem):
+    """Boxes that another program proposed for an image.
+
+    Attributes:
+        boxes: Absolute xyxy, the most confident first.
+    """
+
+    boxes: Annotated[Float[Tensor, "R 4"], Gather.LIST]
+
+
+class WithBoxes(WrappedSource):
+    """Images together with the boxes that a file holds for them.
+
+    Attributes:
+        source: The images.
+        found: Number of images for which the file has boxes.
+    """
+
+    def __init__(self, source: Source, file: Path) -> None:
+        """Read the file.
+
+        Args:
+            source: Images.
+            file: COCO results or annotations as JSON.
+
+        Raises:
+            DataError: The file can't be read, or it has boxes for none of the images.
+        """
+        super().__init__(source)
+        self._boxes = read_boxes(file)
+        self.found = sum(self._of(self._name(index)) is not None for index in range(len(source)))
+        if not self.found:
+            example = self._name(0)
+            raise DataError(
+                f"{file}: has boxes for none of the {len(source)} images, such as {example!r}"
+                f"{suggest(example, self._boxes)}; images are known by `file_name`, or by an `image_id` that is a path"
+            )
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image and its boxes; images that the file does not know have none."""
+        return self._with_boxes(super().__getitem__(index))
+
+    def draw(self, index: int, generator: torch.Generator) -> Sample:
+        """Read one image for training, and its boxes."""
+        return self._with_boxes(super().draw(index, generator))
+
+    def _with_boxes(self, sample: Sample) -> Sample:
+        boxes = self._of(sample.key)
+        return replace(sample, problem=GivenBoxes(boxes=torch.zeros(0, 4) if boxes is None else boxes))
+
+    def _of(self, key: str) -> Tensor | None:
+        names = (key, Path(key).name, Path(key).stem)
+        return next((self._boxes[name] for name in names if name in self._boxes), None)
+
+    def _name(self, index: int) -> str:
+        path = self.source.path_of(index)
+        return self.source[index].key if path is None else str(path)
+
+
+def draw_boxes(
+    count: int, size: tuple[int, int], smallest_share: float, largest_share: float, generator: torch.Generator
+) -> Float[Tensor, "P 4"]:
+    """Draw absolute xyxy boxes: first their sides, each uniformly, then a place at which the box fits.
+
+    Args:
+        count: Number of boxes.
+        size: Height and width of the image in pixels.
+        smallest_share: Shortest side as a share of the image's side.
+        largest_share: Longest side likewise.
+        generator: Source of all random numbers.
+    """
+    extent = torch.tensor([size[1], size[0]])
+    draws = torch.rand(2, count, 2, generator=generator)
+    low = torch.maximum(smallest_share * extent, torch.ones(2))
+    sides = low + draws[0] * (largest_share * extent - low).clamp(min=0)
+    starts = draws[1] * (extent - sides)
+    return torch.cat([starts, starts + sides], dim=1)
+
+
+def selective_search(image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "R 4"]:
+    """Return the boxes of all groups of pixels, in absolute xyxy, the largest first; the same for the same pixels.
+
+    Args:
+        image: Pixels, RGB.
+    """
+    import cv2
+
+    cv2.setNumThreads(0)  # Workers run side by side; threads of their own would only take turns.
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(np.ascontiguousarray(image.permute(1, 2, 0).numpy()[:, :, ::-1]))
+    search.switchToSelectiveSearchFast()
+    # OpenCV ranks by random numbers which no seed of ours reaches; the set of boxes is always the same.
+    boxes = np.unique(np.asarray(search.process(), dtype=np.float32).reshape(-1, 4), axis=0)
+    boxes = boxes[np.lexsort((*boxes.T, -boxes[:, 2] * boxes[:, 3]))]
+    corners = torch.from_numpy(boxes)
+    return torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], dim=1)
+
+
+def _hierarchical(boxes: Float[Tensor, "R 4"], generator: torch.Generator) -> Tensor:
+    """Return the order of the paper: the place in the hierarchy, large regions first, times a random number."""
+    return (torch.arange(1, len(boxes) + 1) * torch.rand(len(boxes), generator=generator)).argsort()
+
+
+@cache
+def _network(config: BackboneConfig) -> Backbone:
+    """Return the network of a configuration, built once per process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build_backbone(config)
+    if config.weights is not None:
+        load_backbone(network, config.weights, architecture=config.name, coverage=config.coverage)
+    return network.eval().requires_grad_(False)
