@@ -21,8 +21,8 @@ class RegionRecall:
 
     def __init__(self) -> None:
         """Start without regions."""
-        self._found: dict[int, list[Bool[Tensor, " R"]]] = {number: [] for number in AT}
-        self._by_chance: list[Bool[Tensor, " R"]] = []
+        self._found: dict[int, list[Bool[Tensor, " _"]]] = {number: [] for number in AT}
+        self._by_chance: list[Bool[Tensor, " _"]] = []
 
     def update(self, detections: list[Detections], batch: Batch) -> None:
         """Take in one batch.
@@ -64,5 +64,5 @@ class RegionRecall:
         return figures | {f"region_recall_{AT[1]}_chance": _share(self._by_chance)}
 
 
-def _share(parts: list[Bool[Tensor, " R"]]) -> float:
+def _share(parts: list[Bool[Tensor, " _"]]) -> float:
     return float(torch.cat(parts).float().mean())

@@ -19,6 +19,7 @@ from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig,
 from ssldet.nn.backbones import BackboneConfig
 
 SWAV = BackboneConfig(name="resnet50", weights="swav")
+WITHOUT_JITTER = Jitter(probability=0.0, grey=0.0, blur=0.0)
 
 
 def imagenet() -> Run:
@@ -59,7 +60,7 @@ def tiny() -> Run:
             proposals=Proposals(count=10, smallest_share=0.15, largest_share=0.8, side=64),
             crop_size=32,
             embedding_level=1,
-            jitter=Jitter(probability=0.0, grey=0.0, blur=0.0),
+            jitter=WITHOUT_JITTER,
             scales=(64,),
             max_size=128,
             eval_scale=64,
