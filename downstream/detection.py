@@ -10,12 +10,14 @@ which keeps it from reaching the published figures:
     batch padding       also in evaluation               in training only: images of one size are evaluated together
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import torch
 
-from downstream.metrics.average_precision import BoxAP
+from downstream.metrics.average_precision import MAX_DETS, BoxAP
 from downstream.metrics.predictions import figures_of
 from ssldet.data.geometry import DETRAugmentation, ShortSide
 from ssldet.detectors.base import Detector
@@ -45,11 +47,12 @@ class Detection(Task):
         box_giou_weight: Weight of the generalised overlap, likewise.
         no_object_weight: Weight of queries without an object; choose less for small data with few objects per image.
         metric: The metric: COCO's AP, which the papers report on VOC too, or VOC's own AP.
-        accelerate: Compute COCO's AP with faster-coco-eval; the figures are the same.
+        max_dets: Detections per image and class that count in COCO's AP; published figures have 100.
     """
 
     cite: ClassVar[str] = "carion2020detr"
     headline: ClassVar[str] = "AP"
+    retired: ClassVar[Mapping[str, str]] = MappingProxyType({"accelerate": "the fast computation became the only one"})
 
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
     max_size: Annotated[int, Within(8)] = 1333
@@ -64,7 +67,7 @@ class Detection(Task):
     box_giou_weight: Annotated[float, Within(0)] = 2.0
     no_object_weight: Annotated[float, Within(0, 1)] = 0.1
     metric: Literal["coco", "voc"] = "coco"
-    accelerate: bool = False
+    max_dets: Annotated[int, Within(1)] = MAX_DETS
 
     def rests(self, section: str) -> bool:
         """Return whether a section is a mask head, or the backbone if that is frozen."""
@@ -93,7 +96,7 @@ class Detection(Task):
 
     def evaluator(self, source: Source) -> Evaluator:
         """Return the chosen average precision on a labelled source."""
-        return BoxAP(source, figures_of(self.metric, accelerate=self.accelerate))
+        return BoxAP(source, figures_of(self.metric, max_dets=self.max_dets))
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
@@ -105,6 +108,8 @@ class Detection(Task):
             wrong.append(f"crop_range: {self.crop_range} must be a smallest and a largest side of 8 pixels or more")
         if self.max_size < max((self.eval_scale, *self.scales)):
             wrong.append(f"max_size: {self.max_size} is below a short side; raise it or lower scales and eval_scale")
+        if self.metric == "voc" and self.max_dets != MAX_DETS:
+            wrong.append("max_dets: every detection counts in VOC's figures; leave it out")
         return wrong
 
 

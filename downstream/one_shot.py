@@ -102,7 +102,7 @@ class OneShot(Detection):
 
     def evaluator(self, source: Source) -> Evaluator:
         """Return AP50 of seen and unseen classes on pairs."""
-        return OneShotAP(source, self.metric, accelerate=self.accelerate)
+        return OneShotAP(source, self.metric, max_dets=self.max_dets)
 
 
 class QueryDetection(PatchObjective):

@@ -83,7 +83,7 @@ class Panoptic(Detection):
         """Return panoptic quality if every pixel is labelled, and AP of boxes and masks of things."""
         if self.metric != "coco":
             raise ConfigError("metric: masks are measured by COCO's figures only; leave metric=voc out")
-        return SegmentationFigures(source, accelerate=self.accelerate)
+        return SegmentationFigures(source, max_dets=self.max_dets)
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Return a message if the detector has no mask head."""

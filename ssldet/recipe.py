@@ -1,8 +1,9 @@
 """Run <-> text: override a frozen configuration by dotted paths, check it whole, write it so that it runs again.
 
 A configuration is a tree of frozen dataclasses. Types and `Annotated` bounds say what each field accepts; a class may
-add a method `problems() -> list[str]` for what no single field can know. Every function here reports **all** problems
-at once, each with its path, the nearest right name and what would be accepted.
+add a method `problems() -> list[str]` for what no single field can know, and a mapping `retired` of fields that it once
+had, which files may still hold. Every function here reports **all** problems at once, each with its path, the nearest
+right name and what would be accepted.
 """
 
 import hashlib
@@ -235,7 +236,7 @@ def _build(kind: type, document: Mapping[str, Any], prefix: str) -> tuple[Any, l
     wrong = [
         _no_field(kind, key, prefix.removesuffix("."))
         for key in document
-        if key not in hints and not (group is not None and key == "name")
+        if key not in hints | getattr(kind, "retired", {}) and not (group is not None and key == "name")
     ]
     values: dict[str, Any] = {}
     for field in _config_fields(kind):

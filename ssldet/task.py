@@ -8,6 +8,7 @@ is pickled into CPU workers and the other lives on the accelerator.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
@@ -137,6 +138,8 @@ class Task(ABC):
         headline: The metric that a progress line and a table show for this task.
         needs: What the task needs of its images.
         stage: How the task joins the stages before and after it.
+        retired: Fields that the task once had -> why it has them no more; files that hold one still load, and its value
+            is ignored.
     """
 
     group: ClassVar[str] = "ssldet.tasks"
@@ -144,6 +147,7 @@ class Task(ABC):
     headline: ClassVar[str]
     needs: ClassVar[Needs] = Needs()
     stage: ClassVar[Stage] = Stage()
+    retired: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def rests(self, section: str) -> bool:
         """Return whether a section of the detector does not learn; it then runs without autograd.

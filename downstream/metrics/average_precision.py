@@ -1,31 +1,40 @@
-"""Detections -> AP: COCO's metric for boxes and masks, computed by pycocotools with checked inputs.
+"""Detections -> AP: COCO's metric for boxes and masks, on checked inputs.
 
-The figures are pycocotools' own to the last digit. This file adds four things: boxes and scores must be finite
-(pycocotools counts a NaN overlap as a match, so that a diverged model scores well); a result without detections gives 0
-instead of an error; annotations are numbered from 1 (pycocotools takes number 0 for "unmatched"); nothing is printed.
-`accelerate` passes the same rows to faster-coco-eval, which must give the same figures.
+The figures are pycocotools' own to the last digit; `coco_engines` computes the curves behind them. This file adds four
+things: boxes and scores must be finite (pycocotools counts a NaN overlap as a match, so that a diverged model scores
+well); a result without detections gives 0 instead of an error; difficult objects are ignored; any number of detections
+per image may count, where pycocotools' own summary holds for 100 only.
 """
 
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
-from typing import Any, Literal
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
-import pycocotools.mask as coco_mask
 import torch
 from jaxtyping import Float
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from downstream.annotations.masks import RunLengths, encode, read_mask
+from downstream.metrics.coco_engines import Columns, Curves, Kind, Numbers, Results, columns_of, fastest
 from ssldet.boxes import xyxy_to_xywh
-from ssldet.errors import AnnotationError, DataError, DivergedError, SetupError
+from ssldet.errors import AnnotationError, DataError, DivergedError
 from ssldet.source import GroundTruth, Measurable, Source
 from ssldet.types import Batch, Detections
 
+log = logging.getLogger(__name__)
+
+MAX_DETS = 100
+"""Detections per image and class that count in published figures."""
+
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 """Names of the figures in the order in which COCO summarises them."""
+
+OVERLAPS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
+"""Figure -> which of COCO's overlap thresholds 0.50, 0.55, … 0.95 it averages."""
+
+SIZES = {"APs": 1, "APm": 2, "APl": 3}
+"""Figure -> COCO's range of object sizes; 0 is all sizes."""
 
 Figures = Callable[[GroundTruth, Sequence[Mapping[str, Any]]], dict[str, Any]]
 """A function that computes named figures from annotations and results, both with original ids."""
@@ -79,13 +88,15 @@ class BoxAP:
                 )
             self._found[key] = rows
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Results:
         """Return all detections as COCO results with original ids, in the order of the source."""
-        return [
-            {"image_id": image, "category_id": self.source.category_ids[int(label)], "bbox": box, "score": score}
-            for key, image in zip(self.source.keys, self.source.image_ids, strict=True)
-            for *box, score, label in (self._found[key].tolist() if key in self._found else ())
-        ]
+        found = [self._found.get(key, np.empty((0, 6))) for key in self.source.keys]
+        return Results(
+            self.source.image_ids,
+            self.source.category_ids,
+            np.repeat(np.arange(len(found)), [len(rows) for rows in found]),
+            np.concatenate([np.empty((0, 6)), *found]),
+        )
 
     def results(self) -> dict[str, Any]:
         """Return the figures by name, and `per_class`; a figure is -1 if the data has no object for it."""
@@ -122,18 +133,18 @@ class MaskAP:
         boxes: The metric of the boxes.
     """
 
-    def __init__(self, source: Source, *, accelerate: bool = False) -> None:
+    def __init__(self, source: Source, *, max_dets: int = MAX_DETS) -> None:
         """Start without detections.
 
         Args:
             source: A labelled source whose `ground_truth` holds a `segmentation` for each annotation.
-            accelerate: Compute with faster-coco-eval.
+            max_dets: Detections per image and class that count.
 
         Raises:
             DataError: The source has no labels.
         """
         self.boxes = BoxAP(source)
-        self._accelerate = accelerate
+        self._max_dets = max_dets
         self._masks: dict[str, list[RunLengths]] = {}
 
     def update(self, detections: list[Detections], batch: Batch) -> None:
@@ -164,11 +175,11 @@ class MaskAP:
             {name: row[name] for name in ("image_id", "category_id", "score")} | {"segmentation": mask}
             for row, mask in zip(rows, masks, strict=True)
         ]
-        segm = mask_ap(truth, shapes, accelerate=self._accelerate)
-        return {**box_ap(truth, rows, accelerate=self._accelerate), "segm": segm}
+        segm = mask_ap(truth, shapes, max_dets=self._max_dets)
+        return {**box_ap(truth, rows, max_dets=self._max_dets), "segm": segm}
 
 
-def box_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, accelerate: bool = False) -> dict[str, Any]:
+def box_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, max_dets: int = MAX_DETS) -> dict[str, Any]:
     """Compute COCO's figures of boxes.
 
     Args:
@@ -176,19 +187,19 @@ def box_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, accel
             found, and a detection that matches it is no mistake.
         detections: COCO results: `image_id`, `category_id`, `score` and `bbox` in absolute xywh or, without a `bbox`,
             `segmentation` as compressed run lengths; all finite.
-        accelerate: Compute with faster-coco-eval.
+        max_dets: Detections per image and class that count, the most confident ones.
 
     Returns:
         The figures by name in 0..1, or -1 if the data has no object for a figure; `per_class` holds AP by class name.
+        The recall at `max_dets` is named after it: `AR100`.
 
     Raises:
         AnnotationError: The data has no object at all.
-        SetupError: `accelerate` is set and faster-coco-eval is not installed.
     """
-    return _coco_ap(truth, truth["annotations"], detections, "bbox", accelerate=accelerate)
+    return _coco_ap(truth, truth["annotations"], detections, "bbox", max_dets)
 
 
-def mask_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, accelerate: bool = False) -> dict[str, Any]:
+def mask_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, max_dets: int = MAX_DETS) -> dict[str, Any]:
     """Compute COCO's figures of masks.
 
     As in pycocotools, the size class of a detection comes from its `bbox` or, without one, from its mask.
@@ -196,14 +207,13 @@ def mask_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, acce
     Args:
         truth: As for `box_ap`; every annotation has a `segmentation` in any of COCO's forms.
         detections: COCO results with `segmentation` as compressed run lengths; all finite.
-        accelerate: Compute with faster-coco-eval.
+        max_dets: Detections per image and class that count, the most confident ones.
 
     Returns:
-        The figures by name in 0..1, or -1 if the data has no object for a figure; `per_class` holds AP by class name.
+        As for `box_ap`.
 
     Raises:
         AnnotationError: The data has no object at all, or an object without a valid mask.
-        SetupError: `accelerate` is set and faster-coco-eval is not installed.
     """
     sizes = {image["id"]: (image["height"] or 0, image["width"] or 0) for image in truth["images"]}
     objects = []
@@ -213,34 +223,61 @@ def mask_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, acce
         except ValueError as error:
             raise AnnotationError(f"$.annotations[{number}].segmentation: {error}; masks can't be measured") from error
         objects.append({**row, "segmentation": mask})
-    return _coco_ap(truth, objects, detections, "segm", accelerate=accelerate)
+    return _coco_ap(truth, objects, detections, "segm", max_dets)
 
 
 def _coco_ap(
     truth: GroundTruth,
     objects: Sequence[Mapping[str, Any]],
     detections: Sequence[Mapping[str, Any]],
-    kind: Literal["bbox", "segm"],
-    *,
-    accelerate: bool,
+    kind: Kind,
+    max_dets: int,
 ) -> dict[str, Any]:
     if not any(not (row["iscrowd"] or row.get("difficult")) for row in objects):
         raise AnnotationError("the data to evaluate on holds no object at all; is it the right split?")
-    index, evaluator = _coco_classes(accelerate=accelerate)
-    with redirect_stdout(io.StringIO()):
-        evaluation = evaluator(_indexed(index(), truth, objects), _indexed(index(), truth, detections), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # Axes: overlap threshold, recall, class, object size, detections per image.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    numbers = Numbers.of(truth)
+    true, found = columns_of(objects, numbers, kind), columns_of(detections, numbers, kind)
+    _warn_of_more_objects(true, max_dets)
+    limits = [*(limit for limit in (1, 10) if limit < max_dets), max_dets]
+    curves = fastest()(numbers, true, found, kind, limits)
     named = _unique_names(truth["categories"])
-    per_class = {
-        named[category]: float(values[values > -1].mean()) if (values > -1).any() else -1.0
-        for category, values in zip(evaluation.params.catIds, precision.transpose(2, 0, 1), strict=True)
+    classes = zip(numbers.categories, np.moveaxis(curves[0][..., 0, -1], 2, 0), strict=True)
+    per_class = {named[category]: _mean(precision) for category, precision in classes}
+    return {**_summary(curves, limits), "per_class": per_class}
+
+
+def _summary(curves: Curves, limits: Sequence[int]) -> dict[str, float]:
+    """Return COCO's figures; those of recall are named after the number of detections that count."""
+    precision, recall = curves
+    return {
+        **{name: _mean(precision[overlaps, :, :, 0, -1]) for name, overlaps in OVERLAPS.items()},
+        **{name: _mean(precision[..., size, -1]) for name, size in SIZES.items()},
+        **{f"AR{limit}": _mean(recall[..., 0, number]) for number, limit in enumerate(limits)},
     }
-    figures = dict(zip(NAMES, map(float, evaluation.stats), strict=False))
-    return {**figures, "per_class": per_class}
+
+
+def _mean(values: Float[np.ndarray, "..."]) -> float:
+    """Return the mean of what could be measured, -1 where nothing could."""
+    measured = values[values > -1]
+    return float(measured.mean()) if measured.size else -1.0
+
+
+def _warn_of_more_objects(objects: Columns, max_dets: int) -> None:
+    """Say that some objects can't be found, because more of them are in an image than detections count."""
+    pairs = np.stack([objects.images, objects.categories])
+    _, counts = np.unique(pairs[:, objects.crowd == 0], axis=1, return_counts=True)
+    if (crowded := counts[counts > max_dets]).size:
+        _warn(
+            f"{crowded.size} times an image holds more than {max_dets} objects of one class (up to {crowded.max()}), "
+            f"but only {max_dets} detections of a class count in an image, so that these objects can't all be found; "
+            f"--max-dets {crowded.max()} lets more count (task.max_dets in a run)"
+        )
+
+
+@cache
+def _warn(message: str) -> None:
+    """Say something once, however often a run evaluates."""
+    log.warning("%s", message)
 
 
 def _unique_names(categories: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
@@ -250,54 +287,3 @@ def _unique_names(categories: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
         row["id"]: row["name"] if names.count(row["name"]) == 1 else f"{row['name']} ({row['id']})"
         for row in categories
     }
-
-
-class _IgnoresDifficult:
-    """Makes either library ignore `difficult` objects too, not only crowds."""
-
-    cocoGt: Any  # noqa: N815 - theirs
-
-    def _prepare(self) -> None:
-        super()._prepare()  # type: ignore[misc]  # the library's class comes next
-        for row in self.cocoGt.anns.values():
-            row["ignore"] = int(row["ignore"] or row.get("difficult", 0))
-
-
-class _Evaluation(_IgnoresDifficult, COCOeval):  # type: ignore[misc]  # pycocotools has no types
-    """The evaluation of pycocotools."""
-
-
-def _coco_classes(*, accelerate: bool) -> tuple[Any, Any]:
-    """Return the library's class of an index and its class of an evaluation."""
-    if not accelerate:
-        return COCO, _Evaluation
-    try:
-        import faster_coco_eval as faster
-    except ImportError as error:
-        raise SetupError("faster-coco-eval is not installed; pip install 'ssldet[coco]', or go without") from error
-    return faster.COCO, type("_Accelerated", (_IgnoresDifficult, faster.COCOeval_faster), {})
-
-
-def _indexed(index: Any, truth: GroundTruth, rows: Iterable[Mapping[str, Any]]) -> Any:
-    """Fill an index as these libraries need it: annotations and images numbered from 1, every row with box and area."""
-    # In sorted order, as the libraries sort images; the order decides between equal scores.
-    images = {key: number for number, key in enumerate(sorted(row["id"] for row in truth["images"]), start=1)}
-    index.dataset = {
-        "images": [{**row, "id": images[row["id"]]} for row in truth["images"]],
-        "categories": truth["categories"],
-        "annotations": [
-            {"iscrowd": 0, **_extent(row), **row, "id": number, "image_id": images[row["image_id"]]}
-            for number, row in enumerate(rows, start=1)
-        ],
-    }
-    index.createIndex()
-    return index
-
-
-def _extent(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return box and area of a detection: the area of the box or, without a box, of the mask."""
-    if "bbox" in row:
-        *_, width, height = row["bbox"]
-        return {"area": width * height}
-    mask = row["segmentation"]
-    return {"area": float(coco_mask.area(mask)), "bbox": coco_mask.toBbox(mask).tolist()}

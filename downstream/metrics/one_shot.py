@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from downstream.annotations.one_shot import EvaluationPairs
-from downstream.metrics.average_precision import Rows, finite_rows
+from downstream.metrics.average_precision import MAX_DETS, Rows, finite_rows
 from downstream.metrics.predictions import figures_of
 from ssldet.errors import DataError
 from ssldet.source import GroundTruth, Source
@@ -32,13 +32,13 @@ class OneShotAP:
         source: The pairs that are evaluated.
     """
 
-    def __init__(self, source: Source, metric: str, *, accelerate: bool = False) -> None:
+    def __init__(self, source: Source, metric: str, *, max_dets: int = MAX_DETS) -> None:
         """Start without detections.
 
         Args:
             source: Pairs of image and query.
             metric: `coco` or `voc`.
-            accelerate: Compute COCO's AP with faster-coco-eval.
+            max_dets: Detections per image and class that count in COCO's AP.
 
         Raises:
             DataError: The source does not consist of pairs.
@@ -46,7 +46,7 @@ class OneShotAP:
         if not isinstance(source, EvaluationPairs):
             raise DataError("one-shot detection is measured on pairs; make them by the task's `prepare`")
         self.source = source
-        self._figures, self._name = figures_of(metric, accelerate=accelerate), AT_HALF[metric]
+        self._figures, self._name = figures_of(metric, max_dets=max_dets), AT_HALF[metric]
         self._found: dict[int, Rows] = {}
 
     def update(self, detections: list[Detections], batch: Batch) -> None:

@@ -14,7 +14,7 @@ from downstream.annotations.numbers import finite_number
 from downstream.annotations.problems import SHOWN, Problems, json_of, shown
 from downstream.annotations.voc import read_voc
 from downstream.annotations.yolo import open_yolo
-from downstream.metrics.average_precision import Figures, box_ap, mask_ap
+from downstream.metrics.average_precision import MAX_DETS, Figures, box_ap, mask_ap
 from downstream.metrics.voc import voc_ap
 from ssldet.data.images import ANY_SIZE
 from ssldet.errors import ConfigError, suggest
@@ -35,7 +35,7 @@ def score_predictions(
     *,
     metric: Literal["coco", "voc"] | None = None,
     iou: float | None = None,
-    accelerate: bool = False,
+    max_dets: int = MAX_DETS,
 ) -> dict[str, Any]:
     """Score a COCO results file.
 
@@ -48,7 +48,7 @@ def score_predictions(
         spec: `coco:ANN.json`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`; only YOLO needs the images.
         metric: The metric; `None` takes VOC's for VOC data and COCO's for all other data.
         iou: Overlap from which an object counts as found; only VOC's metric has it, and `None` takes 0.5.
-        accelerate: Compute COCO's figures with faster-coco-eval.
+        max_dets: Detections per image and class that count in COCO's figures.
 
     Returns:
         The figures of `box_ap` and, if there are masks, those of `mask_ap` under `segm`; or the figures of `voc_ap`.
@@ -62,26 +62,28 @@ def score_predictions(
         raise ConfigError(
             f"{spec}: labels are needed to score against; give coco:ANN.json, voc:ROOT:SPLIT or yolo:ROOT:SPLIT"
         )
-    figures = figures_of(metric or ("voc" if form == "voc" else "coco"), iou=iou, accelerate=accelerate)
+    metric = metric or ("voc" if form == "voc" else "coco")
+    figures = figures_of(metric, iou=iou, max_dets=max_dets)
     records = json_of(predictions, list, "a list of results, one object a box")
-    labels = READERS[form](rest, _with_masks(records))
+    masks = _with_masks(records)
+    labels = READERS[form](rest, masks)
     rows = _checked(records, labels, Problems(predictions))
-    if form != "coco":
-        return figures(ground_truth(labels), rows)
     annotations = Path(rest.partition(":")[0])
-    if _with_masks(records):
+    if form == "coco" and masks:
         # The same checks of true masks as in training, all faults at once.
         read_coco(annotations, masks=True)
-    return figures(_as_stated(annotations), rows)
+    truth = _as_stated(annotations) if form == "coco" else ground_truth(labels)
+    found = figures(truth, rows)
+    return {**found, "segm": mask_ap(truth, rows, max_dets=max_dets)} if masks and metric == "coco" else found
 
 
-def figures_of(metric: str, *, iou: float | None = None, accelerate: bool = False) -> Figures:
-    """Return the function that computes the figures of a metric.
+def figures_of(metric: str, *, iou: float | None = None, max_dets: int = MAX_DETS) -> Figures:
+    """Return the function that computes the figures of boxes by a metric.
 
     Args:
         metric: `coco` or `voc`.
         iou: Overlap from which an object counts as found by VOC's metric; `None` takes 0.5.
-        accelerate: Compute COCO's figures with faster-coco-eval.
+        max_dets: Detections per image and class that count in COCO's figures.
 
     Raises:
         ConfigError: There is no such metric, or it lacks an option that is set.
@@ -90,20 +92,13 @@ def figures_of(metric: str, *, iou: float | None = None, accelerate: bool = Fals
         raise ConfigError(f"metric: no {metric!r}{suggest(metric, ('coco', 'voc'))}; there are coco and voc")
     if metric == "coco" and iou is not None:
         raise ConfigError("iou: COCO's AP is a mean over its own ten overlaps; choose one with --metric voc")
-    if metric == "voc" and accelerate:
-        raise ConfigError("accelerate: only COCO's figures can be computed by faster-coco-eval; leave it out")
+    if metric == "voc" and max_dets != MAX_DETS:
+        raise ConfigError("max_dets: every detection counts in VOC's figures; leave it out")
+    if max_dets < 1:
+        raise ConfigError(f"max_dets: {max_dets} must be a number of detections, at least 1")
     if iou is not None and not 0 < iou <= 1:
         raise ConfigError(f"iou: {iou} must be an overlap above 0 and up to 1, such as 0.5")
-    return (
-        partial(voc_ap, iou=0.5 if iou is None else iou) if metric == "voc" else partial(_coco, accelerate=accelerate)
-    )
-
-
-def _coco(truth: GroundTruth, rows: list[dict[str, Any]], *, accelerate: bool) -> dict[str, Any]:
-    figures = box_ap(truth, rows, accelerate=accelerate)
-    if any("segmentation" in row for row in rows):
-        figures["segm"] = mask_ap(truth, rows, accelerate=accelerate)
-    return figures
+    return partial(voc_ap, iou=0.5 if iou is None else iou) if metric == "voc" else partial(box_ap, max_dets=max_dets)
 
 
 def _as_stated(path: Path) -> GroundTruth:

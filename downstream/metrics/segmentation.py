@@ -13,7 +13,7 @@ from torch import Tensor
 
 from downstream.annotations.masks import encode
 from downstream.annotations.segments import EveryPixelLabelled
-from downstream.metrics.average_precision import MaskAP
+from downstream.metrics.average_precision import MAX_DETS, MaskAP
 from downstream.metrics.panoptic_quality import PanopticQuality
 from ssldet.errors import DataError
 from ssldet.source import GroundTruth, Measurable, Source, WrappedSource
@@ -23,12 +23,12 @@ from ssldet.types import Batch, Detections
 class SegmentationFigures:
     """Panoptic quality, if every pixel is labelled, and average precision of boxes and masks of things."""
 
-    def __init__(self, source: Source, *, accelerate: bool = False) -> None:
+    def __init__(self, source: Source, *, max_dets: int = MAX_DETS) -> None:
         """Start without answers.
 
         Args:
             source: The labelled source that is evaluated.
-            accelerate: Compute AP with faster-coco-eval.
+            max_dets: Detections per image and class that count in AP.
 
         Raises:
             DataError: The source has no labels, or no masks.
@@ -40,7 +40,7 @@ class SegmentationFigures:
         things = source.is_thing or (True,) * len(source.classes)
         self._is_thing: Bool[Tensor, " C"] = torch.tensor(things, dtype=torch.bool)
         measured = Things(source) if isinstance(source, EveryPixelLabelled) else source
-        self._precision = MaskAP(measured, accelerate=accelerate) if self._is_thing.any() else None
+        self._precision = MaskAP(measured, max_dets=max_dets) if self._is_thing.any() else None
 
     def update(self, detections: list[Detections], batch: Batch) -> None:
         """Take in one batch.

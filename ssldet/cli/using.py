@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from ssldet.cli.options import Data, Flag, Json, Overrides, Start, assignments
+from ssldet.cli.options import Data, Json, Overrides, Start, assignments
 from ssldet.cli.printing import prints
 
 
@@ -15,7 +15,7 @@ def evaluate(
     save_predictions: Path | None = None,
     metric: Literal["coco", "voc"] | None = None,
     iou: float | None = None,
-    accelerate: Flag = False,
+    max_dets: int | None = None,
     batch_size: int = 1,
     workers: int = 2,
     set_: Overrides = None,
@@ -29,7 +29,7 @@ def evaluate(
         save_predictions: Where to write the detections in COCO results format.
         metric: Definition of AP; default: the task's, and for predictions that of the data's form.
         iou: Least overlap of a correct box in VOC's AP of predictions; default: 0.5.
-        accelerate: Compute COCO's AP with faster-coco-eval.
+        max_dets: Detections per image and class that count in COCO's AP; default: the task's, which is 100.
         batch_size: Images read at a time; results do not depend on it.
         workers: Loader processes.
     """
@@ -37,7 +37,7 @@ def evaluate(
 
     prints(verbs.evaluate)(
         start, data, predictions=predictions, save_predictions=save_predictions, metric=metric, iou=iou,
-        accelerate=accelerate, batch_size=batch_size, workers=workers, overrides=assignments(set_), json_=json_,
+        max_dets=max_dets, batch_size=batch_size, workers=workers, overrides=assignments(set_), json_=json_,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def evaluate(
     save_predictions: str | Path | None = None,
     metric: str | None = None,
     iou: float | None = None,
-    accelerate: bool = False,
+    max_dets: int | None = None,
     batch_size: int = 1,
     workers: int = 2,
     overrides: Mapping[str, object] | None = None,
@@ -70,7 +70,7 @@ def evaluate(
             one, with its PNGs in a folder beside it.
         metric: `coco` or `voc`; `None` takes the task's, and for predictions that of the data's form.
         iou: Overlap from which an object counts as found; for VOC's figures of predictions alone.
-        accelerate: Compute COCO's AP with faster-coco-eval instead of pycocotools.
+        max_dets: Detections per image and class that count in COCO's figures; `None` takes the task's.
         batch_size: Images read at a time; those of one size are looked at together. Results do not depend on it.
         workers: Loader processes.
         overrides: Dotted fields of the task, such as `task.eval_scale`, and their values.
@@ -83,13 +83,13 @@ def evaluate(
     if predictions is not None:
         if start is not None or len(specs) != 1:
             raise ConfigError("--predictions scores one results file against one --data; leave the model out")
-        return _score(Path(predictions), specs[0], _given(metric=metric, iou=iou, accelerate=accelerate or None))
+        return _score(Path(predictions), specs[0], _given(metric=metric, iou=iou, max_dets=max_dets))
     if start is None:
         raise ConfigError("nothing to evaluate; name a run folder, a weights file, or --predictions FILE")
     if iou is not None:
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
     opened = open_model(start)
-    opened = _measured_otherwise(opened, overrides or {}, metric=metric, accelerate=accelerate or None)
+    opened = _measured_otherwise(opened, overrides or {}, metric=metric, max_dets=max_dets)
     source = prepared(opened.task, _open(specs, masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
     translate = _translation(opened.classes, source.classes)
@@ -232,7 +232,9 @@ def _score(predictions: Path, spec: str, options: dict[str, Any]) -> dict[str, A
         raise ConfigError(f"{spec}: predictions can be scored against {', '.join(names('ssldet.scorers'))}:…")
     scorer: Callable[..., dict[str, Any]] = find("ssldet.scorers", form)
     if wrong := options.keys() - signature(scorer).parameters.keys():
-        raise ConfigError([f"--{name} has no meaning for {form}: data; leave it out" for name in sorted(wrong)])
+        raise ConfigError(
+            [f"--{name.replace('_', '-')} has no meaning for {form}: data; leave it out" for name in sorted(wrong)]
+        )
     return dict(scorer(predictions, spec, **options))
 
 

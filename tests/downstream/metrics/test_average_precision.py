@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from downstream.metrics.voc import voc_ap
 from ssldet.boxes import to_absolute
 from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules, open_images
-from ssldet.errors import AnnotationError, DataError, DivergedError, SetupError
+from ssldet.errors import AnnotationError, DataError, DivergedError
 from ssldet.types import Batch, Detections
 
 Document = dict[str, Any]
@@ -77,22 +76,36 @@ def test_the_figures_are_those_of_pycocotools(seed: int, capsys: pytest.CaptureF
     assert np.mean([value for value in classes.values() if value >= 0]) == pytest.approx(found["AP"], abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_the_accelerated_figures_are_the_same(seed: int) -> None:
-    truth, detections = random_set(seed)
-    for row in truth["annotations"][::5]:
-        row["difficult"] = 1
-    plain, fast = (box_ap(truth, detections, accelerate=accelerate) for accelerate in (False, True))
-    for name in NAMES:
-        assert fast[name] == pytest.approx(plain[name], abs=1e-9)
-    assert fast["per_class"] == pytest.approx(plain["per_class"], abs=1e-9)
+@pytest.mark.parametrize("max_dets", [1, 7, 10, 300])
+def test_any_number_of_detections_may_count(max_dets: int) -> None:
+    truth, detections = random_set(5)
+    found = box_ap(truth, detections, max_dets=max_dets)
+    assert [name for name in found if name.startswith("AR")] == {
+        1: ["AR1"],
+        7: ["AR1", "AR7"],
+        10: ["AR1", "AR10"],
+        300: ["AR1", "AR10", "AR300"],
+    }[max_dets]
+    best: dict[tuple[int, int], list[Document]] = {}
+    for row in sorted(detections, key=lambda row: -row["score"]):
+        best.setdefault((row["image_id"], row["category_id"]), []).append(row)
+    kept = [row for rows in best.values() for row in rows[:max_dets]]
+    assert found["AP"] == pytest.approx(reference(truth, kept)[0], abs=1e-12)
 
 
-def test_acceleration_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    truth, detections = random_set(0)
-    with pytest.raises(SetupError, match="faster-coco-eval is not installed"):
-        box_ap(truth, detections, accelerate=True)
+def test_more_objects_than_detections_that_count_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    image, category = {"id": 4, "height": 90, "width": 90}, {"id": 1, "name": "dog"}
+    row = {"image_id": 4, "category_id": 1, "area": 9, "iscrowd": 0}
+    rows = [row | {"bbox": [4 * number, 0, 3, 3]} for number in range(103)]
+    truth = {"images": [image], "categories": [category], "annotations": [*rows, row | {"bbox": [0, 9, 3, 3]}]}
+    answers = [one | {"score": 0.5} for one in truth["annotations"]]
+    for _ in range(2):
+        assert box_ap(truth, answers)["AR100"] == pytest.approx(100 / 104)
+    (message,) = caplog.messages
+    assert "1 times an image holds more than 100 objects of one class (up to 104)" in message
+    assert "--max-dets 104" in message
+    assert box_ap(truth, answers, max_dets=104)["AR104"] == 1
+    assert len(caplog.messages) == 1
 
 
 def test_classes_of_one_name_are_told_apart_by_id() -> None:

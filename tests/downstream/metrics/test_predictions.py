@@ -177,18 +177,15 @@ def official(document: dict[str, Any], rows: list[dict[str, Any]], kind: str) ->
     return [float(value) for value in evaluation.stats[:9]], per_class
 
 
-@pytest.mark.parametrize("accelerate", [False, True])
 @pytest.mark.parametrize("form", ["both", "masks", "boxes"])
-def test_real_annotations_give_the_figures_of_pycocotools(
-    tmp_path: Path, real_data: Path, form: str, accelerate: bool
-) -> None:
+def test_real_annotations_give_the_figures_of_pycocotools(tmp_path: Path, real_data: Path, form: str) -> None:
     path = real_data / "coco_tiny" / "annotations" / "instances_val.json"
     document = json.loads(path.read_bytes())
     rows = noisy(document, 3)
     for row in rows:
         for name in {"both": [], "masks": ["bbox"], "boxes": ["segmentation"]}[form]:
             del row[name]
-    found = score_predictions(results(tmp_path, rows), f"coco:{path}", accelerate=accelerate)
+    found = score_predictions(results(tmp_path, rows), f"coco:{path}")
     assert list(found) == [*NAMES, "per_class", *([] if form == "boxes" else ["segm"])]
     for kind, figures in (("bbox", found), ("segm", found.get("segm"))):
         if figures is None:
@@ -246,8 +243,9 @@ def test_the_metric_is_a_choice(tmp_path: Path, spec: str) -> None:
     assert set(score_predictions(path, spec, metric="voc", iou=0.3)) == {"voc07_ap", "voc_ap", "per_class"}
     for options, advice in (
         ({"iou": 0.5}, "ten overlaps"),
-        ({"metric": "voc", "accelerate": True}, "leave it out"),
+        ({"metric": "voc", "max_dets": 50}, "leave it out"),
         ({"metric": "voc", "iou": 1.5}, "above 0"),
+        ({"max_dets": 0}, "at least 1"),
     ):
         with pytest.raises(ConfigError, match=advice):
             score_predictions(path, spec, **options)  # type: ignore[arg-type]
