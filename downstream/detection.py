@@ -137,7 +137,7 @@ class SetPrediction(Objective):
 
     @torch.no_grad()
     def answer(self, batch: Batch) -> list[Detections]:
-        """Return every query's answer, in pixels of the images on disk: DETR needs no suppression and no threshold."""
+        """Return all detections, in pixels of the images on disk; neither suppression nor a threshold is needed."""
         return detections(self.ask(batch), batch.original_sizes)
 
     def ask(self, batch: Batch) -> Predictions:

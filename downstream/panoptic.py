@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from downstream.detection import Detection, SetPrediction
 from downstream.metrics.segmentation import SegmentationFigures
@@ -116,19 +118,23 @@ class MaskPrediction(SetPrediction):
 
     @torch.no_grad()
     def answer(self, batch: Batch) -> list[Detections]:
-        """Return every query's answer with its mask, and the segmentation, in pixels of the images on disk."""
+        """Return every detection with its mask, and the segmentation, in pixels of the images on disk."""
         predictions = self.ask(batch)
         boxes = detections(predictions, batch.original_sizes)
-        return [self._with_masks(boxes[number], predictions, batch, number) for number in range(len(batch))]
+        queries = predictions.scores.detected(predictions.logits[-1].float()).queries
+        return [
+            self._with_masks(boxes[number], queries[number], predictions, batch, number) for number in range(len(batch))
+        ]
 
-    def _with_masks(self, answer: Detections, predictions: Predictions, batch: Batch, number: int) -> Detections:
+    def _with_masks(
+        self, answer: Detections, query: Int[Tensor, " N"], predictions: Predictions, batch: Batch, number: int
+    ) -> Detections:
         """Predict the masks of one image; all images of a batch at once would take more memory and no less time."""
-        query = torch.arange(len(answer), device=answer.boxes.device)
         logits = self.detector.masks(predictions, torch.full_like(query, number), query)
         height, width = batch.sizes[number].tolist()
         logits = without_padding(logits, (height, width), (batch.images.shape[2], batch.images.shape[3]))
         size = (int(batch.original_sizes[number, 0]), int(batch.original_sizes[number, 1]))
-        kept = predictions.scores.says_object(predictions.logits[-1, number].float())
+        kept = predictions.scores.says_object(predictions.logits[-1, number].float())[query]
         kept &= answer.scores > self.task.least_score
         segmentation = segmentation_of(
             logits[kept], answer.labels[kept], size, stuff=self.task.stuff, largest_dropped=self.task.largest_dropped

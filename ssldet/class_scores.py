@@ -8,13 +8,27 @@ Axes are those of `ssldet.types`: L layers, B images, Q queries, T targets, R ro
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
+
+
+class ClassAnswers(NamedTuple):
+    """What class logits say: one entry per detection, in the order of the detections.
+
+    Attributes:
+        queries: The query that each detection comes from.
+        labels: Its class.
+        probabilities: How likely that is.
+    """
+
+    queries: Int[Tensor, "B N"]
+    labels: Int[Tensor, "B N"]
+    probabilities: Float[Tensor, "B N"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,16 @@ class ClassScores(ABC):
     @abstractmethod
     def probabilities(self, logits: Float[Tensor, "*N R"]) -> Float[Tensor, "*N C"]:
         """Return the probability of each class, "no object" left out."""
+
+    def of_each_query(self, logits: Float[Tensor, "B Q R"]) -> ClassAnswers:
+        """Return each query's most likely class, "no object" left out."""
+        likely, labels = self.probabilities(logits).max(-1)
+        queries = torch.arange(logits.shape[1], device=logits.device)
+        return ClassAnswers(queries.expand(len(logits), -1), labels, likely)
+
+    @abstractmethod
+    def detected(self, logits: Float[Tensor, "B Q R"]) -> ClassAnswers:
+        """Return the queries and classes that count as detections, as the authors of this kind of head choose them."""
 
     @abstractmethod
     def most_likely(self, logits: Float[Tensor, "*N R"]) -> Int[Tensor, "*N"]:
@@ -65,6 +89,10 @@ class ClassScores(ABC):
         """Return the value at which the biases of a class head start; `None` leaves the layer's own."""
         return None
 
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """Return plain values from which other programs know how to make detections of logits."""
+
     def num_classes(self, rows: int) -> int:
         """Return the number of classes of a head with this many rows."""
         return rows - self.extra_rows
@@ -79,6 +107,10 @@ class SoftmaxScores(ClassScores):
     def probabilities(self, logits: Float[Tensor, "*N R"]) -> Float[Tensor, "*N C"]:
         """Return the probability of each class, "no object" left out."""
         return logits.softmax(-1)[..., :-1]
+
+    def detected(self, logits: Float[Tensor, "B Q R"]) -> ClassAnswers:
+        """Return every query with its most likely class, in the order of the queries."""
+        return self.of_each_query(logits)
 
     def most_likely(self, logits: Float[Tensor, "*N R"]) -> Int[Tensor, "*N"]:
         """Return the row with the largest logit; the last stands for "no object"."""
@@ -111,6 +143,10 @@ class SoftmaxScores(ClassScores):
         total = weights[labels].flatten(1).sum(1)
         return loss.view(len(logits), -1).sum(1) / total.clamp(min=1e-12)
 
+    def described(self) -> dict[str, Any]:
+        """Return the name of this reading."""
+        return {"class_scores": "softmax"}
+
 
 @dataclass(frozen=True)
 class SigmoidScores(ClassScores):
@@ -120,6 +156,7 @@ class SigmoidScores(ClassScores):
         alpha: Weight of the right class in the focal loss; the other classes weigh one minus this.
         gamma: Exponent by which predictions that are right already count less.
         prior: Probability that each class starts with.
+        most_detections: How many pairs of a query and a class are detections of an image, at most.
     """
 
     extra_rows: ClassVar[int] = 0
@@ -127,10 +164,17 @@ class SigmoidScores(ClassScores):
     alpha: float = 0.25
     gamma: float = 2.0
     prior: float = 0.01
+    most_detections: int = 100
 
     def probabilities(self, logits: Float[Tensor, "*N R"]) -> Float[Tensor, "*N C"]:
         """Return the probability of each class; they need not sum to one."""
         return logits.sigmoid()
+
+    def detected(self, logits: Float[Tensor, "B Q R"]) -> ClassAnswers:
+        """Return the most likely pairs of a query and a class, best first: a query may answer with several classes."""
+        each = self.probabilities(logits)
+        best, pairs = each.flatten(1).topk(min(self.most_detections, each[0].numel()), dim=1)
+        return ClassAnswers(pairs // each.shape[-1], pairs % each.shape[-1], best)
 
     def most_likely(self, logits: Float[Tensor, "*N R"]) -> Int[Tensor, "*N"]:
         """Return the class with the largest logit, however unlikely it is."""
@@ -166,6 +210,10 @@ class SigmoidScores(ClassScores):
     def first_bias(self) -> float:
         """Return the logit of the prior, so that most queries start by finding nothing."""
         return float(torch.logit(torch.tensor(self.prior, dtype=torch.float64)))
+
+    def described(self) -> dict[str, Any]:
+        """Return the name of this reading, and how many pairs of a query and a class are detections."""
+        return {"class_scores": "sigmoid", "most_detections": self.most_detections}
 
 
 def _rows_of(labels: Int[Tensor, "B T"], classes: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:

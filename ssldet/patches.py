@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssldet.data.photometric import apply_jitter
-from ssldet.postprocess import detections
+from ssldet.postprocess import answers_of_queries
 from ssldet.queries import PatchQueries
 from ssldet.task import Objective
 from ssldet.types import Batch, Detections, Gather, Predictions, Problem
@@ -101,7 +101,7 @@ class PatchObjective(Objective):
     def answers(self, batch: Batch, features: Float[Tensor, "B P E"]) -> list[Detections]:
         """Return a detection per query; labels are the numbers of the patches, boxes are in pixels on disk."""
         predictions = self.ask(batch, features)
-        per_image = detections(predictions, batch.original_sizes)
+        per_image = answers_of_queries(predictions, batch.original_sizes)
         assert predictions.groups is not None
         return [replace(one, labels=predictions.groups.to(one.labels)) for one in per_image]
 

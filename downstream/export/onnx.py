@@ -2,8 +2,9 @@
 
 Inputs: `images`, B 3 H W, RGB in 0..1, not yet normalised; `padding`, B H W, true where the canvas holds no image.
 Outputs: `logits`, B Q C; `boxes`, B Q 4, normalised cxcywh of the valid image; if the detector has a mask head,
-`masks`, B Q h w, logits on the canvas. Logits are read by a softmax whose last class is "no object" or, as with
-Deformable DETR, by a sigmoid per class: the graph's metadata says which (`ssldet.class_scores`).
+`masks`, B Q h w, logits on the canvas. Logits are read by a softmax whose last class is "no object", and every query is
+a detection; or, as with Deformable DETR, by a sigmoid per class, and the likeliest pairs of a query and a class are
+detections. The graph's metadata says which (`ssldet.class_scores`), and how many pairs (`ssldet.most_detections`).
 """
 
 import importlib.util
@@ -128,7 +129,7 @@ def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
     metadata = {
         "classes": info.get("classes", []),
         "category_ids": info.get("category_ids", []),
-        "class_scores": "softmax" if graph.detector.scores.extra_rows else "sigmoid",
+        **graph.detector.scores.described(),
     }
     program.model.metadata_props.update({f"ssldet.{name}": json.dumps(value) for name, value in metadata.items()})
     program.save(path, external_data=False)

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from ssldet.class_scores import ClassScores, SigmoidScores, SoftmaxScores
 from ssldet.errors import DivergedError
-from ssldet.postprocess import detections
+from ssldet.postprocess import answers_of_queries, detections
 from ssldet.types import Predictions
 
 SIZES = torch.tensor([[40, 100], [33, 21]])
@@ -42,9 +45,42 @@ def test_a_likely_no_object_makes_a_low_score_not_a_missing_detection() -> None:
     assert first.labels.max() < 4
 
 
-@pytest.mark.parametrize("field", ["boxes", "logits"])
-def test_a_diverged_model_is_refused(field: str) -> None:
+@pytest.mark.parametrize("most", [7, 60, 100])
+def test_sigmoids_give_the_best_pairs_of_a_query_and_a_class(most: int) -> None:
+    predictions = replace(predict(), scores=SigmoidScores(most_detections=most))
+    found = detections(predictions, SIZES)
+    for image, (height, width) in enumerate(SIZES.tolist()):
+        pairs = [
+            (float(predictions.logits[-1, image, query, label].sigmoid()), query, label)
+            for query in range(12)
+            for label in range(5)
+        ]
+        wanted = sorted(pairs, reverse=True)[:most]
+        assert len(found[image]) == min(most, 60)
+        assert found[image].scores.tolist() == pytest.approx([score for score, *_ in wanted])
+        assert found[image].labels.tolist() == [label for *_, label in wanted]
+        centre = (found[image].boxes[:, :2] + found[image].boxes[:, 2:]) / 2
+        queries = [query for _, query, _ in wanted]
+        torch.testing.assert_close(
+            centre, predictions.boxes[-1, image, queries, :2] * torch.tensor([width, height]), atol=1e-4, rtol=0
+        )
+
+
+def test_tasks_that_ask_each_query_get_one_answer_of_each_whatever_the_head() -> None:
     predictions = predict()
+    for one, other in zip(answers_of_queries(predictions, SIZES), detections(predictions, SIZES), strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "scores", "labels"))
+    each = answers_of_queries(replace(predictions, scores=SigmoidScores(most_detections=3)), SIZES)
+    for image, found in enumerate(each):
+        probability = predictions.logits[-1, image].sigmoid()
+        assert torch.equal(found.scores, probability.max(-1).values)
+        assert torch.equal(found.labels, probability.argmax(-1))
+
+
+@pytest.mark.parametrize("scores", [SoftmaxScores(), SigmoidScores(most_detections=4)])
+@pytest.mark.parametrize("field", ["boxes", "logits"])
+def test_a_diverged_model_is_refused(field: str, scores: ClassScores) -> None:
+    predictions = replace(predict(), scores=scores)
     getattr(predictions, field)[-1, 1, 3, 0] = torch.nan
     with pytest.raises(DivergedError, match=r"image 1 of the batch \(1 of 2 images\)"):
         detections(predictions, SIZES)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from downstream.export.huggingface import export
 from downstream.export.proof import ExportReport
 from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.errors import CheckpointError
+from ssldet.postprocess import detections
 from ssldet.recipe import to_document
 from ssldet.task import Objective
 from ssldet.verbs.opening import open_model
@@ -71,6 +73,25 @@ def test_a_folder_that_transformers_wrote_is_read_whatever_it_leaves_out(tmp_pat
     one, other = first.detector.eval()(images), again.detector.eval()(images)
     torch.testing.assert_close(one.boxes, other.boxes, atol=1e-5, rtol=0)
     torch.testing.assert_close(one.logits[-1], other.logits[-1], atol=1e-5, rtol=0)
+
+
+def test_transformers_makes_the_same_detections_of_them(tmp_path: Path) -> None:
+    import transformers
+
+    # 40 queries of 5 classes are twice as many pairs as there may be detections.
+    config, sizes = replace(SMALL_DEFORMABLE_DETR, num_queries=40), torch.tensor([[480, 643], [200, 150]])
+    objective, _ = write(config, tmp_path / "model")
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "model")
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        predictions = objective.detector.eval()(images)
+    outputs = SimpleNamespace(logits=predictions.logits[-1], pred_boxes=predictions.boxes[-1])
+    wanted = theirs.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+    for ours, other in zip(detections(predictions, sizes), wanted, strict=True):
+        assert len(ours) == len(other["scores"]) == 100
+        assert torch.equal(ours.scores, other["scores"])
+        assert torch.equal(ours.labels, other["labels"])
+        torch.testing.assert_close(ours.boxes, other["boxes"], atol=1e-3, rtol=1e-6)
 
 
 def test_halves_of_different_models_are_refused(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_the_graph_knows_its_classes_and_nothing_else_is_said(exported) -> None:
     known = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
     assert json.loads(known["ssldet.classes"]) == ["cat", "dog", "<yak>"]
     assert json.loads(known["ssldet.category_ids"]) == [3, 5, 8]
+    assert json.loads(known["ssldet.class_scores"]) == "softmax"
+    assert "ssldet.most_detections" not in known
     assert said == ""
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "model.onnx",

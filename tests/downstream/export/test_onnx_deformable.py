@@ -39,7 +39,8 @@ def test_a_graph_answers_for_any_number_and_size_of_images(kind: str, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert 0 < json.loads(done.stdout)["difference"] <= 1e-3
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    assert session.get_modelmeta().custom_metadata_map["ssldet.class_scores"] == '"sigmoid"'
+    known = session.get_modelmeta().custom_metadata_map
+    assert (known["ssldet.class_scores"], known["ssldet.most_detections"]) == ('"sigmoid"', "100")
     for batch, height, width in ((1, 64, 64), (3, 133, 199), (2, 40, 250)):
         images, padding = torch.rand(batch, 3, height, width), torch.zeros(batch, height, width, dtype=torch.bool)
         padding[0, :, width // 2 :] = True

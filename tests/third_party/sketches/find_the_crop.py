@@ -15,7 +15,7 @@ from ssldet.data.geometry import resize_short_side
 from ssldet.detectors.base import Detector
 from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
 from ssldet.losses.set_prediction import set_prediction
-from ssldet.postprocess import detections
+from ssldet.postprocess import answers_of_queries
 from ssldet.recipe import Within
 from ssldet.source import Source
 from ssldet.task import Evaluator, Objective, PretextTask, Views
@@ -117,7 +117,7 @@ class CropFinder(Objective):
     @torch.no_grad()
     def answer(self, batch: Batch) -> list[Detections]:
         """Return the most confident answer."""
-        found = detections(self._ask(batch), batch.original_sizes)
+        found = answers_of_queries(self._ask(batch), batch.original_sizes)
         best = [one.only(one.scores == one.scores.max()) for one in found]
         return [
             replace(one.only(torch.arange(len(one)) == 0), labels=torch.zeros(1, dtype=torch.int64)) for one in best
