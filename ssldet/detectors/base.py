@@ -66,6 +66,14 @@ class Detector(nn.Module, ABC):
             self.get_submodule(part).eval()
         return self
 
+    def sampling_layers(self) -> tuple[str, ...]:
+        """Return the names of the layers that say where the network looks; none unless a detector has such layers.
+
+        A small change of theirs moves all that is seen, so that `optim.lr_sampling_factor` gives them a rate of their
+        own.
+        """
+        return ()
+
     @abstractmethod
     def normalise(
         self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None

@@ -19,8 +19,8 @@ from ssldet.task import Objective
 def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
     """Return an optimiser of all trainable parameters, with the backbone in a group of its own.
 
-    Decay applies to every parameter, norms and biases included, as in DETR's code. Each group keeps its peak rate under
-    the key `peak`; `set_rates` scales it.
+    Layers that say where the detector looks have one too if their rate differs. Decay applies to every parameter, norms
+    and biases included, as in DETR's code. Each group keeps its peak rate under the key `peak`; `set_rates` scales it.
 
     Args:
         objective: Detector and heads.
@@ -29,15 +29,9 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
     Raises:
         ConfigError: No parameter is trainable.
     """
-    prefixes = tuple(f"detector.{part}." for part in objective.detector.sections.get("backbone", ()))
-    backbone: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in objective.named_parameters():
-        if parameter.requires_grad:
-            (backbone if name.startswith(prefixes) else rest).append(parameter)
     groups = [
         {"params": members, "lr": rate, "peak": rate}
-        for members, rate in ((rest, config.lr), (backbone, config.lr_backbone))
+        for members, rate in _members_and_rates(objective, config)
         if members
     ]
     if not groups:
@@ -49,6 +43,20 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
     timm: Any = import_module("timm.optim")
     lars: Optimizer = timm.Lars(groups, momentum=config.momentum, weight_decay=config.weight_decay)
     return lars
+
+
+def _members_and_rates(objective: Objective, config: OptimConfig) -> list[tuple[list[nn.Parameter], float]]:
+    """Return the trainable parameters of each group, and its peak rate."""
+    detector = objective.detector
+    # A factor of one makes no group, so that checkpoints of runs from before it can be gone on from.
+    layers = detector.sampling_layers() if config.lr_sampling_factor != 1 else ()
+    sampling = tuple(f"detector.{layer}." for layer in layers)
+    backbone = tuple(f"detector.{part}." for part in detector.sections.get("backbone", ()))
+    groups: tuple[list[nn.Parameter], ...] = ([], [], [])
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            groups[1 if name.startswith(backbone) else 2 if name.startswith(sampling) else 0].append(parameter)
+    return list(zip(groups, (config.lr, config.lr_backbone, config.lr * config.lr_sampling_factor), strict=True))
 
 
 def learning(optimizer: Optimizer) -> list[nn.Parameter]:

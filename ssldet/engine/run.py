@@ -53,6 +53,8 @@ class OptimConfig:
         momentum: Momentum of `sgd` and `lars`; not used by `adamw`.
         lr: Peak learning rate of the transformer and the heads.
         lr_backbone: Peak learning rate of the backbone.
+        lr_sampling_factor: Factor of `lr` for the layers that say where deformable attention looks
+            (`Detector.sampling_layers`); it changes nothing for detectors without such layers.
         weight_decay: Weight decay of every parameter, norms and biases included; decoupled in AdamW.
         schedule: `step` multiplies by `drop_factor` at each of `drops`; `cosine` decays to zero; `constant` stays.
         drops: Points of the budget (0..1) at which `step` drops.
@@ -67,6 +69,7 @@ class OptimConfig:
     momentum: Annotated[float, Within(0, 0.9999)] = 0.9
     lr: Annotated[float, Within(0)] = 1e-4
     lr_backbone: Annotated[float, Within(0)] = 1e-5
+    lr_sampling_factor: Annotated[float, Within(0)] = 1.0
     weight_decay: Annotated[float, Within(0)] = 1e-4
     schedule: Literal["step", "cosine", "constant"] = "step"
     drops: tuple[float, ...] = (2 / 3,)

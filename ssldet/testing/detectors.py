@@ -70,6 +70,9 @@ def it_says_what_it_is(config: DetectorConfig) -> None:
     require(found.states.shape[-1] == detector.width, f"states have {found.states.shape[-1]} channels")
     features = detector.features(detector.normalise(images))
     require(features.shape[1] == detector.feature_channels, f"features have {features.shape[1]} channels")
+    for layer in detector.sampling_layers():
+        held = [name for name, _ in detector.named_parameters() if name.startswith(f"{layer}.")]
+        require(bool(held), f"the sampling layer {layer!r} holds no parameter")
     require(bool(((found.boxes >= 0) & (found.boxes <= 1)).all()), "a box is not normalised cxcywh within 0 and 1")
 
 

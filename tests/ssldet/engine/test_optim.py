@@ -1,16 +1,20 @@
 """Optimiser groups, schedules, clipping and averaging."""
 
 import math
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
+from downstream.detection import Detection
 from ssldet.engine.optim import average_of, build_optimizer, clip, gradient_norm, learning, schedule, set_rates
 from ssldet.engine.run import OptimConfig
 from ssldet.engine.steps import plain
 from ssldet.errors import ConfigError
+from ssldet.weights.deformable_detr_names import to_authors
+from tests.models import SMALL_DEFORMABLE_DETR
 
 
 def test_the_backbone_has_its_own_rate_and_what_rests_is_left_out(fakes: ModuleType) -> None:
@@ -30,6 +34,27 @@ def test_the_backbone_has_its_own_rate_and_what_rests_is_left_out(fakes: ModuleT
     objective.requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing would learn"):
         build_optimizer(objective, config)
+
+
+@pytest.mark.parametrize("two_stage", [False, True])
+def test_layers_that_say_where_to_look_have_a_rate_of_their_own_if_it_differs(two_stage: bool) -> None:
+    detector = replace(SMALL_DEFORMABLE_DETR, refine_boxes=two_stage, two_stage=two_stage).build()
+    objective = Detection().objective(detector)
+    alike = build_optimizer(objective, OptimConfig(lr=0.5, lr_backbone=0.25))
+    assert [group["peak"] for group in alike.param_groups] == [0.5, 0.25]
+    apart = build_optimizer(objective, OptimConfig(lr=0.5, lr_backbone=0.25, lr_sampling_factor=0.125))
+    assert [group["peak"] for group in apart.param_groups] == [0.5, 0.25, 0.0625]
+    names = {id(parameter): name for name, parameter in detector.named_parameters()}
+    slow = {names[id(parameter)] for parameter in apart.param_groups[2]["params"]}
+    # By the names in the authors' files, which they choose them by.
+    authors = to_authors({name: torch.full((), float(place)) for place, name in enumerate(detector.state_dict())})
+    ours = list(detector.state_dict())
+    chosen = {
+        ours[int(place)] for name, place in authors.items() if "sampling_offsets" in name or "reference_points" in name
+    }
+    assert slow == chosen
+    assert len(slow) == 2 * (2 + 3 + (not two_stage))
+    assert len(learning(apart)) == len(learning(alike))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", "AdamW"), ("sgd", "SGD"), ("lars", "Lars")])

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from ssldet.recipe import load as read_recipe
+
 Train = Callable[..., dict[str, Any]]
 
 KILLS = int(os.environ.get("SSLDET_KILLS", "8"))
@@ -218,6 +220,23 @@ def test_a_checkpoint_of_bad_content_costs_steps_like_a_damaged_one(
     assert says in caplog.text
     assert "going on from step 10 instead of 12" in caplog.text
     assert fakes.weights_of(tmp_path / "a") == quiet
+
+
+def test_a_run_from_before_a_field_existed_goes_on_as_it_would_have(
+    tmp_path: Path, fakes: ModuleType, train: Train
+) -> None:
+    run = fakes.a_run()
+    train(tmp_path / "quiet", run)
+    train(tmp_path / "a", run)
+    path = tmp_path / "a" / "checkpoints" / "step-000010.ckpt"
+    for newer in (tmp_path / "a" / "checkpoints").glob("step-000012.*"):
+        newer.unlink()
+    rewrite(path, lambda state: state["run"]["optim"].pop("lr_sampling_factor"))
+    record = tmp_path / "a" / "run.toml"
+    kept = [line for line in record.read_text().splitlines() if not line.startswith("lr_sampling_factor")]
+    record.write_text("\n".join(kept))
+    train(tmp_path / "a", read_recipe(type(run), record), resume=True)
+    assert fakes.weights_of(tmp_path / "a") == fakes.weights_of(tmp_path / "quiet")
 
 
 def test_an_edited_record_is_refused_by_its_field_and_not_by_the_checkpoints(
