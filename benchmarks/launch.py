@@ -20,7 +20,6 @@ from typing import BinaryIO
 from benchmarks.data import specifications
 from benchmarks.plan import Job, Plan
 from benchmarks.work import JobFolder, run_of
-from ssldet.engine.folder import verb_of
 from ssldet.errors import ConfigError, StoppedError
 from ssldet.recipe import dumps, override
 
@@ -155,7 +154,7 @@ class Runner:
 
     def _prepare(self, folder: JobFolder) -> list[str]:
         """Write the recipe of a run and return its command."""
-        job, verb = folder.job, verb_of(folder.job.run)
+        job, verb = folder.job, folder.job.run.task.verb
         if folder.run.checkpoints.is_dir() and any(folder.run.checkpoints.glob("*.ckpt")):
             return command_of([verb, "--resume", str(folder.run.path)], self.launcher, job.address)
         train = specifications(job.train, self.out / "data")

@@ -27,6 +27,7 @@ class Purpose:
         verb: Whether the run pretrains or fine-tunes.
         method: Name of the method for which the run was planned first; other methods may share it.
         stage: Number of the stage among those of the same verb, from 1.
+        model: Name of the backbone and the detector; empty if the suite has one model only.
         on: Name of the images to pretrain on, or of the task to fine-tune for.
         fraction: Share of the labels; `None` for pretraining.
         seed: Seed of fine-tuning; `None` for pretraining.
@@ -36,16 +37,18 @@ class Purpose:
     method: str
     stage: int
     on: str
+    model: str = ""
     fraction: float | None = None
     seed: int | None = None
 
     @property
     def recipe(self) -> str:
         """The purpose without the seed, which is common to all runs of one recipe."""
+        model = f", {self.model}" if self.model else ""
         if self.verb == "pretrain":
-            return f"pretrain {self.method}, stage {self.stage}, on {self.on}"
+            return f"pretrain {self.method}{model}, stage {self.stage}, on {self.on}"
         stage = f", stage {self.stage}" if self.stage > 1 else ""
-        return f"finetune {self.method} for {self.on}, {self.fraction:g} of the labels{stage}"
+        return f"finetune {self.method}{model} for {self.on}, {self.fraction:g} of the labels{stage}"
 
     def __str__(self) -> str:
         """Return the purpose as one line."""
@@ -211,8 +214,11 @@ def _arms(
 ) -> Iterator[Arm]:
     suite = plan.suite
     arm = Arm(method=method.name, model=model_name(model), downstream=downstream.name, fraction=fraction, seed=0)
-    if method.missing:
-        yield from (replace(arm, seed=seed, missing=method.missing) for seed in suite.seeds)
+    missing = method.missing
+    if method.role == "backbone" and backbone_of(model) is None:
+        missing = f"{arm.model} has no backbone to pretrain"
+    if missing:
+        yield from (replace(arm, seed=seed, missing=missing) for seed in suite.seeds)
         return
     rate: float | None = None
     if suite.rates:
@@ -241,25 +247,32 @@ def _chain(
     rate: float | None,
 ) -> tuple[str, ...]:
     """Plan pretraining and fine-tuning of one arm; return all addresses in order."""
-    if method.weights is not None:
+    if method.weights is not None and backbone_of(model) is not None:
         model = override(model, {"backbone.weights": method.weights})
+    kind, shown = name_of(DetectorConfig.group, type(model)), model_name(model) if len(plan.suite.models()) > 1 else ""
     chain: list[str] = []
     backbone = detector = None
-    for number, stage in enumerate(method.stages, start=1):
-        purpose = Purpose(verb="pretrain", method=method.name, stage=number, on=downstream.unlabelled.name)
+    for number, stage in enumerate(method.stages_of.get(kind, method.stages), start=1):
+        purpose = Purpose(verb="pretrain", method=method.name, stage=number, on=downstream.unlabelled.name, model=shown)
         run = replace(_pretraining(stage, model, backbone), seed=seed % plan.suite.pretrainings)
         whole = _hands_detector(stage)
         # Tasks that train a backbone alone need labelled images for their evaluation.
         val = downstream.unlabelled_val if whole else None
         chain.append(plan.add(purpose, run, downstream.unlabelled, val, backbone=backbone))
         backbone, detector = chain[-1], (chain[-1] if whole else None)
-    for number, stage in enumerate(downstream.stages, start=1):
+    for number, stage in enumerate(downstream.stages_of.get(kind, downstream.stages), start=1):
         kept = backbone if detector is None else None
         changes: dict[str, object] = {"seed": seed, "data.fraction": fraction, "data.fraction_seed": seed}
         changes |= {} if rate is None else {"optim.lr": rate}
         run = override(replace(stage, detector=_with_heads(model, stage, kept)), changes)
         purpose = Purpose(
-            verb="finetune", method=method.name, stage=number, on=downstream.name, fraction=fraction, seed=seed
+            verb="finetune",
+            method=method.name,
+            stage=number,
+            on=downstream.name,
+            model=shown,
+            fraction=fraction,
+            seed=seed,
         )
         chain.append(plan.add(purpose, run, downstream.train, downstream.val, start=detector, backbone=kept))
         detector = chain[-1]

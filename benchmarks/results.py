@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.address import code_version
 from benchmarks.plan import Arm, Plan, model_name
-from benchmarks.suite import Claim, Suite
+from benchmarks.suite import Claim, Suite, all_stages
 from benchmarks.work import JobFolder
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import ConfigError
@@ -157,8 +157,7 @@ def _row(arm: Arm, plan: Plan, runs: Mapping[str, Mapping[str, Any]]) -> Row:
     last = chain[-1]
     if last["status"] != "finished":
         return Row(arm=arm, status="unfinished", reason=f"{last['steps']} of {last['planned_steps']} steps")
-    stages = next(entry for entry in plan.suite.downstreams if entry.name == arm.downstream).stages
-    before = sum(record["seconds"] for record in chain[: -len(stages)])
+    before = sum(record["seconds"] for record in chain if record["purpose"]["verb"] == "pretrain")
     return Row(
         arm=arm,
         status="finished",
@@ -185,7 +184,7 @@ def _document_of(suite: Suite) -> dict[str, Any]:
                 "title": method.title,
                 "role": method.role,
                 "missing": method.missing,
-                "cite": sorted({stage.task.cite for stage in method.stages}),
+                "cite": sorted({stage.task.cite for stage in all_stages(method)}),
             }
             for method in suite.methods
         ],
@@ -197,7 +196,7 @@ def _document_of(suite: Suite) -> dict[str, Any]:
                 "val": entry.val.name,
                 "unlabelled": entry.unlabelled.name,
                 "row": dict(entry.row),
-                "cite": sorted({stage.task.cite for stage in entry.stages}),
+                "cite": sorted({stage.task.cite for stage in all_stages(entry)}),
             }
             for entry in suite.downstreams
         ],

@@ -171,7 +171,11 @@ def judge(claim: Claim, results: Results, downstream: str) -> str:
     ]
     if not compared:
         return "not measured"
-    verdicts = [f"{_verdict(claim, difference)} ({_in_numbers(difference)})" for difference in compared]
+    several = len({difference.model for difference in compared}) > 1
+    verdicts = [
+        f"{f'{difference.model}: ' if several else ''}{_verdict(claim, difference)} ({_in_numbers(difference)})"
+        for difference in compared
+    ]
     return "; ".join(verdicts)
 
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
-from ssldet.detectors.base import DetectorConfig
+from ssldet.detectors.base import DetectorConfig, backbone_of
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError, suggest
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import override
+from ssldet.registry import name_of
 
 Scale = Literal["tiny", "full"]
 
@@ -55,6 +57,7 @@ class Method:
         title: Description in a few words.
         stages: Pretraining runs in order, without data and seed, each of which takes its backbone from the one before;
             empty for no pretraining.
+        stages_of: Registered name of a detector -> its stages instead, if it has settings or a pretraining of its own.
         role: Whether it is one of the two required baselines: `none` starts with fresh weights, `backbone` with a
             pretrained backbone and a fresh transformer.
         weights: Published weights of the backbone with which it starts; `None` keeps those of its runs.
@@ -64,6 +67,7 @@ class Method:
     name: str
     title: str
     stages: tuple[Run, ...] = ()
+    stages_of: Mapping[str, tuple[Run, ...]] = field(default_factory=dict)
     role: Literal["none", "backbone", "method"] = "method"
     weights: str | None = None
     missing: str = ""
@@ -76,6 +80,7 @@ class Downstream:
     Attributes:
         name: Short name, unique within a suite.
         stages: Fine-tuning runs in order, without data and seed; the last one is evaluated.
+        stages_of: Registered name of a detector -> its stages instead, if it has settings of its own.
         train: Labelled images to fine-tune on.
         val: Labelled images to evaluate on.
         unlabelled: Images to pretrain on.
@@ -90,8 +95,18 @@ class Downstream:
     val: Data
     unlabelled: Data
     unlabelled_val: Data | None = None
+    stages_of: Mapping[str, tuple[Run, ...]] = field(default_factory=dict)
     metric: str = "AP"
     row: Mapping[str, str] = field(default_factory=dict)
+
+
+def all_stages(entry: Method | Downstream) -> list[Run]:
+    """Return the runs of a method or task for all detectors.
+
+    Args:
+        entry: The method or the task.
+    """
+    return [*entry.stages, *chain.from_iterable(entry.stages_of.values())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +136,8 @@ class Suite:
         scale: `full` as published, `tiny` with the same axes in minutes.
         methods: Pretraining methods, including both baselines.
         backbones: Backbones.
-        detectors: Detectors, each of which is combined with each backbone; all methods get the same models.
+        detectors: Detectors, each of which is combined with each backbone, or stands alone if it takes none; all
+            methods get the same models.
         downstreams: Downstream tasks.
         fractions: Shares of the labelled images.
         seeds: Seeds of fine-tuning; the order of images is the same for every method.
@@ -166,6 +182,10 @@ class Suite:
         wrong += [f"fractions: {share:g} is not between 0 and 1" for share in self.fractions if not 0 < share <= 1]
         if self.pretrainings < 1:
             wrong.append(f"pretrainings: {self.pretrainings}; at least one")
+        known = [name_of(DetectorConfig.group, type(detector)) for detector in self.detectors]
+        for entry in (*self.methods, *self.downstreams):
+            unknown = [name for name in entry.stages_of if name not in known]
+            wrong += [f"{entry.name}: has stages of {name!r}, and no such detector is compared" for name in unknown]
         return wrong + [line for claim in self.claims for line in self._problems_of(claim)]
 
     def _problems_of(self, claim: Claim) -> list[str]:
@@ -187,10 +207,10 @@ class Suite:
         return self
 
     def models(self) -> list[DetectorConfig]:
-        """Return every combination of a detector and a backbone."""
-        return [
-            override(detector, {"backbone": backbone}) for backbone in self.backbones for detector in self.detectors
-        ]
+        """Return every combination of a detector and a backbone, and the detectors that take none."""
+        pluggable = [detector for detector in self.detectors if backbone_of(detector) is not None]
+        combined = [override(detector, {"backbone": backbone}) for backbone in self.backbones for detector in pluggable]
+        return combined + [detector for detector in self.detectors if backbone_of(detector) is None]
 
 
 @dataclass(frozen=True, kw_only=True)

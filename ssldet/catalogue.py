@@ -1,12 +1,12 @@
-"""kind of name -> the names that `ssldet list` prints."""
+"""kind of name -> the names that `ssldet list` prints, each with a line on what it stands for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ssldet.errors import ConfigError
-from ssldet.registry import names
+from ssldet.errors import ConfigError, suggest
+from ssldet.registry import GROUPS, names, summary
 
 if TYPE_CHECKING:
     from ssldet.weights.zoo import Zoo
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 GROUP_OF = {
     "tasks": "ssldet.tasks",
     "recipes": "ssldet.recipes",
+    "detectors": "ssldet.detectors",
     "exporters": "ssldet.exporters",
     "importers": "ssldet.importers",
     "sources": "ssldet.sources",
@@ -27,6 +28,26 @@ COLUMNS = {
     "millions": "M parameters",
     "licence": "licence of weights",
 }
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """Registered names.
+
+    Attributes:
+        rows: Name -> the first line of its docstring.
+    """
+
+    rows: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """Return one line per name."""
+        width = max(map(len, self.rows))
+        return "\n".join(f"{name:<{width}}  {about}".rstrip() for name, about in self.rows.items())
+
+    def to_json(self) -> list[dict[str, str]]:
+        """Return one dictionary per name, with the keys `name` and `about`."""
+        return [{"name": name, "about": about} for name, about in self.rows.items()]
 
 
 @dataclass(frozen=True)
@@ -59,13 +80,16 @@ class BackboneTable:
         return list(self.rows)
 
 
-def list_names(what: str, pattern: str | None = None) -> "list[str] | BackboneTable | Zoo":
+def list_names(what: str, pattern: str | None = None) -> "NameTable | BackboneTable | Zoo":
     """List names that recipes and command lines accept.
 
     Args:
-        what: `tasks`, `recipes`, `exporters`, `importers`, `sources` (listed without importing anything),
+        what: `tasks`, `recipes`, `detectors`, `exporters`, `importers`, `sources` (listed without importing anything),
             `backbones`, or `weights`.
         pattern: A shell pattern of the names; `None` lists all names, and of backbones one per family.
+
+    Raises:
+        ConfigError: No name fits the pattern.
     """
     if what == "backbones":
         return _backbones(pattern)
@@ -73,7 +97,13 @@ def list_names(what: str, pattern: str | None = None) -> "list[str] | BackboneTa
         from ssldet.weights.zoo import Zoo, zoo
 
         return Zoo(tuple(entry for entry in zoo().entries if fnmatchcase(entry.name, pattern or "*")))
-    return [name for name in names(GROUP_OF[what]) if fnmatchcase(name, pattern or "*")]
+    group, known = GROUP_OF[what], names(GROUP_OF[what])
+    fitting = [name for name in known if fnmatchcase(name, pattern or "*")]
+    if not fitting:
+        raise ConfigError(
+            f"no {GROUPS[group]} fits {pattern!r}{suggest(pattern or '', known)}; see: ssldet list {what}"
+        )
+    return NameTable({name: summary(group, name) for name in fitting})
 
 
 def _backbones(pattern: str | None) -> BackboneTable:

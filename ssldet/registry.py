@@ -1,9 +1,13 @@
 """group, name -> object: what installed packages offer through entry points, listed without importing any of it."""
 
+import ast
 import logging
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ssldet.errors import ConfigError, suggest
@@ -37,6 +41,25 @@ def names(group: str) -> list[str]:
         group: One of `GROUPS`.
     """
     return sorted(_claims(group))
+
+
+def summary(group: str, name: str) -> str:
+    """Return the first line of the docstring of what a name stands for; imports nothing.
+
+    Args:
+        group: One of `GROUPS`.
+        name: As listed by `names`.
+
+    Returns:
+        The line of the class or function; of its module where it is neither, or has none; empty where the source can't
+        be read.
+    """
+    entry = _ours_first(_claims(group)[name])[0]
+    module = _source_of(entry.module)
+    if module is None:
+        return ""
+    told = _docstring_in(module.body, entry.attr.split(".")) or ast.get_docstring(module) or ""
+    return told.partition("\n")[0]
 
 
 def find(group: str, name: str) -> Any:
@@ -116,6 +139,31 @@ def name_of(group: str, value: object) -> str:
 
 def _word(group: str) -> str:
     return GROUPS.get(group, group)
+
+
+@cache
+def _source_of(module: str) -> ast.Module | None:
+    """Parse the file of a module; the package above it is found, and nothing is imported."""
+    top, *inner = module.split(".")
+    try:
+        spec = find_spec(top)
+        folders = [] if spec is None else list(map(Path, spec.submodule_search_locations or ()))
+        places = [folder.joinpath(*inner) for folder in folders]
+        files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+        if spec is not None and not folders and spec.origin:
+            files = [Path(spec.origin)]
+        path = next((file for file in files if file.is_file()), None)
+        return None if path is None else ast.parse(path.read_bytes())
+    except (OSError, ValueError, SyntaxError, ImportError):
+        return None
+
+
+def _docstring_in(body: Sequence[ast.stmt], names: Sequence[str]) -> str | None:
+    """Return the docstring of a class or function that some statements define."""
+    for statement in body:
+        if isinstance(statement, ast.ClassDef | ast.FunctionDef) and statement.name == names[0]:
+            return ast.get_docstring(statement) if len(names) == 1 else _docstring_in(statement.body, names[1:])
+    return None
 
 
 def _import(entry: EntryPoint) -> Any:

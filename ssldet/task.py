@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -140,9 +140,11 @@ class Task(ABC):
         stage: How the task joins the stages before and after it.
         retired: Fields that the task once had -> why it has them no more; files that hold one still load, and its value
             is ignored.
+        verb: The command that teaches it.
     """
 
     group: ClassVar[str] = "ssldet.tasks"
+    verb: ClassVar[Literal["pretrain", "finetune"]] = "finetune"
     cite: ClassVar[str]
     headline: ClassVar[str]
     needs: ClassVar[Needs] = Needs()
@@ -206,6 +208,7 @@ class Task(ABC):
 class PretextTask(Task):
     """A task that promises to read no box label: the engine hands its views samples stripped of their targets."""
 
+    verb: ClassVar[Literal["pretrain", "finetune"]] = "pretrain"
     needs: ClassVar[Needs] = Needs(labels=False)
 
 

@@ -73,6 +73,7 @@ _LEARNING = (
 
 def result_table(results: Results) -> Table:
     """Return one row per method and condition: mean, spread, interval, differences, published figure."""
+    several = len(results.suite["models"]) > 1
     against = {role: _by_group(results, role) for role in ("none", "backbone")}
     rows = []
     for summary in summaries(results):
@@ -80,6 +81,7 @@ def result_table(results: Results) -> Table:
         rows.append(
             (
                 summary.downstream,
+                *([summary.model] if several else []),
                 summary.method,
                 f"{summary.fraction:.0%}",
                 _mean(summary),
@@ -91,6 +93,7 @@ def result_table(results: Results) -> Table:
         )
     columns = (
         "task",
+        *(["model"] if several else []),
         "method",
         "labels",
         "mean ± s.d.",
@@ -152,7 +155,8 @@ def _costs(results: Results) -> Part:
         gain = None if base is None else PERCENT * (entry.mean - base.mean)
         minutes = None if base is None else (entry.seconds - base.seconds) / 60
         paid = gain / minutes if gain is not None and minutes is not None and minutes > 0 else None
-        rows.append((entry.downstream, entry.method, PERCENT * entry.mean, duration(entry.seconds), gain, paid))
+        method = f"{entry.method}, {entry.model}" if len(results.suite["models"]) > 1 else entry.method
+        rows.append((entry.downstream, method, PERCENT * entry.mean, duration(entry.seconds), gain, paid))
     rows.sort(key=lambda row: (str(row[0]), -(row[5] if isinstance(row[5], float) else -1e9)))
     return Part(
         heading="What it costs",
@@ -203,7 +207,7 @@ def _rules(results: Results) -> str:
     return (
         f"Seeds {', '.join(map(str, suite['seeds']))}; seeds take turns with {suite['pretrainings']} pretraining(s) of "
         "each method, so intervals hold the chance of fine-tuning, and that of pretraining only as far as there are "
-        "several. All methods fine-tune the same detector on the same images in the same order, for the same number of "
+        "several. All methods fine-tune the same model on the same images in the same order, for the same number of "
         f"steps, and are measured alike. {rates}\n\n"
         "Intervals are bootstrap percentiles; with few seeds they are too narrow, and where they disagree with the "
         "test, believe the test: a t-test of differences paired by seed, adjusted for the number of comparisons of a "

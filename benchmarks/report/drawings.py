@@ -61,7 +61,8 @@ def drawings_of_pretraining(results: Results) -> dict[str, str]:
         purpose = record["purpose"]
         if purpose["verb"] == "pretrain" and record["losses"]:
             points = [(x, y) for x, y in record["losses"] if y is not None]
-            groups[f"{purpose['method']}, stage {purpose['stage']}"].append(points)
+            model = f", {purpose['model']}" if purpose.get("model") else ""
+            groups[f"{purpose['method']}{model}, stage {purpose['stage']}"].append(points)
     return {"Loss of pretraining": seed_curves(groups, "pretraining", "loss")} if groups else {}
 
 

@@ -1,7 +1,7 @@
 """name -> suite: all comparisons that the project defines, each a function of a `Setting`."""
 
 from benchmarks.suite import Setting, Suite, SuiteFunction
-from benchmarks.suites import ours, paper, smoke
+from benchmarks.suites import detectors, ours, paper, smoke
 from ssldet.errors import ConfigError, suggest
 
 SUITES: dict[str, SuiteFunction] = {
@@ -16,6 +16,7 @@ SUITES: dict[str, SuiteFunction] = {
     "paper/fig7": paper.fig7,
     "ours/matching": ours.matching,
     "zoo": ours.zoo,
+    "zoo/detectors": detectors.detectors,
     "own_data": ours.own_data,
 }
 """Name -> function that builds the suite."""

@@ -4,7 +4,6 @@ from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
 from benchmarks.suites import parts
 from ssldet.recipe import override
 from ssldet.registry import find, names
-from ssldet.task import PretextTask
 
 JITTER = {"none": 0.0, "half": 0.5, "full": 1.0}
 """Name -> strength relative to UP-DETR's jitter of patches."""
@@ -53,7 +52,7 @@ def zoo(setting: Setting) -> Suite:
         # A task that one of the methods above uses is not added again.
         used = {type(stage.task) for method in methods for stage in method.stages}
         task = find("ssldet.tasks", name)
-        if task in used or not issubclass(task, PretextTask):
+        if task in used or task.verb != "pretrain":
             continue
         if f"{name}/{recipe}" in names("ssldet.recipes"):
             methods.append(Method(name=name, title=name, stages=(parts.recipe(f"{name}/{recipe}"),)))

@@ -122,14 +122,14 @@ def detection_on_scenes(
     )
 
 
-def tiny_detection(steps: int) -> Run:
-    """Return the tiny detection recipe with a number of steps and four evaluations."""
+def tiny_detection(steps: int, name: str = "detection/tiny") -> Run:
+    """Return a tiny detection recipe with a number of steps and four evaluations."""
     changes: dict[str, object] = {
         "budget.steps": steps,
         "evaluate_every": max(1, steps // 4),
         "checkpoint.every_steps": 80,
     }
-    return override(recipe("detection/tiny"), changes)
+    return override(recipe(name), changes)
 
 
 def detection_on_disk(setting: Setting, metric: str = "AP") -> tuple[Downstream, ...]:

@@ -72,22 +72,22 @@ def coco_300() -> Run:
 
 def coco_1_percent() -> Run:
     """Fine-tune on one hundredth of COCO's training images for 2,000 epochs of these."""
-    return _on_few(0.01, 2000.0)
+    return on_few(r50(), 0.01, 2000.0)
 
 
 def coco_2_percent() -> Run:
     """Fine-tune on one fiftieth of COCO's training images for 1,000 epochs of these."""
-    return _on_few(0.02, 1000.0)
+    return on_few(r50(), 0.02, 1000.0)
 
 
 def coco_5_percent() -> Run:
     """Fine-tune on one twentieth of COCO's training images for 500 epochs of these."""
-    return _on_few(0.05, 500.0)
+    return on_few(r50(), 0.05, 500.0)
 
 
 def coco_10_percent() -> Run:
     """Fine-tune on one tenth of COCO's training images for 400 epochs of these."""
-    return _on_few(0.1, 400.0)
+    return on_few(r50(), 0.1, 400.0)
 
 
 def tiny() -> Run:
@@ -138,7 +138,7 @@ def coco_tiny() -> Run:
 
 
 def coco_tiny_10_percent() -> Run:
-    """Do the same with a tenth of the training images."""
+    """Train as `detection/coco-tiny` does, on a tenth of the training images."""
     run = coco_tiny()
     return replace(run, data=replace(run.data, fraction=0.1, fraction_seed=0))
 
@@ -147,10 +147,17 @@ def _for_epochs(epochs: float) -> Run:
     return replace(r50(), budget=Budget(epochs=epochs))
 
 
-def _on_few(fraction: float, epochs: float) -> Run:
-    run = _for_epochs(epochs)
+def on_few(run: Run, fraction: float, epochs: float) -> Run:
+    """Return a run on a share of the training images, without a drop of the rates.
+
+    Args:
+        run: What is changed.
+        fraction: Share of the training images; all runs take the same ones.
+        epochs: Passes over these.
+    """
     return replace(
         run,
         data=replace(run.data, fraction=fraction, fraction_seed=0),
         optim=replace(run.optim, schedule="constant"),
+        budget=Budget(epochs=epochs),
     )

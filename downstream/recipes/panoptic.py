@@ -49,7 +49,7 @@ def tiny_boxes() -> Run:
 
 
 def tiny() -> Run:
-    """Train the mask head of that detector."""
+    """Train the mask head of a detector that `panoptic/tiny-boxes` trained."""
     run = detection.tiny()
     boxes = run.task
     assert isinstance(boxes, Detection)

@@ -30,7 +30,7 @@ def r50() -> Run:
 
 
 def tiny() -> Run:
-    """Pretrain the backbone of `random_query_patch/tiny` alone, on small crops, without an accelerator."""
+    """Pretrain the backbone of `random_query_patch/tiny` by MoCo v2, on small crops, without an accelerator."""
     whole = random_query_patch.tiny()
     assert isinstance(whole.detector, DETRConfig)
     return replace(

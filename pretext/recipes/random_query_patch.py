@@ -26,9 +26,13 @@ from dataclasses import replace
 
 from pretext.random_query_patch import RELEASED_SIDES, RandomQueryPatch
 from ssldet.data.photometric import Jitter
+from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.detectors.detr import DETRConfig
 from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
 from ssldet.nn.backbones import BackboneConfig
+
+FOCAL_WEIGHT = 2.0
+"""Weight of "matched or not" for a detector that is taught it by focal loss, as Deformable DETR's authors weigh it."""
 
 PAPER_SIDES = (*RELEASED_SIDES[:4], 384, *RELEASED_SIDES[4:])
 """Short sides from 320 to 480 in steps of 16."""
@@ -98,4 +102,42 @@ def tiny() -> Run:
         budget=Budget(steps=800),
         checkpoint=CheckpointConfig(every_steps=200),
         log_every=20,
+    )
+
+
+def deformable_r50() -> Run:
+    """Pretrain Deformable DETR at full scale: 300 queries, 30 for each patch, rates of its authors, 60 epochs."""
+    run = r50()
+    return replace(
+        run,
+        task=replace(run.task, class_weight=FOCAL_WEIGHT),
+        detector=DeformableDETRConfig(
+            backbone=BackboneConfig(name="resnet50", weights="swav"), num_classes=1, num_queries=300
+        ),
+        optim=replace(run.optim, lr=2e-4, lr_sampling_factor=0.1),
+    )
+
+
+def deformable_tiny() -> Run:
+    """Pretrain a small Deformable DETR on small images without an accelerator: one query per patch."""
+    run = tiny()
+    return replace(
+        run,
+        task=replace(run.task, class_weight=FOCAL_WEIGHT),
+        detector=DeformableDETRConfig(
+            backbone=BackboneConfig(name="tiny", frozen_stages=0),
+            num_classes=1,
+            num_queries=10,
+            width=64,
+            heads=4,
+            encoder_layers=1,
+            decoder_layers=2,
+            feedforward=128,
+            dropout=0.0,
+            backbone_levels=2,
+            extra_levels=1,
+            encoder_points=2,
+            decoder_points=4,
+        ),
+        optim=replace(run.optim, lr_sampling_factor=0.1),
     )

@@ -46,7 +46,7 @@ def r50_small_batch() -> Run:
 
 
 def tiny() -> Run:
-    """Pretrain the backbone of `random_query_patch/tiny` alone, on small crops, without an accelerator."""
+    """Pretrain the backbone of `random_query_patch/tiny` by SwAV, on small crops, without an accelerator."""
     whole = random_query_patch.tiny()
     assert isinstance(whole.detector, DETRConfig)
     return replace(

@@ -10,12 +10,12 @@ from ssldet.cli.printing import prints
 
 
 def list_(
-    what: Literal["tasks", "recipes", "backbones", "weights", "exporters", "importers", "sources"],
+    what: Literal["tasks", "recipes", "detectors", "backbones", "weights", "exporters", "importers", "sources"],
     pattern: str | None = None,
     *,
     json_: Json = False,
 ) -> None:
-    """List names: tasks, recipes, backbones, published weights, exporters, importers, sources.
+    """List names, each with what it stands for: tasks, recipes, detectors, backbones, published weights, and so on.
 
     Args:
         pattern: Names to list, such as 'timm/convnext*'; without one, one backbone per family is listed.

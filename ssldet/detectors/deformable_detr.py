@@ -219,7 +219,7 @@ class DeformableDETR(Detector):
 
 @dataclass(frozen=True, kw_only=True)
 class DeformableDETRConfig(DetectorConfig):
-    """The choices that define a Deformable DETR. Defaults are those of its authors, without the two options.
+    """The choices that define a Deformable DETR. Defaults are its authors'; refinement and two stages are options.
 
     Attributes:
         backbone: Which network looks at the image.

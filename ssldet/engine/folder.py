@@ -28,7 +28,6 @@ from ssldet.locks import FolderLock
 from ssldet.ranks import rank
 from ssldet.recipe import dumps, fingerprint, load
 from ssldet.regular import NotRegularError, read_text
-from ssldet.task import PretextTask
 
 log = logging.getLogger(__name__)
 
@@ -164,15 +163,15 @@ class RunFolder:
             run: The configuration, resolved.
             command: What the user typed.
         """
-        verb = verb_of(run)
-        comment = f"Written by ssldet {_versions()['ssldet']}; run it again with: ssldet {verb} --recipe THIS_FILE"
+        again = f"ssldet {run.task.verb} --recipe THIS_FILE"
+        comment = f"Written by ssldet {_versions()['ssldet']}; run it again with: {again}"
         self._write("run.toml", dumps(run, f"{comment}\n{command}".strip()))
         if rank() == 0:
             self.update(fingerprint=fingerprint(run), resume=self.resume_command(run))
 
     def resume_command(self, run: Run) -> str:
         """Return what to type to go on."""
-        return f"ssldet {verb_of(run)} --resume {shlex.quote(str(self.path))}"
+        return f"ssldet {run.task.verb} --resume {shlex.quote(str(self.path))}"
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all."""
@@ -221,11 +220,6 @@ class RunFolder:
         foreign = {name for name in names if name != LOCK and ".tmp-" not in name}
         if foreign and "run.json" not in names:
             raise ConfigError(f"{self.path}: is not empty and not a run; choose another --out")
-
-
-def verb_of(run: Run) -> str:
-    """Return the command that starts a run."""
-    return "pretrain" if isinstance(run.task, PretextTask) else "finetune"
 
 
 def _versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ from ssldet.errors import ConfigError
 from ssldet.recipe import check, override, read_document
 from ssldet.report.page import write_report
 from ssldet.report.pictures import contact_sheet, draw_answers, draw_detections, draw_problem, draw_segmentation
-from ssldet.task import Objective, PretextTask
+from ssldet.task import Objective
 from ssldet.types import Batch, Detections
 from ssldet.verbs.choosing import Specs, changes_of, resolve
 
@@ -75,7 +75,7 @@ def preview(
         draw: Whether to draw; false only measures.
     """
     run = override(resolve(recipe or f"{task}/tiny"), changes_of(images, overrides=overrides))
-    if not isinstance(run.task, PretextTask):
+    if run.task.verb != "pretrain":
         raise ConfigError(f"{recipe}: its task reads labels; preview shows the problems of pretext tasks")
     check(run)
     source = prepared(run.task, open_source(run.data.train, run.data.rules))

@@ -27,7 +27,7 @@ from ssldet.ranks import launched, rank
 from ssldet.recipe import check, from_document, override
 from ssldet.registry import name_of
 from ssldet.source import Source
-from ssldet.task import PretextTask, Task
+from ssldet.task import Task
 from ssldet.verbs.choosing import Specs, changes_of, recipe_of, resolve, texts
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
@@ -179,7 +179,7 @@ def pretrain(
         return _go_on(resume, changes)
     run = override(resolve(recipe), changes)
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
-    _require(isinstance(run.task, PretextTask), "the recipe's task reads labels; use finetune for it")
+    _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
     folder = RunFolder(_out(out, "pretrain"))
     fit(run, folder, preview=draw_batch, documents=_origin(run))
     return _reported(folder)

@@ -10,8 +10,11 @@ from benchmarks.cost import Forecast
 from benchmarks.plan import plan_suite
 from benchmarks.suite import ImagesOnDisk, Scale, Setting, Suite
 from benchmarks.suites import SUITES, find_suite
+from benchmarks.suites.parts import LONG
 from downstream.annotations.shapes import write_shapes
+from ssldet.errors import ConfigError
 from ssldet.recipe import check, override
+from tests.third_party.sketches.patch_transformer import PatchTransformerConfig
 
 PLACES = [
     "imagenet",
@@ -70,6 +73,35 @@ def test_arms_differ_in_nothing_but_what_they_start_from(suite: Suite) -> None:
         assert ours.run == theirs.run
         assert (ours.start is None, theirs.start) == (False, None)
         assert ours.run.seed == seed
+
+
+def test_each_detector_goes_its_own_road(suite: Suite) -> None:
+    whole = find_suite("zoo/detectors", Setting())
+    plan = plan_suite(whole)
+    fine = {type(job.run.detector).__name__: job.run for job in plan.jobs.values() if job.purpose.verb == "finetune"}
+    assert fine["DETRConfig"].optim.lr_sampling_factor == 1
+    assert fine["DeformableDETRConfig"].optim.lr_sampling_factor == 0.1
+    assert {run.budget.steps for run in fine.values()} == {LONG}
+    for job in plan.jobs.values():
+        if job.purpose.verb == "pretrain":
+            later = [other.run.detector for other in plan.jobs.values() if other.start == job.address]
+            assert len(later) == 3
+            assert {type(detector) for detector in later} == {type(job.run.detector)}
+    assert len({job.title for job in plan.jobs.values()}) == len(plan.jobs), "two runs have one title"
+    assert all(not job.purpose.model for job in plan_suite(suite).jobs.values())
+
+
+def test_a_detector_without_a_backbone_stands_alone(suite: Suite) -> None:
+    alone, task = PatchTransformerConfig(num_classes=3), suite.downstreams[0]
+    backbone = replace(suite.methods[-1], missing="")
+    both = replace(suite, detectors=(*suite.detectors, alone), methods=(*suite.methods[:-1], backbone))
+    assert [type(model).__name__ for model in both.models()] == ["DETRConfig", "PatchTransformerConfig"]
+    plan = plan_suite(both)
+    reasons = {arm.missing for arm in plan.arms if arm.method == "backbone"}
+    assert any("has no backbone to pretrain" in reason for reason in reasons)
+    assert "" in reasons
+    with pytest.raises(ConfigError, match="scenes: has stages of 'detre', and no such detector is compared"):
+        replace(suite, downstreams=(replace(task, stages_of={"detre": task.stages}),)).check()
 
 
 def test_an_address_knows_contents_and_not_places(suite: Suite, tmp_path: Path) -> None:

@@ -5,24 +5,30 @@ import pytest
 from scipy import stats
 
 from benchmarks.plan import Arm
+from benchmarks.report.contents import result_table
 from benchmarks.results import Results, Row
 from benchmarks.statistics import differences, interval, judge, summaries
 from benchmarks.suite import Claim
 
 
-def measured(values: Mapping[str, Sequence[float | None]], claims: Sequence[Mapping[str, Any]] = ()) -> Results:
-    """Results of one task; a value of none is a row that failed."""
+def measured(
+    values: Mapping[str, Sequence[float | None]], claims: Sequence[Mapping[str, Any]] = (), models: Sequence[str] = "m"
+) -> Results:
+    """Results of one task, the same for every model; a value of none is a row that failed."""
     rows = [
         Row(
-            arm=Arm(method=method, model="m", downstream="task", fraction=1.0, seed=seed, jobs=("x",)),
+            arm=Arm(method=method, model=model, downstream="task", fraction=1.0, seed=seed, jobs=("x",)),
             status="failed" if value is None else "finished",
             results={} if value is None else {"AP": value},
             seconds=10.0,
         )
+        for model in models
         for method, column in values.items()
         for seed, value in enumerate(column)
     ]
-    suite = {"downstreams": [{"name": "task", "metric": "AP"}], "claims": list(claims)}
+    methods = [{"name": name, "role": name if name in {"none", "backbone"} else "method"} for name in values]
+    tasks = [{"name": "task", "metric": "AP"}]
+    suite = {"downstreams": tasks, "claims": list(claims), "methods": methods, "models": list(models), "tables": []}
     return Results(suite=suite, code="", hardware={}, rows=rows, runs={}, recipes={})
 
 
@@ -73,3 +79,17 @@ def test_a_claim_is_judged_by_what_was_measured(
 ) -> None:
     claim = Claim(words="w", higher="a", lower="none", kind=kind)
     assert judge(claim, measured({"none": [0.1, 0.2, 0.3], "a": higher}), "task").startswith(words)
+
+
+def test_several_models_are_judged_and_told_each_by_its_name() -> None:
+    values = {"none": [0.1, 0.2, 0.3], "a": [0.2, 0.31, 0.4]}
+    claim = Claim(words="w", higher="a", lower="none")
+    one, both = measured(values), measured(values, models=("m", "other"))
+    assert judge(claim, one, "task").startswith("reproduces (")
+    first, second = judge(claim, both, "task").split("; ")
+    assert first.startswith("m: reproduces (")
+    assert second.startswith("other: reproduces (")
+    assert "model" not in result_table(one).columns
+    shown = result_table(both)
+    assert [row[shown.columns.index("model")] for row in shown.rows] == ["m", "m", "other", "other"]
+    assert {len(row) for row in shown.rows} == {len(shown.columns)}

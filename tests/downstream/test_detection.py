@@ -178,7 +178,12 @@ def test_recipes_are_sound_and_survive_as_text(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "epochs", "images", "total", "drop"),
-    [("voc-150", 150, 16551, 155_166, 100), ("coco-300", 300, 117_266, 2_198_738, 200)],
+    [
+        ("voc-150", 150, 16551, 155_166, 100),
+        ("coco-300", 300, 117_266, 2_198_738, 200),
+        ("deformable-coco-50", 50, 117_266, 183_228, 40),
+        ("deformable-voc", 100, 16551, 51_722, 70),
+    ],
 )
 def test_rates_drop_after_the_published_epoch(name: str, epochs: int, images: int, total: int, drop: int) -> None:
     run = find("ssldet.recipes", f"detection/{name}")()
@@ -197,9 +202,13 @@ def test_few_labels_are_the_same_for_everybody() -> None:
     )
     assert [run.data.fraction for run in runs] == [0.01, 0.02, 0.05, 0.1, 0.1]
     assert {run.data.fraction_seed for run in runs} == {0}
+    for share, run in zip((1, 2, 5, 10), runs, strict=False):
+        deformable = find("ssldet.recipes", f"detection/deformable-coco-{share}-percent")()
+        assert (deformable.data.fraction, deformable.data.fraction_seed) == (run.data.fraction, 0)
+        assert (deformable.budget, deformable.optim.schedule) == (run.budget, "constant")
 
 
-@pytest.mark.parametrize("name", ["voc-tiny", "coco-tiny-10-percent"])
+@pytest.mark.parametrize("name", ["voc-tiny", "coco-tiny-10-percent", "deformable-tiny"])
 def test_tiny_recipes_run_with_the_classes_of_the_data(name: str, tmp_path: Path) -> None:
     made = write_shapes(tmp_path / "made", images=20, size=48, classes=("circle", "star"))
     data = f"coco:{made}:{made.parent / 'images'}"

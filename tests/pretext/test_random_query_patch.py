@@ -262,7 +262,7 @@ def run_of(name):
     return getattr(recipes, name)()
 
 
-@pytest.mark.parametrize("name", ["r50", "paper", "released", "tiny"])
+@pytest.mark.parametrize("name", ["r50", "paper", "released", "tiny", "deformable_r50", "deformable_tiny"])
 def test_recipes_can_run_and_are_recorded_whole(name):
     run = run_of(name)
     check(run)
@@ -281,7 +281,7 @@ def test_the_paper_states_what_the_code_leaves_out():
     assert 384 in task.image_sides
 
 
-@pytest.mark.parametrize("name", ["r50", "tiny"])
+@pytest.mark.parametrize("name", ["r50", "tiny", "deformable_r50", "deformable_tiny"])
 def test_our_own_recipes_match_within_own_groups(name):
     assert run_of(name).task.matching == "own_group"
 

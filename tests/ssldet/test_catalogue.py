@@ -2,8 +2,10 @@
 
 import pytest
 
-from ssldet.catalogue import MOST_MEASURED, BackboneTable, list_names
+from ssldet.catalogue import GROUP_OF, MOST_MEASURED, BackboneTable, NameTable, list_names
+from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import ConfigError
+from ssldet.registry import names
 
 
 def table(pattern: str | None) -> BackboneTable:
@@ -45,5 +47,25 @@ def test_a_pattern_without_matches_suggests_a_name() -> None:
         table("resnt50")
 
 
+@pytest.mark.parametrize("what", GROUP_OF)
+def test_every_name_has_a_line_on_what_it_stands_for(what: str) -> None:
+    found = list_names(what)
+    assert isinstance(found, NameTable)
+    assert list(found.rows) == names(GROUP_OF[what])
+    assert all(about and "\n" not in about for about in found.rows.values())
+    assert len(set(found.rows.values())) == len(found.rows), "two names have the same line"
+    assert found.to_json() == [{"name": name, "about": about} for name, about in found.rows.items()]
+
+
+def test_a_line_is_that_of_the_class_the_function_or_else_the_module() -> None:
+    assert list_names("detectors", "detr").to_json() == [
+        {"name": "detr", "about": (DETRConfig.__doc__ or "").splitlines()[0]}
+    ]
+    assert "Write a detector as an ONNX graph" in str(list_names("exporters", "onnx"))
+    assert "its header" in str(list_names("importers", "safetensors"))
+
+
 def test_other_lists_take_patterns_too() -> None:
-    assert list_names("tasks", "random_*") == ["random_query_patch"]
+    assert [row["name"] for row in list_names("tasks", "random_*").to_json()] == ["random_query_patch"]
+    with pytest.raises(ConfigError, match=r"no detector fits 'deter' \(did you mean 'detr'"):
+        list_names("detectors", "deter")
