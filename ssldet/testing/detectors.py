@@ -10,9 +10,11 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ssldet.defaults import FINETUNE
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.recipe import from_document, override, to_document
+from ssldet.registry import find
 from ssldet.testing.law import require
 from ssldet.types import Predictions, Queries, Targets
 
@@ -20,6 +22,8 @@ SIZES = ((70, 90), (64, 51), (33, 97))
 """Height and width of the images that laws look at: unequal, so that no axis can be taken for another."""
 CLOSE = 1e-4
 """Largest difference between answers that should be the same, in logits and in normalised boxes."""
+OWN_FORMAT = "safetensors"
+"""The exporter that writes any detector."""
 BF16 = 0.1
 """Largest difference of a normalised box between mixed precision and 32 bits."""
 
@@ -177,6 +181,20 @@ def weights_come_back(config: DetectorConfig) -> None:
     require(torch.equal(one.boxes, other.boxes) and torch.equal(one.logits, other.logits), "the copy answers otherwise")
 
 
+def an_export_is_proven(config: DetectorConfig) -> None:
+    """Written in our own format, which holds every detector, it comes back with the same tensors and answers."""
+    detector = _built(config)
+    task = find("ssldet.recipes", FINETUNE)().task
+    info = {"task": to_document(task), "detector": to_document(config)}
+    with tempfile.TemporaryDirectory() as folder:
+        report = find("ssldet.exporters", OWN_FORMAT)(
+            task.objective(detector), info, Path(folder) / "model.safetensors"
+        )
+    told = report.to_json()
+    require(told["equal"] == told["tensors"] == len(detector.state_dict()), f"the copy has other tensors: {report}")
+    require(told["difference"] == 0, f"the copy answers otherwise: {report}")
+
+
 def mixed_precision_is_close(config: DetectorConfig) -> None:
     """In bf16 the answers are 32-bit numbers near those of full precision."""
     detector = _built(config)
@@ -204,6 +222,7 @@ DETECTOR_LAWS: tuple[DetectorLaw, ...] = (
     gradient_reaches_every_section,
     images_without_objects_teach,
     weights_come_back,
+    an_export_is_proven,
     mixed_precision_is_close,
 )
 """All laws of detectors."""
