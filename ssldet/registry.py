@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssldet.errors import ConfigError, suggest
+from ssldet.regular import read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ def _source_of(module: str) -> ast.Module | None:
         if spec is not None and not folders and spec.origin:
             files = [Path(spec.origin)]
         path = next((file for file in files if file.is_file()), None)
-        return None if path is None else ast.parse(path.read_bytes())
+        return None if path is None else ast.parse(read_bytes(path))
     except (OSError, ValueError, SyntaxError, ImportError):
         return None
 
