@@ -14,6 +14,9 @@ CONTENDERS: Mapping[str, tuple[str, str]] = {
 }
 """Registered name of a detector -> its recipes of pretraining and of fine-tuning, at tiny scale."""
 
+PRETRAINING, FINETUNING = 400, 120
+"""Steps at tiny scale."""
+
 FULL: Mapping[str, tuple[str, str]] = {
     "detr": ("random_query_patch/r50", "detection/voc-150"),
     "deformable_detr": ("random_query_patch/deformable-r50", "detection/deformable-voc"),
@@ -31,9 +34,10 @@ def detectors(setting: Setting) -> Suite:
         backbone, weights = parts.backbone_only(scale), "swav"
     else:
         pretraining, finetuning = _runs(CONTENDERS)
-        pretraining = {name: override(run, parts.TINY_PRETRAINING) for name, run in pretraining.items()}
-        finetuning = {name: parts.tiny_detection(parts.LONG, recipe) for name, (_, recipe) in CONTENDERS.items()}
-        downstream = parts.detection_on_scenes("scenes", parts.LONG)
+        steps = {**parts.TINY_PRETRAINING, "budget.steps": PRETRAINING}
+        pretraining = {name: override(run, steps) for name, run in pretraining.items()}
+        finetuning = {name: parts.tiny_detection(FINETUNING, recipe) for name, (_, recipe) in CONTENDERS.items()}
+        downstream = parts.detection_on_scenes("scenes", FINETUNING)
         missing = "left out at this scale; paper/table1 measures it"
         backbone, weights = Method(name="backbone", title="a backbone alone", role="backbone", missing=missing), None
     title = "the whole detector pretrained: on random query patches, FP-DETR by classification"

@@ -114,7 +114,7 @@ def tiny() -> Run:
             decoder_layers=2,
             feedforward=128,
             dropout=0.0,
-            backbone_levels=2,
+            backbone_levels=1,
             extra_levels=1,
             encoder_points=2,
             decoder_points=4,

@@ -10,7 +10,7 @@ from benchmarks.cost import Forecast
 from benchmarks.plan import plan_suite
 from benchmarks.suite import ImagesOnDisk, Scale, Setting, Suite
 from benchmarks.suites import SUITES, find_suite
-from benchmarks.suites.parts import LONG
+from benchmarks.suites.detectors import FINETUNING
 from downstream.annotations.shapes import write_shapes
 from ssldet.errors import ConfigError
 from ssldet.recipe import check, override
@@ -81,7 +81,7 @@ def test_each_detector_goes_its_own_road(suite: Suite) -> None:
     fine = {type(job.run.detector).__name__: job.run for job in plan.jobs.values() if job.purpose.verb == "finetune"}
     assert fine["DETRConfig"].optim.lr_sampling_factor == 1
     assert fine["DeformableDETRConfig"].optim.lr_sampling_factor == 0.1
-    assert {run.budget.steps for run in fine.values()} == {LONG}
+    assert {run.budget.steps for run in fine.values()} == {FINETUNING}
     for job in plan.jobs.values():
         if job.purpose.verb == "pretrain":
             later = [other.run.detector for other in plan.jobs.values() if other.start == job.address]
