@@ -183,7 +183,8 @@ class Suite:
         if self.pretrainings < 1:
             wrong.append(f"pretrainings: {self.pretrainings}; at least one")
         known = [name_of(DetectorConfig.group, type(detector)) for detector in self.detectors]
-        for entry in (*self.methods, *self.downstreams):
+        entries: list[Method | Downstream] = [*self.methods, *self.downstreams]
+        for entry in entries:
             unknown = [name for name in entry.stages_of if name not in known]
             wrong += [f"{entry.name}: has stages of {name!r}, and no such detector is compared" for name in unknown]
         return wrong + [line for claim in self.claims for line in self._problems_of(claim)]

@@ -101,6 +101,7 @@ def coco_10_percent() -> Run:
 def tiny() -> Run:
     """Train a small Deformable DETR on images of 64 pixels, such as the generated shapes, without an accelerator."""
     run = detection.tiny()
+    assert isinstance(run.task, Detection)
     return replace(
         run,
         task=replace(run.task, class_weight=CLASS_WEIGHT),

@@ -110,7 +110,7 @@ def deformable_r50() -> Run:
     run = r50()
     return replace(
         run,
-        task=replace(run.task, class_weight=FOCAL_WEIGHT),
+        task=_weighing_focal_loss(run),
         detector=DeformableDETRConfig(
             backbone=BackboneConfig(name="resnet50", weights="swav"), num_classes=1, num_queries=300
         ),
@@ -123,7 +123,7 @@ def deformable_tiny() -> Run:
     run = tiny()
     return replace(
         run,
-        task=replace(run.task, class_weight=FOCAL_WEIGHT),
+        task=_weighing_focal_loss(run),
         detector=DeformableDETRConfig(
             backbone=BackboneConfig(name="tiny", frozen_stages=0),
             num_classes=1,
@@ -141,3 +141,8 @@ def deformable_tiny() -> Run:
         ),
         optim=replace(run.optim, lr_sampling_factor=0.1),
     )
+
+
+def _weighing_focal_loss(run: Run) -> RandomQueryPatch:
+    assert isinstance(run.task, RandomQueryPatch)
+    return replace(run.task, class_weight=FOCAL_WEIGHT)
