@@ -2,6 +2,7 @@
 
 from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.detectors.detr import DETRConfig
+from ssldet.detectors.fp_detr import FPDETRConfig
 from ssldet.nn.backbones import BackboneConfig
 
 SMALL_DETR = DETRConfig(
@@ -42,3 +43,16 @@ SMALL_DEFORMABLE_DETR = DeformableDETRConfig(
     decoder_points=3,
 )
 """A Deformable DETR with four levels, likewise; its two options are off."""
+
+SMALL_FP_DETR = FPDETRConfig(
+    num_classes=5,
+    num_queries=11,
+    tokenizer_width=24,
+    width=64,
+    heads=4,
+    encoder_layers=2,
+    joined_layers=3,
+    feedforward=40,
+    points=2,
+)
+"""An FP-DETR with every part of a large one: four levels, queries that join after two layers, three that answer."""

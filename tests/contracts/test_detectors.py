@@ -12,7 +12,7 @@ from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.registry import find, names
 from ssldet.testing import detectors as laws
-from tests.models import SMALL_DEFORMABLE_DETR, SMALL_DETR, TINY_DETR
+from tests.models import SMALL_DEFORMABLE_DETR, SMALL_DETR, SMALL_FP_DETR, TINY_DETR
 
 TINY_DEFORMABLE = replace(SMALL_DEFORMABLE_DETR, backbone=TINY_DETR.backbone, backbone_levels=2, dropout=0.0)
 
@@ -23,6 +23,7 @@ SMALL: dict[str, list[DetectorConfig]] = {
         replace(TINY_DEFORMABLE, refine_boxes=True),
         replace(TINY_DEFORMABLE, refine_boxes=True, two_stage=True),
     ],
+    "fp_detr": [SMALL_FP_DETR, replace(SMALL_FP_DETR, strides=(16,), extra_levels=0, encoder_layers=1)],
 }
 """Small forms of each registered detector."""
 
