@@ -1,4 +1,4 @@
-"""ONNX graphs of Deformable DETR, traced in a process of their own like those of DETR."""
+"""ONNX graphs of Deformable DETR and FP-DETR, traced in a process of their own like those of DETR."""
 
 import json
 import subprocess
@@ -14,10 +14,14 @@ from downstream.detection import Detection
 from downstream.export.safetensors import export
 from ssldet.recipe import to_document
 from ssldet.verbs.opening import open_model
-from tests.models import SMALL_DEFORMABLE_DETR
+from tests.models import SMALL_DEFORMABLE_DETR, SMALL_FP_DETR
 
 SMALL = replace(SMALL_DEFORMABLE_DETR, encoder_layers=1, decoder_layers=2, num_queries=40)
-KINDS = {"plain": SMALL, "two stages": replace(SMALL, refine_boxes=True, two_stage=True)}
+KINDS = {
+    "plain": SMALL,
+    "two stages": replace(SMALL, refine_boxes=True, two_stage=True),
+    "fp_detr": replace(SMALL_FP_DETR, encoder_layers=1, joined_layers=2),
+}
 
 
 @pytest.mark.slow
