@@ -1,8 +1,8 @@
-"""images -> crops -> a trained backbone: what pretext tasks that train the backbone alone have in common.
+"""images -> crops -> a trained network: what pretext tasks that compare crops have in common.
 
 Crops are made by lightly's transforms in the loader's workers and move to the device as bytes, where the backbone's own
-mean and standard deviation normalise them. The rest of the detector is not trained here and is initialised anew in the
-next stage.
+mean and standard deviation normalise them. Where a backbone is trained alone, the rest of the detector is not trained
+here and is initialised anew in the next stage.
 """
 
 from abc import abstractmethod
@@ -59,8 +59,8 @@ def _with_fixed_norms(detector: DetectorConfig) -> DetectorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneTask(PretextTask):
-    """A task that trains the backbone alone, by comparing crops of whole images.
+class CropTask(PretextTask):
+    """A task that compares crops of whole images.
 
     Attributes:
         eval_side: Side in pixels of the centre crop that is described outside training.
@@ -68,18 +68,9 @@ class BackboneTask(PretextTask):
     """
 
     headline: ClassVar[str] = "knn_top1"
-    stage: ClassVar[Stage] = Stage(hands_over=_with_fixed_norms)
 
     eval_side: Annotated[int, Within(8)] = 224
     neighbours: Annotated[int, Within(1)] = 20
-
-    def rests(self, section: str) -> bool:
-        """Return whether a section is anything but the backbone."""
-        return section != "backbone"
-
-    def stays_behind(self, section: str) -> bool:
-        """Return whether a section is anything but the backbone."""
-        return section != "backbone"
 
     @abstractmethod
     def transform(self) -> Transform:
@@ -92,6 +83,21 @@ class BackboneTask(PretextTask):
     def evaluator(self, source: Source) -> Evaluator:
         """Return the nearest-neighbour probe on folder names."""
         return NearestNeighbours(self.neighbours)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneTask(CropTask):
+    """A task that trains the backbone alone, by comparing crops of whole images."""
+
+    stage: ClassVar[Stage] = Stage(hands_over=_with_fixed_norms)
+
+    def rests(self, section: str) -> bool:
+        """Return whether a section is anything but the backbone."""
+        return section != "backbone"
+
+    def stays_behind(self, section: str) -> bool:
+        """Return whether a section is anything but the backbone."""
+        return section != "backbone"
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Return what keeps the backbone, or a part of it, from learning."""
@@ -129,7 +135,7 @@ class CropViews:
         blank = replace(sample, targets=Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)))
         if self.transform is None:
             category = Category(folder=PurePath(sample.key).parent.name)
-            return replace(blank, image=self._middle(blank), problem=category)
+            return replace(blank, image=middle(blank, self.eval_side), problem=category)
         photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
         with lent(generator):
             made = self.transform(photo)
@@ -138,12 +144,19 @@ class CropViews:
         crops = tuple(torch.stack(group).mul(255).round().to(torch.uint8) for group in groups)
         return replace(blank, image=crops[0][0], problem=Crops(pixels=crops))
 
-    def _middle(self, sample: Sample) -> UInt8[Tensor, "3 h w"]:
-        # Crop before resizing: a very long image would become huge.
-        side = max(1, round(min(sample.image.shape[1:]) / MARGIN))
-        top, left = ((extent - side) // 2 for extent in sample.image.shape[1:])
-        middle = replace(sample, image=sample.image[:, top : top + side, left : left + side])
-        return resize(middle, (self.eval_side, self.eval_side)).image
+
+def middle(sample: Sample, side: int) -> UInt8[Tensor, "3 h w"]:
+    """Return the square from the middle of an image by which it is measured.
+
+    Args:
+        sample: The image.
+        side: Side of the square in pixels, after it was cut out.
+    """
+    # Crop before resizing: a very long image would become huge.
+    cut = max(1, round(min(sample.image.shape[1:]) / MARGIN))
+    top, left = ((extent - cut) // 2 for extent in sample.image.shape[1:])
+    square = replace(sample, image=sample.image[:, top : top + cut, left : left + cut])
+    return resize(square, (side, side)).image
 
 
 class BackboneObjective(Objective):

@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coco = opened(f"coco:{place / 'shapes' / 'instances.json'}")
     write_voc(place / "voc", coco)
     write_yolo(place / "yolo", coco)
+    write_folders(place / "folders", coco)
     return place
 
 
@@ -76,6 +77,13 @@ def write_yolo(place: Path, source: Source) -> None:
         (place / "labels" / f"{path.stem}.txt").write_text("".join(rows))
 
 
+def write_folders(place: Path, source: Source) -> None:
+    for path, sample in objects_of(source):
+        name = CLASSES[int(sample.targets.labels[0])] if len(sample.targets) else "none"
+        (place / name / "deeper").mkdir(parents=True, exist_ok=True)
+        (place / name / "deeper" / path.name).write_bytes(path.read_bytes())
+
+
 def one_shot(place: Path, *, training: bool) -> Source:
     return OneShot(unseen=("square",), patch_size=16, absent_share=0.3).prepare(
         opened(f"coco:{place / 'shapes' / 'instances.json'}"), training=training
@@ -95,6 +103,7 @@ FORMATS: dict[str, Callable[[Path], Source]] = {
     "voc": lambda place: opened(f"voc:{place / 'voc'}"),
     "yolo": lambda place: opened(f"yolo:{place / 'yolo'}"),
     "panoptic": lambda place: opened(panoptic(place)),
+    "folders": lambda place: opened(f"folders:{place / 'folders'}"),
 }
 OTHERS: dict[str, Callable[[Path], Source]] = {
     "images": lambda place: opened(str(place / "shapes" / "images")),
