@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
-from lightly.transforms import SimCLRTransform
+from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import Tensor
 
 from pretext.backbone_task import CropTask, Transform, crops_of
