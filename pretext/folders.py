@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssldet.data.files import list_files, shown
+from ssldet.data.files import list_files
 from ssldet.data.images import ImageRules, ImageSource
 from ssldet.errors import DataError
+from ssldet.escapes import shown
 from ssldet.source import WrappedSource
 from ssldet.types import Sample, Targets
 
