@@ -20,6 +20,7 @@ import torch
 from downstream.metrics.average_precision import MAX_DETS, BoxAP
 from downstream.metrics.predictions import figures_of
 from ssldet.data.geometry import DETRAugmentation, ShortSide
+from ssldet.data.scale_jitter import ScaleJitter
 from ssldet.detectors.base import Detector
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.postprocess import detections
@@ -41,6 +42,13 @@ class Detection(Task):
         crop_scales: Short sides in pixels, to one of which an image is resized before it is cropped.
         crop_range: Smallest and largest side of a crop in pixels.
         flip: Probability that a training image is mirrored.
+        augmentation: How training images change besides being mirrored: `detr` is sizes and crops of DETR, as above;
+            `scale_jitter` scales an image by any factor in `jitter_scale`, stretches it, and cuts it to `max_size`,
+            which keeps batches small.
+        jitter_scale: Smallest and largest factor of `scale_jitter`; at one, an image's long side is `max_size`.
+        jitter_stretch: Largest factor by which `scale_jitter` stretches one side against the other.
+        jitter_colour: Strength with which `scale_jitter` changes brightness, contrast and saturation.
+        jitter_least_left: Share of an object that a window of `scale_jitter` must show for it to be a target.
         freeze_backbone: Do not train the backbone.
         class_weight: Weight of the class, in the loss and in the matching.
         box_l1_weight: Weight of the L1 distance of boxes, likewise.
@@ -61,6 +69,11 @@ class Detection(Task):
     crop_scales: tuple[int, ...] = (400, 500, 600)
     crop_range: tuple[int, int] = (384, 600)
     flip: Annotated[float, Within(0, 1)] = 0.5
+    augmentation: Literal["detr", "scale_jitter"] = "detr"
+    jitter_scale: tuple[float, float] = (0.5, 2.0)
+    jitter_stretch: Annotated[float, Within(1, 4)] = 1.0
+    jitter_colour: Annotated[float, Within(0, 1)] = 0.0
+    jitter_least_left: Annotated[float, Within(0, 1)] = 0.25
     freeze_backbone: bool = False
     class_weight: Annotated[float, Within(0)] = 1.0
     box_l1_weight: Annotated[float, Within(0)] = 5.0
@@ -78,9 +91,18 @@ class Detection(Task):
         return section == "mask_head"
 
     def views(self, *, training: bool = True) -> Views:
-        """Return DETR's augmentation or, outside training, a plain resize."""
+        """Return the chosen augmentation or, outside training, a plain resize."""
         if not training:
             return ShortSide((self.eval_scale,), self.max_size)
+        if self.augmentation == "scale_jitter":
+            return ScaleJitter(
+                side=self.max_size,
+                scale=self.jitter_scale,
+                stretch=self.jitter_stretch,
+                flip=self.flip,
+                least_left=self.jitter_least_left,
+                colour=self.jitter_colour,
+            )
         return DETRAugmentation(
             scales=self.scales,
             max_size=self.max_size,
@@ -106,6 +128,8 @@ class Detection(Task):
                 wrong.append(f"{name}: {scales} must name at least one short side of 8 pixels or more")
         if not 8 <= self.crop_range[0] <= self.crop_range[1]:
             wrong.append(f"crop_range: {self.crop_range} must be a smallest and a largest side of 8 pixels or more")
+        if not 0 < self.jitter_scale[0] <= self.jitter_scale[1]:
+            wrong.append(f"jitter_scale: {self.jitter_scale} must be a smallest and a largest factor above 0")
         if self.max_size < max((self.eval_scale, *self.scales)):
             wrong.append(f"max_size: {self.max_size} is below a short side; raise it or lower scales and eval_scale")
         if self.metric == "voc" and self.max_dets != MAX_DETS:

@@ -185,7 +185,7 @@ def _devices() -> Iterator[Finding]:
             yield Finding(f"cuda:{number}", True, f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        yield Finding("device", None, f"no CUDA device; {cores} CPU cores: use the recipes named .../tiny")
+        yield Finding("device", None, f"no CUDA device; {cores} CPU cores: use the recipes named .../small")
 
 
 def _limits() -> Iterator[Finding]:

@@ -20,9 +20,10 @@ Differences from the published recipe:
 The detector below is only built for `ssldet finetune scratch`; any other start brings its own.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from downstream.annotations.one_shot import coco_unseen
+from downstream.detection import Detection
 from downstream.one_shot import OneShot
 from downstream.recipes import detection
 from ssldet.engine.run import Budget, Run
@@ -67,6 +68,15 @@ def tiny() -> Run:
         eval_scale=64,
         crop=0.0,
     )
+    return replace(run, task=task, detector=replace(run.detector, num_classes=1))
+
+
+def small() -> Run:
+    """Train the detector of `detection/small` to find what one patch shows; name what to hold out."""
+    run = detection.small()
+    assert isinstance(run.task, Detection)
+    shared = {field.name: getattr(run.task, field.name) for field in fields(Detection)}
+    task = OneShot(**shared | {"metric": "voc"}, unseen=(), patch_size=64, normalise_patches=True, absent_share=0.3)
     return replace(run, task=task, detector=replace(run.detector, num_classes=1))
 
 

@@ -66,6 +66,49 @@ def r50() -> Run:
     return replace(run, task=task, detector=replace(run.detector, num_classes=1))
 
 
+def small() -> Run:
+    """Pretrain the detector of `detection/small` on a user's own photographs, on two CPU cores.
+
+    The backbone is pretrained and frozen, as in the paper; what is learned is the transformer.
+    """
+    return Run(
+        task=RandomQueryPatch(
+            patch_size=64,
+            smallest_share=0.1,
+            largest_share=0.6,
+            image_sides=(192, 224, 256),
+            longest_side=320,
+            eval_side=240,
+            # Half of the strength of UP-DETR's: few steps must do.
+            jitter=Jitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05, grey=0.0, blur=0.0),
+            normalise_patches=True,
+            matching="own_group",
+            no_match="M/N",
+            class_weight=2.0,
+        ),
+        detector=DeformableDETRConfig(
+            backbone=BackboneConfig(name="timm/tf_efficientnet_lite0", weights="imagenet", frozen_stages=2),
+            num_classes=1,
+            num_queries=100,
+            width=128,
+            heads=4,
+            encoder_layers=1,
+            encoder_points=2,
+            decoder_layers=3,
+            feedforward=256,
+            dropout=0.0,
+            extra_levels=0,
+            refine_boxes=True,
+            two_stage=True,
+        ),
+        data=DataConfig(batch_size=8),
+        optim=OptimConfig(lr=4e-4, clip=1.0, schedule="cosine", warmup_steps=100, ema=0.995),
+        budget=Budget(steps=1500),
+        checkpoint=CheckpointConfig(every_steps=500),
+        log_every=20,
+    )
+
+
 def tiny() -> Run:
     """Pretrain a small detector on small images without an accelerator: one query per patch, frozen fresh backbone."""
     return Run(

@@ -6,7 +6,7 @@ Functions apply a given change; classes draw the change from a generator and hav
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
@@ -77,8 +77,8 @@ def flip(sample: Sample) -> Sample:
     return replace(sample, image=sample.image.flip(-1), targets=replace(sample.targets, boxes=boxes, masks=masks))
 
 
-def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """Cut a rectangle out; boxes are clipped to it, and boxes with nothing left are dropped, labels and masks too.
+def crop(sample: Sample, top: int, left: int, height: int, width: int, *, least_left: float = 0.0) -> Sample:
+    """Cut a rectangle out; boxes are clipped to it, and boxes with too little left are dropped, labels and masks too.
 
     A clipped box may be larger than what is left of its mask, as in DETR; without a pixel left, both are dropped.
 
@@ -88,12 +88,16 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
         left: First column.
         height: Number of rows.
         width: Number of columns.
+        least_left: Share of the area of a box that must be left.
     """
     before_height, before_width = sample.image.shape[1:]
     corners = to_absolute(sample.targets.boxes, (before_height, before_width))
+    whole = _areas(corners)
     corners = corners - torch.tensor([left, top, left, top])
     corners = torch.minimum(corners.clamp(min=0), torch.tensor([width, height, width, height]))
     remains = ((corners[:, 2:] - corners[:, :2]) > SLIVER).all(dim=1)
+    if least_left:
+        remains &= _areas(corners) >= least_left * whole
     masks = sample.targets.masks
     if masks is not None:
         masks = masks[:, top : top + height, left : left + width]
@@ -101,6 +105,10 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
     targets = replace(sample.targets, boxes=to_normalised(corners, (height, width)), masks=masks)
     image = sample.image[:, top : top + height, left : left + width]
     return replace(sample, image=image, targets=_keep(targets, remains))
+
+
+def _areas(corners: Float[Tensor, "T 4"]) -> Float[Tensor, " T"]:
+    return (corners[:, 2:] - corners[:, :2]).prod(1)
 
 
 def _keep(targets: Targets, chosen: Bool[Tensor, " T"]) -> Targets:

@@ -218,7 +218,8 @@ class _Bags(torch.autograd.Function):
             # Row by row of the table: which bags took it, in their order, so that sums do not depend on threads.
             row, order = rows.flatten().sort(stable=True)
             first = torch.searchsorted(row, torch.arange(len(table), dtype=row.dtype))
-            bag = order // rows.shape[1]
+            # Looked up, because dividing whole numbers takes several times as long.
+            bag = torch.arange(len(rows)).repeat_interleave(rows.shape[1]).index_select(0, order)
             for_table = F.embedding_bag(
                 bag, gradient, first, mode="sum", per_sample_weights=weights.flatten().index_select(0, order)
             )

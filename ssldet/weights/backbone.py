@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ssldet.errors import CheckpointError
-from ssldet.nn.backbones import Backbone
+from ssldet.nn.backbones import Backbone, original_state
 from ssldet.weights.cache import cached
 from ssldet.weights.detectron2 import has_resnet, plain_resnet, require_our_pixels
+from ssldet.weights.efficientnets import has_efficientnet, timm_efficientnet
 from ssldet.weights.files import read_state
 from ssldet.weights.recognition import Inner, find_network, name_kind
 from ssldet.weights.resnets import name_resnet
@@ -147,7 +148,7 @@ def load_backbone(
     path = weights_path(weights, architecture or name_resnet(wanted))
     state, origin = read_state(path)
     children = [name for name, _ in backbone.body.named_children()]
-    network = _plain(state, path)
+    network = _plain(state, path, backbone)
     inner = find_network(network, wanted, children, origin)
     resampled = _resample(backbone.body, inner.state, wanted)
     fitting = {name: v for name, v in inner.state.items() if name in wanted and v.shape == wanted[name].shape}
@@ -160,15 +161,17 @@ def load_backbone(
     return report
 
 
-def _plain(state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """Rename a ResNet in a file of detectron2 to torchvision's names."""
-    if not has_resnet(state):
-        return state
-    require_our_pixels(path)
+def _plain(state: Mapping[str, Tensor], path: Path, backbone: Backbone) -> Mapping[str, Tensor]:
+    """Rename the tensors of projects whose networks are torchvision's or timm's under other names."""
     try:
-        return plain_resnet(state)
+        if has_resnet(state):
+            require_our_pixels(path)
+            return plain_resnet(state)
+        if has_efficientnet(state):
+            return timm_efficientnet(state, [*original_state(backbone), *backbone.pruned])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return state
 
 
 def weights_path(weights: str, architecture: str | None = None) -> Path:

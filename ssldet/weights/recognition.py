@@ -21,6 +21,7 @@ KINDS = (
     ("UP-DETR", r"patch2query\."),
     ("DETR", r"(detr\.)?transformer\.(en|de)coder\."),
     ("detectron2", r"(.+\.)?stem\.conv1\.norm\."),
+    ("efficientnet_pytorch or efficientnet-lite-pytorch", r"(.+\.)?_conv_stem\.weight"),
     ("MoCo v3", r"(base|momentum)_encoder\."),
     ("MoCo v1 or v2", r"encoder_[qk]\."),
     ("lightly's SwAV", r"prototypes\.heads\."),

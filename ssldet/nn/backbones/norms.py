@@ -1,6 +1,5 @@
 """network -> the same network with fixed batch normalisation, and the statistics for it."""
 
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,25 +21,49 @@ class FixedNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no 
         )
 
 
+class FixedNormAct(FixedNorm):
+    """The same, followed by dropout and activation, which timm's norms bring; timm's own form takes more passes.
+
+    Attributes:
+        drop: The norm's dropout; the identity almost everywhere.
+        act: The norm's activation.
+    """
+
+    def __init__(self, channels: int, eps: float, drop: nn.Module, act: nn.Module) -> None:
+        """Take over the parts.
+
+        Args:
+            channels: Number of channels.
+            eps: What is added to the variance.
+            drop: The norm's dropout.
+            act: The norm's activation.
+        """
+        super().__init__(channels, eps=eps)
+        self.drop, self.act = drop, act
+
+    def forward(self, features: Float[Tensor, "B E *cells"]) -> Float[Tensor, "B E *cells"]:
+        """Normalise by the fixed statistics, and activate."""
+        result: Tensor = self.act(self.drop(super().forward(features)))
+        return result
+
+
 def freeze_norms(body: nn.Module) -> None:
     """Replace every batch norm inside by its fixed form, which takes over its statistics."""
-    _freeze_plain(body)
-    if any(isinstance(norm, nn.BatchNorm2d) and type(norm) not in PLAIN_NORMS for norm in body.modules()):
-        # Norms that bring an activation of their own are timm's, and so are their fixed forms.
-        library: Any = import_module("timm.layers")
-        library.freeze_batch_norm_2d(body)
-
-
-def _freeze_plain(parent: nn.Module) -> None:
-    for name, child in parent.named_children():
-        if type(child) in PLAIN_NORMS and child.running_mean is not None:
-            setattr(parent, name, _fixed(child))
+    for name, child in body.named_children():
+        plain = type(child) in PLAIN_NORMS
+        active = isinstance(child, nn.BatchNorm2d) and hasattr(child, "act") and hasattr(child, "drop")
+        if (plain or active) and child.running_mean is not None:
+            setattr(body, name, _fixed(child))
         else:
-            _freeze_plain(child)
+            freeze_norms(child)
 
 
 def _fixed(norm: Any) -> FixedNorm:
-    fixed = FixedNorm(norm.num_features, eps=norm.eps)
+    fixed = (
+        FixedNormAct(norm.num_features, norm.eps, norm.drop, norm.act)
+        if hasattr(norm, "act")
+        else FixedNorm(norm.num_features, eps=norm.eps)
+    )
     fixed.running_mean, fixed.running_var = norm.running_mean.clone(), norm.running_var.clone()
     if norm.affine:
         fixed.weight, fixed.bias = norm.weight.detach().clone(), norm.bias.detach().clone()
