@@ -1,9 +1,9 @@
 """What users get who name nothing: the only names of registered tasks and recipes that the core knows."""
 
-PRETRAIN = "random_query_patch/r50"
-"""Recipe of `ssldet pretrain`."""
-FINETUNE = "detection/r50"
-"""Recipe of `ssldet finetune`."""
+PRETRAIN_LARGE, PRETRAIN_SMALL = "random_query_patch/r50", "random_query_patch/small"
+"""Recipes of `ssldet pretrain` at full scale, and for two CPU cores or few images."""
+FINETUNE_LARGE, FINETUNE_SMALL = "detection/r50", "detection/small"
+"""Recipes of `ssldet finetune`, likewise."""
 PREVIEW = "random_query_patch"
 """Task of `ssldet preview`."""
 SHOWN = "random_query_patch/tiny", "detection/tiny"

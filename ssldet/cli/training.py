@@ -1,13 +1,12 @@
 """command line -> the verbs that train."""
 
-from ssldet import defaults
 from ssldet.cli.options import Data, Epochs, Json, Out, Overrides, Resume, Start, Steps, assignments
 from ssldet.cli.printing import prints
 
 
 def pretrain(
     *images: str,
-    recipe: str = defaults.PRETRAIN,
+    recipe: str | None = None,
     backbone: str | None = None,
     val: Data | None = None,
     out: Out = None,
@@ -21,7 +20,8 @@ def pretrain(
 
     Args:
         images: Folders, globs, file lists, or coco:/voc: data whose labels are then not read.
-        recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run.
+        recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run; by default one that suits this
+            machine, the images and the labels, and that is said.
         backbone: A name from 'ssldet list backbones'.
         val: Images to measure the pretext task on.
     """
@@ -38,7 +38,7 @@ def finetune(
     *,
     data: Data | None = None,
     val: Data | None = None,
-    recipe: str = defaults.FINETUNE,
+    recipe: str | None = None,
     out: Out = None,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -51,7 +51,8 @@ def finetune(
     Args:
         data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT.
         val: The same, to evaluate on.
-        recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run.
+        recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run; by default one that suits this
+            machine, the images and the labels, and that is said.
     """
     from ssldet import verbs
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from ssldet import defaults
 from ssldet.data.leaks import seen_before
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.engine.assemble import assemble
@@ -32,6 +31,7 @@ from ssldet.verbs.choosing import Specs, changes_of, recipe_of, resolve, texts
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import load, open_model
+from ssldet.verbs.quick_choice import choose_for_finetuning, choose_for_pretraining, warn_of_few_queries
 from ssldet.verbs.using import Exported, evaluate, export, predict
 from ssldet.weights.words import choose_backbone
 
@@ -144,7 +144,7 @@ def _own(network: nn.Module) -> dict[str, object]:
 def pretrain(
     images: Specs = (),
     *,
-    recipe: str | Path | Run = defaults.PRETRAIN,
+    recipe: str | Path | Run | None = None,
     backbone: str | None = None,
     val: Specs = (),
     out: str | Path | None = None,
@@ -157,7 +157,7 @@ def pretrain(
 
     Args:
         images: Folders, globs, file lists, or labelled data whose labels are then not read.
-        recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`.
+        recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`; `None` chooses one and says why.
         backbone: A backbone's name in place of the recipe's, whose weights must fit it or be overridden; or the path of
             weights that tell their network; or a run, such as one that taught the backbone alone.
         val: Images to measure the pretext task on.
@@ -177,9 +177,11 @@ def pretrain(
         changes = _backbone_changes(backbone) | changes
     if resume is not None:
         return _go_on(resume, changes)
-    run = override(resolve(recipe), changes)
+    choice = choose_for_pretraining(recipe, images)
+    run = override(choice.run, changes)
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
     _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
+    choice.announce(run)
     folder = RunFolder(_out(out, "pretrain"))
     fit(run, folder, preview=draw_batch, documents=_origin(run))
     return _reported(folder)
@@ -190,7 +192,7 @@ def finetune(
     data: Specs = (),
     *,
     val: Specs = (),
-    recipe: str | Path | Run = defaults.FINETUNE,
+    recipe: str | Path | Run | None = None,
     out: str | Path | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -200,10 +202,11 @@ def finetune(
     """Fine-tune a detector on labelled images; its architecture comes from where it starts and is never retyped.
 
     Args:
-        start: A run folder, a weights file, or `scratch` for the recipe's own detector with fresh weights.
+        start: A run folder, a weights file, or `scratch` (`None` too) for the recipe's own detector, of which at most
+            the backbone has learned before.
         data: `coco:ANN.json:IMAGES` or `voc:ROOT:SPLIT`.
         val: The same, to evaluate on.
-        recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`.
+        recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`; `None` chooses one and says why.
         out: Run folder to create; `None` takes the next free one in `runs/`.
         steps: Length in optimiser steps.
         epochs: Length in passes over the images.
@@ -218,10 +221,11 @@ def finetune(
     changes = changes_of(data, val, steps, epochs, overrides)
     if resume is not None:
         return _go_on(resume, changes)
-    _require(start is not None, "nothing to start from; name a run folder, a weights file, or scratch")
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES or --data voc:ROOT:SPLIT")
-    opened = None if start == "scratch" else open_model(str(start))
-    run = override(resolve(recipe) if opened is None else _with_detector_of(opened, resolve(recipe)), changes)
+    opened = None if start in (None, "scratch") else open_model(str(start))
+    choice = choose_for_finetuning(recipe, data, opened)
+    run = override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes)
+    choice.announce(run)
     sources = _labelled(run, start)
     classes = sources.train.classes
     task = run.task.stage.learns_from(run.task, sources.train)
@@ -278,7 +282,7 @@ def _with_detector_of(opened: Opened, run: Run) -> Run:
 def _labelled(run: Run, start: str | Path | None) -> Sources:
     """Open the training data, which must have classes, and make sure that the evaluation data have the same."""
     sources = open_sources(run)
-    _warn_of_few_queries(run.detector, sources.train)
+    warn_of_few_queries(run.detector, sources.train)
     _require(
         bool(sources.train.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:…, voc:… or yolo:…"
     )
@@ -286,22 +290,6 @@ def _labelled(run: Run, start: str | Path | None) -> Sources:
         _require_same_classes(run, sources.train, sources.val)
         _warn_of_leaks(start, sources.val)
     return sources
-
-
-def _warn_of_few_queries(detector: DetectorConfig, source: Source) -> None:
-    """Say if images hold more objects than the detector can find: those beyond its queries are never learned."""
-    counts = [0 if targets is None else len(targets.boxes) for targets in map(source.targets_of, range(len(source)))]
-    many = [count for count in counts if count > detector.num_queries]
-    if many:
-        log.warning(
-            "%d of %d images hold more objects than the detector has queries: up to %d objects, %d queries; the others "
-            "are never found. Add --set detector.num_queries=%d",
-            len(many),
-            len(counts),
-            max(many),
-            detector.num_queries,
-            max(many),
-        )
 
 
 def _warn_of_leaks(start: str | Path | None, val: Source) -> None:

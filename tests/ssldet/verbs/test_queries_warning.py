@@ -6,7 +6,7 @@ import torch
 from ssldet.detectors.detr import DETRConfig
 from ssldet.source import Source
 from ssldet.types import Sample, Targets
-from ssldet.verbs.training import _warn_of_few_queries
+from ssldet.verbs.quick_choice import warn_of_few_queries
 
 
 class Crowded(Source):
@@ -32,7 +32,7 @@ class Crowded(Source):
 def test_the_largest_count_the_queries_and_the_setting_are_named(
     queries: int, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _warn_of_few_queries(DETRConfig(num_classes=2, num_queries=queries), Crowded())
+    warn_of_few_queries(DETRConfig(num_classes=2, num_queries=queries), Crowded())
     assert bool(caplog.text) == bool(says)
     if says:
         assert says in caplog.text

@@ -1,0 +1,168 @@
+"""device, images, labels -> the recipe of whoever names none, why, and what it needs."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ssldet import defaults
+from ssldet.data.images import ImageRules
+from ssldet.data.sources import open_source
+from ssldet.detectors.base import DetectorConfig, backbone_of
+from ssldet.engine.run import Run
+from ssldet.importing.base import Opened
+from ssldet.nn.backbones import BackboneConfig
+from ssldet.ranks import rank
+from ssldet.recipe import from_document, override
+from ssldet.source import Source
+from ssldet.verbs.choosing import Specs, resolve, texts
+from ssldet.weights.cache import at_hand
+from ssldet.weights.zoo import known_weights
+
+log = logging.getLogger(__name__)
+
+FEW_LABELLED, FEW_UNLABELLED = 5_000, 20_000
+"""Numbers of images below which a small model learns as much as a large one, even on an accelerator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The run of a recipe that was named, or chosen because none was.
+
+    Attributes:
+        run: The run.
+        recipe: Name of the recipe; empty where the user named it.
+        why: Why it was chosen, as part of a sentence.
+    """
+
+    run: Run
+    recipe: str = ""
+    why: str = ""
+
+    @staticmethod
+    def of(recipe: str, why: str, changes: Mapping[str, object] | None = None) -> "Choice":
+        """Choose a recipe.
+
+        Args:
+            recipe: Its name.
+            why: The reason, as part of a sentence.
+            changes: Dotted fields in which the run differs from the recipe, and their values.
+        """
+        return Choice(run=override(resolve(recipe), dict(changes or {})), recipe=recipe, why=why)
+
+    def announce(self, run: Run) -> None:
+        """Say what was chosen and why, and what weights it starts from, before any of it is fetched.
+
+        Args:
+            run: The run of the recipe with the user's changes.
+        """
+        if not self.recipe or rank() != 0:
+            return
+        log.info("no recipe was named: %s is taken, because %s; --recipe NAME takes another", self.recipe, self.why)
+        backbone = backbone_of(run.detector)
+        if backbone is not None and backbone.weights is not None:
+            log.info("%s", _weights_in_words(backbone))
+
+
+def choose_for_pretraining(recipe: str | Path | Run | None, images: Specs) -> Choice:
+    """Return the run of a recipe or, where none is named, of one for this device and as many images.
+
+    Args:
+        recipe: A recipe; `None` chooses.
+        images: Data specifications.
+
+    Raises:
+        DataError: A specification names nothing usable.
+    """
+    if recipe is not None:
+        return Choice(run=resolve(recipe))
+    if not torch.cuda.is_available():
+        return Choice.of(defaults.PRETRAIN_SMALL, "this machine has no accelerator")
+    count = len(open_source(texts(images), ImageRules())) if images else 0
+    if count < FEW_UNLABELLED:
+        return Choice.of(defaults.PRETRAIN_SMALL, f"{count:,} images are few")
+    return Choice.of(defaults.PRETRAIN_LARGE, f"there are an accelerator and {count:,} images")
+
+
+def choose_for_finetuning(recipe: str | Path | Run | None, data: Specs, opened: Opened | None) -> Choice:
+    """Return the run of a recipe or, where none is named, of one that suits the start, or device, images and labels.
+
+    Args:
+        recipe: A recipe; `None` chooses.
+        data: Data specifications.
+        opened: What training starts from; `None` for the recipe's own detector.
+
+    Raises:
+        DataError: A specification names nothing usable.
+    """
+    if recipe is not None:
+        return Choice(run=resolve(recipe))
+    if opened is not None:
+        return _like(from_document(DetectorConfig, opened.info["detector"]))  # type: ignore[type-abstract]
+    counts = objects_of(open_source(texts(data), ImageRules()))
+    most = max(counts, default=0)
+    seen = f"{len(counts):,} labelled images with up to {most} objects"
+    accelerated = torch.cuda.is_available()
+    if accelerated and len(counts) >= FEW_LABELLED:
+        recipe, why = defaults.FINETUNE_LARGE, f"there are an accelerator and {seen}"
+    else:
+        recipe = defaults.FINETUNE_SMALL
+        why = f"{seen} are few" if accelerated else f"this machine has no accelerator, and there are {seen}"
+    if most > resolve(recipe).detector.num_queries:
+        return Choice.of(recipe, f"{why}, hence {most} queries", {"detector.num_queries": most})
+    return Choice.of(recipe, why)
+
+
+def _like(detector: DetectorConfig) -> Choice:
+    """Return the recipe that was made for a detector of this kind and width; the large one if there is none."""
+    for recipe in (defaults.FINETUNE_SMALL, defaults.SHOWN[1]):
+        own = resolve(recipe).detector
+        if type(own) is type(detector) and getattr(own, "width", 0) == getattr(detector, "width", 0):
+            return Choice.of(recipe, "it was made for a detector like that of the start")
+    why = "the start has a large detector"
+    if not torch.cuda.is_available():
+        why += f" (days without an accelerator; 'scratch' with {defaults.FINETUNE_SMALL} takes half an hour)"
+    return Choice.of(defaults.FINETUNE_LARGE, why)
+
+
+def _weights_in_words(backbone: BackboneConfig) -> str:
+    """Say where the weights of a backbone come from, under what licence and how large they are."""
+    if Path(str(backbone.weights)).expanduser().exists():
+        return f"its backbone starts from {backbone.weights}"
+    known = known_weights(str(backbone.weights), backbone.name)
+    size = f"{known.megabytes} MB" if known.megabytes else "size not stated"
+    place = at_hand(known)
+    where = f"found at {place}" if place is not None else f"to be fetched from {known.address}"
+    return f"its backbone starts from {known.name} ({known.source}; licence {known.licence}; {size}), {where}"
+
+
+def objects_of(source: Source) -> list[int]:
+    """Return the number of labelled objects of each image; no image is read.
+
+    Args:
+        source: Images with or without labels.
+    """
+    return [0 if targets is None else len(targets.boxes) for targets in map(source.targets_of, range(len(source)))]
+
+
+def warn_of_few_queries(detector: DetectorConfig, source: Source) -> None:
+    """Say if images hold more objects than the detector can find: those beyond its queries are never learned.
+
+    Args:
+        detector: The configuration of the detector.
+        source: Labelled images.
+    """
+    counts: Sequence[int] = objects_of(source)
+    many = [count for count in counts if count > detector.num_queries]
+    if many:
+        log.warning(
+            "%d of %d images hold more objects than the detector has queries: up to %d objects, %d queries; the others "
+            "are never found. Add --set detector.num_queries=%d",
+            len(many),
+            len(counts),
+            max(many),
+            detector.num_queries,
+            max(many),
+        )
