@@ -146,7 +146,7 @@ def small() -> Run:
         optim=OptimConfig(
             lr=4e-4, lr_backbone=1e-4, schedule="cosine", warmup_steps=100, clip=1.0, ema=0.995, weight_decay=1e-4
         ),
-        budget=Budget(steps=2000),
+        budget=Budget(steps=1500),
         checkpoint=CheckpointConfig(every_steps=500),
         log_every=20,
         evaluate_every=250,

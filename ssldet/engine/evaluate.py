@@ -10,6 +10,7 @@ from ssldet.data.collate import of_one_size
 from ssldet.data.problems import without_pixels
 from ssldet.engine.run import Precision, Run
 from ssldet.engine.sources import evaluation_batches_of
+from ssldet.engine.symptoms import BoxVariance
 from ssldet.errors import DataError
 from ssldet.ranks import rank, together, world
 from ssldet.source import Measurable, Source
@@ -65,6 +66,7 @@ def evaluate(
     source: Source,
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
+    variance: BoxVariance | None = None,
 ) -> dict[str, Any] | None:
     """Measure an objective on a source; every rank must call this at the same step.
 
@@ -74,6 +76,7 @@ def evaluate(
         source: What to measure on.
         device: Where to compute.
         stop: Asked on every rank before every batch; true on any rank ends the measurement.
+        variance: Takes in the answers too, on rank 0.
 
     Returns:
         The metrics by name, and `unreadable`, path -> reason, where images could not be read; the same on all ranks.
@@ -95,6 +98,8 @@ def evaluate(
         if rank() == 0:
             for batch, found in waiting:
                 evaluator.update(found, batch)
+                if variance is not None:
+                    variance.update(found, batch)
                 lost.update({skipped.path: skipped.reason for skipped in batch.skipped})
         return None if stop() else next(answered, ())
 

@@ -19,6 +19,7 @@ from ssldet.engine.progress import Progress
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, evaluation_batches_of
 from ssldet.engine.stop import StopFlag
+from ssldet.engine.symptoms import BoxVariance, symptoms
 from ssldet.errors import DataError, DivergedError
 from ssldet.ranks import gather_objects, rank, reduce_mean
 from ssldet.task import Objective
@@ -118,10 +119,13 @@ class Reporter:
             False if the evaluation was stopped.
         """
         val, due = self._sources.val, progress.done or progress.every(self._run.evaluate_every)
+        if val is None and progress.done:
+            self._examine(progress, BoxVariance())
         if val is None or not due or progress.step == self._measured:
             return True
+        variance = BoxVariance()
         try:
-            results = evaluate(self._run, progress.best, val, self._device, lambda: bool(stop.raised))
+            results = evaluate(self._run, progress.best, val, self._device, lambda: bool(stop.raised), variance)
         except Exception as error:  # a metric may fail in any way, and weights that are trained must not be lost to it
             if isinstance(error, DivergedError) and not progress.done:
                 raise
@@ -135,6 +139,7 @@ class Reporter:
         self._write({"kind": "eval", "step": progress.step, **results})
         if rank() == 0:
             self._folder.update(results=results, measured_on=list(self._run.data.val))
+        self._examine(progress, variance)
         return True
 
     def require_measured(self) -> None:
@@ -181,6 +186,16 @@ class Reporter:
         results = {name: value for name, value in (lines or [{}])[-1].items() if name not in {"kind", "step"}}
         self.results = gather_objects(results)[0]
         self._measured = step if self.results else None
+
+    def _examine(self, progress: Progress, variance: BoxVariance) -> None:
+        """Say what shows that the detector does not learn; `run.json` holds what was said last."""
+        if rank() != 0:
+            return
+        found = symptoms(self._run, progress.total_steps, self._folder.metrics(), self.results, variance)
+        for sentence in found:
+            log.warning("step %d: %s", progress.step, sentence)
+        if found or self._folder.status().get("symptoms"):
+            self._folder.update(symptoms=found)
 
     def _fail(self, step: int, error: Exception) -> None:
         """Write down that an evaluation failed; training goes on."""

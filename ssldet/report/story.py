@@ -71,6 +71,8 @@ def _outcome(record: Record) -> Section | None:
     # A run that was resumed keeps the reason of its earlier stop.
     ended_early = record.status.get("status") in _ENDED_EARLY
     lines = [str(record.status["reason"])] if ended_early and record.status.get("reason") else []
+    told = record.status.get("symptoms")
+    lines += [f"At the last check, {sentence}" for sentence in told] if isinstance(told, list) else []
     if not record.metrics:
         lines.append("No step has been logged yet.")
     return Section(heading="Outcome", text="\n\n".join(lines)) if lines else None

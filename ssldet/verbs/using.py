@@ -20,6 +20,7 @@ from ssldet.data.images import ImageRules
 from ssldet.data.sources import Unlabelled, open_source
 from ssldet.engine.evaluate import answers
 from ssldet.engine.sources import evaluation_batches_of, prepared
+from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs
 from ssldet.errors import ConfigError, DataError, UnreadableError
 from ssldet.importing.base import Opened
 from ssldet.patches import PatchObjective
@@ -95,16 +96,20 @@ def evaluate(
     translate = _translation(opened.classes, source.classes)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
     batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers)
-    lost = list(source.skipped)
+    lost, variance = list(source.skipped), BoxVariance()
     for batch, answered in _asking(opened)(batches):
         lost += batch.skipped
+        variance.update(answered, batch)
         found = [translate(one) for one in answered]
         evaluator.update(found, batch)
         if saved is not None:
             saved.take(found, batch)
     if saved is not None:
         saved.close()
-    return {**evaluator.results(), **_named([*lost, *batches.lost], "and count as images in which nothing was found")}
+    results = evaluator.results()
+    if clause := blindness(opened.task, results, variance):
+        log.warning("%s; train it for longer, or with %s", clause, recipe_that_knows_photographs(opened.task))
+    return {**results, **_named([*lost, *batches.lost], "and count as images in which nothing was found")}
 
 
 def predict(

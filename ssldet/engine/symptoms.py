@@ -1,0 +1,148 @@
+"""answers, scores, losses of a run -> plain sentences about a detector that does not learn, with figures and remedies.
+
+A detector that answers every image alike is called blind here. It may have a low loss, since boxes in the places where
+objects often lie cost little, and only its score shows that it finds nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssldet import defaults
+from ssldet.detectors.base import backbone_of
+from ssldet.engine.run import Run
+from ssldet.task import Task
+from ssldet.types import Answer, Batch, Detections
+
+MOST_IMAGES = 500
+"""Images whose boxes are compared."""
+FEWEST_IMAGES = 4
+BLIND_SHARE, BLIND_DEVIATION = 0.01, 0.01
+"""A detector is blind if its boxes vary less than this from image to image: of their whole variance, or as a standard
+deviation in sides of an image."""
+LOW_SCORES = {True: 0.1, False: 0.3}
+"""Score, for tasks with labels and for others, above which a detector is not called blind: it does find objects."""
+NO_SCORE = 0.005
+"""Score below which nothing is found."""
+LATE = 0.5
+"""Share of the budget after which a score of zero, or a loss that has not fallen, is said."""
+HARDLY = 0.1
+"""Share of the first loss by which a loss must have fallen."""
+FEWEST_LINES = 10
+"""Lines of losses without which none is judged."""
+
+
+class BoxVariance:
+    """Compares how boxes vary from image to image with how they vary among the answers to one image."""
+
+    def __init__(self) -> None:
+        """Start without boxes."""
+        self._boxes: list[Tensor] = []
+
+    def update(self, answers: Sequence[Answer], batch: Batch) -> None:
+        """Take in the answers to a batch.
+
+        Args:
+            answers: One entry per image, on the CPU; those without boxes are left out.
+            batch: What was asked.
+        """
+        for answer, (height, width) in zip(answers, batch.original_sizes.tolist(), strict=True):
+            if isinstance(answer, Detections) and len(self._boxes) < MOST_IMAGES:
+                self._boxes.append(answer.boxes.float() / torch.tensor([width, height, width, height]))
+
+    def between_images(self) -> tuple[float, float] | None:
+        """Return the variance from image to image, of each query, and the whole variance; `None` for too few images.
+
+        Both are means over the four numbers of a box, in sides of the image.
+        """
+        if len(self._boxes) < FEWEST_IMAGES or len({len(boxes) for boxes in self._boxes}) > 1:
+            return None
+        boxes = torch.stack(self._boxes)
+        if not boxes.shape[1] or not bool(boxes.isfinite().all()):
+            return None
+        return float(boxes.var(0, correction=0).mean()), float(boxes.flatten(0, 1).var(0, correction=0).mean())
+
+
+def blindness(task: Task, results: Mapping[str, Any], variance: BoxVariance) -> str:
+    """Return a clause if the answers hardly depend on the image; empty if they do, or objects are found anyway.
+
+    Args:
+        task: What the detector was taught.
+        results: What was measured.
+        variance: The boxes that were answered.
+    """
+    measured, score = variance.between_images(), _score(task, results)
+    if measured is None or score is None or score >= LOW_SCORES[task.needs.labels]:
+        return ""
+    between, whole = measured
+    if between >= BLIND_SHARE * whole and between >= BLIND_DEVIATION**2:
+        return ""
+    share = between / whole if whole else 0.0
+    return (
+        f"the boxes hardly depend on the image: {share:.2%} of their variance is from image to image, the rest among "
+        f"the answers to one image; {task.headline} is {score:.3f}"
+    )
+
+
+def symptoms(
+    run: Run, total_steps: int, lines: Sequence[Mapping[str, Any]], results: Mapping[str, Any], variance: BoxVariance
+) -> list[str]:
+    """Return what shows, at this point of a run, that it does not learn; empty for a run that does.
+
+    Args:
+        run: The configuration.
+        total_steps: Length of the run.
+        lines: Lines of the metrics file so far.
+        results: What was measured now; empty without an evaluation.
+        variance: The boxes that were answered in it.
+    """
+    train = [line for line in lines if line.get("kind") == "train"]
+    if not train:
+        return []
+    step, score = int(train[-1]["step"]), _score(run.task, results)
+    done = step / max(1, total_steps)
+    found = [blindness(run.task, results, variance)]
+    if score is not None and score < NO_SCORE and done >= LATE:
+        found.append(
+            f"{run.task.headline} is {score:.3f} after {done:.0%} of the budget, step {step:,} of {total_steps:,}"
+        )
+    if done >= LATE and (score is None or score < LOW_SCORES[run.task.needs.labels]):
+        found.append(_flatness([float(line["loss"]) for line in train if isinstance(line.get("loss"), int | float)]))
+    return [f"{clause}. {_remedies(run, total_steps)}" for clause in found if clause]
+
+
+def _flatness(losses: Sequence[float]) -> str:
+    """Return a clause if a loss has hardly fallen; empty if it has."""
+    tenth = len(losses) // 10
+    if len(losses) < FEWEST_LINES:
+        return ""
+    first, last = fmean(losses[:tenth]), fmean(losses[-tenth:])
+    if last <= (1 - HARDLY) * first:
+        return ""
+    return f"the loss has hardly fallen: {first:.3g} in the first tenth of the steps so far, {last:.3g} in the last"
+
+
+def _remedies(run: Run, total_steps: int) -> str:
+    helps = [f"more steps (--steps {2 * total_steps})"]
+    backbone = backbone_of(run.detector)
+    if backbone is None or backbone.weights is None:
+        helps.append(f"a backbone that knows photographs ({recipe_that_knows_photographs(run.task)})")
+    return f"What may help: {', '.join(helps)}, or another learning rate (optim.lr is {run.optim.lr:g})"
+
+
+def recipe_that_knows_photographs(task: Task) -> str:
+    """Return the option that takes a recipe whose backbone has learned from photographs.
+
+    Args:
+        task: What is taught.
+    """
+    return f"--recipe {defaults.FINETUNE_SMALL if task.needs.labels else defaults.PRETRAIN_SMALL}"
+
+
+def _score(task: Task, results: Mapping[str, Any]) -> float | None:
+    """Return the metric that counts, if it was measured."""
+    value = results.get(task.headline)
+    return float(value) if isinstance(value, int | float) and value >= 0 else None

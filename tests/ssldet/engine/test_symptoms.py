@@ -1,0 +1,103 @@
+"""A detector that does not learn is said, with figures; one that learns is not."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from ssldet.engine.symptoms import BoxVariance, blindness, symptoms
+from ssldet.report.page import write_report
+from ssldet.types import Batch, Detections, Targets
+
+IMAGES, QUERIES, SIDES = 6, 5, (40, 80)
+
+
+def batch_of(images: int) -> Batch:
+    nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    return Batch(
+        images=torch.zeros(images, 3, 1, 1, dtype=torch.uint8),
+        padding=torch.zeros(images, 1, 1, dtype=torch.bool),
+        sizes=torch.ones(images, 2, dtype=torch.int64),
+        original_sizes=torch.tensor([SIDES] * images),
+        targets=[nothing] * images,
+        keys=[f"image-{number}" for number in range(images)],
+    )
+
+
+def variance_of(between: float, within: float, images: int = IMAGES) -> BoxVariance:
+    """Boxes whose deviation from image to image, and among the queries, is given in sides of the image."""
+    generator = torch.Generator().manual_seed(0)
+    queries = 0.5 + within * torch.randn(1, QUERIES, 4, generator=generator)
+    boxes = queries + between * torch.randn(images, QUERIES, 4, generator=generator)
+    height, width = SIDES
+    scale, label = torch.tensor([width, height, width, height]), torch.zeros(QUERIES, dtype=torch.int64)
+    variance = BoxVariance()
+    found = [Detections(boxes=one * scale, scores=torch.rand(QUERIES), labels=label) for one in boxes]
+    variance.update(found, batch_of(images))
+    return variance
+
+
+def lines(first: float, last: float, steps: int = 20) -> list[dict[str, Any]]:
+    rate = (last / first) ** (1 / (steps - 1))
+    return [{"kind": "train", "step": step + 1, "loss": first * rate**step} for step in range(steps)]
+
+
+@pytest.fixture
+def run(fakes: ModuleType) -> Any:
+    return fakes.a_run()
+
+
+@pytest.mark.parametrize(("between", "within"), [(0.005, 0.2), (0.004, 0.0), (0.0, 0.0)])
+def test_boxes_that_do_not_follow_the_image_are_said_with_their_share(run: Any, between: float, within: float) -> None:
+    clause = blindness(run.task, {"score": 0.02}, variance_of(between, within))
+    assert "hardly depend on the image" in clause
+    assert "score is 0.020" in clause
+
+
+@pytest.mark.parametrize(
+    ("score", "between", "images"),
+    [(0.02, 0.1, IMAGES), (0.4, 0.005, IMAGES), (0.02, 0.005, 3)],
+    ids=["follows the image", "finds objects", "too few images"],
+)
+def test_nothing_is_said_of_a_detector_that_sees(run: Any, score: float, between: float, images: int) -> None:
+    assert not blindness(run.task, {"score": score}, variance_of(between, 0.2, images))
+
+
+def test_the_share_is_that_of_the_variance(run: Any) -> None:
+    between, whole = variance_of(0.1, 0.2, images=400).between_images() or (0, 0)
+    assert between == pytest.approx(0.01, rel=0.1)
+    assert between < whole < 0.12
+
+
+def test_a_score_of_zero_is_said_when_half_of_the_budget_is_spent(run: Any) -> None:
+    sees = variance_of(0.1, 0.2)
+    assert not symptoms(run, 41, lines(9, 4), {"score": 0.0}, sees)
+    (sentence,) = symptoms(run, 40, lines(9, 4), {"score": 0.0}, sees)
+    assert "score is 0.000 after 50% of the budget, step 20 of 40" in sentence
+    assert "--steps 80" in sentence
+
+
+def test_a_loss_that_has_not_fallen_is_said_with_both_figures(run: Any) -> None:
+    (sentence,) = symptoms(run, 20, lines(9, 8.5), {}, BoxVariance())
+    assert "8.99 in the first tenth" in sentence
+    assert "8.51 in the last" in sentence
+    assert not symptoms(run, 20, lines(9, 8.5), {"score": 0.6}, variance_of(0.1, 0.2))
+
+
+def test_a_healthy_run_hears_nothing(run: Any) -> None:
+    assert not symptoms(run, 20, lines(9, 3), {"score": 0.31}, variance_of(0.1, 0.2))
+    assert not symptoms(run, 20, lines(9, 3), {}, BoxVariance())
+
+
+def test_the_run_the_log_and_the_page_say_it(
+    train: Any, fakes: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    still = replace(fakes.a_run(optim__lr=0.0, optim__lr_backbone=0.0), data=fakes.a_run().data)
+    train(tmp_path / "still", still)
+    assert "the loss has hardly fallen" in caplog.text
+    assert "the loss has hardly fallen" in (tmp_path / "still" / "run.json").read_text()
+    page = write_report(tmp_path / "still").read_text()
+    assert "the loss has hardly fallen" in page
