@@ -15,6 +15,7 @@ SUITES: dict[str, SuiteFunction] = {
     "paper/fig6": paper.fig6,
     "paper/fig7": paper.fig7,
     "ours/matching": ours.matching,
+    "ours/small": ours.small,
     "zoo": ours.zoo,
     "zoo/detectors": detectors.detectors,
     "own_data": ours.own_data,

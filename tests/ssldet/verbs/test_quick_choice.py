@@ -98,3 +98,11 @@ def test_choice_licence_and_size_are_said(world: Any, caplog: pytest.LogCaptureF
     choice.announce(choice.run)
     for words in ("detection/small is taken, because", "--recipe NAME", "licence Apache-2.0", "19 MB"):
         assert words in caplog.text
+
+
+def test_the_small_recipes_have_one_detector() -> None:
+    detectors = [
+        replace(resolve(f"{task}/small").detector, num_classes=1)
+        for task in ("random_query_patch", "detection", "one_shot")
+    ]
+    assert detectors[0] == detectors[1] == detectors[2]
