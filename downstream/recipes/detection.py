@@ -37,7 +37,7 @@ from ssldet.detectors.detr import DETRConfig
 from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
 from ssldet.nn.backbones import BackboneConfig
 
-SMALL_SIDE = 320
+SMALL_SIDE = 288
 """Longest side of images of `small`, in pixels."""
 
 
@@ -142,11 +142,11 @@ def small() -> Run:
             class_weight=2.0,
         ),
         detector=small_detector(),
-        data=DataConfig(batch_size=8),
+        data=DataConfig(batch_size=4),
         optim=OptimConfig(
-            lr=4e-4, lr_backbone=1e-4, schedule="cosine", warmup_steps=100, clip=1.0, ema=0.995, weight_decay=1e-4
+            lr=3e-4, lr_backbone=1e-4, schedule="cosine", warmup_steps=100, clip=1.0, ema=0.995, weight_decay=1e-4
         ),
-        budget=Budget(steps=1500),
+        budget=Budget(steps=3000),
         checkpoint=CheckpointConfig(every_steps=500),
         log_every=20,
         evaluate_every=250,

@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from ssldet.importing.base import Opened
-from ssldet.recipe import to_document
 from ssldet.source import Source
 from ssldet.types import Sample, Targets
 from ssldet.verbs import quick_choice
 from ssldet.verbs.choosing import resolve
-from ssldet.verbs.quick_choice import choose_for_finetuning, choose_for_pretraining
+from ssldet.verbs.quick_choice import _like, choose_for_finetuning, choose_for_pretraining
 
 
 class Counted(Source):
@@ -79,9 +77,7 @@ def test_crowded_images_get_more_queries(world: Any) -> None:
 
 @pytest.mark.parametrize("name", ["detection/small", "detection/tiny", "detection/r50"])
 def test_a_start_gets_the_recipe_that_was_made_for_its_detector(name: str) -> None:
-    detector: Any = replace(resolve(name).detector, num_classes=1)
-    opened: Any = Opened(objective=None, task=None, info={"detector": to_document(detector)})  # type: ignore[arg-type]
-    assert choose_for_finetuning(None, "voc:cells", opened).recipe == name
+    assert _like(replace(resolve(name).detector, num_classes=1)).recipe == name
 
 
 def test_a_named_recipe_is_taken_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
