@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssldet.defaults import FINETUNE
+from ssldet.defaults import FINETUNE_LARGE
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.recipe import from_document, override, to_document
@@ -184,7 +184,7 @@ def weights_come_back(config: DetectorConfig) -> None:
 def an_export_is_proven(config: DetectorConfig) -> None:
     """Written in our own format, which holds every detector, it comes back with the same tensors and answers."""
     detector = _built(config)
-    task = find("ssldet.recipes", FINETUNE)().task
+    task = find("ssldet.recipes", FINETUNE_LARGE)().task
     info = {"task": to_document(task), "detector": to_document(config)}
     with tempfile.TemporaryDirectory() as folder:
         report = find("ssldet.exporters", OWN_FORMAT)(
