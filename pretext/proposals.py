@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pretext.boxes_file import read_boxes
@@ -224,6 +224,19 @@ def draw_boxes(
     sides = low + draws[0] * (largest_share * extent - low).clamp(min=0)
     starts = draws[1] * (extent - sides)
     return torch.cat([starts, starts + sides], dim=1)
+
+
+def whole_pixels(boxes_xyxy: Float[Tensor, "R 4"], size: tuple[int, int]) -> Int[Tensor, "R 4"]:
+    """Return the whole pixels that boxes touch, at least one along each side, as absolute xyxy.
+
+    Args:
+        boxes_xyxy: Absolute xyxy.
+        size: Height and width of the image in pixels.
+    """
+    corner = torch.tensor([size[1], size[0]])
+    starts = boxes_xyxy[:, :2].floor().long().clamp(min=0).minimum(corner - 1)
+    ends = boxes_xyxy[:, 2:].ceil().long().minimum(corner).maximum(starts + 1)
+    return torch.cat([starts, ends], dim=1)
 
 
 def selective_search(image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "R 4"]:

@@ -29,9 +29,8 @@ from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretext.patch_iou import PatchIoU, template_matching
 from ssldet.boxes import to_normalised
@@ -39,14 +38,14 @@ from ssldet.data.geometry import resize_short_side
 from ssldet.data.photometric import Jitter, draw_jitter
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.losses.set_prediction import set_prediction
-from ssldet.losses.terms import Term, sum_by_layer
+from ssldet.losses.terms import FeatureReconstruction, Term
 from ssldet.nn.heads import MLP
-from ssldet.patches import Patches, PatchObjective, cut, patches_of, squeeze
+from ssldet.patches import Patches, PatchObjective, cut, most_confident, patches_of, squeeze
 from ssldet.queries import PatchQueries, unequal_shares
 from ssldet.recipe import Within
 from ssldet.source import Source
 from ssldet.task import Evaluator, PretextTask, Views
-from ssldet.types import Batch, Detections, Losses, Matches, Predictions, Sample, Targets
+from ssldet.types import Batch, Detections, Losses, Sample, Targets
 
 RELEASED_SIDES = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
 """Short sides of the released code."""
@@ -259,7 +258,7 @@ class PatchDetection(PatchObjective):
         Labels are the numbers of the patches.
         """
         pixels = patches_of(batch).pixels
-        return [_most_confident(answers, pixels.shape[1]) for answers in self.answers(batch, self.describe(pixels))]
+        return [most_confident(answers, pixels.shape[1]) for answers in self.answers(batch, self.describe(pixels))]
 
     def probe(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Find the patches by their nearest feature, without a transformer, to see whether the task can be learned.
@@ -288,34 +287,3 @@ class PatchDetection(PatchObjective):
             )
             for one, embeddings in zip(targets, features, strict=True)
         ]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FeatureReconstruction:
-    """Squared distance between the reconstruction of a matched query and its patch's feature (equation 2).
-
-    Attributes:
-        head: Decoder states -> features.
-        weight: Weight of the term in the total loss.
-    """
-
-    name: ClassVar[str] = "reconstruction"
-    head: nn.Module
-    weight: float = 1.0
-
-    def __call__(
-        self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
-    ) -> Float[Tensor, " L"]:
-        """Return the sum over matches and channels, divided by `num_boxes`; both vectors are scaled to length one."""
-        assert targets.embeddings is not None
-        states = predictions.states[matches.layer, matches.image, matches.query]
-        reconstructed = F.normalize(self.head(states.float()), dim=-1)
-        embeddings = F.normalize(targets.embeddings.float(), dim=-1)[matches.target]
-        distance = (reconstructed - embeddings).square().sum(-1)
-        return sum_by_layer(distance, matches, len(predictions.states)) / num_boxes
-
-
-def _most_confident(answers: Detections, patches: int) -> Detections:
-    each = len(answers) // patches
-    best = answers.scores.view(patches, each).argmax(1) + each * torch.arange(patches, device=answers.scores.device)
-    return Detections(boxes=answers.boxes[best], scores=answers.scores[best], labels=answers.labels[best])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pretext.proposals import Proposals
+from pretext.proposals import Proposals, whole_pixels
 from pretext.region_recall import RegionRecall
 from ssldet.boxes import to_normalised
 from ssldet.data.geometry import DETRAugmentation, ShortSide
@@ -135,7 +135,7 @@ class RegionViews:
         left = framed.targets.labels
         pixels = torch.zeros(task.proposals.count, 3, task.crop_size, task.crop_size, dtype=torch.uint8)
         if len(left):
-            pixels[: len(left)] = cut(sample.image, _whole_pixels(boxes[left], size), task.crop_size)
+            pixels[: len(left)] = cut(sample.image, whole_pixels(boxes[left], size), task.crop_size)
         jitter = None
         if self.training and max(task.jitter.probability, task.jitter.grey, task.jitter.blur) > 0:
             jitter = draw_jitter(task.proposals.count, task.jitter, generator)
@@ -154,15 +154,6 @@ class RegionViews:
             crop=task.crop,
             flip=task.flip,
         )
-
-
-def _whole_pixels(boxes_xyxy: Float[Tensor, "R 4"], size: tuple[int, int]) -> Tensor:
-    """Return the pixels that boxes touch, at least one along each side."""
-    height, width = size
-    corner = torch.tensor([width, height])
-    starts = boxes_xyxy[:, :2].floor().long().clamp(min=0).minimum(corner - 1)
-    ends = boxes_xyxy[:, 2:].ceil().long().minimum(corner).maximum(starts + 1)
-    return torch.cat([starts, ends], dim=1)
 
 
 class RegionObjective(Objective):

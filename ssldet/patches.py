@@ -132,3 +132,15 @@ def _join(parts: Sequence[Detections]) -> Detections:
         scores=torch.cat([part.scores for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
     )
+
+
+def most_confident(answers: Detections, patches: int) -> Detections:
+    """Return one detection per patch, in order: the most confident of the patch's own queries.
+
+    Args:
+        answers: A detection per query; equally many consecutive queries belong to each patch.
+        patches: Number of patches.
+    """
+    each = len(answers) // patches
+    best = answers.scores.view(patches, each).argmax(1) + each * torch.arange(patches, device=answers.scores.device)
+    return Detections(boxes=answers.boxes[best], scores=answers.scores[best], labels=answers.labels[best])

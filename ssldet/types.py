@@ -217,6 +217,7 @@ class Predictions(OnDevice):
             canvas with its padding; set by the criterion.
         scores: How class logits are read.
         proposals: Proposals of the encoder of a two-stage detector: one layer, with a number of queries of its own.
+        image_states: Output of the encoder, averaged over the cells of each image; `None` where a detector has none.
     """
 
     logits: Float[Tensor, "L B Q C"]
@@ -227,6 +228,7 @@ class Predictions(OnDevice):
     masks: Float[Tensor, "N _ _"] | None = None
     scores: ClassScores = field(default_factory=SoftmaxScores)
     proposals: "Predictions | None" = None
+    image_states: Float[Tensor, "B D"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.deformable import DeformableAttention, Levels
 from ssldet.nn.deformable_transformer import DeformableDecoder, DeformableEncoder
 from ssldet.nn.heads import MLP
-from ssldet.nn.padding import is_padded, resize_padding
+from ssldet.nn.padding import is_padded, mean_over_cells, resize_padding
 from ssldet.nn.position import SinePosition
 from ssldet.nn.proposals import Proposals, best_cells
 from ssldet.nn.pyramid import NORM_GROUPS, LevelEmbedding, Pyramid
@@ -172,6 +172,7 @@ class DeformableDETR(Detector):
             groups=queries.groups,
             scores=self.scores,
             proposals=proposed,
+            image_states=mean_over_cells(encoded, levels.padding),
         )
 
     def _positions(self, maps: list[Tensor], hidden: list[Tensor] | None) -> Tensor:

@@ -1,7 +1,7 @@
 """images, Queries -> Predictions: DETR (Carion et al. 2020), and the configuration that builds it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.heads import BoxHead
 from ssldet.nn.masks import AttentionMaps, MaskHead
-from ssldet.nn.padding import is_padded, resize_padding
+from ssldet.nn.padding import is_padded, mean_over_cells, resize_padding
 from ssldet.nn.position import SinePosition
 from ssldet.nn.transformer import Decoder, Encoder
 from ssldet.queries import LearnedQueries
@@ -145,7 +145,7 @@ class DETR(Detector):
         if self.mask_head is not None:
             projected = cells.transpose(1, 2).unflatten(2, features.shape[-2:])
             kept = EncodedImages(cells=projected, encoded=encoded, padding=hidden_cells, finer=finer, canvas=padding)
-        return self._apply_heads(states, queries, kept)
+        return replace(self._apply_heads(states, queries, kept), image_states=mean_over_cells(encoded, hidden_cells))
 
     def masks(
         self, predictions: Predictions, image: Int[Tensor, " N"], query: Int[Tensor, " N"]

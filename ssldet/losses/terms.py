@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssldet.boxes import cxcywh_to_xyxy, elementwise_giou
 from ssldet.types import Matches, Predictions, Targets
@@ -103,6 +104,31 @@ class BoxGIoUTerm:
         boxes = predictions.boxes[matches.layer, matches.image, matches.query].float()
         overlap = elementwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets.boxes[matches.target]))
         return sum_by_layer(1 - overlap, matches, len(predictions.boxes)) / num_boxes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureReconstruction:
+    """Squared distance between the reconstruction of a matched query and its patch's feature (UP-DETR, equation 2).
+
+    Attributes:
+        head: Decoder states -> features.
+        weight: Weight of the term in the total loss.
+    """
+
+    name: ClassVar[str] = "reconstruction"
+    head: nn.Module
+    weight: float = 1.0
+
+    def __call__(
+        self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
+    ) -> Float[Tensor, " L"]:
+        """Return the sum over matches and channels, divided by `num_boxes`; both vectors are scaled to length one."""
+        assert targets.embeddings is not None
+        states = predictions.states[matches.layer, matches.image, matches.query]
+        reconstructed = F.normalize(self.head(states.float()), dim=-1)
+        embeddings = F.normalize(targets.embeddings.float(), dim=-1)[matches.target]
+        distance = (reconstructed - embeddings).square().sum(-1)
+        return sum_by_layer(distance, matches, len(predictions.states)) / num_boxes
 
 
 def sum_by_layer(values: Float[Tensor, " N"], matches: Matches, layers: int) -> Float[Tensor, " L"]:

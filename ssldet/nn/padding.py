@@ -35,3 +35,16 @@ def _nearest(size: int, cells: int, device: torch.device) -> Int[Tensor, " N"]:
     """
     step = torch.full((), size, dtype=torch.float32, device=device) / cells
     return (torch.arange(cells, dtype=torch.float32, device=device) * step).long().clamp(max=size - 1)
+
+
+def mean_over_cells(cells: Float[Tensor, "B K D"], padding: Bool[Tensor, "B K"] | None = None) -> Float[Tensor, "B D"]:
+    """Return the mean of the cells of each image, without those that hold no image.
+
+    Args:
+        cells: Cells of each image.
+        padding: True for cells without image; `None` means that all hold one.
+    """
+    if padding is None:
+        return cells.mean(1)
+    shows = (~padding).unsqueeze(-1).to(cells)
+    return (cells * shows).sum(1) / shows.sum(1).clamp(min=1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretext.random_query_patch import FeatureReconstruction, RandomQueryPatch, cut, draw_boxes, squeeze
+from pretext.random_query_patch import RandomQueryPatch, draw_boxes
 from pretext.recipes import random_query_patch as recipes
 from ssldet.boxes import to_absolute
 from ssldet.data.collate import collate
@@ -13,7 +13,9 @@ from ssldet.data.photometric import Jitter
 from ssldet.detectors.detr import DETRConfig
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
+from ssldet.losses.terms import FeatureReconstruction
 from ssldet.nn.backbones import BackboneConfig
+from ssldet.patches import cut, squeeze
 from ssldet.recipe import check, from_document, to_document
 from ssldet.task import learning_sections
 from ssldet.types import Matches, Predictions, Sample, Targets, concatenate
