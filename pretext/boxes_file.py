@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssldet.errors import DataError
+from ssldet.escapes import shown
+from ssldet.regular import read_bytes
 
 
 def read_boxes(file: Path) -> dict[str, Float[Tensor, "R 4"]]:
@@ -22,12 +24,13 @@ def read_boxes(file: Path) -> dict[str, Float[Tensor, "R 4"]]:
     Raises:
         DataError: It is no such file; the message names every kind of bad entry and the first place of it.
     """
-    if not file.is_file():
-        raise DataError(f"{file}: no such file; proposals.file must name a file of boxes")
+    place = shown(file)
     try:
-        document = json.loads(file.read_bytes())
+        document = json.loads(read_bytes(file))
+    except OSError as error:
+        raise DataError(f"{place}: {error.strerror}; proposals.file must name a file of boxes") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON: {error}") from error
+        raise DataError(f"{place}: not JSON: {error}") from error
     names: dict[Any, str] = {}
     entries = document
     if isinstance(document, dict):
@@ -36,20 +39,20 @@ def read_boxes(file: Path) -> dict[str, Float[Tensor, "R 4"]]:
         known = [one for one in images if isinstance(one, dict)] if isinstance(images, list) else []
         names = {str(one.get("id")): str(one.get("file_name")) for one in known if "file_name" in one}
     if not isinstance(entries, list):
-        raise DataError(f"{file}: neither a list of results nor an object with a list `annotations`")
+        raise DataError(f"{place}: neither a list of results nor an object with a list `annotations`")
     boxes: dict[str, list[list[float]]] = defaultdict(list)
     wrong: list[str] = []
-    for place, entry in enumerate(entries):
+    for number, entry in enumerate(entries):
         box = _box(entry)
         if box is None:
-            wrong.append(f"/{place}")
+            wrong.append(f"/{number}")
             continue
         name = entry.get("file_name", names.get(str(entry.get("image_id")), str(entry.get("image_id"))))
         boxes[str(name)].append(box)
     if wrong:
         raise DataError(
-            f"{file}: {len(wrong)} of {len(entries)} entries are no boxes, the first at {wrong[0]}; each needs `bbox`, "
-            "four finite numbers x, y, width, height with positive sides, and `image_id` or `file_name`"
+            f"{place}: {len(wrong)} of {len(entries)} entries are no boxes, the first at {wrong[0]}; each needs "
+            "`bbox`, four finite numbers x, y, width, height with positive sides, and `image_id` or `file_name`"
         )
     return {name: _sorted(some) for name, some in boxes.items()}
 

@@ -17,6 +17,7 @@ from pretext.boxes_file import read_boxes
 from pretext.normalised_cut import objects_of
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import DataError, suggest
+from ssldet.escapes import shown
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.recipe import Within
 from ssldet.source import Source, WrappedSource
@@ -181,7 +182,7 @@ class WithBoxes(WrappedSource):
         if not self.found:
             example = self._name(0)
             raise DataError(
-                f"{file}: has boxes for none of the {len(source)} images, such as {example!r}"
+                f"{shown(file)}: has boxes for none of the {len(source)} images, such as {example!r}"
                 f"{suggest(example, self._boxes)}; images are known by `file_name`, or by an `image_id` that is a path"
             )
 

@@ -262,8 +262,8 @@ class CrossViewDetection(PatchObjective):
 
     def forward(self, batch: Batch) -> Losses:
         """Look for the regions of each view in the other, and compare what the encoder says of both views."""
-        pair = _pair_of(batch)
-        views = (batch, pair.other)
+        pair, other = _pair_of(batch)
+        views = (batch, other)
         predictions, losses = [], []
         for number, (here, there) in enumerate((views, views[::-1])):
             jitter = None if pair.jitter is None else pair.jitter[:, number]
@@ -294,7 +294,7 @@ class CrossViewDetection(PatchObjective):
                 boxes = (boxes + sides * self.task.disturbance * (2 * torch.rand_like(boxes) - 1)).clamp(0, 1)
             scale = boxes.new_tensor([width / canvas[1] * cells.shape[3], height / canvas[0] * cells.shape[2]] * 2)
             regions.append((boxes * scale).float())
-        pooled = roi_align(cells, regions, output_size=POOLED, aligned=True)
+        pooled: Tensor = roi_align(cells, regions, output_size=POOLED, aligned=True)
         return pooled.mean(dim=(2, 3)).view(len(batch), -1, cells.shape[1])
 
     def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
@@ -307,7 +307,7 @@ class CrossViewDetection(PatchObjective):
 
         Labels are the numbers of the regions.
         """
-        features = self.pool(_pair_of(batch).other)
+        features = self.pool(_pair_of(batch)[1])
         return [most_confident(answers, features.shape[1]) for answers in self.answers(batch, features)]
 
     def _targets(self, targets: list[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
@@ -330,9 +330,12 @@ class CrossViewDetection(PatchObjective):
         return 2 - (alike[0] + alike[1])
 
 
-def _pair_of(batch: Batch) -> Pair:
-    assert isinstance(batch.problem, Pair), "these samples carry no second view; were they made by other views?"
-    return batch.problem
+def _pair_of(batch: Batch) -> tuple[Pair, Batch]:
+    """Return what comes with a batch, and the second views among it."""
+    pair = batch.problem
+    assert isinstance(pair, Pair), "these samples carry no second view; were they made by another task's views?"
+    assert isinstance(pair.other, Batch)
+    return pair, pair.other
 
 
 def _mean(one: Losses, other: Losses) -> Losses:

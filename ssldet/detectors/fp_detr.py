@@ -28,7 +28,7 @@ from ssldet.nn.deformable import Levels
 from ssldet.nn.deformable_transformer import DeformableEncoder
 from ssldet.nn.heads import MLP
 from ssldet.nn.joined_encoder import JoinedEncoder, TaskAdaptor
-from ssldet.nn.padding import is_padded, resize_padding
+from ssldet.nn.padding import is_padded, mean_over_cells, resize_padding
 from ssldet.nn.position import SinePosition
 from ssldet.nn.pyramid import NORM_GROUPS, LevelEmbedding, Pyramid
 from ssldet.nn.tokenizer import Tokenizer, pad_to
@@ -168,6 +168,7 @@ class FPDETR(Detector):
                 states=states,
                 groups=queries.groups,
                 scores=self.scores,
+                image_states=mean_over_cells(encoded.cells, encoded.levels.padding),
             )
 
     def encode(self, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None) -> Encoded:
