@@ -13,14 +13,12 @@ Recipes:   deformable-coco-50, deformable-refined-coco-50, deformable-two-stage-
            images as `detection/coco-1-percent` and so on.
            deformable-tiny: generated shapes.
 Time:      coco-50, refined, two-stage: 325, 325 and 340 hours of one V100 in all (published, README).
-           tiny: SECONDS s a step on one thread of a busy machine (measured).
 Score:     AP on COCO val2017, from a backbone with supervised weights: coco-50 44.5, refined 46.2, two-stage 46.9
            (published, README).
            coco-50 from SwAV's backbone alone 45.5, after UP-DETR 45.3, after DETReg 45.5 (published, Siamese DETR's
            README); on VOC in its protocol 56.1, 56.4, 59.7 (published, likewise).
            1, 2, 5, 10 percent: 11.79, 16.02, 22.81, 27.79 from SwAV's backbone alone, 14.58, 18.69, 24.80, 29.12 after
            DETReg (published, DETReg). None of these is measured with this code.
-           tiny: SCORE
 Differences from the published recipes:
            class numbers are contiguous, 80 instead of 91 with holes; evaluation never pads. DETReg starts few labels
            from a detector pretrained on COCO's own images, in batches of 3 a device; its subsets are others.
