@@ -11,6 +11,7 @@ from ssldet.recipe import override
 CONTENDERS: Mapping[str, tuple[str, str]] = {
     "detr": ("random_query_patch/tiny", "detection/tiny"),
     "deformable_detr": ("random_query_patch/deformable-tiny", "detection/deformable-tiny"),
+    "fp_detr": ("fp_detr_contrast/tiny", "detection/fp_detr-tiny"),
 }
 """Registered name of a detector -> its recipes of pretraining and of fine-tuning, at tiny scale."""
 
@@ -20,6 +21,7 @@ PRETRAINING, FINETUNING = 400, 120
 FULL: Mapping[str, tuple[str, str]] = {
     "detr": ("random_query_patch/r50", "detection/voc-150"),
     "deformable_detr": ("random_query_patch/deformable-r50", "detection/deformable-voc"),
+    "fp_detr": ("fp_detr_contrast/lite", "detection/fp_detr-lite"),
 }
 """The same at full scale, with the schedules of each detector's authors."""
 
@@ -40,7 +42,7 @@ def detectors(setting: Setting) -> Suite:
         downstream = parts.detection_on_scenes("scenes", FINETUNING)
         missing = "left out at this scale; paper/table1 measures it"
         backbone, weights = Method(name="backbone", title="a backbone alone", role="backbone", missing=missing), None
-    title = "the whole detector pretrained: on random query patches, FP-DETR by classification"
+    title = "the whole detector pretrained: on random query patches, FP-DETR by contrasting crops"
     pretrained = Method(name="pretrained", title=title, stages_of=_one_stage_each(pretraining), weights=weights)
     return Suite(
         name="zoo/detectors",

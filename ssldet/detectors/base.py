@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ssldet.class_scores import ClassScores
 from ssldet.errors import ConfigError, suggest
 from ssldet.nn.backbones import BackboneConfig
+from ssldet.nn.deformable import DeformableAttention
+from ssldet.queries import PlacedQueries
 from ssldet.types import Predictions, Queries
 
 
@@ -67,12 +69,18 @@ class Detector(nn.Module, ABC):
         return self
 
     def sampling_layers(self) -> tuple[str, ...]:
-        """Return the names of the layers that say where the network looks; none unless a detector has such layers.
+        """Return the names of the layers that say where the network looks: offsets of points, and points of queries.
 
         A small change of theirs moves all that is seen, so that `optim.lr_sampling_factor` gives them a rate of their
-        own.
+        own. A detector that is built of other parts than ours names its own.
         """
-        return ()
+        names = {DeformableAttention: "sampling_offsets", PlacedQueries: "reference"}
+        return tuple(
+            f"{name}.{layer}"
+            for name, module in self.named_modules()
+            for kind, layer in names.items()
+            if isinstance(module, kind)
+        )
 
     @abstractmethod
     def normalise(

@@ -14,7 +14,7 @@ from ssldet.class_scores import SigmoidScores
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
-from ssldet.nn.deformable import DeformableAttention, Levels
+from ssldet.nn.deformable import Levels
 from ssldet.nn.deformable_transformer import DeformableDecoder, DeformableEncoder
 from ssldet.nn.heads import MLP
 from ssldet.nn.padding import is_padded, mean_over_cells, resize_padding
@@ -101,12 +101,6 @@ class DeformableDETR(Detector):
         self.num_classes, self.num_queries = num_classes, num_queries
         self.width = level_embedding.weight.shape[1]
         self.feature_channels = backbone.channels
-
-    def sampling_layers(self) -> tuple[str, ...]:
-        """Return the layers of sampling offsets, and the one of reference points where queries are learned."""
-        attention = [name for name, module in self.named_modules() if isinstance(module, DeformableAttention)]
-        reference = [] if self.queries is None else ["queries.reference"]
-        return (*(f"{name}.sampling_offsets" for name in attention), *reference)
 
     def normalise(
         self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
