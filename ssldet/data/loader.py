@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from ssldet import chance
 from ssldet.data.collate import collate
 from ssldet.data.files import tally
-from ssldet.data.workers import ReadingRecord, ResumableSampler, SteadyLoader, WorkerResult
+from ssldet.data.sharing import ReadingRecord
+from ssldet.data.workers import ResumableSampler, SteadyLoader, WorkerResult
 from ssldet.errors import ConfigError, DataError, SsldetError, UnreadableError
 from ssldet.escapes import shown
 from ssldet.source import Source

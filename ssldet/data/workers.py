@@ -1,8 +1,9 @@
 """places -> batches, read by worker processes that are shielded from signals, watched, and replaced when they die.
 
-A worker can be killed by the system (out of memory) or by a file that crashes a decoder. Neither ends the run: the
-number of the lost batch is known, so new workers start at that batch and make it again. An image over which workers
-have died twice is left out like any other unreadable image.
+A worker can be killed by the system (out of memory) or by a file that crashes a decoder, or wait for ever for a file.
+None of it ends the run: the number of the lost batch is known, so new workers start at that batch and make it again. An
+image over which workers have died twice is left out like any other unreadable image. Workers that can't hand over their
+batches in shared memory send them through pipes; where none can be started, this process reads.
 """
 
 import logging
@@ -22,9 +23,10 @@ from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssldet.errors import DataError, SsldetError
+from ssldet.data.sharing import REMEDY, Packed, Packing, ReadingRecord, WorkerContext, resources
+from ssldet.errors import DataError, SetupError, SsldetError
 from ssldet.types import Batch, Skipped
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,10 @@ RESTARTS = 6
 """Restarts of the workers in a row, without one batch between them, after which the loader gives up."""
 DEATHS = 2
 """Deaths over one image, without one batch between them, after which it is left out; one may have been chance."""
+DEADLINE = 240.0
+"""Seconds for one image. Two deadlines, after which it is left out, are shorter than ranks wait for each other."""
+POLL = 10.0
+"""Seconds between two looks at whether workers that are waited for still read."""
 
 WorkerResult = Batch | tuple[Skipped, ...] | SsldetError
 """What a worker returns for one batch: the batch, or its images if none can be read, or the error that ends the run."""
@@ -54,38 +60,6 @@ class ResumableSampler(Sampler[list[tuple[int, int]]], ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the places (epoch, image) of one batch after the other, from `start` on."""
-
-
-class ReadingRecord:
-    """The image that each worker is reading, in shared memory, which outlives the worker.
-
-    Attributes:
-        left_out: Images that no worker may read again.
-    """
-
-    def __init__(self, workers: int) -> None:
-        """Allocate one row (process id, image) per worker.
-
-        Args:
-            workers: Number of workers.
-        """
-        self.left_out: set[int] = set()
-        self._rows = torch.full((workers, 2), -1)
-        self._rows.share_memory_()  # type: ignore[no-untyped-call]  # PyTorch's gap
-
-    def begin(self, index: int) -> None:
-        """Note that this worker begins to read an image."""
-        worker = get_worker_info()
-        if worker is not None:
-            self._rows[worker.id] = torch.tensor([os.getpid(), index])
-
-    def end(self) -> None:
-        """Note that this worker has read its image."""
-        self.begin(-1)
-
-    def read_by(self, process_ids: list[int]) -> list[int]:
-        """Return the images that these workers were reading when they died."""
-        return [index for process_id, index in self._rows.tolist() if process_id in process_ids and index >= 0]
 
 
 class SteadyLoader(DataLoader[Batch]):
@@ -122,7 +96,8 @@ class SteadyLoader(DataLoader[Batch]):
             worker_init_fn=_shield_from_signals,
             # Tasks written in a notebook must reach the workers, which only a fork grants. The workers never touch
             # an accelerator, and PyTorch holds them to one thread.
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            multiprocessing_context=WorkerContext(reading) if workers and sys.platform == "linux" else None,
+            timeout=POLL if workers else 0,
             # The seed of the workers is drawn from here and not from the global stream that the model uses.
             generator=torch.Generator().manual_seed(0),
         )
@@ -162,69 +137,136 @@ class SteadyLoader(DataLoader[Batch]):
                 for result in self._watched(workers, results):
                     received, restarts = received + 1, 0
                     deaths.clear()
-                    yield result
+                    yield result.open() if isinstance(result, Packed) else result
                 return
+            except _CannotShareError as refusal:
+                self._use_pipes(refusal)
             except _WorkerDiedError as death:
                 restarts += 1
-                self._report_dead_workers(workers, deaths, final=restarts > RESTARTS, cause=death.__cause__)
+                self._report_dead_workers(workers, deaths, death, final=restarts > RESTARTS)
             finally:
                 _stop_workers(workers)
 
-    def _start_workers(self) -> tuple[list[BaseProcess], Iterator[WorkerResult]]:
-        """Start workers. PyTorch's own SIGCHLD handler is removed: it raises at any point, even inside a step."""
+    def _start_workers(self) -> tuple[list[BaseProcess], Iterator[WorkerResult | Packed]]:
+        """Start workers; where the system refuses, this process reads from here on.
+
+        PyTorch's own SIGCHLD handler is removed: it raises at any point, even inside a step.
+        """
         # Made here, so that workers inherit this folder; one that they made themselves would outlive their sudden end.
         get_temp_dir()
         others = set(multiprocessing.active_children())
         handler = signal.getsignal(signal.SIGCHLD) if _can_watch() else None
-        results: Iterator[Any] = super().__iter__()
-        if handler is not None:
-            signal.signal(signal.SIGCHLD, handler)
+        try:
+            if isinstance(context := self.multiprocessing_context, WorkerContext):
+                # Tried here first: an iterator of PyTorch's that could not make its queues fails again when deleted.
+                [context.Queue() for _ in range(self.num_workers + 1)]
+            results: Iterator[Any] = super().__iter__()
+        except OSError as error:
+            _stop_workers([child for child in multiprocessing.active_children() if child not in others])
+            if not self.num_workers:
+                raise
+            log.warning(
+                "loader workers can't be started (%s; %s): the main process reads from here on, which is slower; %s",
+                error.strerror or error, resources(), REMEDY,
+            )  # fmt: skip
+            self.num_workers, self.timeout = 0, 0
+            return [], super().__iter__()
+        finally:
+            if handler is not None:
+                signal.signal(signal.SIGCHLD, handler)
         return [child for child in multiprocessing.active_children() if child not in others], results
 
-    def _watched(self, workers: list[BaseProcess], results: Iterator[WorkerResult]) -> Iterator[WorkerResult]:
-        """Yield the results, and raise `_WorkerDiedError` if a worker dies while one is awaited."""
+    def _watched(
+        self, workers: list[BaseProcess], results: Iterator[WorkerResult | Packed]
+    ) -> Iterator[WorkerResult | Packed]:
+        """Yield the results.
+
+        Raises:
+            _WorkerDiedError: A worker died while one was awaited, or read one image for too long.
+            _CannotShareError: A batch could not be handed over.
+        """
         while True:
             begin = time.perf_counter()
+            self.reading.wake()
             try:
-                with _raising_on_death(workers):
-                    result = next(results)
+                result = self._next(workers, results)
             except StopIteration:
                 return
-            except _WorkerDiedError:
+            finally:
+                self.waited += time.perf_counter() - begin
+            yield result
+
+    def _next(self, workers: list[BaseProcess], results: Iterator[WorkerResult | Packed]) -> WorkerResult | Packed:
+        while True:
+            try:
+                with _raising_on_death(workers):
+                    return next(results)
+            except (StopIteration, _WorkerDiedError):
                 raise
             except Exception as error:
                 # Whatever a dead worker leaves behind: a closed socket, half a message, PyTorch's RuntimeError.
                 if _any_ended(workers):
                     raise _WorkerDiedError from error
-                raise
-            finally:
-                self.waited += time.perf_counter() - begin
-            yield result
+                if not workers or "in DataLoader worker process" in str(error):
+                    raise
+                if "timed out" not in str(error):
+                    raise _CannotShareError(str(error)) from error
+                if self.reading.still_for() > DEADLINE:
+                    raise self._stuck(workers) from error
+
+    def _stuck(self, workers: list[BaseProcess]) -> Exception:
+        """Return what it means that no worker has begun or ended an image for too long."""
+        if self.reading.read_by([worker.pid for worker in workers if worker.pid is not None]):
+            return _WorkerDiedError(f"nothing read for {DEADLINE:.0f} seconds")
+        return _CannotShareError(f"no batch for {DEADLINE:.0f} seconds, although no worker reads")
+
+    def _use_pipes(self, refusal: Exception) -> None:
+        """Let new workers send bytes through pipes.
+
+        Raises:
+            SetupError: They do so already.
+        """
+        why = f"loader workers can't hand over batches ({refusal}; {resources()})"
+        if isinstance(self.collate_fn, Packing):
+            raise SetupError(f"{why}; {REMEDY}, or set data.workers=0") from refusal.__cause__
+        log.warning("%s: batches go through pipes from here on, which is slower; %s", why, REMEDY)
+        self.collate_fn = Packing(self.collate_fn)
 
     def _report_dead_workers(
-        self, workers: list[BaseProcess], deaths: Counter[int], *, final: bool, cause: BaseException | None
+        self, workers: list[BaseProcess], deaths: Counter[int], death: Exception, *, final: bool
     ) -> None:
         """Log which workers died while reading which images, and leave out images that killed workers repeatedly.
 
         Raises:
             DataError: This was the last restart (`final`).
+            SetupError: They died because they can't hand over batches, not even through pipes.
         """
-        dead = [worker for worker in workers if worker.exitcode is not None]
-        images = self.reading.read_by([worker.pid for worker in dead if worker.pid is not None])
+        ended = [worker for worker in workers if worker.exitcode is not None]
+        dead = workers if str(death) else ended  # those that are stuck live
+        process_ids = [worker.pid for worker in dead if worker.pid is not None]
+        full = any(worker.exitcode == -signal.SIGBUS for worker in ended)
+        if full or self.reading.refused_by(process_ids):
+            self._use_pipes(death if not full else _CannotShareError("shared memory is full"))
+            return
+        images = self.reading.read_by(process_ids)
         deaths.update(set(images))  # once per restart: two workers may read the same image
         self.reading.left_out.update(index for index in images if deaths[index] >= DEATHS)
-        how = ", ".join(sorted({_describe_exit(worker.exitcode) for worker in dead})) or "no exit code"
+        how = str(death) or ", ".join(sorted({_describe_exit(worker.exitcode) for worker in dead})) or "no exit code"
         where = " while reading " + ", ".join(map(self.name, images)) if images else ""
         if final:
             raise DataError(
                 f"loader workers keep dying ({how}){where}; lower data.workers or data.batch_size if memory is short, "
                 "or set data.workers=0 to see the error itself"
-            ) from cause
+            ) from death.__cause__
         log.warning("a loader worker died (%s)%s; starting again from the same batch", how, where)
 
 
 class _WorkerDiedError(Exception):
-    """A worker has died, and the batch that it was making is lost."""
+    """A worker has died, or is stuck, which the message says; the batch that it was making is lost."""
+
+
+class _CannotShareError(Exception):
+    """A batch could not be handed over by the worker that made it; says why."""
 
 
 @contextmanager

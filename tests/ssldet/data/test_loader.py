@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from dataclasses import dataclass, replace
@@ -10,9 +11,10 @@ from typing import Annotated
 import pytest
 import torch
 
+from ssldet.data import sharing, workers
 from ssldet.data.loader import ATTEMPTS, Stream, evaluation_batches, training_batches
 from ssldet.data.sources import Unlabelled
-from ssldet.errors import AnnotationError, ConfigError, DataError, UnreadableError
+from ssldet.errors import AnnotationError, ConfigError, DataError, SetupError, UnreadableError
 from ssldet.source import Source
 from ssldet.types import Gather, Problem, Sample, Targets
 
@@ -345,3 +347,94 @@ def test_a_stream_that_starts_later_yields_the_same_batches():
     assert len(whole) == len(stream) == 18
     stream.start = 7
     assert list(stream) == whole[7:]
+
+
+def test_workers_that_cannot_share_memory_send_their_batches_through_pipes(monkeypatch, caplog):
+    def refuse(storage, *_):
+        raise RuntimeError("unable to allocate shared memory: No space left on device (28)")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    assert seen(stream(workers=2)) == seen(stream())
+    (said,) = [record.message for record in caplog.records]
+    assert "loader workers can't hand over batches" in said
+    assert "MiB free" in said
+    assert "files are open" in said
+    assert "--shm-size" in said
+
+
+def test_a_full_shared_memory_that_kills_workers_is_told_from_a_crash(tmp_path, caplog):
+    batches = stream(views=Deadly({"3"}, tmp_path, always=False, how=signal.SIGBUS), workers=2)
+    assert seen(batches) == seen(stream())
+    assert "can't hand over batches (shared memory is full" in caplog.text
+
+
+def test_batches_that_no_way_can_hand_over_end_in_one_line(monkeypatch):
+    def refuse(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(sharing.Packing, "__call__", lambda *_: Unsendable())
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
+    with pytest.raises(SetupError, match=r"^loader workers can't hand over batches .* or set data\.workers=0$"):
+        stream(workers=1)
+
+
+class Unsendable:
+    def __reduce__(self):
+        raise OSError(24, "Too many open files")
+
+
+def test_a_limit_of_open_files_costs_nothing(fewer_files, caplog):
+    held = stream(workers=2, total_steps=40)  # every tensor that is held keeps a file descriptor
+    fewer_files(40)
+    batches = stream(workers=2, total_steps=40)
+    assert seen(batches) == seen(held)
+    assert "batches go through pipes from here on" in caplog.text
+
+
+@pytest.fixture
+def fewer_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def allow(more):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + more, hard))
+
+    yield allow
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_where_no_worker_can_be_started_this_process_reads(monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sharing.WorkerContext, "Queue", refuse)
+    assert seen(stream(workers=2)) == seen(stream())
+    assert "loader workers can't be started (No space left on device" in caplog.text
+    assert "the main process reads from here on" in caplog.text
+
+
+def test_an_image_that_is_never_read_is_left_out_after_the_deadline(monkeypatch, caplog):
+    monkeypatch.setattr(workers, "DEADLINE", 0.4)
+    monkeypatch.setattr(workers, "POLL", 0.1)
+
+    def wait(sample, generator):
+        if sample.key == "3":
+            time.sleep(60)
+        return noise(sample, generator)
+
+    batches = stream(views=wait, workers=2)
+    assert {(entry.path, entry.reason) for batch in batches for entry in batch.skipped} == {
+        ("3.jpg", "kills-its-reader")
+    }
+    assert "nothing read for 0 seconds) while reading 3.jpg" in caplog.text
+
+
+def test_slow_images_are_waited_for(monkeypatch, caplog):
+    monkeypatch.setattr(workers, "DEADLINE", 0.5)
+    monkeypatch.setattr(workers, "POLL", 0.05)
+
+    def wait(sample, generator):
+        time.sleep(0.2)  # a batch of four takes longer than the deadline, and no image does
+        return noise(sample, generator)
+
+    assert seen(stream(views=wait, workers=2, total_steps=2)) == seen(stream(total_steps=2))
+    assert not caplog.records

@@ -1,0 +1,164 @@
+"""Worker -> batch -> main process: through shared memory, or through a pipe where that can't be had.
+
+PyTorch hands tensors over in shared memory and passes their file descriptors through a socket. Where `/dev/shm` is
+small, as in containers, or few files may be open, its queue prints an error and drops the batch, for which the main
+process then waits for ever. Here a worker that can't hand over a batch notes it and ends, which the main process sees.
+"""
+
+import multiprocessing
+import os
+import pickle
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.context import ForkContext
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import get_worker_info
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # looked at only
+"""Where Linux keeps it."""
+
+_WIDTH = 4
+"""Numbers of one row of the record: process id, image or -1, changes so far, refused handing over."""
+
+
+class ReadingRecord:
+    """The image that each worker is reading, in memory that outlives the worker.
+
+    Attributes:
+        left_out: Images that no worker may read again.
+    """
+
+    def __init__(self, workers: int) -> None:
+        """Allocate one row per worker.
+
+        Args:
+            workers: Number of workers.
+        """
+        self.left_out: set[int] = set()
+        self._rows = multiprocessing.RawArray("q", [-1, -1, 0, 0] * workers)
+        self._seen, self._since = list(self._rows), time.monotonic()
+
+    def begin(self, index: int) -> None:
+        """Note that this worker begins to read an image."""
+        worker = get_worker_info()
+        if worker is not None:
+            row = worker.id * _WIDTH
+            self._rows[row : row + 2] = [os.getpid(), index]
+            self._rows[row + 2] += 1
+
+    def end(self) -> None:
+        """Note that this worker has read its image."""
+        self.begin(-1)
+
+    def refuse(self) -> None:
+        """Note that this worker could not hand over a batch."""
+        worker = get_worker_info()
+        if worker is not None:
+            row = worker.id * _WIDTH
+            self._rows[row], self._rows[row + 3] = os.getpid(), 1
+
+    def read_by(self, process_ids: list[int]) -> list[int]:
+        """Return the images that these workers were reading when they died."""
+        return [index for process_id, index, *_ in self._each() if process_id in process_ids and index >= 0]
+
+    def refused_by(self, process_ids: list[int]) -> bool:
+        """Tell whether one of these workers could not hand over a batch."""
+        return any(process_id in process_ids and refused for process_id, *_, refused in self._each())
+
+    def still_for(self) -> float:
+        """Return for how many seconds no worker has begun or ended reading, as far as earlier calls can tell."""
+        rows = list(self._rows)
+        if rows != self._seen:
+            self._seen, self._since = rows, time.monotonic()
+        return time.monotonic() - self._since
+
+    def wake(self) -> None:
+        """Count the time without a change from now on."""
+        self._since = time.monotonic()
+
+    def _each(self) -> list[list[int]]:
+        rows = list(self._rows)
+        return [rows[start : start + _WIDTH] for start in range(0, len(rows), _WIDTH)]
+
+
+class WorkerContext(ForkContext):
+    """Makes forked workers whose queues end them when they can't hand over a batch."""
+
+    def __init__(self, reading: ReadingRecord) -> None:
+        """Take where a worker notes that.
+
+        Args:
+            reading: The record of the workers.
+        """
+        self._reading = reading
+
+    def Queue(self, maxsize: int = 0) -> Any:  # noqa: N802  # the name that DataLoader calls
+        """Return a queue of this kind."""
+        return _Queue(maxsize, self, self._reading)
+
+
+class _Queue(Queue):  # type: ignore[type-arg]
+    def __init__(self, maxsize: int, context: ForkContext, reading: ReadingRecord) -> None:
+        super().__init__(maxsize, ctx=context)
+        self._reading = reading
+
+    def _on_queue_feeder_error(self, error: Exception, item: object) -> None:
+        """End a worker that can't send; called in its sending thread by `multiprocessing`, which made this to override.
+
+        The main process sends numbers only.
+        """
+        self._reading.refuse()
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a worker returns, as bytes, which need neither shared memory nor file descriptors.
+
+    Attributes:
+        content: Pickled.
+    """
+
+    content: bytes
+
+    def open(self) -> Any:
+        """Return what was packed."""
+        return pickle.loads(self.content)  # noqa: S301  # of our own worker processes
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Samples of one batch -> what a worker returns, packed.
+
+    Attributes:
+        gather: Samples of one batch -> what a worker returns.
+    """
+
+    gather: Callable[[list[Any]], Any]
+
+    def __call__(self, samples: list[Any]) -> Packed:
+        """Gather and pack."""
+        return Packed(pickle.dumps(self.gather(samples), protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def resources() -> str:
+    """Say how much there is of what workers need: shared memory and open files."""
+    said = []
+    with suppress(OSError):
+        memory = shutil.disk_usage(SHARED_MEMORY)
+        said.append(f"{SHARED_MEMORY} has {memory.free / 2**20:.0f} of {memory.total / 2**20:.0f} MiB free")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    with suppress(OSError):
+        said.append(f"{len(list(Path('/proc/self/fd').iterdir()))} of {limit} files are open")
+    return "; ".join(said)
+
+
+REMEDY = "enlarge /dev/shm (docker run --shm-size=8g), raise ulimit -n, or lower data.workers"
+"""What to do where workers can't hand over batches."""
