@@ -21,6 +21,7 @@ from typing import Any
 from ssldet.disk import Disk, write_whole
 from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints
+from ssldet.engine.writing import Patience
 from ssldet.errors import ConfigError, SetupError, refused
 from ssldet.jsonlines import finite, read_apart, read_lines
 from ssldet.locks import NAME as LOCK
@@ -69,6 +70,7 @@ class RunFolder:
         self.previews = self.path / "previews"
         self.captures = self.path / "captures"
         self._lock = FolderLock(self.path)
+        self._patience, self._unsaved = Patience("run.json", self.path), dict[str, Any]()
 
     @classmethod
     def create(cls, path: str | Path, run: Run, command: str = "") -> "RunFolder":
@@ -146,7 +148,8 @@ class RunFolder:
 
     def lineage(self) -> list[dict[str, Any]]:
         """Read the earlier stages that the run started from; empty where it started from nothing."""
-        return list(self._read_json("lineage.json").get("stages", []))
+        stages = self._read_json("lineage.json").get("stages", [])
+        return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the metrics file; a line torn by a kill is left out."""
@@ -154,7 +157,31 @@ class RunFolder:
 
     def update(self, **facts: Any) -> None:
         """Change some entries of `run.json`."""
-        self.write_json("run.json", self.status() | facts)
+        self.write_json("run.json", self.status() | self._unsaved | facts)
+        self._unsaved = {}
+
+    def note(self, **facts: Any) -> None:
+        """Change some entries of `run.json` while training; what can't be written follows with the next change.
+
+        Raises:
+            SetupError: Writing failed for the third time in a row.
+        """
+        self._unsaved |= facts
+        self._patience.attempt(self.update)
+
+    def conclude(self, **facts: Any) -> None:
+        """Change some entries of `run.json` when the run has failed; this never fails itself."""
+        try:
+            self.update(**facts)
+        except OSError as error:
+            # The new file has no room, but the old one has the place of its own bytes.
+            text = json.dumps(finite(self.status() | self._unsaved | facts), indent=2) + "\n"
+            try:
+                with (self.path / "run.json").open("r+b", buffering=0) as file:
+                    file.write(text.encode())
+                    file.truncate()
+            except OSError:
+                log.error("%s: run.json can't be written (%s), its status is an old one", self.path, error.strerror)
 
     def write_run(self, run: Run, command: str = "") -> None:
         """Write the configuration.

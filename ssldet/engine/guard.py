@@ -113,11 +113,14 @@ def leave_out(progress: Progress, parts: Sequence[Part], norm: Float[Tensor, ""]
     """
     progress.leave_step_out()
     step, (what, keys) = progress.step, _describe(parts, norm)
-    captures.mkdir(exist_ok=True)
     capture = captures / f"step-{step:06d}-rank{rank()}.json"
     terms = [{name: term.tolist() for name, term in part.terms.items()} for part in parts]
     document = {"step": step, "keys": keys, "reason": what, "terms": terms, "grad_norm": float(norm)}
-    capture.write_text(json.dumps(finite(document), indent=2) + "\n", encoding="utf-8")
+    try:
+        captures.mkdir(exist_ok=True)
+        capture.write_text(json.dumps(finite(document), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:  # less is known then, but training must not stop for it
+        log.error("%s can't be written: %s", capture, error.strerror)
     named = ", ".join(repr(key) for key in keys[:4])
     message = f"step {step}: {what}; images {named}{', …' if len(keys) > 4 else ''} (see {capture.name})"
     if progress.in_a_row > PATIENCE:

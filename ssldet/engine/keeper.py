@@ -1,6 +1,5 @@
-"""Progress -> disk: checkpoints on the way, weights at the end; a full disk is bad luck, three in a row are not."""
+"""Progress -> disk: checkpoints on the way, weights at the end."""
 
-import logging
 import shutil
 from typing import Any, NoReturn
 
@@ -10,15 +9,11 @@ from ssldet.engine.progress import Progress
 from ssldet.engine.quarantine import Quarantine
 from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints, Restored, room_for
+from ssldet.engine.writing import Patience
 from ssldet.errors import DataError, SetupError, StoppedError
 from ssldet.ranks import gather_objects, rank
 from ssldet.recipe import to_document
 from ssldet.source import Source
-
-log = logging.getLogger(__name__)
-
-PATIENCE = 3
-"""Saves in a row that may fail before training stops."""
 
 
 class Keeper:
@@ -43,7 +38,7 @@ class Keeper:
         self._run, self.folder, self._source = run, folder, source
         self._document = to_document(run)
         self._checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
-        self._failures = 0
+        self._patience = Patience("a checkpoint", folder.checkpoints)
         self.quarantine = Quarantine(source, run.data.max_bad_fraction, folder.path / "quarantine.jsonl")
 
     def begin(self, progress: Progress, restored: Restored | None) -> None:
@@ -75,12 +70,12 @@ class Keeper:
         progress.require_finite()
         problem = gather_objects(self._attempt(progress) if rank() == 0 else "")[0]
         if problem:
-            self._bear(problem, progress.step)
+            self._patience.failed(problem, f"step {progress.step}")
             return
-        self._failures = 0
+        self._patience.succeeded()
         if rank() == 0:
             counters = {"steps": progress.step, "seconds": round(progress.seconds, 3)}
-            self.folder.update(**counters, skipped_steps=progress.skipped, bad_files=self.quarantine.counts())
+            self.folder.note(**counters, skipped_steps=progress.skipped, bad_files=self.quarantine.counts())
 
     def settle(self, progress: Progress) -> None:
         """Count bad files over all ranks; every rank must call this at the same step.
@@ -103,13 +98,21 @@ class Keeper:
 
         Raises:
             DivergedError: A weight is not finite.
+            SetupError: They can't be written.
         """
         progress.require_finite()
         if rank() == 0:
             info = describe(self._run, self._source, progress.step, self.folder.lineage())
-            save_weights(self.folder.weights, progress.best, info)
             seconds = round(progress.seconds, 3)
-            self.folder.update(status="finished", steps=progress.step, seconds=seconds, results=results)
+            try:
+                save_weights(self.folder.weights, progress.best, info)
+                self.folder.update(status="finished", steps=progress.step, seconds=seconds, results=results)
+            except OSError as error:
+                go_on = self.folder.resume_command(self._run)
+                raise SetupError(
+                    f"{self.folder.path}: the run can't be finished ({error.strerror or error}); make room there, then "
+                    f"write its weights with: {go_on}"
+                ) from error
 
     def stop(self, progress: Progress, by: str) -> NoReturn:
         """Save, and say how to go on.
@@ -135,13 +138,3 @@ class Keeper:
         except OSError as error:
             return f"{type(error).__name__}: {error}"
         return ""
-
-    def _bear(self, problem: str, step: int) -> None:
-        """Go on without a checkpoint, unless that has happened too often."""
-        self._failures += 1
-        if self._failures >= PATIENCE:
-            raise SetupError(
-                f"no checkpoint could be saved {PATIENCE} times in a row (step {step}: {problem}); make room in "
-                f"{self.folder.checkpoints}, then resume: everything up to the last good one is there"
-            )
-        log.error("step %d could NOT be saved (%s); training goes on, make room now", step, problem)

@@ -1,54 +1,29 @@
-"""step, numbers -> metrics.jsonl, train.log, and a bar on a terminal or plain lines elsewhere."""
+"""step, numbers -> train.log, and a bar on a terminal or plain lines elsewhere; none of them stops a run."""
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ssldet.escapes import EscapingFormatter
-from ssldet.jsonlines import finite
 from ssldet.ranks import rank
 from ssldet.regular import open_regular
+
+log = logging.getLogger(__name__)
 
 LINE_SECONDS = 5.0
 """Seconds between plain lines where there is no terminal."""
 
 
-class MetricsFile:
-    """Appends one JSON object per line; a kill can damage only the last line, which readers skip."""
-
-    def __init__(self, path: Path) -> None:
-        """Open for appending.
-
-        Args:
-            path: The file; an incomplete last line is ended first, so that the next line stays whole.
-        """
-        self._file = open_regular(path, "ab+")
-        if self._file.tell():
-            self._file.seek(-1, 2)
-            if self._file.read(1) != b"\n":
-                self._file.write(b"\n")
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line and flush it."""
-        self._file.write(json.dumps(finite(line)).encode() + b"\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
 class Display:
-    """Shows the progress of a run on standard error."""
+    """Shows the progress of a run on standard error, as long as somebody reads it."""
 
     def __init__(self, title: str, total_steps: int) -> None:
         """Choose a bar on a terminal, plain lines elsewhere.
@@ -58,11 +33,12 @@ class Display:
             total_steps: Length of the run.
         """
         self._title, self._total = title, total_steps
-        self._stream = sys.stderr
+        # None where the program has no standard error.
+        self._stream: TextIO | None = sys.stderr
         self._last_shown = -LINE_SECONDS
         self._begun: tuple[float, int] | None = None
         self._bar: Progress | None = None
-        if rank() == 0 and self._stream.isatty():
+        if rank() == 0 and self._stream is not None and self._stream.isatty():
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -89,20 +65,30 @@ class Display:
         numbers = summary(line)
         if seconds is not None and line["kind"] == "train":
             numbers += f"  eta {timedelta(seconds=round(seconds))}"
-        if self._bar is not None:
-            if line["kind"] == "train":
-                self._bar.update(self._row, completed=step, numbers=numbers)
-            else:
-                self._bar.console.print(f"step {step}  {numbers}", highlight=False)
-        elif line["kind"] == "eval" or now - self._last_shown >= LINE_SECONDS or step == self._total:
-            self._last_shown = now
-            self._stream.write(f"{self._title}  step {step}/{self._total}  {numbers}\n")
-            self._stream.flush()
+        try:
+            self._tell(str(line["kind"]), step, numbers, now)
+        except (OSError, ValueError):
+            # The reader of a pipe has gone, or a terminal was closed.
+            self._stream, self._bar = None, None
 
     def close(self) -> None:
         """Remove the bar from the terminal."""
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError, ValueError):
+                self._bar.stop()
+
+    def _tell(self, kind: str, step: int, numbers: str, now: float) -> None:
+        if self._bar is not None:
+            if kind == "train":
+                self._bar.update(self._row, completed=step, numbers=numbers)
+            else:
+                self._bar.console.print(f"step {step}  {numbers}", highlight=False)
+        elif self._stream is not None and (
+            kind == "eval" or now - self._last_shown >= LINE_SECONDS or step == self._total
+        ):
+            self._last_shown = now
+            self._stream.write(f"{self._title}  step {step}/{self._total}  {numbers}\n")
+            self._stream.flush()
 
 
 def summary(line: Mapping[str, Any]) -> str:
@@ -120,6 +106,26 @@ def summary(line: Mapping[str, Any]) -> str:
     )
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that says once, and not with a traceback for each line, that it can't be written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self._path, self._told = path, False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name that logging calls
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            log.error("%s can't be written (%s); training goes on without it", self._path, error.strerror)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """Copy the log of ssldet into a file, and show warnings on standard error where no handler does.
@@ -131,7 +137,7 @@ def logged_to(path: Path) -> Iterator[None]:
     handlers: list[logging.Handler] = []
     if rank() == 0:
         open_regular(path, "ab").close()  # a handler would wait for the reader of a pipe
-        handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
+        handlers.append(_LogFile(path))
         handlers[0].setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
     if not logger.hasHandlers():
         shown = logging.StreamHandler(sys.stderr)

@@ -1,14 +1,13 @@
 """Skipped files -> quarantine.jsonl, and a stop where there are too many of them."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from ssldet.engine.writing import Lines
 from ssldet.errors import DataError
 from ssldet.jsonlines import read_lines
 from ssldet.ranks import gather_objects, rank
-from ssldet.regular import open_regular
 from ssldet.source import Source
 from ssldet.types import Skipped
 
@@ -31,7 +30,8 @@ class Quarantine:
         Raises:
             DataError: More than the limit already.
         """
-        self._total, self._limit, self._path = len(source) + len(source.skipped), limit, path
+        self._total, self._limit = len(source) + len(source.skipped), limit
+        self._file = Lines(path) if path is not None else None
         written = read_lines(path) if path is not None else []
         self.found: dict[str, str] = {str(line.get("path")): str(line.get("reason")) for line in written}
         self._waiting: dict[str, str] = {}
@@ -50,6 +50,7 @@ class Quarantine:
 
         Raises:
             DataError: More than the limit; on every rank alike.
+            SetupError: The file could not be written for the third time in a row.
         """
         for theirs in gather_objects(self._waiting):
             self._take(theirs)
@@ -63,10 +64,8 @@ class Quarantine:
         new = {path: reason for path, reason in fresh.items() if path not in self.found}
         self.found |= new
         self._waiting = {}
-        if new and self._path is not None and rank() == 0:
-            with open_regular(self._path, "ab") as file:
-                lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new.items())
-                file.writelines(map(str.encode, lines))
+        if self._file is not None and rank() == 0:
+            self._file.write(*({"path": path, "reason": reason} for path, reason in new.items()))
 
     def _require_few(self) -> None:
         bad = len(self.found)

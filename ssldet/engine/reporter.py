@@ -14,12 +14,13 @@ from ssldet.data.workers import SteadyLoader
 from ssldet.engine.evaluate import at_rest, evaluate
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.guard import Part
-from ssldet.engine.log import Display, Meter, MetricsFile, summary
+from ssldet.engine.log import Display, Meter, summary
 from ssldet.engine.progress import Progress
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, evaluation_batches_of
 from ssldet.engine.stop import StopFlag
 from ssldet.engine.symptoms import BoxVariance, symptoms
+from ssldet.engine.writing import Lines
 from ssldet.errors import DataError, DivergedError
 from ssldet.ranks import gather_objects, rank, reduce_mean
 from ssldet.task import Objective
@@ -42,7 +43,7 @@ class Reporter:
     """
 
     def __init__(self, run: Run, folder: RunFolder, sources: Sources, preview: DrawPreview | None) -> None:
-        """Open the metrics file and the display.
+        """Point at the metrics file, and open the display.
 
         Args:
             run: The configuration.
@@ -54,7 +55,7 @@ class Reporter:
         self._measured: int | None = None
         self._failure: Exception | None = None
         self._run, self._folder, self._sources, self._preview = run, folder, sources, preview
-        self._metrics = MetricsFile(folder.path / "metrics.jsonl") if rank() == 0 else None
+        self._metrics = Lines(folder.path / "metrics.jsonl") if rank() == 0 else None
         self._display = Display(type(run.task).__name__, run.total_steps(len(sources.train)))
 
     def begin(self, progress: Progress, batches: SteadyLoader, device: torch.device) -> None:
@@ -69,7 +70,7 @@ class Reporter:
         self._meter = Meter(progress.step * self._run.data.batch_size)
         if rank() == 0:
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-            self._folder.update(status="running", reason=None, device=name, images=len(self._sources.train))
+            self._folder.note(status="running", reason=None, device=name, images=len(self._sources.train))
         if progress.step == 0:
             self.draw(progress)
         else:
@@ -138,7 +139,7 @@ class Reporter:
         self.results, self._measured, self._failure = results, progress.step, None
         self._write({"kind": "eval", "step": progress.step, **results})
         if rank() == 0:
-            self._folder.update(results=results, measured_on=list(self._run.data.val))
+            self._folder.note(results=results, measured_on=list(self._run.data.val))
         self._examine(progress, variance)
         return True
 
@@ -173,10 +174,8 @@ class Reporter:
             log.warning("no preview at step %d: %s: %s", progress.step, type(error).__name__, error)
 
     def close(self) -> None:
-        """Close the metrics file and the display."""
+        """Close the display."""
         self._display.close()
-        if self._metrics is not None:
-            self._metrics.close()
 
     def _recall(self, step: int) -> None:
         """Read the results of an evaluation at this step, made on the same set before the run was interrupted."""
@@ -202,7 +201,7 @@ class Reporter:
         self.results, self._measured, self._failure = {}, None, error
         log.error("step %d could NOT be measured (%s: %s); training goes on", step, type(error).__name__, error)
         if rank() == 0:
-            self._folder.update(results={})
+            self._folder.note(results={})
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._metrics is not None:

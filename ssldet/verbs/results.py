@@ -1,6 +1,7 @@
 """Detections -> results files: COCO's rows of boxes, and COCO's panoptic JSON with its PNGs."""
 
 import json
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from urllib.parse import quote
 import torch
 
 from ssldet.data.segments import write_segments
-from ssldet.errors import ConfigError
+from ssldet.disk import Disk, write_whole
+from ssldet.errors import ConfigError, SetupError
 from ssldet.source import Measurable, Source
 from ssldet.task import Task
 from ssldet.types import Batch, Detections, Segmentation
@@ -40,12 +42,18 @@ class RowResults:
     """Boxes, and masks where there are any, as COCO's list of results."""
 
     def __init__(self, path: Path, source: Measurable) -> None:
-        """Start without rows.
+        """Start without rows, and make the folder.
 
         Args:
             path: Where to write.
             source: Knows the ids.
+
+        Raises:
+            SetupError: It can't be written there, which would be late to find out when all is measured.
         """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise SetupError(f"{path.parent}: can't be written to; choose another place for the results")
         self._path, self._source = path, source
         self._rows: list[dict[str, Any]] = []
 
@@ -55,7 +63,7 @@ class RowResults:
 
     def close(self) -> None:
         """Write the file."""
-        self._path.write_text(json.dumps(self._rows), encoding="utf-8")
+        write_whole(self._path, json.dumps(self._rows).encode(), Disk())
 
 
 class PanopticResults:
@@ -125,7 +133,7 @@ class PanopticResults:
 
     def close(self) -> None:
         """Write the JSON file."""
-        self.path.write_text(json.dumps({"annotations": self._entries}, indent=1), encoding="utf-8")
+        write_whole(self.path, json.dumps({"annotations": self._entries}, indent=1).encode(), Disk())
 
 
 def rows_of(

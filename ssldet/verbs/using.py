@@ -18,6 +18,7 @@ from ssldet.classes import match_classes
 from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import Unlabelled, open_source
+from ssldet.disk import Disk, write_whole
 from ssldet.engine.evaluate import answers
 from ssldet.engine.sources import evaluation_batches_of, prepared
 from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs
@@ -168,7 +169,7 @@ def predict(
         picture.save(folder / f"{name_of(key)}.png")
     if segmented is not None:
         segmented.close()
-    (folder / "predictions.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_whole(folder / "predictions.json", json.dumps(results, indent=1).encode(), Disk())
     told = _named(lost, "and are left out")
     return {"out": str(folder), "images": len(source) + len(source.skipped) - len(lost), "predictions": results, **told}
 

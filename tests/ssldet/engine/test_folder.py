@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ssldet.engine.folder import RunFolder
-from ssldet.engine.log import MetricsFile
+from ssldet.engine.writing import Lines
 from ssldet.errors import ConfigError, SetupError
 
 
@@ -139,9 +139,7 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
 def test_metrics_survive_a_torn_line_and_can_be_cut_back(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for step in (1, 2, 3):
-        file = MetricsFile(path)
-        file.write({"step": step, "loss": float("nan")})
-        file.close()
+        Lines(path).write({"step": step, "loss": float("nan")})
         with path.open("a") as torn:
             torn.write('{"step": 99, "lo')
     folder = RunFolder(tmp_path)
