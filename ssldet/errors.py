@@ -4,6 +4,7 @@ A message says what, where, the nearest right value and the remedy, in that orde
 tell "resume me" from "fix your data" without reading the text.
 """
 
+import errno
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import ClassVar
@@ -108,7 +109,7 @@ def refused(error: OSError) -> SetupError:
     Args:
         error: What it answered.
     """
-    if isinstance(error, BrokenPipeError):
+    if error.filename is None and error.errno in {errno.EPIPE, errno.EBADF}:
         return SetupError("an output was closed before all was written to it; files are written all the same")
     where = "" if error.filename is None else f"{error.filename}: "
     return SetupError(f"{where}{error.strerror or error}")

@@ -1,10 +1,8 @@
 """command line -> the public function of each verb; parsing imports nothing heavy, so that it is quick."""
 
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated
 
@@ -12,8 +10,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from ssldet import registry
 from ssldet.cli import data, looking, training, using
-from ssldet.errors import ConfigError, SsldetError, StoppedError, refused
-from ssldet.escapes import EscapingFormatter, printable_lines
+from ssldet.cli.console import delivered, logging_to_stderr, open_streams, report_error
+from ssldet.errors import ConfigError, SsldetError
 
 app = App(
     name="ssldet",
@@ -74,48 +72,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Arguments after the program's name; `None` takes those of this process.
     """
+    open_streams()
+    # PyTorch's own word on a lost connection is a page long, and `peers` says the same in one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    if code := delivered(_call([word for word in words if word != "--debug"], debug=debug)):
+        sys.exit(code)
+
+
+def _call(words: Sequence[str], *, debug: bool) -> int:
+    """Run a verb and return the exit code."""
     try:
         _join_plugins()
-        with _logging_to_stderr():
+        with logging_to_stderr():
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
-    except (CycloptsError, SsldetError) as error:
+    except SystemExit as end:
+        return int(end.code or 0)
+    except (CycloptsError, SsldetError, OSError) as error:
         if debug:
             raise
-        sys.exit(_report_error(error, words[:1]))
-    except OSError as error:
-        if debug:
-            raise
-        if isinstance(error, BrokenPipeError):  # Python would try to flush it once more on its way out
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(_report_error(refused(error), words[:1]))
-
-
-@contextmanager
-def _logging_to_stderr() -> Iterator[None]:
-    """Print log messages of our packages on standard error, one line per message."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(EscapingFormatter("%(message)s"))
-    # `Display` shows the progress of a run on the terminal; its log messages are for the file only.
-    handler.addFilter(lambda record: record.levelno > logging.INFO or record.name != "ssldet.engine.reporter")
-    loggers = [logging.getLogger(package) for package in ("ssldet", "pretext", "downstream")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-
-
-def _report_error(error: CycloptsError | SsldetError, verb: Sequence[str]) -> int:
-    """Print an error for the user and return its exit code."""
-    if isinstance(error, CycloptsError):
-        sys.stderr.write(f"error: {printable_lines(str(error))} (see: {' '.join(['ssldet', *verb, '--help'])})\n")
-        return ConfigError.exit_code
-    word = "stopped" if isinstance(error, StoppedError) else "error"
-    sys.stderr.writelines(f"{word}: {line}\n" for line in str(error).splitlines())
-    return error.exit_code
+        return report_error(error, words[:1])
+    return 0

@@ -1,12 +1,12 @@
 """What a verb returns -> standard output, as text or as JSON."""
 
 import json
-import sys
 from collections.abc import Callable
 from functools import wraps
 from textwrap import indent
 from typing import Any
 
+from ssldet.cli.console import tell
 from ssldet.escapes import printable_lines
 
 
@@ -18,9 +18,9 @@ def prints(verb: Callable[..., Any]) -> Callable[..., Any]:
         result = verb(*positional, **named)
         document = result.to_json() if hasattr(result, "to_json") else result
         if json_:
-            sys.stdout.write(json.dumps(document, default=str, allow_nan=False) + "\n")
+            tell(json.dumps(document, default=str, allow_nan=False))
         elif result is not None:
-            sys.stdout.write(f"{printable_lines(_text(result))}\n")
+            tell(printable_lines(_text(result)))
 
     return run
 
