@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.strategy import Strategy
 
-from ssldet import ranks
+from ssldet import peers, ranks
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import load_exactly
 from ssldet.engine.evaluate import require_measurable
@@ -33,10 +33,13 @@ from ssldet.source import Source
 from ssldet.task import Objective, learning_sections
 
 log = logging.getLogger(__name__)
+outcome = logging.getLogger(f"{__name__}.outcome")
+"""For the file: whoever called gets the same words as an error."""
 
 _TALKERS = ("lightning_fabric.utilities.distributed", "lightning_fabric.utilities.rank_zero")
 
 
+@peers.together()
 def fit(
     run: Run,
     folder: RunFolder,
@@ -65,6 +68,7 @@ def fit(
         ConfigError: The configuration can't run, or can't be resumed with.
         DataError: The images can't be used, or are others than before.
         StoppedError: A signal asked to stop; everything is saved.
+        DistributedError: Another rank failed or is lost; says which and why.
         DivergedError: Losses or gradients were not finite too often in a row.
         SetupError: A device or disk space is missing, or the folder is in use.
     """
@@ -92,6 +96,7 @@ def fit(
                 _take_up(run, folder, restored)
             total = run.total_steps(len(sources.train))
             log.info("%d images, %d steps of %d", len(sources.train), total, run.data.batch_size)
+            peers.join(lambda: stop.raised, partial(_failed, folder))
             _join(fabric, run, sources.train, 0 if restored is None else restored.step)
             keeper, reporter = Keeper(run, folder, sources.train), Reporter(run, folder, sources, preview)
             with closing(reporter):
@@ -169,12 +174,21 @@ def _outcome(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        cause = peers.explain(error)
         endings: dict[type[BaseException], str] = {StoppedError: "stopped", DivergedError: "diverged"}
-        status = endings.get(type(error), "failed")
-        log.error("%s: %s", status, error)
+        status = endings.get(type(cause), "failed")
+        outcome.error("%s: %s", status, cause)
         if ranks.rank() == 0:
-            folder.update(status=status, reason=str(error))
-        raise
+            folder.conclude(status=status, reason=str(cause))
+        if cause is error:
+            raise
+        raise cause from error
+
+
+def _failed(folder: RunFolder, reason: str) -> None:
+    """Write down why a run failed whose main thread can't."""
+    if ranks.rank() == 0:
+        folder.conclude(status="failed", reason=reason)
 
 
 @contextmanager

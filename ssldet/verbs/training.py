@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ssldet import peers
 from ssldet.data.leaks import seen_before
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.engine.assemble import assemble
@@ -141,6 +142,7 @@ def _own(network: nn.Module) -> dict[str, object]:
     return {"name": adopt(network), "weights": None, "frozen_stages": 0}
 
 
+@peers.together()
 def pretrain(
     images: Specs = (),
     *,
@@ -187,6 +189,7 @@ def pretrain(
     return _reported(folder)
 
 
+@peers.together()
 def finetune(
     start: str | Path | None = None,
     data: Specs = (),
@@ -368,8 +371,12 @@ def _out(out: str | Path | None, verb: str) -> Path:
 
 
 def _reported(folder: RunFolder) -> Trained:
+    """Write the report of a finished run; that it can't be written does not make the run a failure."""
     if rank() == 0:
-        report(folder.path)
+        try:
+            report(folder.path)
+        except OSError as error:
+            log.warning("%s: has no report (%s); make room, then: ssldet report %s", folder.path, error, folder.path)
     return Trained(folder.path)
 
 
