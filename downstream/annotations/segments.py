@@ -262,8 +262,8 @@ def _images(document: dict[str, Any], problems: Problems) -> dict[int, dict[str,
             problems.add(f"{where}.id", shown(key), "expects a whole number that no other image has")
         elif not isinstance(name, str) or not stays_inside(name):
             problems.add(f"{where}.file_name", shown(name), "expects a file name under the image folder")
-        elif sides != (None, None) and not all(type(side) is int and side > 0 for side in sides):
-            problems.add(where, f"height and width {sides}", "expects numbers of pixels, or leave both out")
+        elif sides != (None, None) and not all(type(side) is int and 0 < side < 2**31 for side in sides):
+            problems.add(where, f"height and width {shown(sides)}", "expects numbers of pixels, or leave both out")
         else:
             found[key] = record
     return found

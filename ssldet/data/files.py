@@ -212,7 +212,17 @@ def _strings(content: bytes, path: Path) -> list[str]:
             f"{shown(path)}: expects a JSON list of paths; annotations are named by their format, as in "
             "coco:ANNOTATIONS.json:IMAGES"
         )
+    if impossible := [entry for entry in entries if not _can_be_named(entry)]:
+        raise DataError(f"{shown(path)}: {shown(impossible[0])} can't be the name of a file; mend the list")
     return entries
+
+
+def _can_be_named(entry: str) -> bool:
+    """Tell whether the system can have a file of this name; half a surrogate pair or a null can't be handed to it."""
+    try:
+        return b"\0" not in os.fsencode(entry)
+    except UnicodeEncodeError:
+        return False
 
 
 def _missing(path: Path) -> DataError:

@@ -36,6 +36,16 @@ HEADER = "ssldet"
 COUNTER = ".num_batches_tracked"
 """What free norms count and fixed ones don't have: it changes nothing, and may be missing on either side."""
 
+_HOLDS: dict[str, tuple[type, type | None]] = {
+    "task": (dict, None),
+    "detector": (dict, None),
+    "classes": (list, str),
+    "category_ids": (list, int),
+    "choices": (dict, None),
+    "lineage": (list, dict),
+}
+"""What entries of the header hold, and what those that are lists hold; the first three are never absent."""
+
 Outcome = Literal["loaded", "fresh", "reshaped", "ignored"]
 
 
@@ -119,9 +129,11 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if HEADER not in metadata:
         raise CheckpointError(f"{path}: not written by ssldet; its header does not say which detector it is")
     try:
-        info: dict[str, Any] = json.loads(metadata[HEADER])
-    except ValueError as error:
+        info: Any = json.loads(metadata[HEADER])
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its header can't be read ({error})") from error
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{path}: its header holds no description of a detector; copy the file again")
     if info.get("schema") != SCHEMA:
         raise CheckpointError(
             f"{path}: has schema {info.get('schema')}, this ssldet reads {SCHEMA}; use the version that wrote it"
@@ -130,7 +142,17 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: damaged, the tensors don't match their digest; copy it again or export anew")
     if wrong := infinite(state):
         raise CheckpointError(f"{path}: can't be used: {few(wrong)}; go back to an earlier file")
+    if odd := [name for name in _HOLDS if not _holds(info, name)]:
+        raise CheckpointError(f"{path}: its header holds no usable {', '.join(odd)}; copy the file again")
     return info, state
+
+
+def _holds(info: Mapping[str, Any], name: str) -> bool:
+    """Tell whether an entry of the header is of its kind."""
+    kind, inner = _HOLDS[name]
+    if name not in info:
+        return name not in {"task", "detector", "classes"}
+    return isinstance(info[name], kind) and (inner is None or all(isinstance(item, inner) for item in info[name]))
 
 
 def restore_objective(path: str | Path) -> tuple[Objective, dict[str, Any]]:
