@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-detectron2 check format docs clean
+.PHONY: help setup demo test soak test-detectron2 check format docs clean
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/\t/'
 
@@ -19,6 +19,9 @@ demo: setup ## pretrain, fine-tune, compare and report on generated images (six 
 
 test: setup ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+soak: setup ## hours of training, kills and damaged files, with limits: make soak SOAK="all --hours 2 --kills 240"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(SOAK)
 
 test-detectron2: ## run the tests that need detectron2: make test-detectron2 DETECTRON2_PYTHON=/path/to/python
 	@test -n "$(DETECTRON2_PYTHON)" || { echo "name a Python that has detectron2: make $@ DETECTRON2_PYTHON=/path/to/python"; exit 1; }

@@ -1,0 +1,126 @@
+"""seconds -> a training run of that length, and what it uses of memory, open files and disk while it goes."""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from downstream.annotations.shapes import write_shapes
+from tests.faults.forking import start
+from tests.faults.world import SMALL
+
+WARM_UP = 0.3
+"""Share of the time that is left out: caches fill, and the allocator finds its size."""
+MEMORY_SLOPE = 4.0
+"""MiB per hour that the memory of the main process and its workers may grow, plus what its scatter explains."""
+OPEN_FILES = 4
+"""Open files by which a later moment may exceed the first one after warming up."""
+BYTES_PER_STEP = 1000.0
+"""Bytes per step by which the run folder may grow: a line of metrics and one of the log."""
+LOOK = 2.0
+"""Seconds between two looks."""
+
+
+@dataclass
+class Use:
+    """What a run used, one entry per look.
+
+    Attributes:
+        seconds: Since the start.
+        memory: MiB of the main process and its workers that are theirs alone.
+        files: Open files of the main process.
+        disk: Bytes of the run folder.
+        steps: Steps done.
+        problems: Limits that were broken.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+    disk: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    summary: str = ""
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *self.problems])
+
+    def judge(self, code: int) -> None:
+        """Compare with the limits."""
+        first = int(len(self.seconds) * WARM_UP)
+        hours, memory = np.array(self.seconds[first:]) / 3600, np.array(self.memory[first:])
+        if code != 75:
+            self.problems.append(f"the run ended by exit code {code}, not 75")
+        if len(hours) < 10:
+            self.problems.append(f"only {len(hours)} looks after warming up; let it run longer")
+            return
+        (slope, _), covariance = np.polyfit(hours, memory, 1, cov=True)
+        doubt = 3 * float(np.sqrt(covariance[0, 0]))
+        files = max(self.files[first:]) - self.files[first]
+        steps = self.steps[-1] - self.steps[first]
+        growth = (self.disk[-1] - self.disk[first]) / max(1, steps)
+        self.summary = (
+            f"training: {self.seconds[-1]:.0f} s, {self.steps[-1]} steps; memory {memory[-1]:.0f} MiB, slope "
+            f"{slope:+.2f} ± {doubt:.2f} MiB/h (limit {MEMORY_SLOPE}); open files {self.files[-1]}, {files:+d} (limit "
+            f"{OPEN_FILES}); disk {growth:.0f} bytes per step (limit {BYTES_PER_STEP:.0f})"
+        )
+        if slope - doubt > MEMORY_SLOPE:
+            self.problems.append(f"memory grows by {slope:.2f} ± {doubt:.2f} MiB per hour")
+        if files > OPEN_FILES:
+            self.problems.append(f"open files grew by {files}")
+        if growth > BYTES_PER_STEP:
+            self.problems.append(f"the run folder grows by {growth:.0f} bytes per step")
+
+
+def train_for(seconds: float, place: Path) -> Use:
+    """Pretrain with two workers until the time is up, then stop the run by SIGTERM.
+
+    Args:
+        seconds: How long.
+        place: Folder to work in.
+    """
+    write_shapes(place / "made", images=64, seed=1, size=64)
+    out = place / "run"
+    words = ["pretrain", f"{place}/made/images", "--val", f"{place}/made/images", "--recipe", "random_query_patch/tiny"]
+    words += ["--out", str(out), "--steps", "10000000", "--set", *SMALL[:6], "detector.num_queries=10", "device=cpu"]
+    words += ["data.batch_size=8", "data.workers=2", "checkpoint.every_steps=50", "evaluate_every=200", "log_every=10"]
+    command = start(words, place / "said", lambda: signal.alarm(0))
+    use, begun = Use(), time.monotonic()
+    while time.monotonic() - begun < seconds and not command.ended():
+        time.sleep(LOOK)
+        look(command.pid, out, use, time.monotonic() - begun)
+    if not command.ended():
+        os.kill(command.pid, signal.SIGTERM)
+    code = command.wait()
+    use.judge(code)
+    if code != 75:
+        sys.stderr.write(command.err.read_text()[-2000:])
+    return use
+
+
+def look(pid: int, out: Path, use: Use, seconds: float) -> None:
+    """Take down what a run uses now; nothing if it has not begun or is ending."""
+    try:
+        metrics = (out / "metrics.jsonl").read_text().splitlines()
+        family = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        memory = sum(_own_memory(member) for member in family)
+        files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        disk = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
+        steps = metrics[-1].split('"step": ')[1].split(",")[0]
+    except (OSError, IndexError):
+        return
+    use.seconds.append(seconds)
+    use.memory.append(memory)
+    use.files.append(files)
+    use.disk.append(disk)
+    use.steps.append(int(steps))
+
+
+def _own_memory(pid: int) -> float:
+    """Return the MiB of a process that it shares with no other."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
