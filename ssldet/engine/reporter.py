@@ -194,7 +194,7 @@ class Reporter:
         for sentence in found:
             log.warning("step %d: %s", progress.step, sentence)
         if found or self._folder.status().get("symptoms"):
-            self._folder.update(symptoms=found)
+            self._folder.note(symptoms=found)
 
     def _fail(self, step: int, error: Exception) -> None:
         """Write down that an evaluation failed; training goes on."""
