@@ -1,6 +1,8 @@
 """bytes -> files that survive a kill, a full disk and a power cut: every such operation goes through one object."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,6 +50,21 @@ class Disk:
         return digest_of(path, "sha256")
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of writing to an open file, in which the system names none, name it.
+
+    Args:
+        path: What users call it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
 def write_whole(path: Path, content: bytes | memoryview, disk: Disk) -> None:
     """Write a file so that at any moment its name holds either the old content or the new one, complete.
 
@@ -61,7 +78,7 @@ def write_whole(path: Path, content: bytes | memoryview, disk: Disk) -> None:
     """
     stage = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        with disk.create(stage) as file:
+        with naming(path), disk.create(stage) as file:
             disk.put(file, content)
             disk.sync(file)
         disk.replace(stage, path)

@@ -12,6 +12,7 @@ import numpy as np
 from downstream.annotations.coco import read_coco
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.labels import Labels, ground_truth
+from ssldet.disk import naming
 from ssldet.errors import AnnotationError, DataError
 from ssldet.source import Source
 
@@ -61,7 +62,7 @@ def write_coco(source: Source, out: Path) -> Converted:
     descriptor, name = tempfile.mkstemp(prefix=out.name, suffix=".part", dir=out.parent)
     part = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with naming(out), os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(_document(labels), file, allow_nan=False)
         if difference := _difference(labels, read_coco(part)):
             raise AnnotationError(f"{out}: {difference} differ when the file is read back; nothing was written")

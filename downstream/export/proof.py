@@ -112,7 +112,8 @@ def write_proven(
             stage.with_suffix(suffix).replace(out.with_suffix(suffix))
         _place(stage, out, card(report))
     except OSError as error:
-        raise SetupError(f"{out}: can't be written ({error}); check the folder and the free space") from error
+        reason = error.strerror or error
+        raise SetupError(f"{out}: can't be written ({reason}); check the folder and the free space") from error
     finally:
         for path in (stage, *map(stage.with_suffix, beside)):
             _remove(path)

@@ -7,6 +7,8 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
+from ssldet.disk import naming
+
 
 def write_segments(segments: Int[Tensor, "H W"], path: Path) -> None:
     """Write a PNG.
@@ -17,4 +19,5 @@ def write_segments(segments: Int[Tensor, "H W"], path: Path) -> None:
     """
     numbers = segments.cpu().numpy().astype(np.int64)
     colours = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=-1).astype(np.uint8)
-    Image.fromarray(colours).save(path, format="PNG")
+    with naming(path):
+        Image.fromarray(colours).save(path, format="PNG")

@@ -42,7 +42,7 @@ class ReadingRecord:
             workers: Number of workers.
         """
         self.left_out: set[int] = set()
-        self._rows = multiprocessing.RawArray("q", [-1, -1, 0, 0] * workers)
+        self._rows: Any = multiprocessing.RawArray("q", [-1, -1, 0, 0] * workers) if workers else []
         self._seen, self._since = list(self._rows), time.monotonic()
 
     def begin(self, index: int) -> None:

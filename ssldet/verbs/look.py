@@ -15,6 +15,7 @@ from ssldet.citations import cited
 from ssldet.data.loader import training_batches
 from ssldet.data.problems import pictures
 from ssldet.data.sources import open_source
+from ssldet.disk import naming
 from ssldet.engine.assemble import assemble
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.sources import prepared
@@ -86,7 +87,8 @@ def preview(
     if not draw:
         return Preview(out=None, probe=probe)
     path = Path(out or "preview.png")
-    contact_sheet(problems_of(batches, count)).save(path)
+    with naming(path):
+        contact_sheet(problems_of(batches, count)).save(path)
     return Preview(out=path, probe=probe)
 
 

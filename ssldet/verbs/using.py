@@ -18,7 +18,7 @@ from ssldet.classes import match_classes
 from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import Unlabelled, open_source
-from ssldet.disk import Disk, write_whole
+from ssldet.disk import Disk, naming, write_whole
 from ssldet.engine.evaluate import answers
 from ssldet.engine.sources import evaluation_batches_of, prepared
 from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs
@@ -166,7 +166,9 @@ def predict(
             picture = draw_segmentation(sample.image, segmentation, classes=classes)
             segmented = segmented or PanopticResults(folder / "panoptic.json")
             segmented.add(segmentation, key, key, category_ids=category_ids or (), classes=classes)
-        picture.save(folder / f"{name_of(key)}.png")
+        path = folder / f"{name_of(key)}.png"
+        with naming(path):
+            picture.save(path)
     if segmented is not None:
         segmented.close()
     write_whole(folder / "predictions.json", json.dumps(results, indent=1).encode(), Disk())

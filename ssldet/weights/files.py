@@ -116,7 +116,7 @@ def read_header(path: Path) -> tuple[frozenset[str], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             names, _ = _strip(dict.fromkeys(file.keys()), path)
             return frozenset(names), file.metadata() or {}
-    except (SafetensorError, CheckpointError, OSError):
+    except (SafetensorError, CheckpointError, OSError, RuntimeError):  # the last where too many files are open
         return frozenset(), {}
 
 
@@ -171,7 +171,7 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dict
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path}: is cut off or damaged ({error}); copy or download it again") from error
 
 

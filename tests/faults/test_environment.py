@@ -44,15 +44,16 @@ def full_output() -> None:
 
 def few_files(more: int) -> Fault:
     def fault() -> None:
-        used = len(list(Path("/proc/self/fd").iterdir()))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        lowest = os.open(os.devnull, os.O_RDONLY)  # what is left below the limit counts, and not how many are open
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
     return fault
 
 
 def small_files() -> None:
     """No file grows beyond this many bytes, as on a disk with little room left."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4200, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def full_disk() -> None:
