@@ -50,7 +50,8 @@ def written(verb: str, world: World, out: Path) -> dict[str, bytes]:
     if verb in TRAINING:
         return {"weights": weights_of(out)}
     files = [out] if out.is_file() else sorted(path for path in out.rglob("*") if path.is_file())
-    return {path.name: path.read_bytes() for path in files}
+    # What a killed process had staged stays beside the files; it has no name that anybody reads.
+    return {path.name: path.read_bytes() for path in files if ".tmp-" not in path.name}
 
 
 class Killer:
