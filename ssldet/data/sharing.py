@@ -24,8 +24,12 @@ from torch.utils.data import get_worker_info
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # looked at only
 """Where Linux keeps it."""
 
-_WIDTH = 4
-"""Numbers of one row of the record: process id, image or -1, changes so far, refused handing over."""
+_WIDTH = 5
+"""Numbers of one row of the record: process id, image or -1, and changes so far; process id of a worker that could not
+hand over a batch, and why. Two threads of a worker write them, each its own."""
+
+REASONS = ("", "the system refused shared memory or a file", "they can't be pickled")
+"""Why a batch could not be handed over, by the number in the record; the first where none was refused."""
 
 
 class ReadingRecord:
@@ -42,7 +46,7 @@ class ReadingRecord:
             workers: Number of workers.
         """
         self.left_out: set[int] = set()
-        self._rows: Any = multiprocessing.RawArray("q", [-1, -1, 0, 0] * workers) if workers else []
+        self._rows: Any = multiprocessing.RawArray("q", [-1, -1, 0, -1, 0] * workers) if workers else []
         self._seen, self._since = list(self._rows), time.monotonic()
 
     def begin(self, index: int) -> None:
@@ -57,20 +61,24 @@ class ReadingRecord:
         """Note that this worker has read its image."""
         self.begin(-1)
 
-    def refuse(self) -> None:
-        """Note that this worker could not hand over a batch."""
+    def refuse(self, error: Exception) -> None:
+        """Note that this worker could not hand over a batch.
+
+        Args:
+            error: What handing over raised.
+        """
         worker = get_worker_info()
         if worker is not None:
-            row = worker.id * _WIDTH
-            self._rows[row], self._rows[row + 3] = os.getpid(), 1
+            row = worker.id * _WIDTH + 3
+            self._rows[row : row + 2] = [os.getpid(), 1 if isinstance(error, OSError | RuntimeError) else 2]
 
     def read_by(self, process_ids: list[int]) -> list[int]:
         """Return the images that these workers were reading when they died."""
         return [index for process_id, index, *_ in self._each() if process_id in process_ids and index >= 0]
 
-    def refused_by(self, process_ids: list[int]) -> bool:
-        """Tell whether one of these workers could not hand over a batch."""
-        return any(process_id in process_ids and refused for process_id, *_, refused in self._each())
+    def refused_by(self, process_ids: list[int]) -> str:
+        """Say why one of these workers could not hand over a batch; empty where all could."""
+        return REASONS[max((why for *_, process_id, why in self._each() if process_id in process_ids), default=0)]
 
     def still_for(self) -> float:
         """Return for how many seconds no worker has begun or ended reading, as far as earlier calls can tell."""
@@ -114,7 +122,7 @@ class _Queue(Queue):  # type: ignore[type-arg]
 
         The main process sends numbers only.
         """
-        self._reading.refuse()
+        self._reading.refuse(error)
         os._exit(1)
 
 

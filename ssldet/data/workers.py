@@ -245,8 +245,8 @@ class SteadyLoader(DataLoader[Batch]):
         dead = workers if str(death) else ended  # those that are stuck live
         process_ids = [worker.pid for worker in dead if worker.pid is not None]
         full = any(worker.exitcode == -signal.SIGBUS for worker in ended)
-        if full or self.reading.refused_by(process_ids):
-            self._use_pipes(death if not full else _CannotShareError("shared memory is full"))
+        if why := "shared memory is full" if full else self.reading.refused_by(process_ids):
+            self._use_pipes(_CannotShareError(why))
             return
         images = self.reading.read_by(process_ids)
         deaths.update(set(images))  # once per restart: two workers may read the same image

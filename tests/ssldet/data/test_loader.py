@@ -356,7 +356,7 @@ def test_workers_that_cannot_share_memory_send_their_batches_through_pipes(monke
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
     assert seen(stream(workers=2)) == seen(stream())
     (said,) = [record.message for record in caplog.records]
-    assert "loader workers can't hand over batches" in said
+    assert "loader workers can't hand over batches (the system refused shared memory or a file; " in said
     assert "MiB free" in said
     assert "files are open" in said
     assert "--shm-size" in said
