@@ -124,7 +124,9 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except RuntimeError as error:  # of the system, such as too many open files
+        raise CheckpointError(f"{path}: can't be opened ({error})") from error
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({reason_of(error)}); copy it again") from error
     if HEADER not in metadata:
         raise CheckpointError(f"{path}: not written by ssldet; its header does not say which detector it is")

@@ -171,7 +171,9 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dict
-    except (SafetensorError, RuntimeError) as error:
+    except RuntimeError as error:  # of the system, such as too many open files
+        raise CheckpointError(f"{path}: can't be opened ({error})") from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path}: is cut off or damaged ({error}); copy or download it again") from error
 
 
