@@ -49,7 +49,7 @@ def _with_categories_of(task: "ImageClassification", source: Source) -> "ImageCl
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClassification(Task):
-    """Name the class of whole images by a class token: supervised. Defaults are DeiT's.
+    """Name the class of whole images by a class token: supervised, from folder names. Defaults are DeiT's.
 
     Attributes:
         crop_size: Side of the crop of a training image, in pixels.

@@ -25,7 +25,7 @@ from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig,
 
 
 def base() -> Run:
-    """Classify ImageNet for 300 epochs as DeiT does: batch 1024, AdamW at 1e-3, cosine, five epochs of warm-up."""
+    """Supervised: classify ImageNet by FP-DETR-Base for 300 epochs, as DeiT does, in batches of 1024 at 1e-3."""
     return Run(
         task=ImageClassification(),
         detector=BASE,
@@ -39,17 +39,17 @@ def base() -> Run:
 
 
 def small() -> Run:
-    """Do the same in the size of Small."""
+    """Supervised: classify ImageNet by FP-DETR-Small for 300 epochs, as `fp_detr/base` does."""
     return replace(base(), detector=SMALL)
 
 
 def lite() -> Run:
-    """Do the same in the size of Lite."""
+    """Supervised: classify ImageNet by FP-DETR-Lite for 300 epochs, as `fp_detr/base` does."""
     return replace(base(), detector=LITE)
 
 
 def tiny() -> Run:
-    """Classify images of 64 pixels with the detector of `detection/fp_detr-tiny`, without an accelerator."""
+    """Supervised: classify images of 64 pixels with the detector of `detection/fp_detr-tiny`, on a laptop."""
     return Run(
         task=ImageClassification(
             crop_size=64, min_scale=0.4, colours=0, erase=0.0, mixup=0.0, cutmix=0.0, eval_side=64
@@ -76,12 +76,12 @@ def tiny() -> Run:
 
 
 def self_supervised() -> Run:
-    """Contrast crops of unlabelled images for 300 epochs in the size of Lite: batch 1024, otherwise as above."""
+    """Without labels: contrast crops by FP-DETR-Lite for 300 epochs, with the optimiser of `fp_detr/base`."""
     return replace(lite(), task=TokenContrast())
 
 
 def self_supervised_tiny() -> Run:
-    """Contrast crops of 48 pixels with the detector of `tiny`, without an accelerator."""
+    """Without labels: contrast crops of 48 pixels with the detector of `detection/fp_detr-tiny`, on a laptop."""
     run = tiny()
     return replace(
         run,

@@ -15,6 +15,7 @@ from pretext.folders import open_folders
 from pretext.fp_detr import ImageClassification
 from pretext.fp_detr_contrast import TokenContrast
 from pretext.top_one import TopOne
+from ssldet import testing
 from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
@@ -34,6 +35,11 @@ TASK = ImageClassification(
     crop_size=32, min_scale=0.5, colours=0, erase=0.0, mixup=0.0, cutmix=0.0, eval_side=32, categories=3
 )
 SHORT: dict[str, object] = {"data.batch_size": 16, "data.workers": 0, "optim.warmup_steps": 5}
+PATCH_LAWS = (
+    testing.tasks.gradient_reaches_what_trains,
+    testing.tasks.answers_are_measured,
+    testing.tasks.weights_come_back,
+)
 TAUGHT = {"backbone", "projection", "encoder", "joined_encoder"}
 
 
@@ -266,6 +272,21 @@ def test_the_verb_that_promises_to_read_no_label_refuses_classification(scenes: 
         ssldet.pretrain(f"folders:{scenes / 'folders'}", recipe="fp_detr/tiny", out=tmp_path / "pre")
 
 
+@pytest.mark.parametrize("law", PATCH_LAWS, ids=lambda law: law.__name__)
+def test_random_query_patches_are_taught_to_it_too(law: testing.Law) -> None:
+    task = find("ssldet.recipes", "random_query_patch/tiny")().task
+    law(task, replace(TINY, num_queries=10))
+
+
+def test_one_shot_detection_runs_on_it(scenes: Path, tmp_path: Path) -> None:
+    run = replace(find("ssldet.recipes", "one_shot/tiny")(), detector=replace(TINY, num_classes=1))
+    labelled = f"coco:{scenes / 'coco' / 'instances.json'}"
+    fine = ssldet.finetune(
+        "scratch", labelled, val=labelled, recipe=run, steps=2, out=tmp_path / "one", overrides=SHORT
+    )
+    assert "AP50_unseen" in fine.results
+
+
 def test_recipes_are_the_published_ones() -> None:
     for size, detector in (("base", BASE), ("small", SMALL), ("lite", LITE)):
         pretraining, detection = (
@@ -277,6 +298,7 @@ def test_recipes_are_the_published_ones() -> None:
         assert (pretraining.budget.epochs, pretraining.data.batch_size) == (300, 1024)
         assert (detection.budget.epochs, detection.data.batch_size, detection.optim.drops) == (50, 16, (0.8,))
         assert (detection.optim.lr, detection.optim.lr_backbone, detection.optim.clip) == (1e-4, 1e-5, 0.1)
+        assert detection.optim.lr_sampling_factor == 0.1
         weights = (detection.task.class_weight, detection.task.box_l1_weight, detection.task.box_giou_weight)
         assert weights == (2, 5, 2)
     tiny = [find("ssldet.recipes", name)() for name in ("fp_detr/tiny", "fp_detr/self-supervised-tiny")]

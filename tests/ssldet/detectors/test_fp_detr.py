@@ -79,6 +79,15 @@ def test_features_describe_the_last_level_of_the_tokenizer() -> None:
     torch.testing.assert_close(detector.features(torch.ones(1, 3, 64, 64))[0], expected)
 
 
+def test_layers_that_say_where_to_look_are_named() -> None:
+    detector = build()
+    layers = detector.sampling_layers()
+    assert len(layers) == 2 + 3 + 1
+    assert {"encoder.layers.1.self_attn.sampling_offsets", "queries.reference"} <= set(layers)
+    for layer in layers:
+        detector.get_submodule(layer)
+
+
 def test_patches_join_the_content() -> None:
     detector = build()
     queries = PatchQueries(64, 64, num_patches=1, mask_ratio=0.0).eval()
