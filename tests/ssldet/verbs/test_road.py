@@ -169,6 +169,7 @@ def test_validation_may_count_the_classes_otherwise_but_must_name_the_same(
     assert "6 images" in (out / "train.log").read_text()
     assert run.run.data.fraction == 0.5
     assert "12 of 12 images of data.val lie where" in caplog.text
+    assert "although no label was read" in caplog.text
     truth["categories"][0]["name"] = "comet"
     (place / "comet.json").write_text(json.dumps(truth))
     val = f"coco:{place}/comet.json:{place}/made/images"
