@@ -24,7 +24,7 @@ from ssldet.class_scores import SigmoidScores
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.detectors.deformable_detr import FIRST_EXTENT
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
-from ssldet.nn.deformable import DeformableAttention, Levels
+from ssldet.nn.deformable import Levels
 from ssldet.nn.deformable_transformer import DeformableEncoder
 from ssldet.nn.heads import MLP
 from ssldet.nn.joined_encoder import JoinedEncoder, TaskAdaptor
@@ -122,11 +122,6 @@ class FPDETR(Detector):
         self.num_classes = self.scores.num_classes(class_head.out_features)
         self.num_queries = len(queries.embedding)
         self.width = self.feature_channels = level_embedding.weight.shape[1]
-
-    def sampling_layers(self) -> tuple[str, ...]:
-        """Return the layers of sampling offsets, and the one of reference points."""
-        attention = [name for name, module in self.named_modules() if isinstance(module, DeformableAttention)]
-        return (*(f"{name}.sampling_offsets" for name in attention), "queries.reference")
 
     def normalise(
         self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
