@@ -46,8 +46,8 @@ def measure(recipe: str, size: int, batch: int, repeats: int) -> dict[str, Any]:
         repeats: Number of measured steps; one more comes before them.
 
     Returns:
-        `parameters`: number of trainable parameters. `seconds`: of the shortest step, since other programs only lengthen
-        one. `bytes`: by how much the peak of the process's memory grew from before the detector was built.
+        `parameters`: number of trainable parameters. `seconds`: of the shortest step, because other programs only
+        lengthen one. `bytes`: by how much the peak of the process's memory grew from before the detector was built.
     """
     changes: dict[str, object] = {"task.scales": (size,), "task.eval_scale": size, "task.max_size": 2 * size}
     run: Run = override(find("ssldet.recipes", recipe)(), changes | {"task.crop": 0.0})
