@@ -23,6 +23,8 @@ from ssldet.weights.zoo import known_weights
 
 log = logging.getLogger(__name__)
 
+WITHOUT_THEM = "--set detector.backbone.weights=none does without, and finds far less on few photographs"
+"""What to do where weights can't be had."""
 FEW_LABELLED, FEW_UNLABELLED = 5_000, 20_000
 """Numbers of images below which a small model learns as much as a large one, even on an accelerator."""
 
@@ -134,7 +136,7 @@ def _weights_in_words(backbone: BackboneConfig) -> str:
     known = known_weights(str(backbone.weights), backbone.name)
     size = f"{known.megabytes} MB" if known.megabytes else "size not stated"
     place = at_hand(known)
-    where = f"found at {place}" if place is not None else f"to be fetched from {known.address}"
+    where = f"found at {place}" if place is not None else f"to be fetched from {known.address}; {WITHOUT_THEM}"
     return f"its backbone starts from {known.name} ({known.source}; licence {known.licence}; {size}), {where}"
 
 
