@@ -6,7 +6,8 @@ Command:   ssldet finetune runs/pre --data voc:VOC2007:trainval voc:VOC2012:trai
            ssldet finetune runs/pre --data coco:train.json:train2017 --val coco:val.json:val2017
              --recipe detection/coco-150
            ssldet finetune runs/pre --data coco:instances.json --recipe detection/tiny --out runs/fine
-Recipes:   voc-150, voc-300, coco-150, coco-300: epochs; rates drop to a tenth after two thirds of them. r50 is 300 too.
+Recipes:   small: a few hundred photographs on two CPU cores, see `docs/small.md` for its figures.
+           voc-150, voc-300, coco-150, coco-300: epochs; rates drop to a tenth after two thirds of them. r50 is 300 too.
            coco-1-percent, coco-2-percent, coco-5-percent, coco-10-percent: that share of the training images, chosen by
            `data.fraction_seed`, each lot within the next larger one.
            tiny (generated shapes), voc-tiny, coco-tiny (photographs of few and of many objects), coco-tiny-10-percent.
@@ -146,7 +147,7 @@ def small() -> Run:
         optim=OptimConfig(
             lr=3e-4, lr_backbone=1e-4, schedule="cosine", warmup_steps=100, clip=1.0, ema=0.995, weight_decay=1e-4
         ),
-        budget=Budget(steps=3000),
+        budget=Budget(steps=2500),
         checkpoint=CheckpointConfig(every_steps=500),
         log_every=20,
         evaluate_every=250,
