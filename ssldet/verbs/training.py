@@ -301,20 +301,18 @@ def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
     if not (folder.path / "run.toml").exists():
         return
     try:
-        earlier = folder.run()
-        seen = seen_before(earlier.data.train, val)
+        seen = seen_before(folder.run().data.train, val)
     except SsldetError as error:
         log.info("can't tell whether data.val was pretrained on: %s", error)
         return
     if seen:
         log.warning(
-            "%d of %d images of data.val lie where %s was trained, %s for one; its score may flatter it, %s. Train it "
-            "without them, or say so beside the number",
+            "%d of %d images of data.val lie where %s was pretrained, %s for one; its score may flatter it, although "
+            "no label was read. Pretrain without them, or say so beside the number",
             len(seen),
             len(val),
             start,
             seen[0],
-            "and their labels were read" if earlier.task.needs.labels else "although no label was read",
         )
 
 
