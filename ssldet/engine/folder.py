@@ -173,6 +173,8 @@ class RunFolder:
         """Change some entries of `run.json` when the run has failed; this never fails itself."""
         try:
             self.update(**facts)
+        except SetupError as error:  # something else than a file stands there
+            log.error("%s; how the run ended is not written there", error)
         except OSError as error:
             # The new file has no room, but the old one has the place of its own bytes.
             text = json.dumps(finite(self.status() | self._unsaved | facts), indent=2) + "\n"

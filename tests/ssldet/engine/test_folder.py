@@ -85,6 +85,14 @@ def test_a_lock_that_is_no_file_is_said_and_never_waited_for(tmp_path: Path) -> 
         RunFolder(tmp_path).lock()
 
 
+def test_the_end_of_a_run_whose_status_is_no_file_is_said_and_raises_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "run.json")
+    RunFolder(tmp_path).conclude(status="failed")
+    assert "run.json: a pipe, not a regular file; how the run ended is not written there" in caplog.text
+
+
 def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(
     tmp_path: Path, fakes: ModuleType, fork: Callable[..., Any]
 ) -> None:
