@@ -6,13 +6,18 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD)
-SECONDS = 60
-"""Longest life of a process."""
+SECONDS = 240
+"""Longest life of a process; generous, because other processes may take most of the machine."""
+
+_groups: set[int] = set()
+"""Process groups of the verbs, each a verb and its workers; those of which nothing is left are taken out."""
 
 
 def nothing() -> None:
@@ -37,17 +42,21 @@ class Command:
         """Return the exit code, negative for a signal."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
-    def ended(self) -> bool:
-        """Whether it is over; `wait` may still be called."""
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    def ended(self, *, wait: bool = False) -> bool:
+        """Whether it is over, perhaps after waiting for that; `wait` may still be called."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG)) is not None
+
+    def seconds(self) -> float:
+        """Return the time that processors have spent on it; unlike that of the clock, no other process changes it."""
+        return time.clock_gettime((~self.pid << 3) | 2)  # the clock of a process, as Linux numbers it
 
     def killed_after(self, seconds: float) -> int:
-        """Kill it after a time unless it has ended, and return its exit code."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.ended():
+        """Kill it when processors have spent a time on it, unless it has ended, and return its exit code."""
+        while not self.ended():
+            if self.seconds() >= seconds:
+                os.kill(self.pid, signal.SIGKILL)
+                break
             time.sleep(0.002)
-        if not self.ended():
-            os.kill(self.pid, signal.SIGKILL)
         return self.wait()
 
 
@@ -65,8 +74,40 @@ def start(words: Sequence[str], place: Path, fault: Callable[[], object] = nothi
     sys.stderr.flush()
     command.pid = os.fork()
     if command.pid == 0:
+        os.setpgid(0, 0)
         os._exit(_child(words, command, fault))
+    _groups.add(command.pid)
     return command
+
+
+@contextmanager
+def tidy() -> Iterator[None]:
+    """Require that workers end by themselves, those of killed verbs too, and let no temporary files outlive this."""
+    get_temp_dir()  # made here, verbs inherit it; those that are killed could not remove one of their own
+    try:
+        yield
+    finally:
+        end = time.monotonic() + SECONDS
+        while (left := _survivors()) and time.monotonic() < end:
+            time.sleep(0.1)
+        for number in left:
+            os.kill(number, signal.SIGKILL)
+    assert not left, f"processes {left} of verbs that have ended were still there"
+
+
+def _survivors() -> list[int]:
+    """Return the processes of all groups that still run."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            # The name of the program, in brackets, may hold anything.
+            state, _, group = (place / "stat").read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(group) in _groups and state not in "ZX":
+            found[int(place.name)] = int(group)
+    _groups.intersection_update(found.values())
+    return list(found)
 
 
 def _child(words: Sequence[str], command: Command, fault: Callable[[], object]) -> int:

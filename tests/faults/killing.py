@@ -3,7 +3,6 @@
 import random
 import shutil
 import signal
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,9 +74,10 @@ class Killer:
         self._seconds: dict[tuple[str, int], float] = {}
         for verb, workers in TURNS:
             out = self._out(verb, place / f"quiet-{verb}-{workers}")
-            begun = time.monotonic()
-            assert start(world.words(verb, out, workers), place / "said").wait() == 0, (place / "said/err").read_text()
-            self._seconds[verb, workers] = time.monotonic() - begun
+            command = start(world.words(verb, out, workers), place / "said")
+            assert command.ended(wait=True)
+            self._seconds[verb, workers] = command.seconds()
+            assert command.wait() == 0, command.err.read_text()
             found = written(verb, world, out)
             if self._quiet.setdefault(verb, found) != found:
                 self.kills.problems.append(f"{verb}: the number of workers changes the result")
@@ -101,8 +101,8 @@ class Killer:
                 words = self.world.resume(verb, out)
             command = start(words, self.place / "said")
             last = attempt >= (LIVES if verb in TRAINING else 2)
-            share = 100.0 if last else self._chance.random() * (0.4 if verb in TRAINING else 1.0)
-            code = command.killed_after(self._seconds[verb, workers] * share)
+            share = self._chance.random() * (0.4 if verb in TRAINING else 1.0)
+            code = command.wait() if last else command.killed_after(self._seconds[verb, workers] * share)
             if code == -signal.SIGKILL and not last:
                 self.kills.counts[name] = self.kills.counts.get(name, 0) + 1
                 self._look_at(verb, out, name)

@@ -12,6 +12,7 @@ KILLS = 44
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_verbs_write_what_they_write_undisturbed(world: Any, tmp_path: Path) -> None:
     kills = Killer(world, tmp_path, seed=1).until(KILLS)
     assert not kills.problems, str(kills)

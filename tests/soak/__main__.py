@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from tests.faults.forking import tidy
 from tests.faults.formats import formats
 from tests.faults.fuzzing import fuzz
 from tests.faults.killing import Killer
@@ -29,7 +30,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     good = True
-    with tempfile.TemporaryDirectory(prefix="ssldet-soak-") as name:
+    with tempfile.TemporaryDirectory(prefix="ssldet-soak-") as name, tidy():
         folder = Path(name)
         if given.what in {"train", "all"}:
             use = train_for(given.hours * 3600, folder / "training")
