@@ -38,7 +38,7 @@ def require_regular(path: str | Path) -> None:
     _require(os.stat(path), path)  # noqa: PTH116  # a million times
 
 
-def open_regular(path: str | Path, mode: Literal["rb", "wb", "ab", "ab+"] = "rb") -> BinaryIO:
+def open_regular(path: str | Path, mode: Literal["rb", "r+b", "wb", "ab", "ab+"] = "rb") -> BinaryIO:
     """Open a regular file.
 
     Args:

@@ -136,7 +136,7 @@ class Packed:
 
     content: bytes
 
-    def open(self) -> Any:
+    def unpacked(self) -> Any:
         """Return what was packed."""
         return pickle.loads(self.content)  # noqa: S301  # of our own worker processes
 

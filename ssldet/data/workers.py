@@ -137,7 +137,7 @@ class SteadyLoader(DataLoader[Batch]):
                 for result in self._watched(workers, results):
                     received, restarts = received + 1, 0
                     deaths.clear()
-                    yield result.open() if isinstance(result, Packed) else result
+                    yield result.unpacked() if isinstance(result, Packed) else result
                 return
             except _CannotShareError as refusal:
                 self._use_pipes(refusal)

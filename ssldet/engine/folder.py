@@ -28,7 +28,7 @@ from ssldet.locks import NAME as LOCK
 from ssldet.locks import FolderLock
 from ssldet.ranks import rank
 from ssldet.recipe import dumps, fingerprint, load
-from ssldet.regular import NotRegularError, read_text
+from ssldet.regular import NotRegularError, open_regular, read_text
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class RunFolder:
             # The new file has no room, but the old one has the place of its own bytes.
             text = json.dumps(finite(self.status() | self._unsaved | facts), indent=2) + "\n"
             try:
-                with (self.path / "run.json").open("r+b", buffering=0) as file:
+                with open_regular(self.path / "run.json", "r+b") as file:
                     file.write(text.encode())
                     file.truncate()
             except OSError:
