@@ -9,8 +9,9 @@ import pytest
 
 from ssldet.engine.checkpoint import load_weights
 from ssldet.engine.folder import RunFolder
-from ssldet.engine.log import MetricsFile, logged_to
+from ssldet.engine.log import logged_to
 from ssldet.engine.steps import Checkpoints
+from ssldet.engine.writing import PATIENCE, Lines
 from ssldet.errors import CheckpointError, ConfigError, SetupError
 from ssldet.jsonlines import read_lines
 from ssldet.regular import NotRegularError, open_regular, read_bytes, read_text, require_regular
@@ -107,8 +108,11 @@ def test_pipes_in_a_run_folder(tmp_path: Path, caplog) -> None:
             read()
     with pytest.raises(NotRegularError, match="a pipe"):
         read_lines(tmp_path / "metrics.jsonl")
-    with pytest.raises(NotRegularError, match="a pipe"):
-        MetricsFile(tmp_path / "metrics.jsonl")
+    lines = Lines(tmp_path / "metrics.jsonl")
+    for _ in range(PATIENCE - 1):
+        lines.write({"step": 1})
+    with pytest.raises(SetupError, match="a pipe, not a regular file"):
+        lines.write({"step": 1})
     made("a pipe", tmp_path / "train.log")
     with pytest.raises(NotRegularError, match="a pipe"), logged_to(tmp_path / "train.log"):
         pass
