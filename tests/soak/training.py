@@ -18,7 +18,8 @@ WARM_UP = 0.3
 MEMORY_SLOPE = 4.0
 """MiB per hour that the memory of the main process and its workers may grow, plus what its scatter explains."""
 OPEN_FILES = 4
-"""Open files by which a later moment may exceed the first one after warming up."""
+"""Open files by which the second half after warming up may exceed the first, by their lower quartiles: batches on their
+way from workers are open files too, for moments."""
 BYTES_PER_STEP = 1000.0
 """Bytes per step by which the run folder may grow: a line of metrics and one of the log."""
 LOOK = 2.0
@@ -60,7 +61,7 @@ class Use:
             return
         (slope, _), covariance = np.polyfit(hours, memory, 1, cov=True)
         doubt = 3 * float(np.sqrt(covariance[0, 0]))
-        files = max(self.files[first:]) - self.files[first]
+        files = round(np.subtract(*(np.quantile(half, 0.25) for half in np.array_split(self.files[first:], 2)[::-1])))
         steps = self.steps[-1] - self.steps[first]
         growth = (self.disk[-1] - self.disk[first]) / max(1, steps)
         self.summary = (
