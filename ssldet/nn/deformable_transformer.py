@@ -101,12 +101,7 @@ class DeformableDecoderLayer(Layer):
             levels: How the levels lie in the row of cells.
             grouping: Which queries see one another; None means all.
         """
-        grouping = grouping or Grouping()
-        apart = None if grouping.hidden is None else grouping.hidden.unsqueeze(0)
-        value = self._before(self.norm2, content)
-        placed = value + position
-        mixed = self.self_attn(placed, placed, value, hidden=apart, groups=grouping.count)
-        content = self._after(self.norm2, content, mixed)
+        content = self._mix(self.self_attn, self.norm2, content, position, grouping or Grouping())
         asking = self._before(self.norm1, content) + position
         content = self._after(self.norm1, content, self.cross_attn(asking, reference, cells, levels))
         return self._after(self.norm3, content, self._feed(self._before(self.norm3, content)))

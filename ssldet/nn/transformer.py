@@ -145,6 +145,16 @@ class Layer(nn.Module):
         joined = states + self.dropout(branch)
         return joined if self.pre_norm else _call(norm, joined)
 
+    def _mix(
+        self, attention: Attention, norm: nn.Module, content: Tensor, position: Tensor, grouping: Grouping
+    ) -> Tensor:
+        """Return the contents of queries after attention among the queries of each group."""
+        apart = None if grouping.hidden is None else grouping.hidden.unsqueeze(0)
+        value = self._before(norm, content)
+        placed = value + position
+        mixed = attention(placed, placed, value, hidden=apart, groups=grouping.count)
+        return self._after(norm, content, mixed)
+
     def _feed(self, states: Tensor) -> Tensor:
         return _call(self.linear2, self.dropout(self.linear1(states).relu_()))
 
@@ -225,12 +235,7 @@ class DecoderLayer(Layer):
             hidden: True for cells without image.
             grouping: Layout of the queries in groups; `None` means one group.
         """
-        grouping = grouping or Grouping()
-        apart = None if grouping.hidden is None else grouping.hidden.unsqueeze(0)
-        value = self._before(self.norm1, content)
-        placed = value + position
-        mixed = self.self_attn(placed, placed, value, hidden=apart, groups=grouping.count)
-        content = self._after(self.norm1, content, mixed)
+        content = self._mix(self.self_attn, self.norm1, content, position, grouping or Grouping())
         placed = self._before(self.norm2, content) + position
         content = self._after(self.norm2, content, self.multihead_attn(placed, keys, values, hidden=hidden))
         return self._after(self.norm3, content, self._feed(self._before(self.norm3, content)))
