@@ -1,6 +1,7 @@
 """answers, true boxes -> mean overlap of found patches, next to baselines that need no detector."""
 
 from collections.abc import Iterable
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,20 @@ from ssldet.types import Batch, Detections
 GRID = 8
 """Candidate boxes of template matching have their corners on a grid of this many steps along each side."""
 
+TEMPLATE_MEANINGS = MappingProxyType(
+    {
+        "template_iou": "mean overlap of the patches with the boxes whose backbone features are most similar",
+        "constant_iou": "mean overlap of the patches with one box for all of them, whatever the images show",
+    }
+)
+"""What each number of `template_matching` is."""
+
 
 class PatchIoU:
     """Mean overlap of the answer to each patch with the place where it was cut.
 
     The baseline is the best constant box: one box for every patch of every image, chosen to score best on the very
-    boxes that it is scored on. A model that stays below it has learned nothing from the content.
+    boxes that it is scored on.
     """
 
     def __init__(self) -> None:

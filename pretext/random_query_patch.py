@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from pretext.patch_iou import PatchIoU, template_matching
+from pretext.patch_iou import TEMPLATE_MEANINGS, PatchIoU, template_matching
 from ssldet.boxes import to_normalised
 from ssldet.data.geometry import resize_short_side
 from ssldet.data.photometric import Jitter, draw_jitter
@@ -211,6 +211,7 @@ class PatchDetection(PatchObjective):
     """
 
     detr_names = MappingProxyType({"patch_queries.projection.": "patch2query.", "reconstruction.": "feature_align."})
+    probe_meanings = TEMPLATE_MEANINGS
 
     def __init__(self, task: RandomQueryPatch, detector: Detector) -> None:
         """Build the heads, the matcher and the loss terms.
@@ -261,11 +262,11 @@ class PatchDetection(PatchObjective):
         return [most_confident(answers, pixels.shape[1]) for answers in self.answers(batch, self.describe(pixels))]
 
     def probe(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Find the patches by their nearest feature, without a transformer, to see whether the task can be learned.
+        """Find the patches by their nearest feature, without a transformer.
 
         Returns:
-            `template_iou`, and `constant_iou` of the best constant box. If the first does not exceed the second, the
-            features do not tell patches apart and the task can't be learned from content.
+            `template_iou`, and `constant_iou` of the best constant box. Their order does not tell whether the task can
+            be learned: random weights can exceed the constant box, and pretrained ones stay below it.
         """
         return template_matching((batch, *self.describe_all(batch)) for batch in batches)
 

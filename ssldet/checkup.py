@@ -88,7 +88,7 @@ class Findings:
 
 
 def doctor(images: Sequence[str] = ()) -> Findings:
-    """Check the machine and, if given, whether images can be read and the tiny pretext task learned from them.
+    """Check the machine and, if given, whether images can be read, and how the tiny pretext task looks on them.
 
     Args:
         images: Folders, globs, file lists or single files; or `detectron2`, to check its installation instead.
@@ -217,5 +217,6 @@ def _images(images: Sequence[str]) -> Iterator[Finding]:
     fine = share <= DataConfig.max_bad_fraction
     remedy = "" if fine else f"remove them, or train with --set data.max_bad_fraction={share + 0.001:.3f}"
     yield Finding("images", fine, detail, remedy)
-    for name, value in preview(images, draw=False).probe.items():
-        yield Finding(name, None, f"{value:.3f}")
+    measured = preview(images, draw=False)
+    for name, value in measured.probe.items():
+        yield Finding(name, None, f"{value:.3f}, {measured.meanings.get(name, 'a number of the task')}; no forecast")

@@ -26,10 +26,12 @@ class Objective(nn.Module, ABC):
         detector: The detector that is taught.
         detr_names: How names of the task's own heads begin here -> in files with DETR's names, such as those that
             UP-DETR's authors publish. What is not named stays out of such files.
+        probe_meanings: What each number of `probe` is, in words that follow the number.
     """
 
     detector: Detector
     detr_names: ClassVar[Mapping[str, str]] = {}
+    probe_meanings: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:
@@ -56,13 +58,13 @@ class Objective(nn.Module, ABC):
         """
 
     def probe(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Measure, before any training, whether the task can be learned with this backbone and these images.
+        """Measure, before any training, what a task looks like with this backbone and these images.
 
         Args:
             batches: A few training batches, on the device of the objective.
 
         Returns:
-            Named numbers to print; empty where a task has no such check.
+            Named numbers to print, each explained in `probe_meanings`; empty where a task measures nothing.
         """
         return {}
 

@@ -34,7 +34,7 @@ def preview(
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:
-    """Draw the problems that a pretext task makes of your images, and test whether they can be learned.
+    """Draw the problems that a pretext task makes of your images, and measure them untrained.
 
     Args:
         images: Folders, globs, file lists or single files.

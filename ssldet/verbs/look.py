@@ -28,7 +28,9 @@ from ssldet.types import Batch, Detections
 from ssldet.verbs.choosing import Specs, changes_of, resolve
 
 PROBE_BATCHES = 4
-"""Batches on which `probe` tests whether a task can be learned."""
+"""Batches from which `Objective.probe` measures."""
+NO_FORECAST = "these numbers are measured before any training, and do not tell whether training will succeed"
+"""Line that follows the numbers of `Objective.probe`."""
 NOTHING = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
 """Drawn for an answer without boxes."""
 
@@ -39,19 +41,24 @@ class Preview:
 
     Attributes:
         out: File of the picture; `None` where none was drawn.
-        probe: Numbers of `Objective.probe`, which show before any training whether the task can be learned.
+        probe: Numbers of `Objective.probe`, measured before any training.
+        meanings: What each of these numbers is.
     """
 
     out: Path | None
     probe: dict[str, float] = field(default_factory=dict)
+    meanings: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return the text that the command line prints."""
-        return "\n".join([*([str(self.out)] if self.out else []), *(f"{k}  {v:.3f}" for k, v in self.probe.items())])
+        lines = [str(self.out)] if self.out else []
+        lines += [f"{name}  {value:.3f}  {self.meanings.get(name, '')}".rstrip() for name, value in self.probe.items()]
+        return "\n".join([*lines, *([NO_FORECAST] if self.probe else [])])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"out": None if self.out is None else str(self.out), "probe": self.probe}
+        out = None if self.out is None else str(self.out)
+        return {"out": out, "probe": self.probe, "meanings": self.meanings}
 
 
 def preview(
@@ -64,7 +71,7 @@ def preview(
     overrides: Mapping[str, object] | None = None,
     draw: bool = True,
 ) -> Preview:
-    """Draw the problems that a pretext task makes of images, and measure whether they can be learned.
+    """Draw the problems that a pretext task makes of images, and measure them without training anything.
 
     Args:
         images: Folders, globs, file lists or single files.
@@ -83,13 +90,15 @@ def preview(
     size = max(1, min(run.data.batch_size, len(source)))
     loader = training_batches(source, run.task.views(), seed=run.seed, batch_size=size, total_steps=PROBE_BATCHES)
     batches = list(islice(loader, PROBE_BATCHES))
-    probe = assemble(run, source).eval().probe(batches)
+    objective = assemble(run, source).eval()
+    probe = objective.probe(batches)
+    meanings = {name: text for name, text in objective.probe_meanings.items() if name in probe}
     if not draw:
-        return Preview(out=None, probe=probe)
+        return Preview(out=None, probe=probe, meanings=meanings)
     path = Path(out or "preview.png")
     with naming(path):
         contact_sheet(problems_of(batches, count)).save(path)
-    return Preview(out=path, probe=probe)
+    return Preview(out=path, probe=probe, meanings=meanings)
 
 
 def problems_of(batches: Sequence[Batch], count: int) -> list[Image.Image]:

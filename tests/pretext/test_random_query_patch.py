@@ -231,7 +231,7 @@ def test_the_probe_measures_without_training_anything():
     model = objective().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = model.probe([batch(), batch()])
-    assert found.keys() == {"template_iou", "constant_iou"}
+    assert found.keys() == {"template_iou", "constant_iou"} == model.probe_meanings.keys()
     assert all(0 < value < 1 for value in found.values())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 

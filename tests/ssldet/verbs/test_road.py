@@ -12,6 +12,7 @@ from PIL import Image
 import ssldet
 from downstream.annotations.shapes import write_shapes
 from pretext.random_query_patch import RandomQueryPatch
+from ssldet.checkup import doctor
 from ssldet.data.images import ImageSource
 from ssldet.engine.run import OptimConfig
 from ssldet.errors import CheckpointError, ConfigError, DataError
@@ -249,7 +250,16 @@ def test_preview_draws_and_measures(place: Path) -> None:
     seen = ssldet.preview(place / "made" / "images", out=place / "preview.png", count=3, overrides=SMALL)
     with Image.open(place / "preview.png") as picture:
         assert picture.width > 300
-    assert {"template_iou", "constant_iou"} <= seen.probe.keys()
+    assert {"template_iou", "constant_iou"} == seen.probe.keys() == seen.meanings.keys()
+    assert seen.to_json()["meanings"] == seen.meanings
+    _, first, second, last = str(seen).splitlines()
+    assert first == f"template_iou  {seen.probe['template_iou']:.3f}  {seen.meanings['template_iou']}"
+    assert "one box for all of them" in second
+    assert last == "these numbers are measured before any training, and do not tell whether training will succeed"
+    findings = {one.subject: one for one in doctor([str(place / "made" / "images")]).findings}
+    for name, meaning in seen.meanings.items():
+        assert (findings[name].ok, findings[name].remedy) == (None, "")
+        assert findings[name].detail.endswith(f"{meaning}; no forecast")
 
 
 def test_compose_joins_by_name() -> None:
