@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ssldet.errors import suggest
+
+COMPARED = 10
+"""Largest number of unknown names that are compared with the missing ones."""
 LARGEST = 1.8e19
 """Largest weight that can be computed with: the square of a larger one is not finite in 32 bits."""
 
@@ -12,12 +16,18 @@ LARGEST = 1.8e19
 def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """Return one line for each tensor that is missing, not expected, or of another shape.
 
+    A few tensors that are not expected are compared with the missing ones, which may be the same under similar names.
+
     Args:
         expected: What there must be; only names and shapes count.
         given: What there is.
     """
-    missing = [f"{name} is missing" for name in expected if name not in given]
-    unknown = [f"{name} is unknown here" for name in given if name not in expected]
+    absent = [name for name in expected if name not in given]
+    foreign = [name for name in given if name not in expected]
+    # Many names are those of another model, and comparing each with each takes long.
+    similar = absent if len(foreign) <= COMPARED else []
+    missing = [f"{name} is missing" for name in absent]
+    unknown = [f"{name} is unknown here{suggest(name, similar)}" for name in foreign]
     reshaped = [
         f"{name} has shape {list(given[name].shape)} instead of {list(tensor.shape)}"
         for name, tensor in expected.items()

@@ -1,13 +1,12 @@
-"""files of Deformable DETR's authors -> Opened: detection."""
+"""files of Deformable DETR's authors -> Opened: detection, or the task that a file of ours states."""
 
 from downstream.detection import Detection
-from ssldet.errors import CheckpointError
 from ssldet.importing.base import Candidate, Importer, Opened
-from ssldet.recipe import to_document
+from ssldet.recipe import from_document, to_document
+from ssldet.task import Task
 from ssldet.weights.coco import coco_numbering
-from ssldet.weights.deformable_detr import recognise
-from ssldet.weights.deformable_detr_names import from_authors, is_authors
-from ssldet.weights.detr import DEFAULT_HEADS, fill
+from ssldet.weights.deformable_detr import detector_from_authors
+from ssldet.weights.deformable_detr_names import is_authors
 
 
 def open_file(candidate: Candidate) -> Opened:
@@ -19,30 +18,20 @@ def open_file(candidate: Candidate) -> Opened:
     Raises:
         CheckpointError: It holds something else, or more or less than such a detector.
     """
-    theirs, origin = candidate.read()
-    options = origin.options
-    try:
-        state = from_authors(theirs, str(candidate.path))
-        config = recognise(
-            state,
-            heads=int(options.get("nheads", DEFAULT_HEADS)),
-            num_queries=options.get("num_queries"),
-            output_stride=16 if options.get("dilation") is True else 32,
-            dropout=float(options.get("dropout", 0.1)),
-        )
-    except CheckpointError as error:
-        raise CheckpointError(f"{candidate.path}: {error}") from error
-    detector = config.build()
-    fill(detector, state, candidate.path)
-    classes, category_ids = coco_numbering(config.num_classes)
-    task = Detection()
+    file = detector_from_authors(*candidate.read())
+    task = from_document(Task, file.stated["task"]) if "task" in file.stated else Detection()  # type: ignore[type-abstract]
+    classes, category_ids = ((), ()) if file.fresh else coco_numbering(file.config.num_classes)
+    if not file.fresh:
+        classes = tuple(file.stated.get("classes", classes))
+        category_ids = tuple(file.stated.get("category_ids", category_ids))
     info = {
         "task": to_document(task),
-        "detector": to_document(config),
+        "detector": to_document(file.config),
         "classes": list(classes),
         "category_ids": list(category_ids),
     }
-    return Opened(objective=task.objective(detector).eval(), task=task, classes=classes, info=info)
+    objective = task.objective(file.detector).eval()
+    return Opened(objective=objective, task=task, classes=classes, info=info, fresh=file.fresh)
 
 
 def _is_theirs(candidate: Candidate) -> bool:

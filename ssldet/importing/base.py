@@ -34,12 +34,15 @@ class Opened:
         classes: Class names in the order of the labels; empty where the model was trained without classes.
         info: Everything else that the file states: at least `task`, `detector`, `classes` and `category_ids`, as plain
             values.
+        fresh: Sections of the detector of which the file holds no tensor, such as a class head that was removed; they
+            have fresh weights and must be trained.
     """
 
     objective: Objective
     task: Task
     classes: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
 
     @property
     def precision(self) -> Precision:

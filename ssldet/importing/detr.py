@@ -5,13 +5,13 @@ A file that we wrote states its task and classes, which are used instead of the 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from ssldet.errors import CheckpointError
 from ssldet.importing.base import Candidate, Opened
 from ssldet.recipe import from_document, to_document
 from ssldet.task import Task
 from ssldet.weights.detectron2 import is_wrapper
-from ssldet.weights.detr import DetrFile, fill, from_detr, has_detr_names, look_into
+from ssldet.weights.detr import DetrFile, detr_name, fill, from_detr, has_detr_names, look_into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +52,14 @@ def open_detr(candidate: Candidate, assume: Callable[[DetrFile], Assumptions]) -
     assumed = assume(file)
     task = from_document(Task, file.stated["task"]) if "task" in file.stated else assumed.task  # type: ignore[type-abstract]
     objective = task.objective(file.config.build())
-    try:
-        ours = from_detr(file.state, objective.detr_names)
-    except CheckpointError as error:
-        raise CheckpointError(f"{candidate.path}: {error}") from error
-    fill(objective, ours, candidate.path)
-    classes = tuple(file.stated.get("classes", assumed.classes))
+    heads = objective.detr_names
+    ours = from_detr(file.state, heads)
+    fill(objective, ours, candidate.path, named=partial(detr_name, heads=heads), fresh=file.fresh)
+    classes = () if file.fresh else tuple(file.stated.get("classes", assumed.classes))
     info = {
         "task": to_document(task),
         "detector": to_document(file.config),
         "classes": list(classes),
-        "category_ids": list(file.stated.get("category_ids", assumed.category_ids)),
+        "category_ids": [] if file.fresh else list(file.stated.get("category_ids", assumed.category_ids)),
     }
-    return Opened(objective=objective.eval(), task=task, classes=classes, info=info)
+    return Opened(objective=objective.eval(), task=task, classes=classes, info=info, fresh=file.fresh)

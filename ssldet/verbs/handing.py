@@ -22,7 +22,7 @@ def transfer(
     """Copy sections of a trained model into a detector; the report names every tensor that was not copied.
 
     The class head is copied whole where class names are the same, row by row where some of them are, and stays fresh
-    where none are.
+    where none are, or where the file does not hold it.
 
     Args:
         start: A run folder, a weights file or folder that `load` reads, or an opened one.
@@ -36,7 +36,7 @@ def transfer(
     """
     opened = start if isinstance(start, Opened) else open_model(start)
     handed = transferred_sections(opened.task, opened.objective.detector) if sections is None else tuple(sections)
-    fresh, rows = set(expects_fresh), None
+    fresh, rows = {*expects_fresh, *opened.fresh}, None
     if "class_head" in set(handed) - fresh and tuple(classes) != opened.classes:
         matched = match_classes(opened.classes, classes)
         rows = matched if matched.found else None

@@ -1,5 +1,6 @@
 """RUN | FILE -> a trained model, ours or of another project, recognised by content and not by file name."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from ssldet.errors import CheckpointError, suggest
 from ssldet.importing.base import Candidate, Opened, importers
 from ssldet.weights.cache import cached
 from ssldet.weights.zoo import known_detectors
+
+log = logging.getLogger(__name__)
 
 
 def open_model(start: str | Path) -> Opened:
@@ -33,6 +36,24 @@ def open_model(start: str | Path) -> Opened:
     raise CheckpointError(f"{candidate.path}: {_describe(candidate)}; {remedy}")
 
 
+def open_trained(start: str | Path) -> Opened:
+    """Open a model like `open_model`, and refuse one that needs training before it can answer.
+
+    Args:
+        start: As for `open_model`.
+
+    Raises:
+        CheckpointError: There is no such file, or it can't be read, or it lacks whole sections of the detector.
+    """
+    opened = open_model(start)
+    if opened.fresh:
+        raise CheckpointError(
+            f"{start}: holds no {' and no '.join(opened.fresh)}, so it finds nothing before it is trained; start from "
+            f"it with: ssldet finetune {start} --data coco:ANNOTATIONS.json:IMAGES"
+        )
+    return opened
+
+
 def _describe(candidate: Candidate) -> str:
     if candidate.path.is_dir():
         weights = RunFolder(candidate.path).weights
@@ -49,9 +70,13 @@ def load(start: str | Path) -> Detector:
     """Return the detector of a run or a file as a plain `nn.Module`, in evaluation mode.
 
     Args:
-        start: A run folder, a weights file, or any other file or folder that a registered importer reads.
+        start: A run folder, a weights file, or any other file or folder that a registered importer reads. Sections of
+            which a file holds no tensor have fresh weights, with a warning.
     """
-    return open_model(start).objective.detector
+    opened = open_model(start)
+    if opened.fresh:
+        log.warning("%s: holds no %s, which gets fresh weights", start, " and no ".join(opened.fresh))
+    return opened.objective.detector
 
 
 def _place(start: str | Path) -> Path:

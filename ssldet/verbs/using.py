@@ -30,7 +30,7 @@ from ssldet.registry import find, find_or_import, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
 from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Skipped
-from ssldet.verbs.opening import open_model, pick_device
+from ssldet.verbs.opening import open_trained, pick_device
 from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def evaluate(
         raise ConfigError("nothing to evaluate; name a run folder, a weights file, or --predictions FILE")
     if iou is not None:
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
-    opened = open_model(start)
+    opened = open_trained(start)
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, max_dets=max_dets)
     source = prepared(opened.task, _open(specs, masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
@@ -136,7 +136,7 @@ def predict(
         `out`, the number of `images` that were looked at, and `predictions` in COCO results format; where images can't
         be read, `unreadable` names each with the reason.
     """
-    opened = open_model(start)
+    opened = open_trained(start)
     source = _open((images,) if isinstance(images, str) else images)
     queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
     finds_patches = isinstance(opened.objective, PatchObjective)
@@ -188,7 +188,7 @@ def export(start: str | Path, *, to: str, out: str | Path) -> Exported:
         CheckpointError: The format can't hold this detector, or what came back differs.
     """
     exporter = find_or_import("ssldet.exporters", to)
-    opened = open_model(start)
+    opened = open_trained(start)
     report: Exported = exporter(opened.objective, opened.info, Path(out))
     return report
 

@@ -1,20 +1,76 @@
-"""state of a Deformable DETR -> its configuration: what the tensors say of the model, whoever wrote them."""
+"""state of a Deformable DETR -> its configuration, read off the tensors; a file of its authors -> the detector."""
 
+import logging
 import re
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from ssldet.detectors.deformable_detr import DeformableDETRConfig
-from ssldet.errors import CheckpointError
+from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
+from ssldet.errors import CheckpointError, suggest
 from ssldet.nn.backbones import BackboneConfig
+from ssldet.states import few
+from ssldet.weights.copies import take
+from ssldet.weights.deformable_detr_names import BODY, MARK, authors_name, from_authors
+from ssldet.weights.detr import DEFAULT_HEADS, HEADLESS, STATEMENT, fill
+from ssldet.weights.files import Origin
 from ssldet.weights.resnets import name_resnet
 
-BODY = "backbone.body."
-NEEDED = ("level_embedding.weight", "class_head.0.weight", "decoder.layers.0.linear1.weight")
+log = logging.getLogger(__name__)
+
+OUR_BODY = "backbone.body."
+NEEDED = ("level_embedding.weight", "decoder.layers.0.linear1.weight")
 QUERIES = 300
 """Queries of two-stage detectors, which leave no trace in a file."""
+
+
+class AuthorsFile(NamedTuple):
+    """Contents of a file with the names of Deformable DETR's authors.
+
+    Attributes:
+        detector: The detector with all tensors of the file.
+        config: Its configuration.
+        stated: Task, classes and category ids of a file that we wrote; else empty.
+        fresh: Sections of which the file holds no tensor.
+    """
+
+    detector: DeformableDETR
+    config: DeformableDETRConfig
+    stated: dict[str, Any]
+    fresh: tuple[str, ...]
+
+
+def detector_from_authors(state: Mapping[str, Tensor], origin: Origin) -> AuthorsFile:
+    """Build and load the detector in a file with the names of Deformable DETR's authors.
+
+    Args:
+        state: Tensors of the file by name.
+        origin: Path and other contents of the file; its options state what tensors do not show.
+
+    Raises:
+        CheckpointError: The file holds something else, or more or less than such a detector.
+    """
+    path, options = origin.path, origin.options
+    theirs = take(state, MARK, BODY, path)
+    try:
+        ours = from_authors(theirs, str(path))
+        config = recognise(
+            ours,
+            heads=int(options.get("nheads", DEFAULT_HEADS)),
+            num_queries=options.get("num_queries"),
+            output_stride=16 if options.get("dilation") is True else 32,
+            dropout=float(options.get("dropout", 0.1)),
+            named=authors_name,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    fresh = () if any(name.startswith(HEADLESS) for name in ours) else HEADLESS
+    detector = config.build()
+    fill(detector, ours, path, named=authors_name, fresh=fresh)
+    log.info("%s: Deformable DETR, %s, %d classes", path, config.backbone.name, config.num_classes)
+    stated = options.get(STATEMENT)
+    return AuthorsFile(detector, config, stated if isinstance(stated, dict) else {}, fresh)
 
 
 def recognise(
@@ -25,6 +81,7 @@ def recognise(
     output_stride: Literal[16, 32] = 32,
     backbone: str | None = None,
     dropout: float = 0.1,
+    named: Callable[[str], str] = str,
 ) -> DeformableDETRConfig:
     """Read a model's choices off its tensors.
 
@@ -35,13 +92,18 @@ def recognise(
         output_stride: Stride of the backbone's last level, which leaves none either.
         backbone: Name of the backbone, where it need not be a ResNet of torchvision's; `None` recognises those.
         dropout: Dropout, which leaves none either.
+        named: Returns the name in the file of a tensor, for messages.
 
     Raises:
         CheckpointError: This is no Deformable DETR, or none with a ResNet.
     """
-    name = backbone or name_resnet(key.removeprefix(BODY) for key in state if key.startswith(BODY))
-    if name is None or any(needed not in state for needed in NEEDED):
-        raise CheckpointError("not a Deformable DETR with a ResNet; use the file's own code")
+    name = backbone or name_resnet(key.removeprefix(OUR_BODY) for key in state if key.startswith(OUR_BODY))
+    present = [named(key) for key in state]
+    lacking = [f"{named(key)} is missing{suggest(named(key), present)}" for key in NEEDED if key not in state]
+    if name is None:
+        lacking.append(f"its tensors {named(OUR_BODY)}… are no ResNet of torchvision's")
+    if name is None or lacking:
+        raise CheckpointError(f"not a Deformable DETR with a ResNet: {few(lacking)}; use the file's own code")
     levels, width = state["level_embedding.weight"].shape
     kernels = [state[key].shape[-1] for key in state if re.fullmatch(r"projection\.levels\.\d+\.0\.weight", key)]
     two_stage = "proposals.enc_output.weight" in state
@@ -54,7 +116,8 @@ def recognise(
 
     config = DeformableDETRConfig(
         backbone=BackboneConfig(name=name, output_stride=output_stride),
-        num_classes=len(state["class_head.0.weight"]),
+        # Without a class head, the number does not matter: data to fine-tune on bring their own.
+        num_classes=len(state.get("class_head.0.weight", range(DeformableDETRConfig.num_classes))),
         num_queries=num_queries or QUERIES,
         width=width,
         heads=heads,

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ssldet.errors import CheckpointError
-from ssldet.weights.huggingface_names import Naming, from_huggingface, to_huggingface
+from ssldet.weights.copies import prefixes
+from ssldet.weights.huggingface_names import COUNTER, from_huggingface, to_huggingface
+from ssldet.weights.naming import Naming
 
 PARTS = {
     "enc_output.": "proposals.enc_output.",
@@ -33,7 +35,6 @@ AUTHORS = Naming(
         **{f"transformer.{theirs}": ours for theirs, ours in PARTS.items()},
         **HEADS,
     },
-    layers={},
 )
 TRANSFORMERS = Naming(
     starts={
@@ -55,35 +56,40 @@ TRANSFORMERS = Naming(
         },
     },
 )
-MARK = "transformer.level_embed"
-"""A tensor that the authors' files have, and no other file."""
+MARK = re.compile(r"((?:[^.]+\.)*?)transformer\.level_embed$")
+"""A name that the authors' files have, and no other file; the first group is the prefix of the whole model."""
+BODY = re.compile(r"((?:[^.]+\.)*?)backbone\.0\.body\.")
+"""Names of its backbone, likewise."""
 REFINING = "transformer.decoder.bbox_embed."
 """How names begin that only files of detectors have which refine boxes."""
 
 
 def is_authors(names: Iterable[str]) -> bool:
-    """Say whether names are those of a file of Deformable DETR's authors.
+    """Return whether names are those of a file of Deformable DETR's authors, with whatever prefix.
 
     Args:
         names: Of all tensors of a file.
     """
-    return MARK in set(names)
+    return bool(prefixes(names, MARK, BODY))
 
 
 def from_authors(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Rename a state in the authors' naming to that of our detector.
+
+    Names that are not the authors' stay, so that loading lists them with all other problems.
 
     Args:
         state: Tensors in their naming.
         where: Names the origin in a message.
 
     Raises:
-        CheckpointError: A name that they don't have, or heads that contradict one another.
+        CheckpointError: Heads contradict one another.
     """
-    refines = any(name.startswith(REFINING) for name in state)
     joined = _join_heads(state, "transformer.", where)
+    refines = any(name.startswith(REFINING) for name in state) or _heads_differ(joined, "bbox_embed")
     # Their attention is PyTorch's, so that what transformers keeps apart is one here already.
-    return _without_copies(_bare(from_huggingface(joined, where, AUTHORS)), refines=refines, where=where)
+    renamed = {AUTHORS.rename(name) or name: value for name, value in joined.items() if not name.endswith(COUNTER)}
+    return _without_copies(renamed, refines=refines, where=where)
 
 
 def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,15 +98,17 @@ def to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         state: Tensors of a Deformable DETR of ours.
     """
-    renamed = {}
-    for name, value in _with_copies(state).items():
-        theirs = next(
-            theirs + name[len(ours) :]
-            for theirs, ours in sorted(AUTHORS.starts.items(), key=lambda pair: -len(pair[1]))
-            if name.startswith(ours)
-        )
-        renamed[theirs] = value
+    renamed = {authors_name(name): value for name, value in _with_copies(state).items()}
     return renamed | _inside_decoder(renamed, state, "transformer.")
+
+
+def authors_name(name: str) -> str:
+    """Return the name in the authors' files of a tensor of our detector; other names stay.
+
+    Args:
+        name: Such as `box_head.0.layers.0.weight`.
+    """
+    return AUTHORS.backwards.rename(name) or name
 
 
 def from_transformers(state: Mapping[str, Tensor], where: str, *, refines: bool) -> dict[str, Tensor]:
@@ -143,6 +151,13 @@ def _join_heads(state: Mapping[str, Tensor], transformer: str, where: str) -> di
             if not torch.equal(joined.setdefault(inner, value), value):
                 raise CheckpointError(f"{where}: {name} and {inner} differ, and should be one; is the file whole?")
     return joined
+
+
+def _heads_differ(state: Mapping[str, Tensor], kind: str) -> bool:
+    """Return whether some layers have other heads than the first; a file may lack the names inside the decoder."""
+    first = {name.removeprefix(f"{kind}.0."): value for name, value in state.items() if name.startswith(f"{kind}.0.")}
+    others = ((found[1], value) for name, value in state.items() if (found := re.match(rf"{kind}\.\d+\.(.*)", name)))
+    return any(rest in first and not torch.equal(first[rest], value) for rest, value in others)
 
 
 def _without_copies(state: Mapping[str, Tensor], *, refines: bool, where: str) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ those of their mask heads. Files of a pretraining such as UP-DETR's also hold it
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,31 +17,42 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor, nn
 
 from ssldet.detectors.detr import DETR, DETRConfig
-from ssldet.errors import CheckpointError
+from ssldet.errors import CheckpointError, suggest
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
 from ssldet.states import few, infinite, misfits
-from ssldet.weights.detectron2 import configuration_beside, from_wrapper, is_wrapper, look_up
+from ssldet.weights.copies import prefixes, take
+from ssldet.weights.detectron2 import CRITERION, configuration_beside, from_wrapper, is_wrapper, look_up
 from ssldet.weights.files import Origin, read_state
+from ssldet.weights.naming import Naming
 from ssldet.weights.resnets import name_resnet
 
 log = logging.getLogger(__name__)
 
-NAMES = {
-    "backbone.0.body.": "detector.backbone.body.",
-    "input_proj.": "detector.projection.",
-    "transformer.encoder.": "detector.encoder.",
-    "transformer.decoder.": "detector.decoder.",
-    "query_embed.weight": "detector.queries.embedding",
-    "bbox_embed.": "detector.box_head.",
-    "class_embed.": "detector.class_head.",
-    "bbox_attention.": "detector.mask_attention.",
-    "mask_head.": "detector.mask_head.",
-}
-"""Prefix of names in DETR's files -> prefix in the state of our objectives."""
-OURS = {ours: theirs for theirs, ours in NAMES.items()}
+NAMING = Naming(
+    starts={
+        "backbone.0.body.": "detector.backbone.body.",
+        "input_proj.": "detector.projection.",
+        "transformer.encoder.": "detector.encoder.",
+        "transformer.decoder.": "detector.decoder.",
+        "query_embed.weight": "detector.queries.embedding",
+        "bbox_embed.": "detector.box_head.",
+        "class_embed.": "detector.class_head.",
+        "bbox_attention.": "detector.mask_attention.",
+        "mask_head.": "detector.mask_head.",
+    }
+)
+"""Names in DETR's files -> in the state of our objectives."""
 SEGMENTATION = "detr."
 """Prefix of all names of the detector in the files of DETR's mask models."""
+MARK = re.compile(r"((?:[^.]+\.)*?)(?:detr\.){0,2}(?:query_embed|class_embed)\.weight$")
+"""Names that only DETR, and models made from its code, have; the first group is the prefix of the whole model."""
+BODY = re.compile(r"((?:[^.]+\.)*?)(?:detr\.){0,2}backbone\.0\.(?:body|backbone)\.")
+"""Names of its backbone, likewise."""
+NEEDED = ("query_embed.weight", "transformer.decoder.layers.0.linear1.weight", "input_proj.weight")
+CLASS_HEAD = "class_embed."
+HEADLESS = ("class_head",)
+"""Sections without tensors in a file whose class head was removed, as DETR's authors advise for other classes."""
 NO_HEADS: Mapping[str, str] = MappingProxyType({})
 MASK_HEADS = ("bbox_attention.", "mask_head.")
 DEFAULT_HEADS = 8
@@ -83,11 +95,13 @@ class DetrFile(NamedTuple):
         config: Configuration that builds its detector.
         state: Its tensors in DETR's naming.
         stated: Task, classes and category ids of a file that we wrote; else empty.
+        fresh: Sections of which it holds no tensor.
     """
 
     config: DETRConfig
     state: dict[str, Tensor]
     stated: dict[str, Any]
+    fresh: tuple[str, ...] = ()
 
 
 class LoadedDetr(NamedTuple):
@@ -105,34 +119,48 @@ class LoadedDetr(NamedTuple):
 
 
 def has_detr_names(names: Iterable[str]) -> bool:
-    """Tell whether names are those of a DETR, or of a model made from its code.
+    """Tell whether names are those of a DETR, or of a model made from its code, with whatever prefix.
 
     Args:
         names: Names of all tensors of a file.
     """
-    return not {"query_embed.weight", "class_embed.weight"}.isdisjoint(bare_names(names))
+    return bool(prefixes(names, MARK, BODY))
 
 
 def bare_names(names: Iterable[str]) -> set[str]:
-    """Return names without the prefixes of models that contain a DETR.
+    """Return the names of a DETR in a file without the prefixes of models that contain it.
 
     Args:
         names: Names of all tensors of a file.
     """
-    return {name.removeprefix(SEGMENTATION).removeprefix(SEGMENTATION) for name in names}
+    names = list(names)
+    prefix = next(iter(prefixes(names, MARK, BODY)), "")
+    inner = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    return {name.removeprefix(SEGMENTATION).removeprefix(SEGMENTATION) for name in inner}
 
 
 def from_detr(state: Mapping[str, Tensor], heads: Mapping[str, str] = NO_HEADS) -> dict[str, Tensor]:
     """Rename a state in DETR's naming to that of our objectives: `detector.…`, and other heads.
 
+    Names that are neither DETR's nor those of the heads stay, so that `fill` lists them with all other problems.
+
     Args:
         state: Tensors in DETR's naming.
         heads: Prefix of the names of heads in our objective -> prefix in DETR's naming.
-
-    Raises:
-        CheckpointError: A name is neither one of DETR's nor one of the heads.
     """
-    return _rename(_bare(state), NAMES | {theirs: ours for ours, theirs in heads.items()}, "DETR")
+    naming = _with_heads(heads)
+    return {naming.rename(name) or name: value for name, value in _bare(state).items()}
+
+
+def detr_name(name: str, heads: Mapping[str, str] = NO_HEADS) -> str:
+    """Return the name in DETR's files of a tensor of our objectives or detectors; other names stay.
+
+    Args:
+        name: Such as `detector.box_head.layers.0.weight`, or the same without `detector.`.
+        heads: Prefix of the names of heads in our objective -> prefix in DETR's naming.
+    """
+    naming = _with_heads(heads).backwards
+    return naming.rename(name) or naming.rename(f"detector.{name}") or name
 
 
 def to_detr(state: Mapping[str, Tensor], heads: Mapping[str, str] = NO_HEADS) -> dict[str, Tensor]:
@@ -145,7 +173,10 @@ def to_detr(state: Mapping[str, Tensor], heads: Mapping[str, str] = NO_HEADS) ->
     Raises:
         CheckpointError: A name has no counterpart in DETR's files.
     """
-    renamed = _rename(state, OURS | dict(heads), "our DETR")
+    naming = _with_heads(heads).backwards
+    if unknown := [name for name in state if naming.rename(name) is None]:
+        raise CheckpointError(f"{len(unknown)} tensors are not our DETR's: {few(unknown)}; use the file's own code")
+    renamed = {naming.rename(name) or name: value for name, value in state.items()}
     if not any(name.startswith(MASK_HEADS) for name in renamed):
         return renamed
     return {name if name.startswith(MASK_HEADS) else SEGMENTATION + name: value for name, value in renamed.items()}
@@ -175,30 +206,33 @@ def recognise(
     state = _bare(state)
     body = [name.removeprefix("backbone.0.body.") for name in state if name.startswith("backbone.0.body.")]
     backbone = backbone or name_resnet(body)
-    if backbone is None or "class_embed.weight" not in state or "query_embed.weight" not in state:
+    lacking = [f"{name} is missing{suggest(name, state)}" for name in NEEDED if name not in state]
+    if backbone is None:
+        lacking.append(f"its {len(body)} tensors backbone.0.body.… are no ResNet of torchvision's")
+    if backbone is None or lacking:
         raise CheckpointError(
-            "not a DETR with a ResNet (it lacks backbone.0.body.…, class_embed or query_embed); "
-            "load backbones by detector.backbone.weights, and our own files by their run folder"
+            f"not a DETR with a ResNet: {few(lacking)}; load backbones by detector.backbone.weights, and our own files "
+            "by their run folder"
         )
     num_queries, width = state["query_embed.weight"].shape
     pre_norm = "transformer.encoder.norm.weight" in state
     masks = any(name.startswith(MASK_HEADS) for name in state)
     config = DETRConfig(
         backbone=BackboneConfig(name=backbone, output_stride=output_stride),
-        num_classes=len(state["class_embed.weight"]) - 1,
+        num_classes=_classes(state),
         num_queries=num_queries,
         width=width,
         heads=heads,
         encoder_layers=_depth(state, "transformer.encoder.layers."),
         decoder_layers=_depth(state, "transformer.decoder.layers."),
-        feedforward=len(state.get("transformer.decoder.layers.0.linear1.weight", ())),
+        feedforward=len(state["transformer.decoder.layers.0.linear1.weight"]),
         pre_norm=pre_norm,
         masks=masks,
         mask_attention=(mask_attention or ("per_head" if pre_norm else "joint")) if masks else "per_head",
     )
     if problems := config.problems():
         raise CheckpointError(f"recognised as DETR, but {'; '.join(problems)}; name the right number of heads")
-    own = sum(name.startswith(tuple(NAMES)) for name in state)
+    own = sum(name.startswith(tuple(NAMING.starts)) for name in state)
     return RecognisedDetr(config=config, tensors=own, beside=len(state) - own)
 
 
@@ -226,13 +260,10 @@ def detector_from_file(
     """
     file = look_into(*read_state(path), heads=heads, output_stride=output_stride, mask_attention=mask_attention)
     detector = file.config.build()
-    try:
-        ours = from_detr(file.state, beside)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    own = {name.removeprefix("detector."): value for name, value in ours.items() if name.startswith("detector.")}
-    fill(detector, own, path)
-    heads_beside = {name: value for name, value in ours.items() if not name.startswith("detector.")}
+    ours = from_detr(file.state, beside)
+    heads_beside = {name: value for name, value in ours.items() if name.startswith(tuple(beside))}
+    own = {name.removeprefix("detector."): value for name, value in ours.items() if name not in heads_beside}
+    fill(detector, own, path, named=detr_name, fresh=file.fresh)
     return LoadedDetr(detector, heads_beside, to_document(file.config))
 
 
@@ -258,6 +289,7 @@ def look_into(
     """
     path, options = origin.path, origin.options
     dilated = options.get("dilation", "dc5" in path.name.casefold())
+    state = {name: value for name, value in take(state, MARK, BODY, path).items() if name != CRITERION}
     try:
         if is_wrapper(state):
             state = from_wrapper(state)
@@ -275,38 +307,42 @@ def look_into(
     taken = f"; mask_attention={recognised.config.mask_attention}" if recognised.config.masks else ""
     log.info("%s: %s%s", path, recognised, taken)
     stated = options.get(STATEMENT)
-    return DetrFile(recognised.config, dict(state), stated if isinstance(stated, dict) else {})
+    fresh = () if any(CLASS_HEAD in name for name in state) else HEADLESS
+    return DetrFile(recognised.config, dict(state), stated if isinstance(stated, dict) else {}, fresh)
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def fill(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    named: Callable[[str], str] = str,
+    fresh: Iterable[str] = (),
+) -> None:
     """Load a state whose tensors are exactly those of a module; nothing is changed if they are not.
 
     Args:
         module: A detector, or the objective that contains it; changed in place.
         state: Tensors by the names of the module.
         path: File of the tensors, for messages.
+        named: Returns the name in the file of a tensor, for messages.
+        fresh: Sections that the file does not hold, which keep their fresh weights.
 
     Raises:
-        CheckpointError: A tensor is missing, unexpected, of another shape or not finite.
+        CheckpointError: A tensor is missing, unexpected, of another shape or not finite; the message lists all.
     """
-    if wrong := misfits(module.state_dict(), state) + infinite(state):
+    fresh = set(fresh)
+    absent = {name for name in module.state_dict() if not fresh.isdisjoint(name.split("."))}
+    expected = {named(name): value for name, value in module.state_dict().items() if name not in absent}
+    given = {named(name): value for name, value in state.items()}
+    if wrong := misfits(expected, given) + infinite(given):
         raise CheckpointError(f"{path}: does not fit the detector it looks like: {few(wrong)}; is the file whole?")
-    module.load_state_dict(dict(state), strict=True)
+    module.load_state_dict(dict(state), strict=not absent)
 
 
-def _rename(state: Mapping[str, Tensor], names: Mapping[str, str], kind: str) -> dict[str, Tensor]:
-    renamed, unknown = {}, []
-    for name, value in state.items():
-        start = next((start for start in names if name.startswith(start)), None)
-        if start is None:
-            unknown.append(name)
-        else:
-            renamed[names[start] + name[len(start) :]] = value
-    if unknown:
-        raise CheckpointError(
-            f"{len(unknown)} tensors are not {kind}'s, such as {unknown[0]!r}; use the file's own code"
-        )
-    return renamed
+def _with_heads(heads: Mapping[str, str]) -> Naming:
+    """Return DETR's naming, and that of heads, which are given from ours to theirs."""
+    return Naming(starts={**NAMING.starts, **{theirs: ours for ours, theirs in heads.items()}})
 
 
 def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -317,6 +353,12 @@ def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _stated_softmax(options: Mapping[str, Any]) -> Softmax | None:
     stated = options.get("mask_attention")
     return stated if stated in get_args(Softmax) else None
+
+
+def _classes(state: Mapping[str, Tensor]) -> int:
+    """Return the number of classes; any number without a class head, since data to fine-tune on bring their own."""
+    head = next((state[CLASS_HEAD + kind] for kind in ("weight", "bias") if CLASS_HEAD + kind in state), None)
+    return DETRConfig.num_classes if head is None else len(head) - 1
 
 
 def _depth(names: Iterable[str], start: str) -> int:

@@ -7,15 +7,16 @@ with a closed list of harmless classes; there is no fallback for files that need
 import argparse
 import contextlib
 import json
+import logging
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +26,13 @@ from torch.serialization import safe_globals
 
 from ssldet.errors import CheckpointError, suggest
 from ssldet.regular import open_regular, require_regular
+from ssldet.weights.copies import COUNTERS, completed, is_averaged
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student")
-"""Keys under which projects store the state beside optimizer, epoch and the like; the first present is used."""
+log = logging.getLogger(__name__)
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "module", "shadow")
+"""Keys under which projects store the state beside optimizer, epoch and the like; the first present is used. Averaged
+weights, such as those under `model_ema`, are used before all of them."""
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """Bytes after the two of the pickle protocol in torch files that are older than the zip format."""
 ZIP_MAGIC = b"PK\x03\x04"
@@ -88,15 +93,17 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
         document, metadata = _read_safetensors(path)
     else:
         document = _read_torch(path)
-    tensors, wrapper, ignored = _unwrap(document, path)
-    state, prefix = _strip(tensors, path)
-    return state, Origin(
+    found, plain = _choose(document, path)
+    if plain is not None:
+        log.warning("%s: took the averaged weights, %s, not those of %s", path, found.wrapper, plain.wrapper or "it")
+        found = found._replace(state=completed(found.state, plain.state, path))
+    return found.state, Origin(
         path=path,
         form=form,
-        wrapper=wrapper,
-        beside=tuple(map(str, document)) if wrapper else (),
-        prefix=prefix,
-        ignored=ignored,
+        wrapper=found.wrapper,
+        beside=tuple(map(str, document)) if found.wrapper else (),
+        prefix=found.prefix,
+        ignored=found.ignored,
         options=_options(document, metadata),
         metadata=metadata,
     )
@@ -114,8 +121,10 @@ def read_header(path: Path) -> tuple[frozenset[str], dict[str, str]]:
     try:
         require_regular(path)
         with safe_open(path, framework="pt") as file:
-            names, _ = _strip(dict.fromkeys(file.keys()), path)
-            return frozenset(names), file.metadata() or {}
+            metadata = file.metadata() or {}
+            names = dict.fromkeys(file.keys())
+            names, _ = _strip(names | dict.fromkeys(name for name, _ in _second_names(names, metadata)), path)
+            return frozenset(names), metadata
     except (SafetensorError, CheckpointError, OSError, RuntimeError):  # the last where too many files are open
         return frozenset(), {}
 
@@ -170,11 +179,18 @@ def _check_archive(path: Path, size: int) -> None:
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dict
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except RuntimeError as error:  # of the system, such as too many open files
         raise CheckpointError(f"{path}: can't be opened ({error})") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: is cut off or damaged ({error}); copy or download it again") from error
+    return state | {name: state[kept] for name, kept in _second_names(state, metadata)}, metadata
+
+
+def _second_names(names: Collection[str], metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the names that `safetensors.torch.save_model` left out because of shared tensors, and those it kept."""
+    yield from ((name, kept) for name, kept in metadata.items() if kept in names and name not in names)
 
 
 def _read_torch(path: Path) -> Any:
@@ -194,23 +210,53 @@ def _read_torch(path: Path) -> Any:
         raise CheckpointError(f"{path}: is cut off or damaged; copy or download it again") from error
 
 
-def _unwrap(document: Any, path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """Return the tensors inside wrappers, the keys that led to them, and the names of other entries."""
+class _Unwrapped(NamedTuple):
+    """Tensors inside wrappers, the keys that led to them, the prefix of their names, and the names of other entries."""
+
+    state: dict[str, Tensor]
+    wrapper: str
+    prefix: str
+    ignored: tuple[str, ...]
+
+
+def _choose(document: Any, path: Path) -> tuple[_Unwrapped, _Unwrapped | None]:
+    """Return the weights to take, and the trained ones where these are their average."""
+    keys = document if isinstance(document, Mapping) else ()
+    averaged = next((key for key in keys if is_averaged(str(key)) and _holds_tensors(document[key])), None)
+    if averaged is None:
+        return _unwrap(document, path), None
+    rest = {key: value for key, value in document.items() if key != averaged}
+    plain = _unwrap(rest, path) if _holds_tensors(rest) else None
+    return _unwrap({averaged: document[averaged]}, path, (averaged, *WRAPPERS)), plain
+
+
+def _innermost(document: Any, wrappers: Sequence[str] = WRAPPERS) -> tuple[Mapping[Any, Any], list[str]]:
+    """Return what the wrappers hold, and the keys that led to it."""
     trail: list[str] = []
     while isinstance(document, Mapping):
-        inner = next((key for key in WRAPPERS if isinstance(document.get(key), Mapping)), None)
+        inner = next((key for key in wrappers if isinstance(document.get(key), Mapping)), None)
         if inner is None:
-            break
+            return document, trail
         document = document[inner]
         trail.append(inner)
-    found = document if isinstance(document, Mapping) else {}
+    return {}, trail
+
+
+def _holds_tensors(document: Any) -> bool:
+    return any(isinstance(name, str) and _is_tensor(value) for name, value in _innermost(document)[0].items())
+
+
+def _unwrap(document: Any, path: Path, wrappers: Sequence[str] = WRAPPERS) -> _Unwrapped:
+    found, trail = _innermost(document, wrappers)
     state = {name: value.detach() for name, value in found.items() if isinstance(name, str) and _is_tensor(value)}
     if not state:
         raise CheckpointError(f"{path}: holds no tensors by name; save a model's state_dict()")
     for name, value in state.items():
         if value.layout != torch.strided or value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise CheckpointError(f"{path}: {name} claims more numbers than the file holds; don't use it")
-    return state, ".".join(trail), tuple(str(name) for name in found if name not in state)
+    ignored = tuple(str(name) for name in found if name not in state)
+    state, prefix = _strip(state, path)
+    return _Unwrapped(state, ".".join(trail), prefix, ignored)
 
 
 def _is_tensor(value: object) -> bool:
@@ -228,11 +274,13 @@ def _options(document: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _strip(state: dict[str, Content], path: Path) -> tuple[dict[str, Content], str]:
-    """Remove the prefixes that data parallelism and compilation add to a model's names."""
+    """Remove what data parallelism, compilation and averaging add to a model's names, and the counters of averages."""
     prefix, found = "", {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     if len(found) != len(state):
         raise CheckpointError(f"{path}: holds a compiled and a plain copy of one tensor; keep one of them")
-    while all(name.startswith("module.") for name in found):
+    while True:
+        inner = {name: value for name, value in found.items() if name not in COUNTERS}
+        if not inner or not all(name.startswith("module.") for name in inner):
+            return found, prefix
         prefix += "module."
-        found = {name.removeprefix("module."): value for name, value in found.items()}
-    return found, prefix
+        found = {name.removeprefix("module."): value for name, value in inner.items()}

@@ -6,26 +6,12 @@ have matrices of their own there; ours, as PyTorch's and DETR's, are one.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ssldet.errors import CheckpointError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Naming:
-    """How one architecture of theirs names its tensors.
-
-    Attributes:
-        starts: How a name begins there -> how it begins in our detector.
-        layers: For encoder and decoder, by how our names begin: what the parts of a layer are called there -> here.
-    """
-
-    starts: Mapping[str, str]
-    layers: Mapping[str, Mapping[str, str]]
-
+from ssldet.weights.naming import Naming
 
 DETR_NAMING = Naming(
     starts={
@@ -56,6 +42,7 @@ DETR_NAMING = Naming(
 SEGMENTATION = "detr."
 """What precedes all names but those of the mask heads, where there are any."""
 MASK_HEADS = ("bbox_attention.", "mask_head.")
+BODY = "backbone.body."
 PROJECTIONS = "q", "k", "v"
 COUNTER = "num_batches_tracked"
 
@@ -100,7 +87,8 @@ def to_huggingface(state: Mapping[str, Tensor], naming: Naming = DETR_NAMING) ->
     """
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
-        theirs = _rename_back(name, naming)
+        theirs = naming.backwards.rename(name)
+        assert theirs is not None, f"{name} is no name of a detector of ours"
         base, packed, kind = theirs.rpartition("in_proj_")
         parts = zip(PROJECTIONS, value.chunk(3), strict=True) if packed else ()
         renamed |= {f"{base}{letter}_proj.{kind}": part for letter, part in parts} or {theirs: value}
@@ -110,31 +98,10 @@ def to_huggingface(state: Mapping[str, Tensor], naming: Naming = DETR_NAMING) ->
 
 
 def _rename(name: str, naming: Naming) -> str | None:
-    start = next((start for start in naming.starts if name.startswith(start)), None)
-    if start is None:
-        return None
-    ours, rest = naming.starts[start], name[len(start) :]
-    if ours == "backbone.body.":
-        return ours + _body_name(rest)
-    if ours in naming.layers:
-        return ours + _layer_name(rest, naming.layers[ours])
-    return ours + rest
-
-
-def _rename_back(name: str, naming: Naming) -> str:
-    theirs, ours = max(
-        ((theirs, ours) for theirs, ours in naming.starts.items() if name.startswith(ours)),
-        key=lambda pair: len(pair[1]),
-    )
-    rest = name[len(ours) :]
-    if ours in naming.layers:
-        back = {mine: yours for yours, mine in naming.layers[ours].items()}
-        rest = _layer_name(rest, back)
-    return theirs + rest
-
-
-def _layer_name(name: str, names: Mapping[str, str]) -> str:
-    return re.sub(r"^(layers\.\d+\.)(\w+)", lambda found: found[1] + names.get(found[2], found[2]), name)
+    ours = naming.rename(name)
+    if ours is not None and ours.startswith(BODY):
+        return BODY + _body_name(ours.removeprefix(BODY))
+    return ours
 
 
 def _body_name(name: str) -> str:
