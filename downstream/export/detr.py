@@ -6,19 +6,16 @@ not with its default of 91. A detector with masks becomes a `DETRsegm`; the opti
 DETR's code always computes `joint` maps and UP-DETR's always `per_head` ones.
 """
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from downstream.export.card import model_card, statement
-from downstream.export.proof import Comparison, ExportReport, same_detector, write_proven
+from downstream.export.proof import Comparison, ExportReport, same_detector, torch_writer, write_proven
 from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETR
-from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssldet.nn.masks import NORM_GROUPS, MaskHead
@@ -66,15 +63,11 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     stated = statement(info, whole=len(kept) == len(objective.state_dict()))
     document = {"model": state, "args": _options(detector, state) | {STATEMENT: stated}}
 
-    def write(path: Path) -> None:
-        content = io.BytesIO()
-        torch.save(document, content)
-        write_whole(path, content.getbuffer(), Disk())
-
     def read_back(path: Path) -> Comparison:
         return same_detector(detector, detector_from_file(path, objective.detr_names).detector)
 
-    return write_proven(out, write, read_back, model_card(objective, info, USE.format(name=out.name)))
+    card = model_card(objective, info, USE.format(name=out.name))
+    return write_proven(out, torch_writer(document), read_back, card)
 
 
 def unfit(detector: Detector) -> list[str]:

@@ -1,5 +1,6 @@
 """model, copy loaded from its exported file -> `ExportReport`: whether tensors and answers to images are the same."""
 
+import io
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +130,21 @@ def _place(stage: Path, out: Path, card: str) -> None:
 
 def _card_beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.md")
+
+
+def torch_writer(document: Mapping[str, Any]) -> Callable[[Path], None]:
+    """Return a function that writes a torch file.
+
+    Args:
+        document: Tensors and plain values.
+    """
+
+    def write(path: Path) -> None:
+        content = io.BytesIO()
+        torch.save(dict(document), content)
+        write_whole(path, content.getbuffer(), Disk())
+
+    return write
 
 
 def same_detector(detector: Detector, copy: Detector) -> Comparison:

@@ -14,11 +14,12 @@ import torch
 from downstream.detection import Detection
 from downstream.export.detr import export as export_detr
 from ssldet import testing
+from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
 from ssldet.registry import find, names
 from ssldet.task import Objective
 from ssldet.testing import exporters as laws
-from tests.models import SMALL_DETR
+from tests.models import SMALL_DEFORMABLE_DETR, SMALL_DETR
 
 ROOT = Path(__file__).parents[2]
 TASK = Detection(eval_scale=96, max_size=160, scales=(64, 96))
@@ -36,14 +37,22 @@ OUT = {
     "timm": "model",
 }
 """Name of what an exporter writes, where it is not `model.pth`."""
+DETECTORS = {
+    "deformable_detr": replace(
+        SMALL_DEFORMABLE_DETR, backbone=BackboneConfig(name="resnet50"), refine_boxes=True, two_stage=True
+    )
+}
+"""Detector of an exporter that does not write every DETR."""
 PARTIAL = {"onnx", "timm", "torchvision", "detectron2-backbone"}
 """Those that write a backbone alone, or a graph."""
 
 
 def case_of(exporter: Any, name: str = "") -> testing.ExportCase:
-    objective = TASK.objective(CONFIG.build()).eval()
+    config = DETECTORS.get(name, CONFIG)
+    objective = TASK.objective(config.build()).eval()
     out, whole = OUT.get(name, "model.pth"), name not in PARTIAL
-    return testing.ExportCase(exporter=exporter, objective=objective, info=INFO, out=out, whole=whole)
+    info = INFO | {"detector": to_document(config)}
+    return testing.ExportCase(exporter=exporter, objective=objective, info=info, out=out, whole=whole)
 
 
 @pytest.mark.parametrize("law", testing.EXPORT_LAWS, ids=lambda law: law.__name__)
