@@ -33,11 +33,17 @@ class SSLDetBackbone(Backbone):  # type: ignore[misc]  # untyped where it is abs
         """
         super().__init__()
         self.body = network.body
-        self.__dict__["network"] = network
+        # PyTorch does not register what a tuple holds, so that names of parameters do not begin with `network.` too.
+        self._network = (network,)
         self.names = [f"res{int(math.log2(stride))}" for stride in network.level_strides]
         self._out_features = [name for name in features if self.names.index(name) >= 0]
         self._out_feature_channels = dict(zip(self.names, network.level_channels, strict=True))
         self._out_feature_strides = dict(zip(self.names, network.level_strides, strict=True))
+
+    @property
+    def network(self) -> OurBackbone:
+        """The wrapped network, whose parameters are those of `body`."""
+        return self._network[0]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Return the levels of normalised images."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from downstream.export.detectron2.names import BY_ENDING
+from downstream.export.detectron2.schedule import misplaced
 from downstream.one_shot import OneShot
 from ssldet.detectors.base import DetectorConfig
 from ssldet.errors import CheckpointError, ConfigError
@@ -57,8 +58,10 @@ def blueprint(
 
     Raises:
         CheckpointError: The configuration beside the weights can't be read.
-        ConfigError: There are no classes, or no such recipe.
+        ConfigError: There are no classes, or no such recipe, or detectron2 decides what an override sets.
     """
+    if wrong := misplaced(overrides or {}):
+        raise ConfigError(wrong)
     if not classes:
         raise ConfigError("the dataset names no classes; register it by ssldet, or set thing_classes of its metadata")
     run = resolve(recipe)

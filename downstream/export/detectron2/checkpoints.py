@@ -6,7 +6,6 @@ compared with those recorded from detectron2. `.pth` and `.safetensors` hold the
 ours.
 """
 
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,8 +28,9 @@ from downstream.export.detectron2.sidecar import (
     wrapper_configuration,
 )
 from downstream.export.detr import unfit as unfit_for_detr
-from downstream.export.proof import Comparison, ExportReport, same_detector, write_proven
+from downstream.export.proof import Comparison, ExportReport, same_detector, torch_writer, write_proven
 from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.base import backbone_of as configured_backbone
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.disk import Disk, write_whole
 from ssldet.engine.checkpoint import load_exactly
@@ -165,23 +165,23 @@ def export_backbone(objective: Objective, info: Mapping[str, Any], out: Path) ->
         SetupError: The file can't be written.
     """
     _require_suffix(out)
-    backbone, config = backbone_of(objective, out), _config(info)
+    backbone, config = backbone_of(objective, out), configured_backbone(_config(info))
     ours = {name: value for name, value in weights_of(backbone).items() if not name.endswith(COUNTER)}
     reasons = _unfit_backbone(backbone)
-    if reasons or not isinstance(config, DETRConfig):
+    if reasons or config is None:
         raise CheckpointError(f"{out}: detectron2 can't hold this backbone: {'; '.join(reasons)}")
     state = {resnet_to_detectron2(name): value for name, value in ours.items()}
 
     def read_back(path: Path) -> Comparison:
         loaded, _ = read_state(path)
-        require(loaded, resnet_shapes(config.backbone.name.rpartition("/")[2]), path)
+        require(loaded, resnet_shapes(config.name.rpartition("/")[2]), path)
         if installed():
             network = resnet_of(path.with_suffix(CONFIGURATION))
             load_through(network, path, by_ending=path.suffix == ".safetensors")
             loaded = {name: value for name, value in network.state_dict().items() if not name.endswith(COUNTER)}
             compared = same_backbone(backbone, network, lambda images: network(images)[FEATURES], (SIDE, SIDE))
         else:
-            copy = build_backbone(config.backbone)
+            copy = build_backbone(config)
             plain = {resnet_from_detectron2(name): value for name, value in loaded.items()}
             copy.body.load_state_dict(plain, strict=False)
             compared = same_backbone(backbone, copy, copy, (SIDE, SIDE))
@@ -245,9 +245,7 @@ def _writer(state: Mapping[str, Tensor], **beside: Any) -> Callable[[Path], None
             stated = {"args": json.dumps(beside["args"])} if "args" in beside else {}
             write_whole(path, save(dict(state), metadata={"format": "pt"} | stated), Disk())
         else:
-            content = io.BytesIO()
-            torch.save({"model": dict(state)} | beside, content)
-            write_whole(path, content.getbuffer(), Disk())
+            torch_writer({"model": dict(state)} | beside)(path)
 
     return write
 

@@ -4,9 +4,15 @@ detectron2 calls `setup_environment` when it is imported, so its own `tools/trai
 only affect our model; loaders and optimisers of all other models stay as they are.
 """
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+
+from ssldet.errors import ConfigError
+from ssldet.verbs.choosing import resolve
+
+log = logging.getLogger(__name__)
 
 KEYS: dict[str, Any] = {
     "RECIPE": "detection/r50",
@@ -82,8 +88,8 @@ def _train_loader(cfg: Any) -> Any:
         set=cfg.MODEL.SSLDET.SET,
         fraction=cfg.MODEL.SSLDET.FRACTION,
         seed=max(0, cfg.SEED),
-        batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        workers=cfg.DATALOADER.NUM_WORKERS,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 
@@ -95,17 +101,34 @@ def _test_loader(cfg: Any, name: str) -> Any:
         train=cfg.DATASETS.TRAIN or (name,),
         test=name,
         set=cfg.MODEL.SSLDET.SET,
-        workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 
 
 def _optimizer(cfg: Any, model: Any) -> Any:
+    """Return our optimiser as `SOLVER` describes it, and log where that differs from the recipe.
+
+    Raises:
+        ConfigError: `SOLVER` or the recipe wants an optimisation that our model does not have in detectron2.
+    """
+    from downstream.export.detectron2.schedule import differences, inexpressible
     from downstream.export.detectron2.solver import build_optimizer
 
+    run, clipping = resolve(cfg.MODEL.SSLDET.RECIPE), cfg.SOLVER.CLIP_GRADIENTS
+    wrong = [f"MODEL.SSLDET.RECIPE {cfg.MODEL.SSLDET.RECIPE}: {line}" for line in inexpressible(run)]
+    if clipping.ENABLED and (clipping.CLIP_TYPE, clipping.NORM_TYPE) != ("full_model", 2.0):
+        wrong.append(
+            f"SOLVER.CLIP_GRADIENTS: {clipping.CLIP_TYPE} with NORM_TYPE {clipping.NORM_TYPE}, but our model clips the "
+            "norm of the whole gradient; set CLIP_TYPE full_model and NORM_TYPE 2.0"
+        )
+    if wrong:
+        raise ConfigError(wrong)
+    if other := differences(run, cfg.SOLVER, cfg.SOLVER.MAX_ITER):
+        log.warning("SOLVER decides where the recipe %s differs: %s", cfg.MODEL.SSLDET.RECIPE, "; ".join(other))
     return build_optimizer(
         model,
         lr=cfg.SOLVER.BASE_LR,
         backbone_multiplier=cfg.SOLVER.BACKBONE_MULTIPLIER,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        max_norm=cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE,
+        max_norm=clipping.CLIP_VALUE if clipping.ENABLED else 0.0,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ssldet.detectors.detr import DETR, DETRConfig
-from ssldet.nn.backbones import Backbone
+from ssldet.nn.backbones import Backbone, BackboneConfig
 from ssldet.weights.resnets import DEPTHS
 
 META_ARCHITECTURE = "SSLDet"
@@ -48,7 +48,7 @@ def wrapper_configuration(detector: DETR, config: DETRConfig, info: Mapping[str,
     model = {
         "META_ARCHITECTURE": "Detr",
         "MASK_ON": config.masks,
-        "RESNETS": _resnet(config) | {"OUT_FEATURES": ["res2", "res3", "res4", "res5"]},
+        "RESNETS": _resnet(config.backbone) | {"OUT_FEATURES": ["res2", "res3", "res4", "res5"]},
         "DETR": {
             "NUM_CLASSES": config.num_classes,
             "NUM_OBJECT_QUERIES": config.num_queries,
@@ -64,12 +64,12 @@ def wrapper_configuration(detector: DETR, config: DETRConfig, info: Mapping[str,
     return _written(detector.backbone, info, model)
 
 
-def backbone_configuration(backbone: Backbone, config: DETRConfig, info: Mapping[str, Any]) -> bytes:
+def backbone_configuration(backbone: Backbone, config: BackboneConfig, info: Mapping[str, Any]) -> bytes:
     """Return the configuration that any model of detectron2 with a ResNet needs to compute this backbone's features.
 
     Args:
         backbone: The backbone.
-        config: The detector's configuration.
+        config: Its configuration.
         info: Metadata of the model.
     """
     return _written(backbone, info, {"RESNETS": _resnet(config)})
@@ -84,14 +84,14 @@ def no_object_weight(info: Mapping[str, Any]) -> float:
     return float(info.get("task", {}).get("no_object_weight", 0.1))
 
 
-def _resnet(config: DETRConfig) -> dict[str, Any]:
-    name = config.backbone.name.rpartition("/")[2]
+def _resnet(config: BackboneConfig) -> dict[str, Any]:
+    name = config.name.rpartition("/")[2]
     kind = next(kind for (kind, _), resnet in DEPTHS.items() if resnet == name)
     return {
         "DEPTH": int(name.removeprefix("resnet")),
         "STRIDE_IN_1X1": False,
         "RES2_OUT_CHANNELS": STAGE_WIDTH[kind],
-        "NORM": "FrozenBN" if config.backbone.frozen_norm else "BN",
+        "NORM": "FrozenBN" if config.frozen_norm else "BN",
     }
 
 

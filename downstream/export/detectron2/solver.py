@@ -15,7 +15,7 @@ class ClippedAdamW(torch.optim.AdamW):
 
         Args:
             params: Parameters or groups of them.
-            max_norm: Largest norm of the whole gradient.
+            max_norm: Largest norm of the whole gradient; zero switches clipping off.
             options: Further arguments of AdamW.
         """
         super().__init__(params, **options)
@@ -23,13 +23,14 @@ class ClippedAdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Clip and update."""
-        every = [parameter for group in self.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(every, self.max_norm)
+        if self.max_norm > 0:
+            every = [parameter for group in self.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(every, self.max_norm)
         return super().step(cast("Any", closure))
 
 
 def build_optimizer(
-    model: nn.Module, *, lr: float, backbone_multiplier: float = 0.1, weight_decay: float = 1e-4, max_norm: float = 0.1
+    model: nn.Module, *, lr: float, backbone_multiplier: float = 0.1, max_norm: float = 0.1, **options: Any
 ) -> ClippedAdamW:
     """Return the optimiser of a model.
 
@@ -37,8 +38,8 @@ def build_optimizer(
         model: One of our models.
         lr: Peak learning rate.
         backbone_multiplier: Factor of the learning rate for the backbone.
-        weight_decay: Decay of all parameters.
-        max_norm: Largest norm of the whole gradient.
+        max_norm: Largest norm of the whole gradient; zero switches clipping off.
+        options: Further arguments of AdamW, such as `weight_decay`, which applies to all parameters.
     """
     backbone: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -46,6 +47,5 @@ def build_optimizer(
         if parameter.requires_grad:
             (backbone if "backbone" in name.split(".") else rest).append(parameter)
     groups = [{"params": rest, "lr": lr}, {"params": backbone, "lr": lr * backbone_multiplier}]
-    return ClippedAdamW(
-        [group for group in groups if group["params"]], lr=lr, weight_decay=weight_decay, max_norm=max_norm
-    )
+    options = {"weight_decay": 1e-4} | options
+    return ClippedAdamW([group for group in groups if group["params"]], lr=lr, max_norm=max_norm, **options)

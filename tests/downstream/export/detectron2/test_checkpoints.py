@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import yaml
@@ -12,7 +14,7 @@ from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
 from ssldet.verbs.opening import open_model
-from tests.models import SMALL_DETR
+from tests.models import SMALL_DEFORMABLE_DETR, SMALL_DETR
 
 TASK = Detection(eval_scale=96)
 INFO = {
@@ -90,3 +92,24 @@ def test_other_suffixes_and_foreign_backbones_are_refused(tmp_path, objective):
     foreign = Detection().objective(config.build())
     with pytest.raises(CheckpointError, match="shares torchvision's resnets only"):
         export_backbone(foreign, {"detector": to_document(config)}, tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("write", [export, export_backbone])
+def test_a_deformable_detr_goes_out_whole_and_its_backbone_alone(tmp_path, write, suffix):
+    config = replace(SMALL_DEFORMABLE_DETR, refine_boxes=True, two_stage=True)
+    objective, out = TASK.objective(config.build()), tmp_path / f"model{suffix}"
+    report = write(objective, INFO | {"detector": to_document(config)}, out)
+    assert (report.equal, report.difference) == (report.tensors, 0.0)
+    if write is export:
+        opened = open_model(out)
+        assert opened.info["detector"] == to_document(config)
+        ours = objective.detector.state_dict()
+        assert all(torch.equal(ours[name], value) for name, value in opened.objective.detector.state_dict().items())
+        assert read_sidecar(str(out))["DETECTOR"]["name"] == "deformable_detr"
+
+
+def test_the_wrapper_of_detrs_authors_holds_no_deformable_detr(tmp_path):
+    objective = TASK.objective(SMALL_DEFORMABLE_DETR.build())
+    with pytest.raises(CheckpointError, match="is a DeformableDETR; only 'detr' can be written"):
+        export_detr(objective, INFO | {"detector": to_document(SMALL_DEFORMABLE_DETR)}, tmp_path / "model.pth")

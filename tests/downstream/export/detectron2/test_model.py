@@ -1,9 +1,9 @@
 """Runs where detectron2 is installed: our model behind its contract, our data in its catalogue."""
 
+import copy
 import importlib
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,29 +12,49 @@ from PIL import Image
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed: its model, data and tools are not tested")
 
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, inference_on_dataset
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
 
 from downstream.annotations.panoptic import open_panoptic
 from downstream.detection import Detection
-from downstream.export.detectron2 import backbone, lazy
+from downstream.export.detectron2 import backbone, environment, lazy
 from downstream.export.detectron2.building import Blueprint
 from downstream.export.detectron2.catalogue import dataset, opened, register
+from downstream.export.detectron2.checkpoints import export
+from downstream.export.detectron2.environment import setup_environment
 from downstream.export.detectron2.evaluation import stand_in_for_panopticapi
 from downstream.export.detectron2.mapper import Mapper
 from downstream.export.detectron2.model import SSLDet, batch_of
+from downstream.export.detectron2.solver import ClippedAdamW
+from downstream.export.detectron2.verbs import path_of
 from downstream.panoptic import Panoptic
 from ssldet.boxes import to_absolute
 from ssldet.data.images import ImageRules
+from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.detectors.detr import DETRConfig
-from ssldet.nn.backbones import BackboneConfig
+from ssldet.engine.optim import schedule
+from ssldet.engine.run import OptimConfig
+from ssldet.errors import ConfigError
+from ssldet.nn.backbones import BackboneConfig, build_backbone
+from ssldet.recipe import to_document
+from ssldet.verbs.choosing import resolve
+from ssldet.verbs.opening import open_model
 
 DETECTOR = DETRConfig(
     backbone=BackboneConfig(name="tiny", frozen_norm=False, frozen_stages=0),
     num_classes=3, num_queries=9, width=32, heads=2, encoder_layers=1, decoder_layers=2, feedforward=32,
 )  # fmt: skip
+DEFORMABLE = DeformableDETRConfig(
+    backbone=DETECTOR.backbone, num_classes=3, num_queries=9, width=64, heads=2, encoder_layers=1, decoder_layers=2,
+    feedforward=32,
+)  # fmt: skip
+TWO_STAGES = replace(DEFORMABLE, refine_boxes=True, two_stage=True)
+ALLOWED = {"allow_objects": True}
 SIZES = {"scales": (48,), "eval_scale": 48, "max_size": 96, "crop": 0.0}
 
 
@@ -72,8 +92,10 @@ def scenes(tmp_path):
 def made(task, detector, classes, stuff=()):
     torch.manual_seed(3)
     model = SSLDet(blueprint=Blueprint(task=task, detector=detector), classes=classes, stuff=stuff)
-    for layer in (model.detector.class_head, model.detector.box_head.layers[-1]):
-        torch.nn.init.normal_(layer.weight)
+    # Fresh heads answer nearly the same to every query.
+    for name, parameter in model.detector.named_parameters():
+        if name.startswith(("class_head", "box_head")) and name.endswith("weight") and len(parameter) < 10:
+            torch.nn.init.normal_(parameter)
     return model
 
 
@@ -94,9 +116,10 @@ def test_names_are_those_of_an_objective_and_a_second_import_does_no_harm():
     assert model.device == torch.device("cpu")
 
 
-def test_boxes_are_those_of_our_own_program(scenes):
+@pytest.mark.parametrize("detector", [DETECTOR, DEFORMABLE, TWO_STAGES], ids=["DETR", "Deformable DETR", "two stages"])
+def test_boxes_are_those_of_our_own_program(scenes, detector):
     task = Detection(**SIZES)
-    model = made(task, replace(DETECTOR, num_classes=2), ("owl", "bat")).eval()
+    model = made(task, replace(detector, num_classes=2), ("owl", "bat")).eval()
     given = entries(f"coco:{scenes}/coco.json:{scenes}/images", task)
     answers = model(given)
     for found, answer in zip(model.objective.answer(batch_of(given)), answers, strict=True):
@@ -109,9 +132,10 @@ def test_boxes_are_those_of_our_own_program(scenes):
         assert torch.equal(theirs.pred_classes, found.labels[kept])
 
 
-def test_only_weighted_losses_are_added_up_and_the_rest_is_watched(scenes):
+@pytest.mark.parametrize("detector", [DETECTOR, TWO_STAGES], ids=["DETR", "two stages"])
+def test_only_weighted_losses_are_added_up_and_the_rest_is_watched(scenes, detector):
     task = Detection(**SIZES)
-    model = made(task, replace(DETECTOR, num_classes=2, dropout=0.0), ("owl", "bat")).train()
+    model = made(task, replace(detector, num_classes=2, dropout=0.0), ("owl", "bat")).train()
     given = entries(f"coco:{scenes}/coco.json:{scenes}/images", task, training=True)
     with EventStorage() as storage:
         losses = model(given)
@@ -135,7 +159,7 @@ def test_the_same_predictions_get_the_same_figures_from_both_evaluators(scenes, 
         boxes[: len(truth)] = to_absolute(truth.boxes, (60, 80)) + torch.tensor([number, -1.0, 2.0, 1.0])
         moved.append(replace(one, boxes=boxes.clamp(min=0).minimum(torch.tensor([80, 60] * 2))))
     evaluator.update(moved, batch)
-    answers = [model._answer(found, (60, 80)) for found in moved]
+    answers = [model._output(found, (60, 80)) for found in moved]
     theirs = COCOEvaluator(register(spec), output_dir=str(tmp_path / "out"), use_fast_impl=False)
     theirs.reset()
     theirs.process(given, answers)
@@ -190,10 +214,6 @@ def test_training_data_are_those_of_our_own_loader(scenes, monkeypatch, tmp_path
 
 
 def test_colours_in_another_order_are_refused(scenes):
-    from detectron2.config import get_cfg
-
-    from downstream.export.detectron2.environment import setup_environment
-
     setup_environment()
     setup_environment()
     cfg = get_cfg()
@@ -207,10 +227,99 @@ def test_the_whole_road_in_a_lazy_configuration(scenes, tmp_path):
     spec = f"coco:{scenes}/coco.json:{scenes}/images"
     same = {"recipe": "detection/tiny", "train": [spec], "set": ["task.flip=0"]}
     model = lazy.build_model(**same).eval()
-    loader = lazy.test_loader(test=spec, workers=0, **same)
-    figures = inference_on_dataset(model, loader, lazy.evaluator(test=spec, output=str(tmp_path), **same))
+    loader = lazy.test_loader(test=spec, num_workers=0, batch_size=2, **same)
+    figures = inference_on_dataset(model, loader, lazy.evaluator(test=spec, output_dir=str(tmp_path), **same))
     assert 0 <= figures["bbox"]["AP"] <= 100
-    batch = next(iter(lazy.train_loader(fraction=0.5, seed=0, batch_size=2, workers=0, **same)))
+    batch = next(iter(lazy.train_loader(fraction=0.5, seed=0, total_batch_size=2, num_workers=0, **same)))
     assert len(batch) == 2
-    optimizer = lazy.optimizer_of(params=SimpleNamespace(model=model).__dict__, lr=1e-3, max_norm=0.1)
+    optimizer = lazy.optimizer_of(params={"model": model}, lr=1e-3, max_norm=0.1, betas=(0.8, 0.9))
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
+    assert optimizer.defaults["betas"] == (0.8, 0.9)
+
+
+def test_a_deformable_detr_goes_from_its_file_into_a_lazy_configuration_and_back(scenes, tmp_path):
+    spec = f"coco:{scenes}/coco.json:{scenes}/images"
+    config = replace(TWO_STAGES, num_classes=2)
+    ours = Detection(**SIZES).objective(config.build()).eval()
+    info = {"task": to_document(Detection(**SIZES)), "detector": to_document(config), "classes": ["owl", "bat"]}
+    for name in ("model.safetensors", "again.pth"):
+        report = export(ours, info, tmp_path / name)
+        assert (report.equal, report.difference) == (report.tensors, 0.0)
+    same = {"recipe": "detection/tiny", "train": [spec], "set": ["task.flip=0"]}
+    model = lazy.build_model(weights=str(tmp_path / "again.pth"), output=str(tmp_path / "out"), **same).eval()
+    DetectionCheckpointer(model).load(str(tmp_path / "again.pth"))
+    images = torch.randn(1, 3, 64, 96)
+    assert torch.equal(model.detector(images).boxes, ours.detector(images).boxes)
+    DetectionCheckpointer(model, str(tmp_path / "out")).save("model_final")
+    back = open_model(tmp_path / "out" / "model_final.pth")
+    assert torch.equal(back.objective.detector(images).boxes, ours.detector(images).boxes)
+
+
+def test_names_of_detectron2s_own_configurations_are_accepted(scenes):
+    spec = f"coco:{scenes}/coco.json:{scenes}/images"
+    cfg = OmegaConf.create(lazy.configuration("detection/tiny", train=[spec], test=spec, images=4), flags=ALLOWED)
+    typed = ["dataloader.train.num_workers=0", "dataloader.train.total_batch_size=3", "dataloader.test.num_workers=0"]
+    typed += ["dataloader.train.aspect_ratio_grouping=false", "optimizer.weight_decay=0.5", "train.max_iter=7"]
+    cfg = LazyConfig.apply_overrides(cfg, typed)
+    assert len(next(iter(instantiate(cfg.dataloader.train)))) == 3
+    assert len(list(instantiate(cfg.dataloader.test))) == 4
+    cfg.optimizer.params.model = instantiate(cfg.model)
+    assert instantiate(cfg.optimizer).defaults["weight_decay"] == 0.5
+    cfg.model.recipe = "detection/voc-tiny"
+    with pytest.raises(Exception, match=r"data\.recipe: detection/voc-tiny, but .* those of detection/tiny"):
+        instantiate(cfg.model)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 50])
+@pytest.mark.parametrize("kind", ["step", "cosine", "constant"])
+def test_rates_are_ours_in_each_step(kind, warmup):
+    optim = OptimConfig(schedule=kind, drops=(0.5, 0.8), warmup_steps=warmup)
+    theirs, ours = instantiate(OmegaConf.create(lazy.multiplier(optim, 400), flags=ALLOWED)), schedule(optim, 400)
+    # After a warm-up, detectron2's cosine is one step ahead.
+    allowed = 1.6 / (400 - warmup) if (kind == "cosine" and warmup > 0) else 1e-9
+    worst = max(abs(theirs(step / 400) - ours(step)) for step in range(400))
+    assert worst <= allowed
+
+
+def test_a_recipe_that_its_trainers_cannot_follow_is_refused(scenes, monkeypatch):
+    run = resolve("detection/tiny")
+    other = replace(run, optim=replace(run.optim, ema=0.99, accumulate=2))
+    monkeypatch.setattr(lazy, "resolve", lambda recipe: other)
+    with pytest.raises(ConfigError) as told:
+        lazy.configuration("detection/tiny", train=["coco:a.json:b"], test="coco:a.json:b", images=4)
+    assert "optim.ema: 0.99" in str(told.value)
+    assert "optim.accumulate: 2" in str(told.value)
+
+
+def test_the_optimiser_follows_solver_and_says_where_the_recipe_differs(scenes, caplog):
+    setup_environment()
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path_of("tiny.yaml")))
+    cfg.DATASETS.TRAIN = (f"coco:{scenes}/coco.json:{scenes}/images",)
+    model = made(Detection(**SIZES), DETECTOR, ("a", "b", "c"))
+    assert environment._optimizer(cfg, model).max_norm == 1.0
+    assert "SOLVER decides" not in caplog.text
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
+    assert environment._optimizer(cfg, model).max_norm == 0.0
+    assert "SOLVER.LR_SCHEDULER_NAME is WarmupMultiStepLR, in the recipe WarmupCosineLR" in caplog.text
+    cfg.SOLVER.CLIP_GRADIENTS = type(cfg)({"ENABLED": True, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0})
+    with pytest.raises(ConfigError, match=r"SOLVER\.CLIP_GRADIENTS: value .* set CLIP_TYPE full_model"):
+        environment._optimizer(cfg, model)
+
+
+def test_clipping_off_leaves_gradients_alone():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    for limit, expected in ((0.0, 5.0), (1.0, 1.0)):
+        weight.grad = torch.tensor([3.0, 4.0])
+        ClippedAdamW([weight], max_norm=limit, lr=0.0).step()
+        assert float(weight.grad.norm()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_backbone_is_one_module_with_the_names_of_its_library():
+    network = backbone.SSLDetBackbone(build_backbone(BackboneConfig(name="tiny")), ["res3", "res5"])
+    assert all(name.startswith("body.") for name in network.state_dict())
+    again = copy.deepcopy(network)
+    assert again.network.body is again.body
+    levels = again.eval()(torch.zeros(1, 3, 64, 96))
+    assert {name: level.shape[-2:] for name, level in levels.items()} == {"res3": (8, 12), "res5": (2, 3)}
