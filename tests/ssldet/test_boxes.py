@@ -51,6 +51,15 @@ def test_overlaps_are_torchvisions_where_boxes_have_area() -> None:
     torch.testing.assert_close(elementwise_giou(a[:3], b), generalized_box_iou(a, b).diagonal())
 
 
+def test_all_pairs_give_bit_by_bit_what_single_pairs_give() -> None:
+    a, b = some_boxes(60).view(3, 2, 10, 4), some_boxes(14).view(2, 7, 4)
+    a[0, 0, :3], b[1, -2:] = a[0, 0, 3], 0.0
+    a[1, 1, 4, 2:] = a[1, 1, 4, :2]
+    pairs = a.unsqueeze(-2).expand(3, 2, 10, 7, 4), b.unsqueeze(-3).expand(3, 2, 10, 7, 4)
+    assert torch.equal(pairwise_iou(a, b), elementwise_iou(*pairs))
+    assert torch.equal(pairwise_giou(a, b), elementwise_giou(*pairs))
+
+
 def test_pairs_are_made_within_each_leading_axis_and_shared_where_it_is_one() -> None:
     a, b = some_boxes(30).view(3, 2, 5, 4), some_boxes(8).view(1, 2, 4, 4)
     together = pairwise_giou(a, b)
