@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 
 class ClassAnswers(NamedTuple):
@@ -202,6 +201,8 @@ class SigmoidScores(ClassScores):
         num_boxes: float,
     ) -> Float[Tensor, " L"]:
         """Return the focal loss of all queries and classes, summed and divided by the number of targets."""
+        from torchvision.ops import sigmoid_focal_loss  # here, because torchvision takes as long to import as torch
+
         wanted = F.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits)
         loss = sigmoid_focal_loss(logits, wanted, alpha=self.alpha, gamma=self.gamma)
         summed: Tensor = loss.flatten(1).sum(1)

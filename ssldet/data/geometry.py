@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from ssldet.boxes import to_absolute, to_normalised
 from ssldet.types import Sample, Targets
@@ -25,6 +23,10 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
         sample: Image and boxes.
         size: Height and width in pixels.
     """
+    # Here, because torchvision takes as long to import as torch.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
     # Interleaved, as decoders leave them, pixels are resized three times as fast as in planes (which fail at 1×1).
     interleaved = sample.image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     image = functional.resize(interleaved, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)

@@ -8,9 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.strategy import Strategy
 
 from ssldet import peers, ranks
 from ssldet.engine.assemble import assemble
@@ -19,7 +16,7 @@ from ssldet.engine.evaluate import require_measurable
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.keeper import Keeper
 from ssldet.engine.log import logged_to
-from ssldet.engine.loop import train
+from ssldet.engine.loop import Devices, train
 from ssldet.engine.quarantine import Quarantine
 from ssldet.engine.reporter import DrawPreview, Reporter
 from ssldet.engine.resume import fault_of, require_same_run
@@ -107,13 +104,13 @@ def fit(
         folder.release()
 
 
-def _join(fabric: Fabric, run: Run, source: Source, step: int) -> None:
+def _join(fabric: Devices, run: Run, source: Source, step: int) -> None:
     """Start the other ranks or find them, and make sure that all are about to do the same."""
     fabric.launch()
     ranks.require_agreement({"configuration": fingerprint(run), "data set": source.fingerprint, "step": str(step)})
 
 
-def _fabric(run: Run) -> Fabric:
+def _fabric(run: Run) -> Devices:
     """Choose devices; no process is started yet."""
     if run.device == "cuda" and not torch.cuda.is_available():
         raise SetupError("device: cuda was asked for, but torch sees no such device; use --set device=auto")
@@ -132,6 +129,11 @@ def _fabric(run: Run) -> Fabric:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
+    # Here, because it imports several libraries that nothing else needs.
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.strategy import Strategy
+
     strategy: Strategy | str = "auto"
     if devices * machines > 1:
         # A task may own a parameter that no loss reaches; that must not work on one device and fail on two.

@@ -1,9 +1,11 @@
 """Batches -> steps: the loop that every run goes through, in the order of the work."""
 
+from contextlib import AbstractContextManager
 from itertools import islice
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning_fabric import Fabric
+from torch import Tensor, nn
 
 from ssldet.chance import reseed
 from ssldet.engine.guard import TotalLoss, leave_out, not_finite
@@ -20,8 +22,34 @@ from ssldet.source import Source
 from ssldet.task import Objective
 
 
+@runtime_checkable
+class Devices(Protocol):
+    """What the loop needs of Lightning's Fabric, which takes long to import."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        ...
+
+    def launch(self) -> Any:
+        """Start the other processes of the run, or find them."""
+        ...
+
+    def setup_module(self, module: nn.Module) -> Any:
+        """Place a module, and have gradients averaged over the ranks."""
+        ...
+
+    def backward(self, tensor: Tensor) -> None:
+        """Compute gradients."""
+        ...
+
+    def no_backward_sync(self, module: Any, enabled: bool = True) -> AbstractContextManager[Any]:
+        """Let gradients add up on each rank for now."""
+        ...
+
+
 def train(
-    fabric: Fabric,
+    fabric: Devices,
     run: Run,
     objective: Objective,
     source: Source,

@@ -10,7 +10,6 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 from ssldet.types import Matches, Predictions, Targets
 
@@ -36,6 +35,8 @@ class MaskFocalTerm:
         self, predictions: Predictions, targets: Targets, matches: Matches, num_boxes: float
     ) -> Float[Tensor, " L"]:
         """Return the sum over matches divided by `num_boxes` for the last layer, and zero for the others."""
+        from torchvision.ops import sigmoid_focal_loss  # here, because torchvision takes as long to import as torch
+
         masks, truth, counted = _compared(predictions, targets, matches, padding=self.padding)
         loss = sigmoid_focal_loss(masks, truth, alpha=self.alpha, gamma=self.gamma) * counted
         return _last(loss.sum(1) / counted.sum(1).clamp(min=1), predictions) / num_boxes

@@ -14,7 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
@@ -102,8 +101,10 @@ def write_page(
 
 
 @cache
-def _template() -> Template:
+def _template() -> Any:
     # Escaping by file extension would miss this name, so it is switched on for all.
+    from jinja2 import Environment, StrictUndefined
+
     rules = Environment(
         autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ssldet.boxes import pairwise_iou
@@ -341,6 +340,8 @@ def _framed(patch: UInt8[Tensor, "3 h w"], cell: int, line: int, colour: Colour,
 
 def _deepest_point(mask: Bool[Tensor, "H W"]) -> tuple[float, float]:
     """Return x and y of the point of a segment that is farthest from its edge."""
+    from scipy.ndimage import distance_transform_edt
+
     step = max(1, max(mask.shape) // 160)
     # Without this border, segments would seem to continue beyond the picture.
     depth = distance_transform_edt(np.pad(mask[::step, ::step].numpy(), 1))

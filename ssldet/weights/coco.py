@@ -1,7 +1,5 @@
 """number of classes -> class names: how published detectors number COCO's classes, which their files don't state."""
 
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
-
 RAW, CONTIGUOUS, RAW_PANOPTIC, CONTIGUOUS_PANOPTIC = 91, 80, 250, 133
 """Numbers of classes: all category ids up to the largest, or only those in use; things alone, or stuff too."""
 STUFF = {
@@ -20,6 +18,8 @@ STUFF = {
 
 def coco_things() -> dict[int, str]:
     """Return category id -> name of COCO's 80 classes of objects."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
     named = enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
     return {number: name for number, name in named if number and name != "N/A"}
 

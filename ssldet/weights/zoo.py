@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torchvision import models
-
 from ssldet.errors import CheckpointError, suggest
 
 FACEBOOK = "https://dl.fbaipublicfiles.com"
@@ -255,6 +253,8 @@ def _of_lightly() -> Iterator[KnownWeights]:
 
 def _supervised() -> Iterator[KnownWeights]:
     """Torchvision's; DETR was trained with the first version, and the later recipe's features transfer worse."""
+    from torchvision import models  # here, because it takes as long to import as torch
+
     for architecture in RESNETS:
         versions: Any = models.get_model_weights(architecture)
         for tag, version in (("imagenet", "IMAGENET1K_V1"), ("imagenet_v2", "IMAGENET1K_V2")):

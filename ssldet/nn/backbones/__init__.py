@@ -1,7 +1,6 @@
 """BackboneConfig -> Backbone: any network of torchvision or timm with one interface, B 3 H W -> levels, NCHW."""
 
 from torch import nn
-from torchvision import models
 
 from ssldet.errors import ConfigError, suggest
 from ssldet.nn.backbones.config import BackboneConfig, split_tag
@@ -90,7 +89,7 @@ def _locate(name: str) -> tuple[str, str]:
         return "tiny", name
     if name in own_names():
         return "own", name
-    if library in ("", "torchvision") and model in models.list_models(module=models):
+    if library in ("", "torchvision") and model in _torchvision_names():
         return "torchvision", model
     if library in ("", "timm"):
         import timm
@@ -111,9 +110,16 @@ def backbone_names() -> list[str]:
     return [
         "tiny",
         *own_names(),
-        *(f"torchvision/{name}" for name in models.list_models(module=models)),
+        *(f"torchvision/{name}" for name in _torchvision_names()),
         *(f"timm/{name}" for name in timm.list_models()),
     ]
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    names: list[str] = models.list_models(module=models)
+    return names
 
 
 def _plain_names() -> list[str]:

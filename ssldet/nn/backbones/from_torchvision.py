@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones.config import BackboneConfig
@@ -31,6 +30,8 @@ def build_torchvision(name: str, config: BackboneConfig) -> Network:
     Raises:
         ConfigError: The model has no feature maps, or not with this stride.
     """
+    from torchvision import models
+
     options: dict[str, Any] = {}
     if config.output_stride == 16:
         options["replace_stride_with_dilation"] = [False, False, True]

@@ -6,13 +6,38 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-class FixedNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
+class FixedNorm(nn.Module):
     """Batch normalisation that never changes: torchvision's, but in one pass and in the precision of the features."""
+
+    weight: Float[Tensor, " E"]
+    bias: Float[Tensor, " E"]
+    running_mean: Float[Tensor, " E"]
+    running_var: Float[Tensor, " E"]
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        """Start as the identity.
+
+        Args:
+            num_features: Number of channels.
+            eps: Added to the variance.
+        """
+        super().__init__()
+        self.eps = eps
+        for name, start in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((num_features,), start))
+
+    def extra_repr(self) -> str:
+        """Say the number of channels and what is added to the variance."""
+        return f"{len(self.weight)}, eps={self.eps}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load the statistics; the counter of steps, which free norms have, is of no use here."""
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, features: Float[Tensor, "B E *cells"]) -> Float[Tensor, "B E *cells"]:
         """Normalise by the fixed statistics."""
