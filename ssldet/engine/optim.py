@@ -1,7 +1,7 @@
 """Objective, step -> optimiser, learning rate, gradient norm, averaged weights."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -29,17 +29,15 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
     Raises:
         ConfigError: No parameter is trainable.
     """
-    groups = [
-        {"params": members, "lr": rate, "peak": rate}
-        for members, rate in _members_and_rates(objective, config)
-        if members
-    ]
+    found = [(members, rate) for members, rate in _members_and_rates(objective, config) if members]
+    groups = [{"params": members, "lr": rate, "peak": rate} for members, rate in found]
     if not groups:
         raise ConfigError("the task trains no section that has parameters; nothing would learn")
+    fused = config.fused == "on" or found[0][0][0].is_cuda or None
     if config.optimizer == "adamw":
-        return AdamW(groups, weight_decay=config.weight_decay)
+        return AdamW(groups, weight_decay=config.weight_decay, fused=fused)
     if config.optimizer == "sgd":
-        return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+        return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused)
     timm: Any = import_module("timm.optim")
     lars: Optimizer = timm.Lars(groups, momentum=config.momentum, weight_decay=config.weight_decay)
     return lars
@@ -57,6 +55,17 @@ def _members_and_rates(objective: Objective, config: OptimConfig) -> list[tuple[
         if parameter.requires_grad:
             groups[1 if name.startswith(backbone) else 2 if name.startswith(sampling) else 0].append(parameter)
     return list(zip(groups, (config.lr, config.lr_backbone, config.lr * config.lr_sampling_factor), strict=True))
+
+
+def take_up(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Go on from the state of an optimiser, in the form of this one: a run may change its device on the way.
+
+    Args:
+        optimizer: As built for this run on this device.
+        state: What `state_dict` of such an optimiser returned.
+    """
+    own = {name: optimizer.defaults[name] for name in ("fused",) if name in optimizer.defaults}
+    optimizer.load_state_dict({**state, "param_groups": [{**group, **own} for group in state["param_groups"]]})
 
 
 def learning(optimizer: Optimizer) -> list[nn.Parameter]:

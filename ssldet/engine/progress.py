@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssldet.engine.optim import average_of, build_optimizer, clip, learning, schedule, set_rates
+from ssldet.engine.optim import average_of, build_optimizer, clip, learning, schedule, set_rates, take_up
 from ssldet.engine.run import OptimConfig
 from ssldet.engine.steps import size_of
 from ssldet.errors import DivergedError
@@ -122,7 +122,7 @@ class Progress:
             state: What `state_dict` returned at that step.
         """
         self.step, counters = step, state["counters"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        take_up(self.optimizer, state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.skipped, self.in_a_row, self._before = counters["skipped"], counters["in_a_row"], counters["seconds"]

@@ -63,6 +63,8 @@ class OptimConfig:
         clip: Largest norm of the whole gradient; zero switches clipping off.
         accumulate: Parts in which the batch of one step is computed, to save memory.
         ema: Decay of the averaged weights that are evaluated and handed over; zero switches averaging off.
+        fused: Whether AdamW and SGD update all tensors in one pass: on GPUs (`auto`) or on CPUs too (`on`), where the
+            last digits then differ. LARS has no such form.
     """
 
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -78,6 +80,7 @@ class OptimConfig:
     clip: Annotated[float, Within(0)] = 0.1
     accumulate: Annotated[int, Within(1)] = 1
     ema: Annotated[float, Within(0, 0.999999)] = 0.0
+    fused: Literal["auto", "on"] = "auto"
 
     def problems(self) -> list[str]:
         """Return contradictions between fields, one line each."""

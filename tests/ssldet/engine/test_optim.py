@@ -1,5 +1,6 @@
 """Optimiser groups, schedules, clipping and averaging."""
 
+import copy
 import math
 from dataclasses import replace
 from types import ModuleType
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from downstream.detection import Detection
-from ssldet.engine.optim import average_of, build_optimizer, clip, gradient_norm, learning, schedule, set_rates
+from ssldet.engine.optim import average_of, build_optimizer, clip, gradient_norm, learning, schedule, set_rates, take_up
 from ssldet.engine.run import OptimConfig
 from ssldet.engine.steps import plain
 from ssldet.errors import ConfigError
@@ -74,6 +75,38 @@ def test_the_optimiser_is_a_choice(fakes: ModuleType, name: str, kind: str) -> N
     optimizer.step()
     assert all(not torch.equal(old, new) for old, new in zip(before, learning(optimizer), strict=True))
     plain(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_one_pass_over_all_tensors_is_the_same_step(fakes: ModuleType, name: str) -> None:
+    objective = fakes.FakeTask().objective(fakes.FakeDetector(2, 3))
+    twin = copy.deepcopy(objective)
+    plain_config = OptimConfig(optimizer=name, lr=0.1, lr_backbone=0.1)  # type: ignore[arg-type]
+    ours, theirs = build_optimizer(objective, plain_config), build_optimizer(twin, replace(plain_config, fused="on"))
+    assert {group["fused"] for group in ours.param_groups} == {None}
+    assert {group["fused"] for group in theirs.param_groups} == {True}
+    for _ in range(3):
+        for one, other in zip(learning(ours), learning(theirs), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        ours.step()
+        theirs.step()
+    for one, other in zip(learning(ours), learning(theirs), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_an_optimiser_keeps_its_own_form_when_it_goes_on(fakes: ModuleType) -> None:
+    objective = fakes.FakeTask().objective(fakes.FakeDetector(2, 3))
+    config = OptimConfig()
+    for before, after in ((config, replace(config, fused="on")), (replace(config, fused="on"), config)):
+        old, new = build_optimizer(objective, before), build_optimizer(objective, after)
+        for parameter in learning(old):
+            parameter.grad = torch.ones_like(parameter)
+        old.step()
+        take_up(new, old.state_dict())
+        assert {group["fused"] for group in new.param_groups} == {True if after.fused == "on" else None}
+        new.step()
+        assert {int(state["step"]) for state in new.state.values()} == {2}
 
 
 def test_rates_follow_the_schedule(fakes: ModuleType) -> None:
