@@ -23,8 +23,9 @@ from ssldet.engine.evaluate import require_measurable, unpadded
 from ssldet.engine.run import DataConfig
 from ssldet.errors import ConfigError, DataError
 from ssldet.nn.backbones import BackboneConfig
-from ssldet.recipe import check, dumps, load, override
+from ssldet.recipe import check, dumps, from_document, load, override, to_document
 from ssldet.registry import find, names
+from ssldet.task import Task
 from ssldet.types import Batch, Sample, Targets
 
 TASK = Detection(scales=(48, 56), max_size=80, eval_scale=48, crop_scales=(60,), crop_range=(40, 60))
@@ -166,6 +167,11 @@ def test_choices_that_do_not_fit_are_refused(changes: dict[str, object], advice:
 
 
 NAMED = [name.partition("/")[2] for name in names("ssldet.recipes") if name.startswith("detection/")]
+
+
+def test_files_of_earlier_versions_still_load() -> None:
+    task = Detection(max_dets=300)
+    assert from_document(Task, {**to_document(task), "accelerate": True}) == task  # type: ignore[type-abstract]
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 
 from ssldet.errors import ConfigError
-from ssldet.recipe import Within, check, diff, dumps, fingerprint, leaves, load, override
+from ssldet.recipe import Within, check, diff, dumps, fingerprint, from_document, leaves, load, override
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +182,22 @@ def test_a_broken_record_names_file_and_fields(tmp_path: Path) -> None:
     path.write_text("steps = ")
     with pytest.raises(ConfigError, match="not a readable recipe file"):
         load(Outer, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renewed:
+    retired: ClassVar[dict[str, str]] = {"quick": "it is always quick now"}
+
+    size: int = 3
+
+
+def test_a_field_that_is_gone_is_read_past_and_not_set_any_more() -> None:
+    assert from_document(Renewed, {"quick": True, "size": 4}) == Renewed(size=4)
+    assert dumps(Renewed()) == "size = 3\n"
+    with pytest.raises(ConfigError, match="quick: no such field"):
+        override(Renewed(), {"quick": True})
+    with pytest.raises(ConfigError, match="quicker: no such field"):
+        from_document(Renewed, {"quicker": True})
 
 
 def test_fingerprint_and_diff_see_every_field() -> None:
