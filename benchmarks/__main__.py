@@ -89,6 +89,40 @@ def report(results: Path, *, out: Path | None = None, pictures: Path | None = No
     sys.stdout.write(f"{write_reports(read_results(results), folder, pictures=pictures)}\n")
 
 
+@app.command
+def speed(*, out: Path = Path("benchmarks/results/speed.json"), images: int = 5000, repeats: int = 5) -> None:
+    """Measure what is done in a fast way against the plain one, on one thread of the CPU.
+
+    Args:
+        out: JSON file to write.
+        images: Images of the evaluation.
+        repeats: Rounds of the short measurements.
+    """
+    from benchmarks.timing.speed import measure
+
+    for row in measure(out, images=images, repeats=repeats):
+        sys.stdout.write(f"{row.ratio:8.2f}  {row.work}, against {row.against}\n")
+
+
+@app.command
+def gpu(
+    *, out: Path = Path("benchmarks/results/gpu.json"), minutes: float = 8.0, device: str = "cuda", tiny: Flag = False
+) -> None:
+    """Measure training, memory, inference and matching on an accelerator, in order of value, and stop in time.
+
+    Args:
+        out: JSON file, written after each part.
+        minutes: Time to spend; a part that has begun is ended.
+        device: Where to compute.
+        tiny: Small networks and few steps, to rehearse.
+    """
+    from benchmarks.timing.gpu import measure
+
+    for row in measure(out, minutes=minutes, device=device, tiny=tiny):
+        sys.stdout.write(f"{json.dumps(row)}\n")
+        sys.stdout.flush()
+
+
 def _places(pairs: list[str]) -> dict[str, str]:
     wrong = [pair for pair in pairs if "=" not in pair]
     if wrong:
