@@ -214,6 +214,20 @@ class PretextTask(Task):
     needs: ClassVar[Needs] = Needs(labels=False)
 
 
+def headline_of(task: type[Task] | None, results: Mapping[str, Any]) -> str:
+    """Name the measure that counts: the one that a task is known by if it was measured, else the first that was.
+
+    Args:
+        task: The task's class, if it is known.
+        results: What an evaluation returned.
+
+    Returns:
+        The name; empty where nothing was measured.
+    """
+    plain = [name for name, value in results.items() if not isinstance(value, Mapping)]
+    return task.headline if task is not None and task.headline in plain else next(iter(plain), "")
+
+
 def learning_sections(task: Task, detector: Detector) -> tuple[str, ...]:
     """Return the sections of a detector that learn while a task is taught."""
     return tuple(section for section in detector.sections if not task.rests(section))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -19,6 +19,9 @@ Steps = Annotated[int | None, Parameter(name="--steps", help="Length in optimise
 Epochs = Annotated[float | None, Parameter(name="--epochs", help="Length in passes over the training set.")]
 Resume = Annotated[Path | None, Parameter(name="--resume", help="Run folder to go on with.")]
 Data = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
+Which = Annotated[
+    Literal["last", "best"], Parameter(help="Weights of a run: of its last step, or those that measured best.")
+]
 Start = Annotated[str, Parameter(help="A run folder, a weights file (ours, DETR's or UP-DETR's), or 'scratch'.")]
 
 

@@ -1,6 +1,6 @@
 """command line -> the verbs that train."""
 
-from ssldet.cli.options import Data, Epochs, Json, Out, Overrides, Resume, Start, Steps, assignments
+from ssldet.cli.options import Data, Epochs, Json, Out, Overrides, Resume, Start, Steps, Which, assignments
 from ssldet.cli.printing import prints
 
 
@@ -38,6 +38,7 @@ def finetune(
     *,
     data: Data | None = None,
     val: Data | None = None,
+    weights: Which = "last",
     recipe: str | None = None,
     out: Out = None,
     steps: Steps = None,
@@ -57,6 +58,6 @@ def finetune(
     from ssldet import verbs
 
     prints(verbs.finetune)(
-        start, data or (), val=val or (), recipe=recipe, out=out, steps=steps, epochs=epochs,
+        start, data or (), val=val or (), weights=weights, recipe=recipe, out=out, steps=steps, epochs=epochs,
         overrides=assignments(set_), resume=resume, json_=json_,
     )  # fmt: skip

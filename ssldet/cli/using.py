@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from ssldet.cli.options import Data, Json, Overrides, Start, assignments
+from ssldet.cli.options import Data, Json, Overrides, Start, Which, assignments
 from ssldet.cli.printing import prints
 
 
@@ -11,6 +11,7 @@ def evaluate(
     start: Start | None = None,
     *,
     data: Data,
+    weights: Which = "last",
     predictions: Path | None = None,
     save_predictions: Path | None = None,
     metric: Literal["coco", "voc"] | None = None,
@@ -36,14 +37,15 @@ def evaluate(
     from ssldet import verbs
 
     prints(verbs.evaluate)(
-        start, data, predictions=predictions, save_predictions=save_predictions, metric=metric, iou=iou,
-        max_dets=max_dets, batch_size=batch_size, workers=workers, overrides=assignments(set_), json_=json_,
+        start, data, weights=weights, predictions=predictions, save_predictions=save_predictions, metric=metric,
+        iou=iou, max_dets=max_dets, batch_size=batch_size, workers=workers, overrides=assignments(set_), json_=json_,
     )  # fmt: skip
 
 
 def predict(
     start: Start,
     *images: str,
+    weights: Which = "last",
     query: Data | None = None,
     out: Path | None = None,
     threshold: float = 0.5,
@@ -59,10 +61,10 @@ def predict(
     """
     from ssldet import verbs
 
-    prints(verbs.predict)(start, images, query=query or (), out=out, threshold=threshold, json_=json_)
+    prints(verbs.predict)(start, images, weights=weights, query=query or (), out=out, threshold=threshold, json_=json_)
 
 
-def export(start: Start, *, to: str, out: Path, json_: Json = False) -> None:
+def export(start: Start, *, to: str, out: Path, weights: Which = "last", json_: Json = False) -> None:
     """Write a detector in another format, load it back and check that its outputs are the same.
 
     Args:
@@ -71,4 +73,4 @@ def export(start: Start, *, to: str, out: Path, json_: Json = False) -> None:
     """
     from ssldet import verbs
 
-    prints(verbs.export)(start, to=to, out=out, json_=json_)
+    prints(verbs.export)(start, to=to, out=out, weights=weights, json_=json_)

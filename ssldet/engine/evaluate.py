@@ -1,17 +1,17 @@
 """Objective, images -> what it finds, and named numbers: every rank detects on its share, rank 0 scores."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
 
 from ssldet.data.collate import of_one_size
 from ssldet.data.problems import without_pixels
-from ssldet.engine.run import Precision, Run
+from ssldet.engine.run import HEADLINE, Precision, Run
 from ssldet.engine.sources import evaluation_batches_of
 from ssldet.engine.symptoms import BoxVariance
-from ssldet.errors import DataError
+from ssldet.errors import ConfigError, DataError, suggest
 from ssldet.ranks import rank, together, world
 from ssldet.source import Measurable, Source
 from ssldet.task import Objective
@@ -125,14 +125,38 @@ def require_measurable(run: Run, source: Source) -> None:
 
     Raises:
         DataError: There is nothing to measure.
+        ConfigError: There is no such measure as `checkpoint.best_of`, as far as that can be told without an answer.
     """
-    run.task.evaluator(source)
+    evaluator = run.task.evaluator(source)
     if not run.task.needs.labels or not isinstance(source, Measurable):
         return
     if not source.ground_truth()["annotations"]:
         raise DataError(
             f"{', '.join(run.data.val)}: not one object in {len(source)} images, so nothing can be measured; name "
             "another set to evaluate on, or none"
+        )
+    if run.checkpoint.best_of not in {None, HEADLINE}:
+        measures: dict[str, Any] = {}
+        with suppress(Exception):  # a metric without answers may fail in any way
+            measures = evaluator.results()
+        if measures:
+            require_measure(str(run.checkpoint.best_of), measures)
+
+
+def require_measure(name: str, results: Mapping[str, Any]) -> None:
+    """Let a run look for the best of a measure only if there is such a measure.
+
+    Args:
+        name: `checkpoint.best_of`.
+        results: What an evaluation returns.
+
+    Raises:
+        ConfigError: There is none; names those that there are.
+    """
+    numbers = [key for key, value in results.items() if isinstance(value, int | float)]
+    if name not in numbers:
+        raise ConfigError(
+            f"checkpoint.best_of: nothing measures {name!r}{suggest(name, numbers)}; there are {', '.join(numbers)}"
         )
 
 

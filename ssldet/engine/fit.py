@@ -95,7 +95,8 @@ def fit(
             log.info("%d images, %d steps of %d", len(sources.train), total, run.data.batch_size)
             peers.join(lambda: stop.raised, partial(_failed, folder))
             _join(fabric, run, sources.train, 0 if restored is None else restored.step)
-            keeper, reporter = Keeper(run, folder, sources.train), Reporter(run, folder, sources, preview)
+            keeper = Keeper(run, folder, sources.train)
+            reporter = Reporter(run, folder, sources, preview, keeper.compare)
             with closing(reporter):
                 train(fabric, run, objective, sources.train, reporter, keeper, stop, restored)
                 reporter.require_measured()

@@ -4,7 +4,7 @@ run.toml        the resolved configuration; runs again      lineage.json    the 
 run.json        status, versions, timings, results; nothing about this machine but its devices
 metrics.jsonl   one JSON object a line          train.log          what was said
 quarantine.jsonl  files that can't be used      captures/          batches whose loss was not finite
-checkpoints/    to go on with                   weights/           to hand over
+checkpoints/    to go on with                   weights/           to hand over: the last and the best
 previews/       pictures                        report.html        all of it on one page
 """
 
@@ -57,7 +57,7 @@ class RunFolder:
     Attributes:
         path: The folder.
         checkpoints: Where training goes on from.
-        weights: The file that is handed over.
+        weights: The file that is handed over: the weights of the last step.
         previews: Pictures drawn on the way.
         captures: What is known about steps that were left out.
     """
@@ -106,6 +106,15 @@ class RunFolder:
         folder.update(schema=SCHEMA, status="created", steps=0, seed=run.seed, versions=_versions())
         folder.write_run(run, command)
         return folder
+
+    def best_weights(self, step: int) -> Path:
+        """Return the file of the weights that measured best at a step."""
+        return self.weights.with_name(f"best-{step:06d}.safetensors")
+
+    def best_steps(self) -> list[int]:
+        """Return the steps whose weights are kept because they measured best when they were written, in order."""
+        found = self.weights.parent.glob("best-*.safetensors")
+        return sorted(int(name) for name in (path.stem.removeprefix("best-") for path in found) if name.isdecimal())
 
     @property
     def held(self) -> bool:

@@ -1,8 +1,11 @@
 """Progress -> disk: checkpoints on the way, weights at the end."""
 
+import logging
 import shutil
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from ssldet.engine.best import BestWeights
 from ssldet.engine.checkpoint import describe, save_weights
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
@@ -10,10 +13,12 @@ from ssldet.engine.quarantine import Quarantine
 from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints, Restored, room_for
 from ssldet.engine.writing import Patience
-from ssldet.errors import DataError, SetupError, StoppedError
+from ssldet.errors import ConfigError, DataError, SetupError, StoppedError
 from ssldet.ranks import gather_objects, rank
 from ssldet.recipe import to_document
 from ssldet.source import Source
+
+log = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -38,6 +43,7 @@ class Keeper:
         self._run, self.folder, self._source = run, folder, source
         self._document = to_document(run)
         self._checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
+        self._best = BestWeights(run, folder, source)
         self._patience = Patience("a checkpoint", folder.checkpoints)
         self.quarantine = Quarantine(source, run.data.max_bad_fraction, folder.path / "quarantine.jsonl")
 
@@ -53,6 +59,7 @@ class Keeper:
         """
         if restored is not None:
             progress.load_state_dict(restored.step, restored.state)
+            self._best.restore(restored.step, restored.state.get("best"))
             return
         self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder.checkpoints).free
@@ -89,11 +96,27 @@ class Keeper:
             self.save(progress)
             raise
 
-    def hand_over(self, progress: Progress, results: dict[str, Any]) -> None:
-        """Write the weights of a finished run.
+    def compare(self, progress: Progress, results: Mapping[str, Any]) -> None:
+        """Keep the weights if they measured better than before; every rank must call this at the same step.
 
         Args:
-            progress: At its last step.
+            progress: Training state at the evaluation; ends early where the run has waited long enough.
+            results: What it measured; nothing where it failed.
+
+        Raises:
+            ConfigError: There is no such measure. The run is saved first, because resuming may name another.
+        """
+        try:
+            self._best.take(progress, results)
+        except ConfigError as error:
+            self.save(progress)
+            raise ConfigError(f"{error}; go on with: {self.folder.resume_command(self._run)} --set …") from error
+
+    def hand_over(self, progress: Progress, results: dict[str, Any]) -> None:
+        """Write the weights of a finished run, and a checkpoint where it ended early.
+
+        Args:
+            progress: At its end.
             results: What the last evaluation measured.
 
         Raises:
@@ -101,12 +124,16 @@ class Keeper:
             SetupError: They can't be written.
         """
         progress.require_finite()
+        if progress.enough:
+            log.info("ended at step %d of %d: %s", progress.step, progress.total_steps, progress.enough)
+            self.save(progress)
         if rank() == 0:
             info = describe(self._run, self._source, progress.step, self.folder.lineage())
             seconds = round(progress.seconds, 3)
+            ended = {"status": "finished", "reason": progress.enough or None}
             try:
-                save_weights(self.folder.weights, progress.best, info)
-                self.folder.update(status="finished", steps=progress.step, seconds=seconds, results=results)
+                save_weights(self.folder.weights, progress.model, info)
+                self.folder.update(**ended, steps=progress.step, seconds=seconds, results=results)
             except OSError as error:
                 go_on = self.folder.resume_command(self._run)
                 raise SetupError(
@@ -134,7 +161,8 @@ class Keeper:
         """Save, and say what went wrong; empty where nothing did."""
         data = {"fingerprint": self._source.fingerprint, "images": len(self._source)}
         try:
-            self._checkpoints.save(progress.step, {**progress.state_dict(), "run": self._document, "data": data})
+            state = {**progress.state_dict(), "run": self._document, "data": data, "best": self._best.state()}
+            self._checkpoints.save(progress.step, state)
         except OSError as error:
             return f"{type(error).__name__}: {error}"
         return ""

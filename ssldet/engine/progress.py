@@ -27,6 +27,7 @@ class Progress:
         total_steps: Length of the run.
         skipped: Steps that were left out, because something was not finite.
         in_a_row: Steps that were left out since the last step that was taken.
+        enough: Why the run ends before its last step; empty where it does not.
     """
 
     def __init__(self, objective: Objective, config: OptimConfig, total_steps: int) -> None:
@@ -46,18 +47,19 @@ class Progress:
         self.average = average_of(objective, config.ema) if config.ema else None
         self.step, self.total_steps = 0, total_steps
         self.skipped = self.in_a_row = 0
+        self.enough = ""
         self._clip, self._factor = config.clip, schedule(config, total_steps)
         self._before, self._begun = 0.0, time.monotonic()
 
     @property
-    def best(self) -> Objective:
+    def model(self) -> Objective:
         """The objective that is evaluated and handed over: averaged where averaging is on."""
         return self.objective if self.average is None else cast(Objective, self.average.module)
 
     @property
     def done(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.total_steps
+        """Whether all steps are done, or the rest is not worth waiting for."""
+        return self.step >= self.total_steps or bool(self.enough)
 
     @property
     def seconds(self) -> float:

@@ -1,7 +1,7 @@
 """Progress -> the visible output of a run: lines of numbers, evaluations, preview pictures."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 PREVIEW_IMAGES = 6
 """Images of a preview picture."""
 
+Compare = Callable[[Progress, Mapping[str, Any]], None]
+"""Takes what an evaluation measured; nothing where it failed."""
+
 DrawPreview = Callable[[Objective, Batch], Image.Image]
 """Draws what an objective finds in a batch."""
 
@@ -42,7 +45,9 @@ class Reporter:
         results: What the last evaluation measured.
     """
 
-    def __init__(self, run: Run, folder: RunFolder, sources: Sources, preview: DrawPreview | None) -> None:
+    def __init__(
+        self, run: Run, folder: RunFolder, sources: Sources, preview: DrawPreview | None, compare: Compare
+    ) -> None:
         """Point at the metrics file, and open the display.
 
         Args:
@@ -50,8 +55,10 @@ class Reporter:
             folder: Where to write.
             sources: The images of the run.
             preview: Draws preview pictures; `None` draws none.
+            compare: Compares an evaluation with the best one so far.
         """
         self.results: dict[str, Any] = {}
+        self._compare = compare
         self._measured: int | None = None
         self._failure: Exception | None = None
         self._run, self._folder, self._sources, self._preview = run, folder, sources, preview
@@ -75,6 +82,7 @@ class Reporter:
             self.draw(progress)
         else:
             self._recall(progress.step)
+            self._compare(progress, self.results)
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
@@ -126,7 +134,7 @@ class Reporter:
             return True
         variance = BoxVariance()
         try:
-            results = evaluate(self._run, progress.best, val, self._device, lambda: bool(stop.raised), variance)
+            results = evaluate(self._run, progress.model, val, self._device, lambda: bool(stop.raised), variance)
         except Exception as error:  # a metric may fail in any way, and weights that are trained must not be lost to it
             if isinstance(error, DivergedError) and not progress.done:
                 raise
@@ -139,8 +147,9 @@ class Reporter:
         self.results, self._measured, self._failure = results, progress.step, None
         self._write({"kind": "eval", "step": progress.step, **results})
         if rank() == 0:
-            self._folder.note(results=results, measured_on=list(self._run.data.val))
+            self._folder.note(results=results, measured_on=list(self._run.data.val), measured_at=progress.step)
         self._examine(progress, variance)
+        self._compare(progress, results)
         return True
 
     def require_measured(self) -> None:
@@ -166,8 +175,8 @@ class Reporter:
         try:
             size = min(PREVIEW_IMAGES, len(source))
             batches = evaluation_batches_of(run.task, source, batch_size=size, seed=run.seed)
-            with at_rest(progress.best, self._device, run.precision):
-                picture = self._preview(progress.best, next(iter(batches)).to(self._device))
+            with at_rest(progress.model, self._device, run.precision):
+                picture = self._preview(progress.model, next(iter(batches)).to(self._device))
             path.mkdir(exist_ok=True)
             picture.save(path / f"step-{progress.step:06d}.png")
         except Exception as error:  # whatever a drawing function may do

@@ -11,6 +11,9 @@ from ssldet.task import Task
 Precision = Literal["32", "bf16"]
 """Precision of a model: 32 bits, or bfloat16 where that is safe; boxes, costs and losses always have 32 bits."""
 
+HEADLINE = "headline"
+"""The measure that a task is known by, whatever its name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -96,10 +99,13 @@ class Budget:
     Attributes:
         epochs: Passes over the training set; ignored where `steps` is given.
         steps: Optimiser steps.
+        patience: Evaluations in a row without a better `checkpoint.best_of`, after which the run ends early; none never
+            ends it early.
     """
 
     epochs: Annotated[float, Within(0, 1e9)] | None = None
     steps: Annotated[int, Within(1)] | None = None
+    patience: Annotated[int, Within(1)] | None = None
 
     def problems(self) -> list[str]:
         """Return contradictions between fields, one line each."""
@@ -116,15 +122,18 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are saved, and how many are kept.
+    """When checkpoints are saved, and which are kept.
 
     Attributes:
         every_steps: Steps between saves; the end of a run and a stop signal always save.
         keep: Newest checkpoints to keep, at least two, so that there is another one if the newest is damaged.
+        best_of: Measure whose largest value on `data.val` marks the best weights, which are kept beside the last, such
+            as `AP50`; `headline` takes the one that the task is known by; none keeps no best.
     """
 
     every_steps: Annotated[int, Within(1)] = 1000
     keep: Annotated[int, Within(2)] = 2
+    best_of: str | None = HEADLINE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,4 +184,11 @@ class Run:
                 f"optim.accumulate: a batch of {self.data.batch_size} can't be split into {self.optim.accumulate} "
                 "equal parts; choose a divisor"
             )
+        if self.budget.patience is not None:
+            needed = {
+                "data.val names no images to measure on": self.data.val,
+                "evaluate_every is 0, so that nothing is measured before the end": self.evaluate_every,
+                "checkpoint.best_of is none": self.checkpoint.best_of,
+            }
+            wrong += [f"budget.patience: {reason}; set it too" for reason, given in needed.items() if not given]
         return wrong

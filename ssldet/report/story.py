@@ -11,7 +11,7 @@ from ssldet.report.curves import learning_curves
 from ssldet.report.record import Record
 from ssldet.report.sections import Picture, Section, Table
 from ssldet.report.wording import MISSING, duration, number
-from ssldet.task import Task
+from ssldet.task import Task, headline_of
 
 PREVIEWS = 6
 """Preview pictures shown: the first and the newest."""
@@ -20,7 +20,8 @@ FIRST_FILES = 3
 """Names shown of the files that were skipped for one reason."""
 
 _SURROUNDINGS = ("device", "seed", "fingerprint", "versions")
-_ENDED_EARLY = ("stopped", "diverged", "failed")
+_WITH_REASON = ("finished", "stopped", "diverged", "failed")
+"""States whose reason is shown; a run that was resumed keeps the reason of its earlier stop."""
 
 
 def key_figures(record: Record) -> list[tuple[str, str]]:
@@ -32,6 +33,9 @@ def key_figures(record: Record) -> list[tuple[str, str]]:
     last = record.last("train")
     headline = _headline(record)
     figures = [(headline, number(_results(record).get(headline)))] if headline else []
+    best = _group(record.status, "best")
+    if best and best.get("step") != record.status.get("steps"):
+        figures.append((f"best {best.get('measure')}, step {number(best.get('step'))}", number(best.get("value"))))
     figures.append(("steps", number(record.status.get("steps", last.get("step")))))
     figures.append(("loss", number(last.get("loss"))))
     figures.append(("time", duration(record.status.get("seconds", last.get("seconds")))))
@@ -68,11 +72,10 @@ def _says_something(section: Section) -> bool:
 
 
 def _outcome(record: Record) -> Section | None:
-    # A run that was resumed keeps the reason of its earlier stop.
-    ended_early = record.status.get("status") in _ENDED_EARLY
-    lines = [str(record.status["reason"])] if ended_early and record.status.get("reason") else []
-    told = record.status.get("symptoms")
-    lines += [f"At the last check, {sentence}" for sentence in told] if isinstance(told, list) else []
+    told = record.status.get("status") in _WITH_REASON and record.status.get("reason")
+    lines = [str(record.status["reason"])] if told else []
+    symptoms = record.status.get("symptoms")
+    lines += [f"At the last check, {sentence}" for sentence in symptoms] if isinstance(symptoms, list) else []
     if not record.metrics:
         lines.append("No step has been logged yet.")
     return Section(heading="Outcome", text="\n\n".join(lines)) if lines else None
@@ -84,6 +87,9 @@ def _result_tables(record: Record) -> Iterator[Section]:
     plain = {name: value for name, value in results.items() if not isinstance(value, Mapping)}
     step = record.last("eval").get("step")
     when = f"Measured after step {number(step)}." if step is not None else ""
+    if best := _group(record.status, "best"):
+        value, at = number(best.get("value")), number(best.get("step"))
+        when += f" The best {best.get('measure')}, {value}, was that of step {at}; --weights best takes its weights."
     yield Section(heading="Results", text=when, table=Table(columns=("metric", "value"), rows=list(plain.items())))
     yield from _groups("Results", results)
 
@@ -196,9 +202,7 @@ def _results(record: Record) -> Mapping[str, Any]:
 
 def _headline(record: Record) -> str:
     """Name the metric that counts: the one that the task names if it was measured, else the first that was."""
-    task = _task(record)
-    plain = [name for name, value in _results(record).items() if not isinstance(value, Mapping)]
-    return task.headline if task is not None and task.headline in plain else next(iter(plain), "")
+    return headline_of(_task(record), _results(record))
 
 
 def _task(record: Record) -> type[Task] | None:

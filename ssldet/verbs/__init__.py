@@ -1,10 +1,11 @@
 """The verbs of the command line as public functions, one per verb."""
 
+from ssldet.verbs.composing import compose
 from ssldet.verbs.data import check_data, compare_data, convert_data
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import preview, report
 from ssldet.verbs.opening import load
-from ssldet.verbs.training import Trained, compose, finetune, pretrain
+from ssldet.verbs.training import Trained, finetune, pretrain
 from ssldet.verbs.using import evaluate, export, predict
 
 __all__ = [

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ssldet import peers
 from ssldet.data.leaks import seen_before
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
@@ -17,24 +15,21 @@ from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import inherit, load_weights, stages
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
-from ssldet.engine.run import Budget, Run
+from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, open_sources
 from ssldet.engine.steps import Checkpoints
 from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
 from ssldet.importing.base import Opened
-from ssldet.nn.backbones import adopt
 from ssldet.ranks import launched, rank
 from ssldet.recipe import check, from_document, override
-from ssldet.registry import name_of
 from ssldet.source import Source
-from ssldet.task import Task
-from ssldet.verbs.choosing import Specs, changes_of, recipe_of, resolve, texts
+from ssldet.verbs.choosing import Specs, changes_of, texts
+from ssldet.verbs.composing import backbone_changes
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
-from ssldet.verbs.opening import load, open_model
+from ssldet.verbs.opening import Which, load, open_model
 from ssldet.verbs.quick_choice import choose_for_finetuning, choose_for_pretraining, warn_of_few_queries
 from ssldet.verbs.using import Exported, evaluate, export, predict
-from ssldet.weights.words import choose_backbone
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +62,15 @@ class Trained:
         """The configuration as it ran."""
         return RunFolder(self.path).run()
 
-    def detector(self) -> Detector:
-        """Return the trained detector as a plain `nn.Module`."""
-        return load(self.path)
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best evaluation whose weights are kept: `measure`, `value`, `step` and `file`; `None` without one."""
+        best = RunFolder(self.path).status().get("best")
+        return dict(best) if best else None
+
+    def detector(self, weights: Which = "last") -> Detector:
+        """Return the trained detector as a plain `nn.Module`, with the weights of the last step or the best ones."""
+        return load(self.path, weights)
 
     def finetune(self, data: Specs, **choices: Any) -> "Trained":
         """Fine-tune this run's detector; see `ssldet.finetune`."""
@@ -83,63 +84,23 @@ class Trained:
         """Detect with this run's model; see `ssldet.predict`."""
         return predict(self.path, texts(images), **choices)
 
-    def export(self, to: str, out: str | Path) -> Exported:
+    def export(self, to: str, out: str | Path, weights: Which = "last") -> Exported:
         """Write this run's detector in another format; see `ssldet.export`."""
-        return export(self.path, to=to, out=out)
+        return export(self.path, to=to, out=out, weights=weights)
 
     def report(self) -> Path:
         """Write and return this run's `report.html`."""
         return report(self.path)
 
     def __str__(self) -> str:
-        """Say where the run is and what to do with it."""
-        return f"{self.path}  (next: ssldet report {self.path})"
+        """Say where the run is, which weights measured best, and what to do with it."""
+        best, steps = self.best, RunFolder(self.path).status().get("steps")
+        kept = f"best {best['measure']}: {best['value']:.4g} at step {best['step']} of {steps}\n" if best else ""
+        return f"{kept}{self.path}  (next: ssldet report {self.path})"
 
     def to_json(self) -> dict[str, Any]:
         """Return the run's status with its folder."""
         return {"run": str(self.path), **RunFolder(self.path).status()}
-
-
-def compose(
-    *, pretext: str | Task, backbone: str | nn.Module | None = None, detector: DetectorConfig | None = None
-) -> Run:
-    """Put a pretext task, a backbone and a detector together into a run that `pretrain` takes as its recipe.
-
-    Args:
-        pretext: A task or its name, for the task's recipe `NAME/r50` or else its first one; or the name of a recipe. A
-            task without recipes gets a run of defaults, whose length is chosen in `pretrain`.
-        backbone: A backbone's name; or the path of its weights where they tell the network; or a network of your own
-            with its weights (see `ssldet.register_backbone`), which is registered by the name of its class and learns
-            from its first stage on; `None` keeps the detector's.
-        detector: The detector; `None` keeps the recipe's.
-
-    Raises:
-        ConfigError: There is no such task or recipe, or a task without recipes came without a detector.
-    """
-    if isinstance(pretext, Task):
-        run = _run_around(pretext, detector)
-    else:
-        run = resolve(pretext if "/" in pretext else recipe_of(pretext) or f"{pretext}/r50")
-    if detector is not None:
-        run = replace(run, detector=detector)
-    if isinstance(backbone, nn.Module):
-        return override(run, {f"detector.backbone.{field}": value for field, value in _own(backbone).items()})
-    return override(run, _backbone_changes(backbone)) if backbone else run
-
-
-def _run_around(task: Task, detector: DetectorConfig | None) -> Run:
-    """Put a task into the run of its own recipe, or into one of defaults where it has none."""
-    name = name_of("ssldet.tasks", type(task))
-    recipe = recipe_of(name)
-    if recipe is not None:
-        return replace(resolve(recipe), task=task)
-    if detector is None:
-        raise ConfigError(f"task {name!r} has no recipe to take a detector from; give compose a detector as well")
-    return Run(task=task, detector=detector, budget=Budget())
-
-
-def _own(network: nn.Module) -> dict[str, object]:
-    return {"name": adopt(network), "weights": None, "frozen_stages": 0}
 
 
 @peers.together()
@@ -176,7 +137,7 @@ def pretrain(
     """
     changes = changes_of(images, val, steps, epochs, overrides)
     if backbone is not None:
-        changes = _backbone_changes(backbone) | changes
+        changes = backbone_changes(backbone) | changes
     if resume is not None:
         return _go_on(resume, changes)
     choice = choose_for_pretraining(recipe, images)
@@ -195,6 +156,7 @@ def finetune(
     data: Specs = (),
     *,
     val: Specs = (),
+    weights: Which = "last",
     recipe: str | Path | Run | None = None,
     out: str | Path | None = None,
     steps: int | None = None,
@@ -209,6 +171,7 @@ def finetune(
             the backbone has learned before.
         data: `coco:ANN.json:IMAGES` or `voc:ROOT:SPLIT`.
         val: The same, to evaluate on.
+        weights: Which weights of a run folder it starts from: `last` or `best`.
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`; `None` chooses one and says why.
         out: Run folder to create; `None` takes the next free one in `runs/`.
         steps: Length in optimiser steps.
@@ -225,7 +188,7 @@ def finetune(
     if resume is not None:
         return _go_on(resume, changes)
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES or --data voc:ROOT:SPLIT")
-    opened = None if start in (None, "scratch") else open_model(str(start))
+    opened = None if start in (None, "scratch") else open_model(str(start), weights)
     choice = choose_for_finetuning(recipe, data, opened)
     run = override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes)
     choice.announce(run)
@@ -245,13 +208,6 @@ def finetune(
     preview = partial(draw_batch, classes=classes)
     fit(run, folder, objective=objective, sources=sources, preview=preview, documents=documents)
     return _reported(folder)
-
-
-def _backbone_changes(word: str) -> dict[str, object]:
-    trained = RunFolder(Path(word).expanduser()).weights
-    name, weights = choose_backbone(str(trained) if trained.exists() else word)
-    changes: dict[str, object] = {"detector.backbone.name": name}
-    return changes if weights is None else changes | {"detector.backbone.weights": weights}
 
 
 def _origin(run: Run) -> dict[str, Mapping[str, Any]]:

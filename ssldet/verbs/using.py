@@ -30,7 +30,7 @@ from ssldet.registry import find, find_or_import, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
 from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Skipped
-from ssldet.verbs.opening import open_trained, pick_device
+from ssldet.verbs.opening import Which, open_trained, pick_device
 from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def evaluate(
     start: str | Path | None,
     data: str | Sequence[str],
     *,
+    weights: Which = "last",
     predictions: str | Path | None = None,
     save_predictions: str | Path | None = None,
     metric: str | None = None,
@@ -67,6 +68,7 @@ def evaluate(
         start: A run folder or a weights file; `None` where `predictions` is given.
         data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `panoptic:ANN.json:PNGS:IMAGES`; plain images for a pretext
             task.
+        weights: Which weights of a run folder: `last` or `best`.
         predictions: A results file to score: COCO's, or COCO's panoptic one with its PNGs.
         save_predictions: Where to write the detections as a COCO results file; of a panoptic model, as COCO's panoptic
             one, with its PNGs in a folder beside it.
@@ -90,7 +92,7 @@ def evaluate(
         raise ConfigError("nothing to evaluate; name a run folder, a weights file, or --predictions FILE")
     if iou is not None:
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
-    opened = open_trained(start)
+    opened = open_trained(start, weights)
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, max_dets=max_dets)
     source = prepared(opened.task, _open(specs, masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
@@ -117,6 +119,7 @@ def predict(
     start: str | Path,
     images: str | Sequence[str],
     *,
+    weights: Which = "last",
     query: str | Sequence[str] = (),
     out: str | Path | None = None,
     threshold: float = 0.5,
@@ -128,6 +131,7 @@ def predict(
     Args:
         start: A run folder or a weights file.
         images: Folders, globs, file lists or single files.
+        weights: Which weights of a run folder: `last` or `best`.
         query: Patch images to look for, with a model that was pretrained or taught one-shot detection.
         out: Folder for the pictures and the file; `None` takes `predictions`.
         threshold: Least confidence that is drawn. The file holds every detection.
@@ -136,7 +140,7 @@ def predict(
         `out`, the number of `images` that were looked at, and `predictions` in COCO results format; where images can't
         be read, `unreadable` names each with the reason.
     """
-    opened = open_trained(start)
+    opened = open_trained(start, weights)
     source = _open((images,) if isinstance(images, str) else images)
     queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
     finds_patches = isinstance(opened.objective, PatchObjective)
@@ -176,19 +180,20 @@ def predict(
     return {"out": str(folder), "images": len(source) + len(source.skipped) - len(lost), "predictions": results, **told}
 
 
-def export(start: str | Path, *, to: str, out: str | Path) -> Exported:
+def export(start: str | Path, *, to: str, out: str | Path, weights: Which = "last") -> Exported:
     """Write a detector in another format, load it back and prove that it is the same.
 
     Args:
         start: A run folder or a weights file.
         to: An exporter's name.
         out: File to create.
+        weights: Which weights of a run folder: `last` or `best`.
 
     Raises:
         CheckpointError: The format can't hold this detector, or what came back differs.
     """
     exporter = find_or_import("ssldet.exporters", to)
-    opened = open_trained(start)
+    opened = open_trained(start, weights)
     report: Exported = exporter(opened.objective, opened.info, Path(out))
     return report
 

@@ -19,6 +19,8 @@ def test_a_run_leaves_a_complete_folder(tmp_path: Path, fakes: ModuleType, train
     run = fakes.a_run(data__val=("fake:7",), evaluate_every=6)
     results = train(tmp_path / "a", run)
     assert results["images"] == 7
+    best = json.loads((tmp_path / "a" / "run.json").read_text())["best"]["step"]
+    assert best in {6, 12}
     names = {path.relative_to(tmp_path / "a").as_posix() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     assert names == {
         ".lock",
@@ -27,6 +29,7 @@ def test_a_run_leaves_a_complete_folder(tmp_path: Path, fakes: ModuleType, train
         "metrics.jsonl",
         "train.log",
         "weights/model.safetensors",
+        f"weights/best-{best:06d}.safetensors",
         "checkpoints/step-000010.ckpt",
         "checkpoints/step-000010.ckpt.sha256",
         "checkpoints/step-000012.ckpt",

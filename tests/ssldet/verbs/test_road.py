@@ -60,6 +60,39 @@ def test_pretraining_leaves_everything_that_the_page_promises(pretrained: ssldet
     assert [line["step"] for line in pretrained.metrics if line["kind"] == "train"][-1] == 3
 
 
+def test_the_best_weights_are_taken_where_they_are_asked_for(
+    pretrained: ssldet.Trained, labelled: str, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    choices = {**SMALL, "evaluate_every": 1, "checkpoint.best_of": "AR100", "optim.warmup_steps": 0}
+    out = place / "best"
+    run = pretrained.finetune(labelled, val=labelled, recipe="detection/tiny", steps=4, out=out, overrides=choices)
+    assert run.best is not None
+    step, value = run.best["step"], run.best["value"]
+    assert value == max(line["AR100"] for line in run.metrics if line["kind"] == "eval")
+    caplog.set_level("INFO")
+    assert run.evaluate(labelled, weights="best", workers=0)["AR100"] == pytest.approx(value, abs=1e-9)
+    assert f"the weights are those of step {step}, with the best AR100" in caplog.text
+    assert ssldet.load(out / run.best["file"]).state_dict().keys() == run.detector("best").state_dict().keys()
+    assert f"was that of step {step}; --weights best takes its weights" in (out / "report.html").read_text()
+    assert f"at step {step} of 4" in str(run)
+    with pytest.raises(ConfigError, match=r"nothing measures 'AP5O' \(did you mean 'AP50'\?\)"):
+        ssldet.finetune(
+            "scratch", labelled, val=labelled, recipe="detection/tiny", steps=4, out=place / "no-best",
+            overrides=SMALL | {"checkpoint.best_of": "AP5O"},
+        )  # fmt: skip
+    assert not (place / "no-best").exists()
+    with pytest.raises(CheckpointError, match="keeps no best weights; train with --val"):
+        ssldet.evaluate(
+            ssldet.finetune(
+                "scratch", labelled, recipe="detection/tiny", steps=1, out=place / "no-val", overrides=SMALL
+            ).path,
+            labelled,
+            weights="best",
+        )
+    with pytest.raises(ConfigError, match="this is no run folder"):
+        ssldet.load(out / "weights" / "model.safetensors", "best")
+
+
 def test_each_data_set_is_opened_once(labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssldet.engine import sources
 

@@ -1,0 +1,71 @@
+"""task, backbone, detector -> Run: what a recipe does not say by itself is put together here."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from ssldet.detectors.base import DetectorConfig
+from ssldet.engine.folder import RunFolder
+from ssldet.engine.run import Budget, Run
+from ssldet.errors import ConfigError
+from ssldet.nn.backbones import adopt
+from ssldet.recipe import override
+from ssldet.registry import name_of
+from ssldet.task import Task
+from ssldet.verbs.choosing import recipe_of, resolve
+from ssldet.weights.words import choose_backbone
+
+
+def compose(
+    *, pretext: str | Task, backbone: str | nn.Module | None = None, detector: DetectorConfig | None = None
+) -> Run:
+    """Put a pretext task, a backbone and a detector together into a run that `pretrain` takes as its recipe.
+
+    Args:
+        pretext: A task or its name, for the task's recipe `NAME/r50` or else its first one; or the name of a recipe. A
+            task without recipes gets a run of defaults, whose length is chosen in `pretrain`.
+        backbone: A backbone's name; or the path of its weights where they tell the network; or a network of your own
+            with its weights (see `ssldet.register_backbone`), which is registered by the name of its class and learns
+            from its first stage on; `None` keeps the detector's.
+        detector: The detector; `None` keeps the recipe's.
+
+    Raises:
+        ConfigError: There is no such task or recipe, or a task without recipes came without a detector.
+    """
+    if isinstance(pretext, Task):
+        run = _run_around(pretext, detector)
+    else:
+        run = resolve(pretext if "/" in pretext else recipe_of(pretext) or f"{pretext}/r50")
+    if detector is not None:
+        run = replace(run, detector=detector)
+    if isinstance(backbone, nn.Module):
+        return override(run, {f"detector.backbone.{field}": value for field, value in _own(backbone).items()})
+    return override(run, backbone_changes(backbone)) if backbone else run
+
+
+def _run_around(task: Task, detector: DetectorConfig | None) -> Run:
+    """Put a task into the run of its own recipe, or into one of defaults where it has none."""
+    name = name_of("ssldet.tasks", type(task))
+    recipe = recipe_of(name)
+    if recipe is not None:
+        return replace(resolve(recipe), task=task)
+    if detector is None:
+        raise ConfigError(f"task {name!r} has no recipe to take a detector from; give compose a detector as well")
+    return Run(task=task, detector=detector, budget=Budget())
+
+
+def _own(network: nn.Module) -> dict[str, object]:
+    return {"name": adopt(network), "weights": None, "frozen_stages": 0}
+
+
+def backbone_changes(word: str) -> dict[str, object]:
+    """Return changes of recipe fields for a backbone that is named in one word.
+
+    Args:
+        word: A backbone's name; the path of its weights where they tell the network; or a run that taught it.
+    """
+    trained = RunFolder(Path(word).expanduser()).weights
+    name, weights = choose_backbone(str(trained) if trained.exists() else word)
+    changes: dict[str, object] = {"detector.backbone.name": name}
+    return changes if weights is None else changes | {"detector.backbone.weights": weights}
