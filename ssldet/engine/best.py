@@ -148,10 +148,10 @@ class BestWeights:
         """Write the best so far into `run.json`."""
         record = self._record
         if record is None or record.step is None:
-            self._folder.update(best=None)
+            self._folder.note(best=None)
             return
         name = self._folder.best_weights(record.step).relative_to(self._folder.path).as_posix()
-        self._folder.update(best={"measure": record.measure, "value": record.value, "step": record.step, "file": name})
+        self._folder.note(best={"measure": record.measure, "value": record.value, "step": record.step, "file": name})
 
     def _tidy(self) -> None:
         """Delete what is best no more, unless going on from a checkpoint would need it.

@@ -130,7 +130,7 @@ class Keeper:
         if rank() == 0:
             info = describe(self._run, self._source, progress.step, self.folder.lineage())
             seconds = round(progress.seconds, 3)
-            ended = {"status": "finished", "reason": progress.enough or None}
+            ended = {"status": "finished", "ended_early": progress.enough or None}
             try:
                 save_weights(self.folder.weights, progress.model, info)
                 self.folder.update(**ended, steps=progress.step, seconds=seconds, results=results)

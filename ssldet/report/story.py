@@ -20,8 +20,7 @@ FIRST_FILES = 3
 """Names shown of the files that were skipped for one reason."""
 
 _SURROUNDINGS = ("device", "seed", "fingerprint", "versions")
-_WITH_REASON = ("finished", "stopped", "diverged", "failed")
-"""States whose reason is shown; a run that was resumed keeps the reason of its earlier stop."""
+_ENDED_EARLY = ("stopped", "diverged", "failed")
 
 
 def key_figures(record: Record) -> list[tuple[str, str]]:
@@ -72,10 +71,12 @@ def _says_something(section: Section) -> bool:
 
 
 def _outcome(record: Record) -> Section | None:
-    told = record.status.get("status") in _WITH_REASON and record.status.get("reason")
-    lines = [str(record.status["reason"])] if told else []
-    symptoms = record.status.get("symptoms")
-    lines += [f"At the last check, {sentence}" for sentence in symptoms] if isinstance(symptoms, list) else []
+    # A run that was resumed keeps the reason of its earlier stop.
+    stopped = record.status.get("status") in _ENDED_EARLY
+    reason = record.status.get("reason" if stopped else "ended_early")
+    lines = [str(reason)] if reason else []
+    told = record.status.get("symptoms")
+    lines += [f"At the last check, {sentence}" for sentence in told] if isinstance(told, list) else []
     if not record.metrics:
         lines.append("No step has been logged yet.")
     return Section(heading="Outcome", text="\n\n".join(lines)) if lines else None

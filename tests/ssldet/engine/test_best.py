@@ -85,7 +85,7 @@ def test_a_resume_from_any_step_keeps_and_ends_like_the_quiet_run(
                 path.unlink()
         train(folder, run, resume=True)
         assert kept(folder) == kept(tmp_path / "quiet"), first
-        for name in ("best", "steps", "reason", "results"):
+        for name in ("best", "steps", "ended_early", "results"):
             assert status(folder)[name] == status(tmp_path / "quiet")[name]
 
 
@@ -121,7 +121,7 @@ def test_waiting_ends_a_run_and_more_patience_goes_on(tmp_path: Path, fakes: Mod
     told, measured = status(tmp_path / "a"), scores(tmp_path / "a")
     assert told["status"] == "finished"
     assert told["steps"] == max(measured) == told["best"]["step"] + 2
-    assert told["reason"] == (
+    assert told["ended_early"] == (
         f"no better score in 2 evaluations; the best was {told['best']['value']:.4g} at step {told['best']['step']}"
     )
     longer = replace(run, budget=replace(run.budget, patience=5))

@@ -75,10 +75,10 @@ def test_the_best_weights_are_taken_where_they_are_asked_for(
     assert ssldet.load(out / run.best["file"]).state_dict().keys() == run.detector("best").state_dict().keys()
     assert f"was that of step {step}; --weights best takes its weights" in (out / "report.html").read_text()
     assert f"at step {step} of 4" in str(run)
-    with pytest.raises(ConfigError, match=r"nothing measures 'AP5O' \(did you mean 'AP50'\?\)"):
+    with pytest.raises(ConfigError, match=r"nothing measures 'AP500' \(did you mean 'AP50'\?\)"):
         ssldet.finetune(
             "scratch", labelled, val=labelled, recipe="detection/tiny", steps=4, out=place / "no-best",
-            overrides=SMALL | {"checkpoint.best_of": "AP5O"},
+            overrides=SMALL | {"checkpoint.best_of": "AP500"},
         )  # fmt: skip
     assert not (place / "no-best").exists()
     with pytest.raises(CheckpointError, match="keeps no best weights; train with --val"):
