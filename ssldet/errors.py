@@ -124,6 +124,18 @@ def reason_of(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the name that a near miss most likely meant, else an empty string.
+
+    Args:
+        name: What the user wrote.
+        known: What exists.
+    """
+    folded = {candidate.casefold(): candidate for candidate in known}
+    close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else ""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return `" (did you mean 'resnet50'?)"` for a near miss, else an empty string.
 
@@ -131,7 +143,5 @@ def suggest(name: str, known: Iterable[str]) -> str:
         name: What the user wrote.
         known: What exists.
     """
-    known = list(known)
-    folded = {candidate.casefold(): candidate for candidate in known}
-    close = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
-    return f" (did you mean {folded[close[0]]!r}?)" if close else ""
+    meant = nearest(name, known)
+    return f" (did you mean {meant!r}?)" if meant else ""

@@ -10,17 +10,18 @@ import hashlib
 import json
 import math
 import tomllib
-import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, is_dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tomli_w
 
 from ssldet.errors import ConfigError, reason_of, suggest
+from ssldet.hints import Within as Within
+from ssldet.hints import choices_of, config_fields, describe, hints_of, is_a, is_union
 from ssldet.registry import find_or_imported, name_of
 from ssldet.regular import read_text
 
@@ -35,23 +36,8 @@ SHOWN = 60
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 """What a yes-or-no field may be called on a command line."""
 
-
-@dataclass(frozen=True)
-class Within:
-    """Bounds of a number, for `Annotated[int, Within(1)]`; both ends are allowed.
-
-    Attributes:
-        low: Smallest value.
-        high: Largest value.
-    """
-
-    low: int | float = -math.inf
-    high: int | float = math.inf
-
-    def __str__(self) -> str:
-        """Say the bounds as a person would, and exactly: `9.22e+18` is not what is accepted."""
-        low, high = (f"{end:g}" if isinstance(end, float) else str(end) for end in (self.low, self.high))
-        return f"at least {low}" if self.high == math.inf else f"from {low} to {high}"
+UNSET = ("none", "null", "")
+"""What None may be called on a command line and in a file, where a field can be None; we write the first."""
 
 
 def override(config: Config, assignments: Mapping[str, object]) -> Config:
@@ -75,10 +61,10 @@ def override(config: Config, assignments: Mapping[str, object]) -> Config:
                 break
             branch, owner = branch[step], getattr(owner, step)
         else:
-            if leaf not in _hints(type(owner)) and not (leaf == "name" and hasattr(owner, "group")):
+            if leaf not in hints_of(type(owner)) and not (leaf == "name" and hasattr(owner, "group")):
                 wrong.append(_no_field(owner, leaf, ".".join(parents)))
             elif is_dataclass(getattr(owner, leaf, 0)) and not isinstance(value, Mapping) and not is_dataclass(value):
-                inner = ", ".join(f"{path}.{name}" for name in _hints(type(getattr(owner, leaf))))
+                inner = ", ".join(f"{path}.{name}" for name in hints_of(type(getattr(owner, leaf))))
                 wrong.append(f"{path}: is a group of fields; set one of {inner}")
             else:
                 branch[leaf] = to_document(value) if is_dataclass(value) else value
@@ -178,7 +164,7 @@ def to_document(config: object) -> dict[str, Any]:
     group = getattr(type(config), "group", None)
     if group is not None:
         document["name"] = name_of(group, type(config))
-    for field in _config_fields(type(config)):
+    for field in config_fields(type(config)):
         value = getattr(config, field.name)
         document[field.name] = to_document(value) if is_dataclass(value) else _plain(value)
     return document
@@ -214,7 +200,7 @@ def _walk(document: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 
 def _own_problems(config: object, prefix: str) -> list[str]:
     wrong = []
-    for field in _config_fields(type(config)):
+    for field in config_fields(type(config)):
         value = getattr(config, field.name)
         if is_dataclass(value):
             wrong += _own_problems(value, f"{prefix}{field.name}.")
@@ -232,18 +218,18 @@ def _build(kind: type, document: Mapping[str, Any], prefix: str) -> tuple[Any, l
             kind = _class_of(kind, group, str(document["name"]))
         except ConfigError as error:
             return None, [f"{prefix}name: {error}"]
-    hints = _hints(kind)
+    hints = hints_of(kind)
     wrong = [
         _no_field(kind, key, prefix.removesuffix("."))
         for key in document
         if key not in hints | getattr(kind, "retired", {}) and not (group is not None and key == "name")
     ]
     values: dict[str, Any] = {}
-    for field in _config_fields(kind):
+    for field in config_fields(kind):
         path = prefix + field.name
         if field.name not in document:
             if field.default is MISSING and field.default_factory is MISSING:
-                wrong.append(f"{path}: missing; expects {_describe(hints[field.name])}")
+                wrong.append(f"{path}: missing; expects {describe(hints[field.name])}")
             continue
         values[field.name], problems = _read(hints[field.name], document[field.name], path)
         wrong += problems
@@ -260,14 +246,14 @@ def _class_of(base: type, group: str, name: str) -> type:
 
 def _read(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
     """Read one value as its annotation says; text is taken as it would be typed on a command line."""
-    bounds = [extra for extra in get_args(hint)[1:] if isinstance(extra, Within)] if _is(hint, Annotated) else []
-    bare = get_args(hint)[0] if _is(hint, Annotated) else hint
+    bounds = [extra for extra in get_args(hint)[1:] if isinstance(extra, Within)] if is_a(hint, Annotated) else []
+    bare = get_args(hint)[0] if is_a(hint, Annotated) else hint
     if is_dataclass(bare):
         if not isinstance(value, Mapping):
             return None, [f"{path}: expects a table of fields, got {value!r}"]
         return _build(bare, value, f"{path}.")  # type: ignore[arg-type]
-    if _is_union(bare):
-        if value is None or (isinstance(value, str) and value.casefold() == "none"):
+    if is_union(bare):
+        if type(None) in get_args(bare) and is_unset(value):
             return None, []
         options = [option for option in get_args(bare) if option is not type(None)]
         attempts = [_read(Annotated[option, *bounds] if bounds else option, value, path) for option in options]
@@ -281,13 +267,18 @@ def _read(hint: Any, value: Any, path: str) -> tuple[Any, list[str]]:
     return read, []
 
 
+def is_unset(value: object) -> bool:
+    """Tell whether a value stands for None: None itself, or what people type for it."""
+    return value is None or (isinstance(value, str) and value.strip().casefold() in UNSET)
+
+
 def _scalar(hint: Any, value: Any, path: str) -> Any:
     """Read a leaf; raises ValueError where the value does not fit without loss."""
-    if _is(hint, Literal):
+    if is_a(hint, Literal):
         for choice in get_args(hint):
             if value == choice or (isinstance(value, str) and value == str(choice)):
                 return choice
-    elif _is(hint, tuple):
+    elif is_a(hint, tuple):
         if isinstance(value, str):
             value = [part.strip() for part in value.strip("[]() ").split(",") if part.strip()]
         if isinstance(value, list | tuple):
@@ -331,9 +322,9 @@ def _whole(value: int | float | str) -> int:
 
 
 def _misfit(hint: Any, value: Any, path: str) -> str:
-    choices = [str(choice) for choice in _choices(hint)]
+    choices = [str(choice) for choice in choices_of(hint)]
     shown = _shown(value)
-    expected = _describe(hint)
+    expected = describe(hint)
     limit = ", of 64 bits at most" if "a whole number" in expected and _is_large(value) else ""
     near = suggest(shown.strip("'"), choices)
     return f"{path}: {shown} does not fit; expects {expected}{limit}{near}"
@@ -355,45 +346,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
 
 
-def _describe(hint: Any) -> str:
-    if _is(hint, Annotated):
-        bare, *extras = get_args(hint)
-        return ", ".join([_describe(bare), *(str(extra) for extra in extras if isinstance(extra, Within))])
-    if _is(hint, Literal):
-        return "one of " + ", ".join(repr(choice) for choice in get_args(hint))
-    if _is_union(hint):
-        return " or ".join("none" if option is type(None) else _describe(option) for option in get_args(hint))
-    if _is(hint, tuple):
-        return f"a list of {_describe(get_args(hint)[0])}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _choices(hint: Any) -> list[Any]:
-    if _is(hint, Literal):
-        return list(get_args(hint))
-    return [choice for inner in get_args(hint) for choice in _choices(inner)]
-
-
 def _no_field(owner: object, name: str, path: str) -> str:
     kind = owner if isinstance(owner, type) else type(owner)
-    known = list(_hints(kind))
+    known = list(hints_of(kind))
     where = f"{path}.{name}" if path else name
     return f"{where}: no such field{suggest(name, known)}; fields here: {', '.join(known)}"
-
-
-def _config_fields(kind: type) -> tuple[Field[Any], ...]:
-    return tuple(field for field in fields(kind) if field.init)
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in _config_fields(kind)}
-
-
-def _is(hint: Any, origin: Any) -> bool:
-    return get_origin(hint) is origin or (origin is Annotated and hasattr(hint, "__metadata__"))
-
-
-def _is_union(hint: Any) -> bool:
-    return get_origin(hint) in (Union, types.UnionType)

@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 from ssldet import registry
 from ssldet.cli import data, looking, training, using
 from ssldet.cli.console import delivered, logging_to_stderr, open_streams, report_error
-from ssldet.errors import ConfigError, SsldetError
+from ssldet.errors import ConfigError, SsldetError, nearest
 
 app = App(
     name="ssldet",
@@ -25,6 +25,7 @@ VERBS: tuple[Callable[..., None] | App, ...] = (
     looking.demo,
     looking.doctor,
     looking.list_,
+    looking.show,
     data.app,
     looking.preview,
     training.pretrain,
@@ -42,6 +43,7 @@ for _place, _verb in enumerate(VERBS):
         app.command(_verb)
     else:
         app.command(_verb, name=_verb.__name__.rstrip("_"), sort_key=_place)
+app.register_install_completion_command(help="Teach your shell to complete ssldet's verbs and options.")
 
 
 def _join_plugins() -> None:
@@ -92,5 +94,6 @@ def _call(words: Sequence[str], *, debug: bool) -> int:
     except (CycloptsError, SsldetError, OSError) as error:
         if debug:
             raise
-        return report_error(error, words[:1])
+        meant = [word if word in app else nearest(word, app) for word in words[:1]]
+        return report_error(error, [*filter(None, meant)])
     return 0

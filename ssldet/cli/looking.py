@@ -25,6 +25,17 @@ def list_(
     prints(catalogue.list_names)(what, pattern, json_=json_)
 
 
+def show(recipe: str, *, set_: Overrides = None, json_: Json = False) -> None:
+    """Show every field of a recipe that --set can change: value, type, bounds and meaning.
+
+    Args:
+        recipe: A name from 'ssldet list recipes', or the run.toml of a run.
+    """
+    from ssldet import verbs
+
+    prints(verbs.show)(recipe, overrides=assignments(set_), json_=json_)
+
+
 def preview(
     *images: str,
     task: str = defaults.PREVIEW,

@@ -17,6 +17,11 @@ Flag = Annotated[bool, Parameter(negative=())]
 Out = Annotated[Path | None, Parameter(name="--out", help="Run folder to create; default: the next free one in runs/.")]
 Steps = Annotated[int | None, Parameter(name="--steps", help="Length in optimiser steps.")]
 Epochs = Annotated[float | None, Parameter(name="--epochs", help="Length in passes over the training set.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"] | None, Parameter(name="--device", help="Where to compute; default: the recipe's.")
+]
+BatchSize = Annotated[int | None, Parameter(name="--batch-size", help="Images of one optimiser step.")]
+Quiet = Annotated[bool, Parameter(name="--quiet", negative=(), help="Show problems only, no progress.")]
 Resume = Annotated[Path | None, Parameter(name="--resume", help="Run folder to go on with.")]
 Data = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
 Which = Annotated[
@@ -35,3 +40,20 @@ def assignments(pairs: Sequence[str] | None) -> dict[str, str]:
     if wrong:
         raise ConfigError([f"--set {pair}: expects path=value, such as task.num_patches=5" for pair in wrong])
     return dict(pair.split("=", 1) for pair in pairs or ())
+
+
+def choices(pairs: Sequence[str] | None, **named: object) -> dict[str, object]:
+    """Return recipe fields from `--set`, and from options of their own.
+
+    Args:
+        pairs: Words such as `optim.lr=1e-4`.
+        named: Path with two underscores for a dot -> value; `None` where the option was not given.
+
+    Raises:
+        ConfigError: A field is given both ways, or a word has no equals sign.
+    """
+    given = {name.replace("__", "."): value for name, value in named.items() if value is not None}
+    fields = assignments(pairs)
+    if twice := sorted(given.keys() & fields.keys()):
+        raise ConfigError([f"--set {path}: is given by an option too; leave one of them out" for path in twice])
+    return {**fields, **given}

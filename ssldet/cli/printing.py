@@ -1,7 +1,9 @@
 """What a verb returns -> standard output, as text or as JSON."""
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from textwrap import indent
 from typing import Any
@@ -23,6 +25,28 @@ def prints(verb: Callable[..., Any]) -> Callable[..., Any]:
             tell(printable_lines(_text(result)))
 
     return run
+
+
+@contextmanager
+def progress_shown(shown: bool) -> Iterator[None]:
+    """Show the progress of a run and what it remarks, or warnings and errors only.
+
+    Args:
+        shown: False shows problems only, on the terminal; the run's own log has everything.
+    """
+    from ssldet.engine.log import SHOWN
+
+    handlers = logging.getLogger("ssldet").handlers
+    levels = [handler.level for handler in handlers]
+    token = SHOWN.set(shown)
+    try:
+        for handler in handlers:
+            handler.setLevel(handler.level if shown else logging.WARNING)
+        yield
+    finally:
+        SHOWN.reset(token)
+        for handler, level in zip(handlers, levels, strict=True):
+            handler.setLevel(level)
 
 
 def _text(result: Any) -> str:

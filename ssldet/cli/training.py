@@ -1,7 +1,21 @@
 """command line -> the verbs that train."""
 
-from ssldet.cli.options import Data, Epochs, Json, Out, Overrides, Resume, Start, Steps, Which, assignments
-from ssldet.cli.printing import prints
+from ssldet.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    Epochs,
+    Json,
+    Out,
+    Overrides,
+    Quiet,
+    Resume,
+    Start,
+    Steps,
+    Which,
+    choices,
+)
+from ssldet.cli.printing import prints, progress_shown
 
 
 def pretrain(
@@ -12,7 +26,10 @@ def pretrain(
     out: Out = None,
     steps: Steps = None,
     epochs: Epochs = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
     set_: Overrides = None,
+    quiet: Quiet = False,
     resume: Resume = None,
     json_: Json = False,
 ) -> None:
@@ -27,10 +44,11 @@ def pretrain(
     """
     from ssldet import verbs
 
-    prints(verbs.pretrain)(
-        images, recipe=recipe, backbone=backbone, val=val or (), out=out, steps=steps, epochs=epochs,
-        overrides=assignments(set_), resume=resume, json_=json_,
-    )  # fmt: skip
+    with progress_shown(not quiet):
+        prints(verbs.pretrain)(
+            images, recipe=recipe, backbone=backbone, val=val or (), out=out, steps=steps, epochs=epochs,
+            overrides=choices(set_, device=device, data__batch_size=batch_size), resume=resume, json_=json_,
+        )  # fmt: skip
 
 
 def finetune(
@@ -43,7 +61,10 @@ def finetune(
     out: Out = None,
     steps: Steps = None,
     epochs: Epochs = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
     set_: Overrides = None,
+    quiet: Quiet = False,
     resume: Resume = None,
     json_: Json = False,
 ) -> None:
@@ -57,7 +78,8 @@ def finetune(
     """
     from ssldet import verbs
 
-    prints(verbs.finetune)(
-        start, data or (), val=val or (), weights=weights, recipe=recipe, out=out, steps=steps, epochs=epochs,
-        overrides=assignments(set_), resume=resume, json_=json_,
-    )  # fmt: skip
+    with progress_shown(not quiet):
+        prints(verbs.finetune)(
+            start, data or (), val=val or (), weights=weights, recipe=recipe, out=out, steps=steps, epochs=epochs,
+            overrides=choices(set_, device=device, data__batch_size=batch_size), resume=resume, json_=json_,
+        )  # fmt: skip

@@ -25,7 +25,8 @@ def evaluate(
     """Measure a detector on labelled images, or a pretext task on plain ones.
 
     Args:
-        data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT or panoptic:ANN.json:PNGS:IMAGES; plain images for a pretrained run.
+        data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT or panoptic:ANN.json:PNGS:IMAGES; plain images for a
+            pretrained run.
         predictions: A results file to score instead of a model: COCO's, or PRED.json:PNGS against panoptic data.
         save_predictions: Where to write the detections in COCO results format.
         metric: Definition of AP; default: the task's, and for predictions that of the data's form.

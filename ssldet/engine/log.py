@@ -5,12 +5,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from ssldet.escapes import EscapingFormatter
 from ssldet.ranks import rank
@@ -20,6 +22,9 @@ log = logging.getLogger(__name__)
 
 LINE_SECONDS = 5.0
 """Seconds between plain lines where there is no terminal."""
+
+SHOWN: ContextVar[bool] = ContextVar("SHOWN", default=True)
+"""Whether the progress of a run is shown on standard error."""
 
 
 class Display:
@@ -38,15 +43,20 @@ class Display:
         self._last_shown = -LINE_SECONDS
         self._begun: tuple[float, int] | None = None
         self._bar: Progress | None = None
-        if rank() == 0 and self._stream is not None and self._stream.isatty():
+        self._shown = rank() == 0 and SHOWN.get()
+        if self._shown and self._stream is not None and self._stream.isatty():
+            whole, rest = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
             self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f} %  {task.fields[numbers]}"),
+                TextColumn("{task.description}", table_column=whole),
+                BarColumn(bar_width=12),
+                TextColumn("{task.fields[place]}", table_column=whole),
+                # What a narrow terminal has no room for is cut here, and never the columns before.
+                TextColumn("{task.fields[numbers]}", table_column=rest),
                 console=Console(file=self._stream),
                 transient=True,
+                expand=True,
             )
-            self._row = self._bar.add_task(title, total=total_steps, numbers="")
+            self._row = self._bar.add_task(title, total=total_steps, numbers="", place=f"step 0/{total_steps}")
             self._bar.start()
 
     def show(self, line: Mapping[str, Any]) -> None:
@@ -55,7 +65,7 @@ class Display:
         Args:
             line: With `step`; of kind `train` or `eval`.
         """
-        if rank() != 0:
+        if not self._shown:
             return
         now, step = time.monotonic(), int(line["step"])
         if self._begun is None:
@@ -63,10 +73,9 @@ class Display:
         done = step - self._begun[1]
         seconds = (now - self._begun[0]) / done * (self._total - step) if done else None
         numbers = summary(line)
-        if seconds is not None and line["kind"] == "train":
-            numbers += f"  eta {timedelta(seconds=round(seconds))}"
+        eta = "" if seconds is None or line["kind"] != "train" else f"  eta {timedelta(seconds=round(seconds))}"
         try:
-            self._tell(str(line["kind"]), step, numbers, now)
+            self._tell(str(line["kind"]), step, numbers, eta, now)
         except (OSError, ValueError):
             # The reader of a pipe has gone, or a terminal was closed.
             self._stream, self._bar = None, None
@@ -77,17 +86,18 @@ class Display:
             with suppress(OSError, ValueError):
                 self._bar.stop()
 
-    def _tell(self, kind: str, step: int, numbers: str, now: float) -> None:
+    def _tell(self, kind: str, step: int, numbers: str, eta: str, now: float) -> None:
+        place = f"step {step}/{self._total}{eta}"
         if self._bar is not None:
             if kind == "train":
-                self._bar.update(self._row, completed=step, numbers=numbers)
+                self._bar.update(self._row, completed=step, numbers=numbers, place=place)
             else:
                 self._bar.console.print(f"step {step}  {numbers}", highlight=False)
         elif self._stream is not None and (
             kind == "eval" or now - self._last_shown >= LINE_SECONDS or step == self._total
         ):
             self._last_shown = now
-            self._stream.write(f"{self._title}  step {step}/{self._total}  {numbers}\n")
+            self._stream.write(f"{self._title}  step {step}/{self._total}  {numbers}{eta}\n")
             self._stream.flush()
 
 

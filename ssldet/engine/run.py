@@ -20,7 +20,8 @@ class DataConfig:
     """The images of a run, and how they are read.
 
     Attributes:
-        train: Data specifications: folders, globs, file lists, `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT`.
+        train: Data specifications: folders, globs, file lists, `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT`,
+            `yolo:ROOT:SPLIT`.
         val: Specifications to evaluate on; empty means no evaluation.
         fraction: Share of the training images that is used; with one seed, a smaller share is a subset of a larger one.
         fraction_seed: Seed of the choice of these images.

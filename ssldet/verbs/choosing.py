@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ssldet.engine.run import Run
+from ssldet.errors import ConfigError
+from ssldet.recipe import is_unset
 from ssldet.recipe import load as load_record
 from ssldet.registry import find_or_import, names
 
@@ -53,11 +55,14 @@ def changes_of(
     Args:
         train: Training images; empty keeps the recipe's.
         val: Images to evaluate on; empty keeps the recipe's.
-        steps: Length in optimiser steps; takes precedence over `epochs`.
-        epochs: Length in passes over the training set.
+        steps: Length in optimiser steps; in place of the recipe's length, however that is stated.
+        epochs: Length in passes over the training set, likewise.
         overrides: Dotted recipe fields and their values. `task.name` or `detector.name` may be a `module:Object` that
             no package registers: the module is imported here, because the caller named it, and files that name the
             same class can then be read.
+
+    Raises:
+        ConfigError: The length is stated twice.
     """
     for path in _NAMED.keys() & (overrides or {}).keys():
         find_or_import(_NAMED[path], str((overrides or {})[path]))
@@ -66,11 +71,27 @@ def changes_of(
         changes["data.train"] = train
     if val := texts(val):
         changes["data.val"] = val
-    if steps is not None:
-        changes |= {"budget.steps": steps, "budget.epochs": None}
-    elif epochs is not None:
-        changes |= {"budget.epochs": epochs, "budget.steps": None}
-    return changes | dict(overrides or {})
+    return changes | _length(steps, epochs, overrides or {}) | dict(overrides or {})
+
+
+def _length(steps: int | None, epochs: float | None, overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return the length of training that the caller states, which replaces the recipe's in either unit."""
+    stated = {
+        name: (path, value)
+        for name, path, value in (
+            ("--steps", "budget.steps", steps),
+            ("--epochs", "budget.epochs", epochs),
+            ("budget.steps", "budget.steps", overrides.get("budget.steps")),
+            ("budget.epochs", "budget.epochs", overrides.get("budget.epochs")),
+        )
+        if not is_unset(value)
+    }
+    if len(stated) > 1:
+        raise ConfigError(f"{' and '.join(stated)}: each states the length of training; leave all but one out")
+    length: dict[str, object] = {}
+    for path, value in stated.values():
+        length = {"budget.steps": None, "budget.epochs": None, path: value}
+    return length
 
 
 def texts(specs: Specs) -> tuple[str, ...]:

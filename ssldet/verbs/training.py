@@ -169,7 +169,7 @@ def finetune(
     Args:
         start: A run folder, a weights file, or `scratch` (`None` too) for the recipe's own detector, of which at most
             the backbone has learned before.
-        data: `coco:ANN.json:IMAGES` or `voc:ROOT:SPLIT`.
+        data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`.
         val: The same, to evaluate on.
         weights: Which weights of a run folder it starts from: `last` or `best`.
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`; `None` chooses one and says why.
@@ -187,7 +187,7 @@ def finetune(
     changes = changes_of(data, val, steps, epochs, overrides)
     if resume is not None:
         return _go_on(resume, changes)
-    _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES or --data voc:ROOT:SPLIT")
+    _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT")
     opened = None if start in (None, "scratch") else open_model(str(start), weights)
     choice = choose_for_finetuning(recipe, data, opened)
     run = override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes)

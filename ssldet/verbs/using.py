@@ -66,8 +66,8 @@ def evaluate(
 
     Args:
         start: A run folder or a weights file; `None` where `predictions` is given.
-        data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `panoptic:ANN.json:PNGS:IMAGES`; plain images for a pretext
-            task.
+        data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT`, `yolo:ROOT:SPLIT` or `panoptic:ANN.json:PNGS:IMAGES`; plain
+            images for a pretext task.
         weights: Which weights of a run folder: `last` or `best`.
         predictions: A results file to score: COCO's, or COCO's panoptic one with its PNGs.
         save_predictions: Where to write the detections as a COCO results file; of a panoptic model, as COCO's panoptic

@@ -14,7 +14,7 @@ from cyclopts import App
 from ssldet import cli, registry
 
 COMMAND = [sys.executable, "-m", "ssldet"]
-VERBS = ["pretrain", "finetune", "evaluate", "predict", "export", "list", "preview", "report", "doctor", "data", "demo"]
+VERBS = ["show", "pretrain", "finetune", "evaluate", "predict", "export", "list", "preview", "report", "doctor", "data", "demo"]
 TINY = ["--recipe", "random_query_patch/tiny"]
 
 
@@ -61,6 +61,11 @@ def test_every_verb_helps_on_one_screen(verb: str, capsys: pytest.CaptureFixture
     [
         (["pretrian"], 2, "pretrain"),
         (["pretrain", "--recpie", "x"], 2, "--recipe"),
+        (["lst", "tasks"], 2, "(see: ssldet list --help)"),
+        (["pretrain", "nowhere", *TINY, "--steps", "3", "--epochs", "4"], 2, "--steps and --epochs: each states"),
+        (["pretrain", "nowhere", *TINY, "--steps", "3", "--set", "budget.epochs=2"], 2, "--steps and budget.epochs"),
+        (["pretrain", "nowhere", *TINY, "--batch-size", "4", "--set", "data.batch_size=8"], 2, "leave one of them out"),
+        (["show", "random_query_patch/tny"], 2, "did you mean 'random_query_patch/tiny'?"),
         (["pretrain", "nowhere", "--recipe", "random_query_patch/tny"], 2, "did you mean 'random_query_patch/tiny'?"),
         (["pretrain", *TINY], 2, "no images given"),
         (
@@ -103,6 +108,43 @@ def test_lists_as_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert "random_query_patch" in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     cli.main(["list", "exporters", "--json"])
     assert {row["name"] for row in json.loads(capsys.readouterr().out)} >= {"detr", "safetensors"}
+
+
+def test_the_help_lists_verbs_in_the_order_of_use(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--help"])
+    words = capsys.readouterr().out.split()
+    places = [words.index(verb) for verb in ("doctor", "list", "show", "preview", "pretrain", "finetune", "evaluate")]
+    assert places == sorted(places)
+
+
+def test_what_can_be_set_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["show", "random_query_patch/tiny", "--set", "task.num_patches=5"])
+    text = capsys.readouterr().out
+    assert "task.num_patches = 5  (a whole number, at least 1)" in text
+    assert "optim.optimizer = adamw  (one of 'adamw', 'sgd', 'lars')\n    `adamw`, `sgd` with momentum" in text
+    cli.main(["show", "random_query_patch/tiny", "--json"])
+    fields = {field["path"]: field for field in json.loads(capsys.readouterr().out)}
+    assert fields["detector.name"]["value"] == "detr"
+    assert fields["budget.patience"] == {
+        "path": "budget.patience",
+        "value": "none",
+        "accepts": "a whole number, at least 1 or none",
+        "about": "Evaluations in a row without a better `checkpoint.best_of`, after which the run ends early; none never "
+        "ends it early.",
+    }
+    assert all(field["about"] for path, field in fields.items() if not path.endswith(".name"))
+
+
+def test_a_quiet_run_says_problems_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from downstream.annotations.shapes import write_shapes
+
+    write_shapes(tmp_path / "made", images=4, seed=0)
+    words = ["pretrain", str(tmp_path / "made" / "images"), *TINY, "--steps", "1", "--batch-size", "2", "--device", "cpu"]
+    cli.main([*words, "--set", "data.workers=0", "--out", str(tmp_path / "a"), "--quiet"])
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[-1].split()[0], err) == (str(tmp_path / "a"), "")
+    assert "batch_size = 2" in (tmp_path / "a" / "run.toml").read_text()
+    assert "step 1" in (tmp_path / "a" / "train.log").read_text()
 
 
 def test_all_problems_of_a_run_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -210,3 +210,11 @@ def test_fingerprint_and_diff_see_every_field() -> None:
     assert set(leaves(base)) == {
         *("inner.rate", "inner.mode", "inner.weights", "inner.size", "steps", "scales", "shuffle", "name")
     }
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null", "NULL", "", None])
+def test_every_word_for_none_unsets_what_can_be_unset_and_nothing_else(word: str | None) -> None:
+    got = override(Outer(), {"inner.weights": word, "inner.size": word})
+    assert (got.inner.weights, got.inner.size) == (None, None)
+    with pytest.raises(ConfigError, match="inner.rate"):
+        override(Outer(), {"inner.rate": word})

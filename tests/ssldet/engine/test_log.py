@@ -59,6 +59,21 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[" in stream.getvalue()
 
 
+def test_a_narrow_terminal_shows_bar_step_and_eta(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("COLUMNS", "80")
+    display = Display("RandomQueryPatch", 30_000)
+    display.show(LINE | {"step": 100})
+    display.show(LINE | {f"loss/term{number}": 0.5 for number in range(9)} | {"step": 12_000})
+    assert display._bar is not None
+    display._bar.refresh()
+    display.close()
+    last = [line for line in stream.getvalue().split("\n") if "12000/30000" in line][-1]
+    assert "step 12000/30000  eta 0:00:0" in last
+    assert "━" in last
+
+
 def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RANK", "1")
     stream = Terminal()
