@@ -19,6 +19,7 @@ from torch import Tensor
 from ssldet.classes import ClassRows
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.disk import Disk, write_whole
+from ssldet.engine.rows import QueryRows, class_tensors, query_tensors, section_of
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, reason_of, suggest
 from ssldet.recipe import fingerprint, from_document, to_document
@@ -219,32 +220,37 @@ class TransferReport:
     Attributes:
         rows: One entry for each section and outcome.
         classes: Which rows of the class head were handed over by class, where they were.
+        queries: How many queries there were and are, where that differs.
     """
 
     rows: tuple[Row, ...]
     classes: ClassRows | None = None
+    queries: QueryRows | None = None
 
     def count(self, outcome: Outcome) -> tuple[int, int]:
         """Return (tensors, parameters) with an outcome.
 
         Args:
             outcome: `loaded`: as handed over. `fresh`: not handed over, starts anew. `reshaped`: offered in another
-                shape or order; starts anew but for the rows that `classes` names. `ignored`: offered and not used.
+                shape or order; starts anew but for the rows that `classes` and `queries` name. `ignored`: offered and
+                not used.
         """
         rows = [row for row in self.rows if row.outcome == outcome]
         return sum(row.tensors for row in rows), sum(row.parameters for row in rows)
 
     def summary(self) -> list[str]:
         """Return one line for each section and outcome."""
+        special = [("class head", self.classes), ("queries", self.queries)]
         return [
             f"{row.outcome:9}{row.section or 'other':13} {row.tensors:4} tensors {row.parameters:12,} parameters"
             for row in self.rows
-        ] + ([f"class head: {self.classes}"] if self.classes else [])
+        ] + [f"{what}: {how}" for what, how in special if how]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         classes = {} if self.classes is None else {"classes": self.classes.to_json()}
-        return {"rows": [vars(row) for row in self.rows], **classes}
+        queries = {} if self.queries is None else {"queries": self.queries.to_json()}
+        return {"rows": [vars(row) for row in self.rows], **classes, **queries}
 
     def __str__(self) -> str:
         """Say it in lines."""
@@ -269,13 +275,18 @@ def transfer_sections(
         class_rows: Hand the class head over row by row, by the names of the classes; a row for "no object" goes along.
             `None` hands it over as it is, like any section.
 
+    Where the detector has another number of queries, the first ones are handed over, as many as both have; further ones
+    stay as the detector drew them.
+
     Raises:
         CheckpointError: A tensor of a handed-over section is missing, too many, of another shape or not finite, or the
             class names don't fit the heads; nothing has been changed then.
     """
     own = detector.state_dict()
     wanted = [section for section in sections if section not in set(expects_fresh)]
-    moved = _moved(state, own, detector, class_rows) if class_rows and "class_head" in wanted else {}
+    by_class = class_tensors(state, own, detector, class_rows) if class_rows and "class_head" in wanted else {}
+    by_query, queries = query_tensors(state, own, detector) if "queries" in wanted else ({}, None)
+    moved = by_class | by_query
     offered = {**state, **moved}
     outcomes: dict[str, Outcome] = {}
     counters = {name for name in own.keys() ^ state.keys() if name.endswith(COUNTER)}
@@ -294,7 +305,8 @@ def transfer_sections(
     with torch.no_grad():
         for name in moving:
             own[name].copy_(given[name])
-    return TransferReport(rows=_rows(detector, outcomes, {**state, **own}), classes=class_rows if moved else None)
+    rows = _rows(detector, outcomes, {**state, **own})
+    return TransferReport(rows=rows, classes=class_rows if by_class else None, queries=queries)
 
 
 def inherit(theirs: Objective, ours: Objective, parts: Iterable[str]) -> tuple[Row, ...]:
@@ -327,41 +339,6 @@ def inherit(theirs: Objective, ours: Objective, parts: Iterable[str]) -> tuple[R
         raise CheckpointError(f"what the task takes over from the start does not fit: {few(surprises)}")
     ours.load_state_dict(taken, strict=False)
     return tuple(rows)
-
-
-def _moved(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], detector: Detector, rows: ClassRows
-) -> dict[str, Tensor]:
-    """Return the tensors of the class head with each known class's row, and that of "no object", in its new place."""
-    extra = detector.scores.extra_rows
-    ours = [
-        *(place for place, row in enumerate(rows.rows) if row is not None),
-        *range(len(rows.ours), len(rows.ours) + extra),
-    ]
-    theirs = [*(row for row in rows.rows if row is not None), *range(len(rows.theirs), len(rows.theirs) + extra)]
-    moved: dict[str, Tensor] = {}
-    for name, value in own.items():
-        given = state.get(name)
-        if section_of(detector, name) != "class_head" or given is None or given.shape[1:] != value.shape[1:]:
-            continue
-        for side, tensor, count in (("here", value, len(rows.ours)), ("there", given, len(rows.theirs))):
-            if len(tensor) != count + extra:
-                no_object = " and 'no object'" if extra else ""
-                raise CheckpointError(
-                    f"{name} has {len(tensor)} rows {side}, which are not {count} classes{no_object}; name as many "
-                    "classes as the head has"
-                )
-        moved[name] = value.clone()
-        moved[name][ours] = given[theirs].to(value)
-    return moved
-
-
-def section_of(detector: Detector, name: str) -> str:
-    """Return the section that a tensor of the detector's state belongs to; empty for none."""
-    for section, parts in detector.sections.items():
-        if name.startswith(tuple(f"{part}." for part in parts)):
-            return section
-    return ""
 
 
 def _rows(detector: Detector, outcomes: Mapping[str, Outcome], tensors: Mapping[str, Tensor]) -> tuple[Row, ...]:

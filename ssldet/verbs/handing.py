@@ -22,7 +22,8 @@ def transfer(
     """Copy sections of a trained model into a detector; the report names every tensor that was not copied.
 
     The class head is copied whole where class names are the same, row by row where some of them are, and stays fresh
-    where none are, or where the file does not hold it.
+    where none are, or where the file does not hold it. Of another number of queries, the first are copied; further ones
+    stay fresh.
 
     Args:
         start: A run folder, a weights file or folder that `load` reads, or an opened one.

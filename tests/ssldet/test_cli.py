@@ -14,7 +14,20 @@ from cyclopts import App
 from ssldet import cli, registry
 
 COMMAND = [sys.executable, "-m", "ssldet"]
-VERBS = ["show", "pretrain", "finetune", "evaluate", "predict", "export", "list", "preview", "report", "doctor", "data", "demo"]
+VERBS = [
+    "show",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "predict",
+    "export",
+    "list",
+    "preview",
+    "report",
+    "doctor",
+    "data",
+    "demo",
+]
 TINY = ["--recipe", "random_query_patch/tiny"]
 
 
@@ -139,7 +152,17 @@ def test_a_quiet_run_says_problems_only(capsys: pytest.CaptureFixture[str], tmp_
     from downstream.annotations.shapes import write_shapes
 
     write_shapes(tmp_path / "made", images=4, seed=0)
-    words = ["pretrain", str(tmp_path / "made" / "images"), *TINY, "--steps", "1", "--batch-size", "2", "--device", "cpu"]
+    words = [
+        "pretrain",
+        str(tmp_path / "made" / "images"),
+        *TINY,
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--device",
+        "cpu",
+    ]
     cli.main([*words, "--set", "data.workers=0", "--out", str(tmp_path / "a"), "--quiet"])
     out, err = capsys.readouterr()
     assert (out.splitlines()[-1].split()[0], err) == (str(tmp_path / "a"), "")
