@@ -45,10 +45,10 @@ def preview(
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:
-    """Draw the problems that a pretext task makes of your images, and measure them untrained.
+    """Draw the problems that a task makes of your images, and measure those of a pretext task untrained.
 
     Args:
-        images: Folders, globs, file lists or single files.
+        images: Folders, globs, file lists or single files; coco:/voc:/yolo: data for a task that reads labels.
         task: A name from 'ssldet list tasks'.
         recipe: The recipe to preview; default: the task's tiny one.
         out: Picture to write; default: preview.png.

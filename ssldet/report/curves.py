@@ -11,7 +11,7 @@ from itertools import cycle, islice
 from statistics import fmean
 from typing import Any, TypeGuard
 
-from ssldet.report.wording import one_line
+from ssldet.report.wording import in_points, one_line
 
 Number = int | float
 Points = Sequence[tuple[Number, Number]]
@@ -105,7 +105,7 @@ def learning_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         records: Lines of `metrics.jsonl`, in order; where a step occurs twice, after a resume, the later one counts.
 
     Returns:
-        Title -> SVG text, one per kind of metric that occurs.
+        Title -> SVG text, one per kind of metric that was measured at two steps or more.
     """
     panels: dict[str, dict[str, dict[Number, Number]]] = {title: {} for title, _ in _PANELS}
     for record in records:
@@ -120,11 +120,20 @@ def learning_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
                 panels[place[0]].setdefault(place[1], {})[step] = math.nan if value is None else value
     drawings = {}
     for title, ylabel in _PANELS:
-        series = {name: list(points.items()) for name, points in panels[title].items()}
-        if series:
+        series = {name: _scaled(name, points) for name, points in panels[title].items()}
+        # A line needs two points; a single measurement stands in the tables.
+        if any(len(points) > 1 for points in series.values()):
+            series = {name: points for name, points in series.items() if points}
             # A single line has no legend, so the axis shows its name.
             drawings[title] = curves(series, title, ylabel if len(series) > 1 else next(iter(series)))
     return drawings
+
+
+def _scaled(name: str, points: Mapping[Number, Number]) -> Points:
+    """Return points to draw: average precision and its kin in points of 0..100, without what the data don't hold."""
+    if not in_points(name):
+        return list(points.items())
+    return [(step, 100 * value) for step, value in points.items() if value != -1]
 
 
 def _panel(kind: object, name: str) -> tuple[str, str] | None:

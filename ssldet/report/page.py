@@ -21,7 +21,7 @@ from ssldet.regular import open_regular
 from ssldet.report.record import read_record
 from ssldet.report.sections import Picture, Section, Table
 from ssldet.report.story import key_figures, sections_of
-from ssldet.report.wording import MISSING, number, printable, without_places
+from ssldet.report.wording import ABSENT, MISSING, number, printable, without_places
 
 __all__ = ["Picture", "Section", "Table", "write_page", "write_report"]
 
@@ -115,14 +115,19 @@ def _shown(value: Any) -> Any:
     """Return printable text for a value of the template, which escapes it afterwards."""
     if isinstance(value, Markup):
         return value
-    if value is None or _is_number(value):
+    if not isinstance(value, str) and _is_number(value):
         return number(value)
     return printable(without_places(str(value)))
 
 
 def _is_number(value: Any) -> bool:
     """Tell whether a table cell is a number, or a missing one, and is aligned to the right."""
-    return value is None or value == MISSING or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or _is_shown_number(value) or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _is_shown_number(value: Any) -> bool:
+    """Tell whether text is what `ssldet.report.wording` makes of a number."""
+    return isinstance(value, str) and (value in {MISSING, ABSENT} or value.replace(".", "", 1).isdecimal())
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -10,11 +10,14 @@ from ssldet.registry import find, names
 from ssldet.report.curves import learning_curves
 from ssldet.report.record import Record
 from ssldet.report.sections import Picture, Section, Table
-from ssldet.report.wording import MISSING, duration, number
+from ssldet.report.wording import ABSENT, MISSING, duration, in_points, measured, number
 from ssldet.task import Task, headline_of
 
 PREVIEWS = 6
 """Preview pictures shown: the first and the newest."""
+
+POINTS = f"Points, 0 to 100; {ABSENT} stands where the data hold no such object."
+"""Said below results that the literature gives in points."""
 
 FIRST_FILES = 3
 """Names shown of the files that were skipped for one reason."""
@@ -31,10 +34,11 @@ def key_figures(record: Record) -> list[tuple[str, str]]:
     """
     last = record.last("train")
     headline = _headline(record)
-    figures = [(headline, number(_results(record).get(headline)))] if headline else []
+    figures = [(headline, _figure(headline, _results(record).get(headline)))] if headline else []
     best = _group(record.status, "best")
     if best and best.get("step") != record.status.get("steps"):
-        figures.append((f"best {best.get('measure')}, step {number(best.get('step'))}", number(best.get("value"))))
+        measure = str(best.get("measure"))
+        figures.append((f"best {measure}, step {number(best.get('step'))}", _figure(measure, best.get("value"))))
     figures.append(("steps", number(record.status.get("steps", last.get("step")))))
     figures.append(("loss", number(last.get("loss"))))
     figures.append(("time", duration(record.status.get("seconds", last.get("seconds")))))
@@ -89,9 +93,13 @@ def _result_tables(record: Record) -> Iterator[Section]:
     step = record.last("eval").get("step")
     when = f"Measured after step {number(step)}." if step is not None else ""
     if best := _group(record.status, "best"):
-        value, at = number(best.get("value")), number(best.get("step"))
-        when += f" The best {best.get('measure')}, {value}, was that of step {at}; --weights best takes its weights."
-    yield Section(heading="Results", text=when, table=Table(columns=("metric", "value"), rows=list(plain.items())))
+        measure, at = str(best.get("measure")), number(best.get("step"))
+        value = _figure(measure, best.get("value"))
+        when += f" The best {measure}, {value}, was that of step {at}; --weights best takes its weights."
+    if any(map(in_points, plain)):
+        when += f"\n\n{POINTS}"
+    rows = [(name, measured(name, value)) for name, value in plain.items()]
+    yield Section(heading="Results", text=when.strip(), table=Table(columns=("metric", "value"), rows=rows))
     yield from _groups("Results", results)
 
 
@@ -104,10 +112,17 @@ def _groups(heading: str, results: Mapping[str, Any]) -> Iterator[Section]:
         inner = [row for row in group.values() if isinstance(row, Mapping)]
         if inner and len(inner) == len(group):
             columns = list(inner[0])
-            rows = [(key, *(row.get(column) for column in columns)) for key, row in list(group.items())[:200]]
+            shown = list(group.items())[:200]
+            rows = [(key, *(measured(column, row.get(column)) for column in columns)) for key, row in shown]
             yield Section(heading=title, table=Table(columns=("name", *columns), rows=rows))
             continue
-        plain = [(key, value) for key, value in group.items() if not isinstance(value, Mapping)]
+        # A group of one number each, such as one a class, holds the measure that stands first in the results.
+        measure = next((key for key, value in results.items() if not isinstance(value, Mapping)), "")
+        plain = [
+            (key, measured(key if in_points(key) else measure, value))
+            for key, value in group.items()
+            if not isinstance(value, Mapping)
+        ]
         yield Section(heading=title, table=Table(columns=("name", "value"), rows=plain[:200]))
         yield from _groups(title, group)
 
@@ -194,6 +209,12 @@ def _surroundings(record: Record) -> Section:
         value = record.status.get(name)
         rows += list(value.items()) if isinstance(value, Mapping) else [(name, str(value))] if value is not None else []
     return Section(heading="Environment", table=Table(rows=rows))
+
+
+def _figure(name: str, value: object) -> str:
+    """Return a measure as text."""
+    shown = measured(name, value)
+    return shown if isinstance(shown, str) else number(shown)
 
 
 def _results(record: Record) -> Mapping[str, Any]:

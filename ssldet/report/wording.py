@@ -6,6 +6,9 @@ import unicodedata
 from pathlib import Path
 
 MISSING = "n/a"
+ABSENT = "\N{EN DASH}"
+"""Shown for a measure of what the data don't hold, such as large objects, which COCO gives as -1."""
+_SHARES = re.compile(r"(AP|AR|PQ|SQ|RQ)(\d+|[sml])?|voc\d*")
 _PART = r"[^\s/\\\"'<>:,;\[\](){}]+"
 _PATH = re.compile(rf"(?<![\w.~…/-])(?:(?:/{_PART}){{2,}}|[A-Za-z]:(?:[\\/]{_PART}){{2,}})")
 
@@ -70,6 +73,38 @@ def number(value: object) -> str:
     if 1e-3 <= abs(value) < 1e4:
         return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
     return f"{value:.3g}"
+
+
+def in_points(name: str) -> bool:
+    """Tell whether a measure is one that the literature gives in points, 0 to 100: average precision and its kin.
+
+    Args:
+        name: Such as `AP50`, `mask_AP` or `voc07_ap`.
+    """
+    return any(_SHARES.fullmatch(part) for part in name.split("_"))
+
+
+def points(value: object) -> str:
+    """Return a share of 0..1 as points with one decimal; a dash for -1, by which COCO says that there is nothing.
+
+    Args:
+        value: A number; anything else counts as missing.
+    """
+    if value == -1:
+        return ABSENT
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return MISSING
+    return f"{100 * value:.1f}"
+
+
+def measured(name: str, value: object) -> object:
+    """Return the value of a measure as a table shows it.
+
+    Args:
+        name: Of the measure.
+        value: What was measured.
+    """
+    return points(value) if in_points(name) else value
 
 
 def duration(seconds: object) -> str:

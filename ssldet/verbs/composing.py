@@ -27,7 +27,8 @@ def compose(
             task without recipes gets a run of defaults, whose length is chosen in `pretrain`.
         backbone: A backbone's name; or the path of its weights where they tell the network; or a network of your own
             with its weights (see `ssldet.register_backbone`), which is registered by the name of its class and learns
-            from its first stage on; `None` keeps the detector's.
+            from its first stage on, unless a task that is given as an object keeps backbones frozen; `None` keeps the
+            detector's.
         detector: The detector; `None` keeps the recipe's.
 
     Raises:
@@ -40,7 +41,10 @@ def compose(
     if detector is not None:
         run = replace(run, detector=detector)
     if isinstance(backbone, nn.Module):
-        return override(run, {f"detector.backbone.{field}": value for field, value in _own(backbone).items()})
+        changes = {f"detector.backbone.{field}": value for field, value in _own(backbone).items()}
+        # A recipe freezes the published backbone that it names; nobody has trained this one for the purpose.
+        learns = {"task.freeze_backbone": False} if hasattr(run.task, "freeze_backbone") else {}
+        return override(run, changes if isinstance(pretext, Task) else changes | learns)
     return override(run, backbone_changes(backbone)) if backbone else run
 
 

@@ -71,10 +71,10 @@ def preview(
     overrides: Mapping[str, object] | None = None,
     draw: bool = True,
 ) -> Preview:
-    """Draw the problems that a pretext task makes of images, and measure them without training anything.
+    """Draw the problems that a task makes of images, and measure those of a pretext task without training anything.
 
     Args:
-        images: Folders, globs, file lists or single files.
+        images: Folders, globs, file lists or single files; labelled data for a task that reads labels.
         task: A task's name.
         recipe: The recipe to preview; `None` takes the task's `tiny` one.
         out: Picture to write; `None` takes `preview.png`.
@@ -83,32 +83,48 @@ def preview(
         draw: Whether to draw; false only measures.
     """
     run = override(resolve(recipe or f"{task}/tiny"), changes_of(images, overrides=overrides))
-    if run.task.verb != "pretrain":
-        raise ConfigError(f"{recipe}: its task reads labels; preview shows the problems of pretext tasks")
     check(run)
-    source = prepared(run.task, open_source(run.data.train, run.data.rules))
+    source = prepared(run.task, open_source(run.data.train, run.data.rules, masks=run.task.needs.masks))
+    if run.task.needs.labels and not source.classes:
+        raise ConfigError(
+            f"{', '.join(run.data.train)}: carries no labels, which the task learns from; use coco:…, voc:… or yolo:…"
+        )
     size = max(1, min(run.data.batch_size, len(source)))
     loader = training_batches(source, run.task.views(), seed=run.seed, batch_size=size, total_steps=PROBE_BATCHES)
     batches = list(islice(loader, PROBE_BATCHES))
-    objective = assemble(run, source).eval()
-    probe = objective.probe(batches)
-    meanings = {name: text for name, text in objective.probe_meanings.items() if name in probe}
+    probe: dict[str, float] = {}
+    meanings: dict[str, str] = {}
+    if not run.task.needs.labels:
+        objective = assemble(run, source).eval()
+        probe = objective.probe(batches)
+        meanings = {name: text for name, text in objective.probe_meanings.items() if name in probe}
     if not draw:
         return Preview(out=None, probe=probe, meanings=meanings)
     path = Path(out or "preview.png")
     with naming(path):
-        contact_sheet(problems_of(batches, count)).save(path)
+        contact_sheet(problems_of(batches, count, source.classes)).save(path)
     return Preview(out=path, probe=probe, meanings=meanings)
 
 
-def problems_of(batches: Sequence[Batch], count: int) -> list[Image.Image]:
-    """Draw the first images of some batches: boxes, and beside each image the patches that the task adds."""
+def problems_of(batches: Sequence[Batch], count: int, classes: Sequence[str] = ()) -> list[Image.Image]:
+    """Draw the first images of some batches: boxes, and beside each image the patches that the task adds.
+
+    Args:
+        batches: Training batches of a task.
+        count: Images to draw.
+        classes: Names in the order of the labels; boxes without patches are named by them.
+    """
     drawn: list[Image.Image] = []
     for batch in batches:
         for number in range(min(len(batch), count - len(drawn))):
             image, size = _image(batch, number)
-            boxes = to_absolute(batch.targets[number].boxes, size)
-            drawn.append(draw_problem(image, pictures(batch, number), boxes))
+            targets, beside = batch.targets[number], pictures(batch, number)
+            boxes = to_absolute(targets.boxes, size)
+            if len(beside) or not classes:
+                drawn.append(draw_problem(image, beside, boxes))
+            else:
+                found = Detections(boxes=boxes, scores=torch.ones(len(boxes)), labels=targets.labels)
+                drawn.append(draw_detections(image, found, classes=classes))
     return drawn
 
 

@@ -142,8 +142,8 @@ def test_what_can_be_set_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         "path": "budget.patience",
         "value": "none",
         "accepts": "a whole number, at least 1 or none",
-        "about": "Evaluations in a row without a better `checkpoint.best_of`, after which the run ends early; none never "
-        "ends it early.",
+        "about": "Evaluations in a row without a better `checkpoint.best_of`, after which the run ends early; none "
+        "never ends it early.",
     }
     assert all(field["about"] for path, field in fields.items() if not path.endswith(".name"))
 

@@ -216,5 +216,5 @@ def test_fingerprint_and_diff_see_every_field() -> None:
 def test_every_word_for_none_unsets_what_can_be_unset_and_nothing_else(word: str | None) -> None:
     got = override(Outer(), {"inner.weights": word, "inner.size": word})
     assert (got.inner.weights, got.inner.size) == (None, None)
-    with pytest.raises(ConfigError, match="inner.rate"):
+    with pytest.raises(ConfigError, match=r"inner\.rate"):
         override(Outer(), {"inner.rate": word})

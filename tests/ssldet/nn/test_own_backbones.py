@@ -15,6 +15,7 @@ from ssldet.engine.assemble import assemble
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone, original_state, own
 from ssldet.source import Source
+from ssldet.task import learning_sections
 from ssldet.types import Sample, Targets
 
 
@@ -98,6 +99,7 @@ def test_its_weights_are_not_calibrated_away() -> None:
     run = ssldet.compose(pretext="random_query_patch/tiny", backbone=network)
     assert (run.detector.backbone.name, run.detector.backbone.weights) == ("Pyramid", None)
     objective = assemble(run, Images())
+    assert "backbone" in learning_sections(run.task, objective.detector)
     torch.testing.assert_close(objective.detector.backbone.body.first[1].running_var, torch.ones(5))
     torch.testing.assert_close(objective.detector.backbone.body.second.weight, network.second.weight)
 

@@ -112,7 +112,9 @@ def test_learning_curves_sort_the_numbers_of_a_run() -> None:
             "lr": 1.0,
         },
         {"kind": "train", "step": 2, "loss": None, "loss/class": 0.5, "lr": 1.0, "seconds": 3.0, "grad_norm": 1.0},
-        {"kind": "eval", "step": 2, "AP": 0.3, "AP50": 0.5, "per_class": {"ace": 0.3}},
+        {"kind": "train", "step": 3, "loss": 1.0, "loss/class": 0.5, "metric/patch_iou": 0.2, "lr": 1.0},
+        {"kind": "eval", "step": 2, "AP": 0.3, "AP50": 0.5, "APl": -1.0, "per_class": {"ace": 0.3}},
+        {"kind": "eval", "step": 3, "AP": 0.4, "AP50": 0.6, "APl": -1.0, "per_class": {"ace": 0.3}},
         {"kind": "train", "loss": 1.0},
         {"kind": "remark", "step": 3, "loss": 1.0},
         {},
@@ -123,7 +125,10 @@ def test_learning_curves_sort_the_numbers_of_a_run() -> None:
     ]  # fmt: skip
     assert "not finite and left out: 1" in _texts(drawings["Loss"])
     assert {"class", "box_l1"} <= set(_texts(drawings["Loss terms, last layer"]))
-    assert {"AP", "AP50"} <= set(_texts(drawings["Evaluation"]))
+    assert {"AP", "AP50", "60"} <= set(_texts(drawings["Evaluation"]))
+    assert "APl" not in _texts(drawings["Evaluation"])
+    assert not any(text.startswith(("-", "\N{MINUS SIGN}")) for text in _texts(drawings["Evaluation"]))
+    assert learning_curves(record for record in records if record.get("step") == 2) == {}
     assert "patch_iou" in _texts(drawings["Metrics while training"])
     assert learning_curves([]) == {}
 

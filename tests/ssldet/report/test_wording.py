@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ssldet.report.wording import MISSING, duration, number, one_line, printable, without_places
+from ssldet.report.wording import MISSING, duration, measured, number, one_line, printable, without_places
 
 
 def test_every_character_shows_itself() -> None:
@@ -76,3 +76,19 @@ def test_numbers(value: object, shown: str) -> None:
 )
 def test_durations(seconds: object, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("AP", 0.2061, "20.6"),
+        ("APl", -1.0, "\N{EN DASH}"),
+        ("mask_AP50", 1.0, "100.0"),
+        ("voc07_ap", 0.5, "50.0"),
+        ("AR100", None, "n/a"),
+        ("patch_iou", 0.476, 0.476),
+        ("APPLE", -1.0, -1.0),
+    ],
+)
+def test_precision_is_shown_in_points_and_what_is_absent_by_a_dash(name: str, value: object, shown: object) -> None:
+    assert measured(name, value) == shown

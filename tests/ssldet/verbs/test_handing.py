@@ -97,3 +97,20 @@ def test_a_published_detector_with_masks_tells_pixels_apart(tmp_path: Path) -> N
     again = replace(config, num_classes=2).build()
     report = ssldet.transfer(opened, again, classes=("person", "road"))
     assert {row.outcome for row in report.rows if row.section == "mask_head"} == {"loaded"}
+
+
+@pytest.mark.parametrize(
+    ("queries", "says"),
+    [(3, "queries: the first 3 of 5 kept, the other 2 left behind"), (8, "queries: 5 kept, 3 new ones with fresh")],
+)
+def test_another_number_of_queries_is_cut_or_extended_and_said(published: Path, queries: int, says: str) -> None:
+    theirs = ssldet.load(published).queries.embedding
+    detector = replace(COCO, num_queries=queries).build()
+    fresh = detector.queries.embedding.detach().clone()
+    report = ssldet.transfer(published, detector)
+    both = min(queries, 5)
+    assert torch.equal(detector.queries.embedding[:both], theirs[:both])
+    assert torch.equal(detector.queries.embedding[both:], fresh[both:])
+    assert says in str(report)
+    assert report.to_json()["queries"] == {"theirs": 5, "ours": queries}
+    assert [row.outcome for row in report.rows if row.section == "queries"] == ["reshaped"]

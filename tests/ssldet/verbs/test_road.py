@@ -17,6 +17,7 @@ from ssldet.data.images import ImageSource
 from ssldet.engine.run import OptimConfig
 from ssldet.errors import CheckpointError, ConfigError, DataError
 from ssldet.recipe import override
+from ssldet.report.pictures import colour_of
 from ssldet.types import Detections, Segmentation
 from ssldet.verbs.choosing import resolve
 from ssldet.verbs.using import _translation
@@ -125,6 +126,14 @@ def test_finetuning_takes_the_architecture_and_announces_the_fresh_head(finetune
     detector = finetuned.detector()
     assert detector.num_classes == 3
     assert 0 <= finetuned.results["AP"] <= 1
+
+
+def test_finetuning_takes_another_number_of_queries(pretrained: ssldet.Trained, labelled: str, place: Path) -> None:
+    choices = {**SMALL, "detector.num_queries": 13}
+    run = pretrained.finetune(labelled, recipe="detection/tiny", steps=1, out=place / "more", overrides=choices)
+    before = pretrained.detector().num_queries
+    assert json.loads((run.path / "transfer.json").read_text())["queries"] == {"theirs": before, "ours": 13}
+    assert run.detector().num_queries == 13 != before
 
 
 def test_the_page_of_a_run_says_what_to_cite_for_all_of_its_stages(finetuned: ssldet.Trained) -> None:
@@ -293,6 +302,15 @@ def test_preview_draws_and_measures(place: Path) -> None:
     for name, meaning in seen.meanings.items():
         assert (findings[name].ok, findings[name].remedy) == (None, "")
         assert findings[name].detail.endswith(f"{meaning}; no forecast")
+
+
+def test_a_preview_of_a_task_with_boxes_alone_draws_and_names_them(labelled: str, place: Path) -> None:
+    shown = ssldet.preview(labelled, task="detection", out=place / "boxes.png", overrides=SMALL, count=2)
+    assert (shown.out, shown.probe) == (place / "boxes.png", {})
+    with Image.open(place / "boxes.png") as picture:
+        assert {colour_of(0), colour_of(1)} & {colour for _, colour in picture.getcolors(1 << 24)}
+    with pytest.raises(ConfigError, match="carries no labels, which the task learns from"):
+        ssldet.preview(place / "made" / "images", task="detection", out=place / "none.png")
 
 
 def test_compose_joins_by_name() -> None:
