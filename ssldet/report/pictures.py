@@ -92,21 +92,25 @@ def draw_detections(
 
 
 def draw_problem(
-    image: UInt8[Tensor, "3 H W"], patches: UInt8[Tensor, "P 3 h w"], boxes_xyxy: Float[Tensor, "N 4"]
+    image: UInt8[Tensor, "3 H W"],
+    patches: UInt8[Tensor, "P 3 h w"],
+    boxes_xyxy: Float[Tensor, "N 4"],
+    names: Sequence[str] = (),
 ) -> Image.Image:
-    """Draw the problem of a pretext task: query patches in a strip, and their places in the image.
+    """Draw the problem of a task: query patches in a strip, and their places in the image, or boxes alone.
 
     Args:
         image: Pixels, RGB, as the detector sees them.
         patches: Query patches.
         boxes_xyxy: Where each patch was cut, in pixels of `image`; no boxes for crops, which are not to be found.
+        names: What each box is called; without names, boxes are numbered like the patches.
     """
     drawing = _Drawing(image)
     boxes = _rows(boxes_xyxy)
     for number, box in enumerate(boxes):
         drawing.frame(box, colour_of(number))
     for number, box in enumerate(boxes):
-        drawing.caption(box, str(number + 1), colour_of(number))
+        drawing.caption(box, one_line(names[number], 28) if names else str(number + 1), colour_of(number))
     return _beside(drawing, patches, [""] * len(patches))
 
 

@@ -120,11 +120,8 @@ def problems_of(batches: Sequence[Batch], count: int, classes: Sequence[str] = (
             image, size = _image(batch, number)
             targets, beside = batch.targets[number], pictures(batch, number)
             boxes = to_absolute(targets.boxes, size)
-            if len(beside) or not classes:
-                drawn.append(draw_problem(image, beside, boxes))
-            else:
-                found = Detections(boxes=boxes, scores=torch.ones(len(boxes)), labels=targets.labels)
-                drawn.append(draw_detections(image, found, classes=classes))
+            named = () if len(beside) or not classes else [classes[label] for label in targets.labels.tolist()]
+            drawn.append(draw_problem(image, beside, boxes, named))
     return drawn
 
 
