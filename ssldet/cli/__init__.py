@@ -16,7 +16,10 @@ from ssldet.errors import ConfigError, SsldetError, nearest
 app = App(
     name="ssldet",
     help="Pretrain whole detection transformers on unlabelled images, then fine-tune, evaluate and export them.",
-    help_epilogue="Any verb takes --help; --debug adds a traceback to an error. Documentation of every option: docs/.",
+    help_epilogue=(
+        "Any verb takes --help; --debug adds a traceback to an error; --install-completion teaches your shell the verbs. "
+        "What a recipe lets one set: ssldet show RECIPE."
+    ),
     version=lambda: version("ssldet"),
     help_format="plaintext",
 )
@@ -43,7 +46,7 @@ for _place, _verb in enumerate(VERBS):
         app.command(_verb)
     else:
         app.command(_verb, name=_verb.__name__.rstrip("_"), sort_key=_place)
-app.register_install_completion_command(help="Teach your shell to complete ssldet's verbs and options.")
+app.register_install_completion_command(show=False)  # the epilogue names it
 
 
 def _join_plugins() -> None:
