@@ -17,7 +17,7 @@ app = App(
     name="ssldet",
     help="Pretrain whole detection transformers on unlabelled images, then fine-tune, evaluate and export them.",
     help_epilogue=(
-        "Any verb takes --help; --debug adds a traceback to an error; --install-completion teaches your shell the verbs. "
+        "Any verb takes --help; --debug adds a traceback to an error; --install-completion teaches your shell. "
         "What a recipe lets one set: ssldet show RECIPE."
     ),
     version=lambda: version("ssldet"),
