@@ -42,13 +42,17 @@ def convert(spec: str, *, to: str = "coco", out: Path, json_: Json = False) -> N
 
 
 @app.command
-def leaks(first: str, second: str, *, json_: Json = False) -> None:
-    """Find images of a training set in a test set: the same file, or the same picture saved again.
+def leaks(first: str, second: str, *, threshold: float = 10.0, json_: Json = False) -> None:
+    """Find images of a training set in a test set: the same file, or the same picture saved again; exit code 3 if any.
 
     Args:
         first: Training images.
         second: Test images.
+        threshold: Largest difference anywhere in two pictures that count as the same, in percent of the range of grey.
     """
     from ssldet import verbs
 
-    prints(verbs.compare_data)(first, second, json_=json_)
+    found = verbs.compare_data(first, second, threshold=threshold)
+    prints(lambda: found)(json_=json_)
+    if found.pairs:
+        sys.exit(DataError.exit_code)

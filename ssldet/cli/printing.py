@@ -4,12 +4,16 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from textwrap import indent
 from typing import Any
 
 from ssldet.cli.console import tell
 from ssldet.escapes import printable_lines
+
+MOST_ROWS = 40
+"""Largest number of detections that are listed on a terminal."""
 
 
 def prints(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,6 +29,51 @@ def prints(verb: Callable[..., Any]) -> Callable[..., Any]:
             tell(printable_lines(_text(result)))
 
     return run
+
+
+@dataclass(frozen=True)
+class FoundTable:
+    """What `ssldet.predict` returned, as a person reads it.
+
+    Attributes:
+        result: As it was returned.
+        threshold: Least confidence that is listed.
+        drawn: Whether there are pictures.
+    """
+
+    result: dict[str, Any]
+    threshold: float
+    drawn: bool
+
+    def __str__(self) -> str:
+        """Return a table of the confident detections, and a line that says how many there are and where all are."""
+        rows = [row for row in self.result["predictions"] if row["score"] >= self.threshold]
+        cells = [["image", "class", "confidence", "left", "top", "width", "height"]]
+        for row in rows[:MOST_ROWS]:
+            named = str(row.get("category", row["category_id"]))
+            sides = [f"{side:.0f}" for side in row["bbox"]]
+            cells.append([str(row["image_id"]), named, f"{row['score']:.2f}", *sides])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(
+                [
+                    *(text.ljust(width) for text, width in zip(line[:2], widths[:2], strict=True)),
+                    *(text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=True)),
+                ]
+            )
+            for line in cells
+        ]
+        more = [f"… and {len(rows) - MOST_ROWS} more"] if len(rows) > MOST_ROWS else []
+        count, out = len(self.result["predictions"]), self.result["out"]
+        found = f"{len(rows)} detections of confidence {self.threshold:g} or more in {self.result['images']} images"
+        files = f"pictures, and all {count} detections in predictions.json" if self.drawn else f"all {count} detections"
+        lost = self.result.get("unreadable", {})
+        unread = [f"can't be read: {path} ({reason})" for path, reason in lost.items()]
+        return "\n".join([*(lines if rows else []), *more, *unread, f"{found}; {out} holds {files}"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as it was."""
+        return self.result
 
 
 @contextmanager

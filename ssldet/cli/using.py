@@ -1,10 +1,12 @@
 """command line -> the verbs that use a trained model."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from ssldet.cli.options import Data, Json, Overrides, Start, Which, assignments
-from ssldet.cli.printing import prints
+from ssldet.cli.printing import FoundTable, prints
 
 
 def evaluate(
@@ -50,6 +52,10 @@ def predict(
     query: Data | None = None,
     out: Path | None = None,
     threshold: float = 0.5,
+    draw: Annotated[bool, Parameter(negative="--no-draw")] = True,
+    save_crops: Annotated[bool, Parameter(negative=())] = False,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    set_: Overrides = None,
     json_: Json = False,
 ) -> None:
     """Detect objects in images and draw them, or find patches in images.
@@ -58,11 +64,18 @@ def predict(
         images: Folders, globs, file lists or single files.
         query: Patch images to look for, with a pretrained or a one-shot run.
         out: Folder for the pictures and predictions.json; default: predictions/.
-        threshold: Least confidence that is drawn.
+        threshold: Least confidence that is shown, drawn and cut out; the file holds every detection.
+        draw: Draw pictures.
+        save_crops: Save each detection as a picture too, in the folder crops, by class.
+        device: Where to compute.
     """
     from ssldet import verbs
 
-    prints(verbs.predict)(start, images, weights=weights, query=query or (), out=out, threshold=threshold, json_=json_)
+    found = verbs.predict(
+        start, images, weights=weights, query=query or (), out=out, threshold=threshold, draw=draw,
+        save_crops=save_crops, device=device, overrides=assignments(set_),
+    )  # fmt: skip
+    prints(lambda: FoundTable(found, threshold, draw))(json_=json_)
 
 
 def export(start: Start, *, to: str, out: Path, weights: Which = "last", json_: Json = False) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection, inspect_images
-from ssldet.data.leaks import Leaks, find_leaks
+from ssldet.data.leaks import THRESHOLD, Leaks, find_leaks
 from ssldet.data.sources import open_source, split_spec
 from ssldet.errors import ConfigError, DataError
 from ssldet.registry import find, find_or_import, names
@@ -69,17 +69,18 @@ def convert_data(spec: str, *, to: str, out: str | Path) -> ConversionReport:
     return report
 
 
-def compare_data(first: Specs, second: Specs) -> Leaks:
+def compare_data(first: Specs, second: Specs, *, threshold: float = THRESHOLD) -> Leaks:
     """Find images of one set in another: the same file, or the same picture saved again.
 
     Args:
         first: Training images.
         second: Test images.
+        threshold: Largest difference anywhere in two pictures that count as the same, in percent of the range of grey.
 
     Raises:
-        ConfigError: A set does not know the paths of its images.
+        ConfigError: A set does not know the paths of its images, or the threshold is no percentage.
     """
-    return find_leaks(_open(texts(first)), _open(texts(second)), RULES)
+    return find_leaks(_open(texts(first)), _open(texts(second)), RULES, threshold)
 
 
 def _open(specs: Sequence[str]) -> Source:

@@ -1,6 +1,7 @@
 """Detections -> results files: COCO's rows of boxes, and COCO's panoptic JSON with its PNGs."""
 
 import json
+import math
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -9,10 +10,13 @@ from typing import Any
 from urllib.parse import quote
 
 import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
 
 from ssldet.data.segments import write_segments
 from ssldet.disk import Disk, write_whole
-from ssldet.errors import ConfigError, SetupError
+from ssldet.errors import ConfigError, SetupError, naming
 from ssldet.source import Measurable, Source
 from ssldet.task import Task
 from ssldet.types import Batch, Detections, Segmentation
@@ -158,6 +162,35 @@ def rows_of(
         }
         rows.append(row | ({"category": classes[label]} if label < len(classes) else {}))
     return rows
+
+
+def save_cut_out(
+    image: UInt8[Tensor, "3 H W"], found: Detections, classes: Sequence[str], folder: Path, name: str
+) -> None:
+    """Save what was detected as pictures of its own: `CLASS/IMAGE-NUMBER.png`, the most confident first.
+
+    Args:
+        image: Pixels of the image on disk.
+        found: What to cut out, on the CPU; boxes that hold no pixel are left out.
+        classes: Name of each class, as far as they are known.
+        folder: Where to; made when first needed.
+        name: File name of the image without suffix.
+    """
+    height, width = image.shape[1:]
+    named = FileNames()
+    kinds = [named(kind) for kind in classes]
+    for number, place in enumerate(found.scores.argsort(descending=True, stable=True).tolist(), start=1):
+        left, top, right, bottom = found.boxes[place].tolist()
+        left, top = max(0, math.floor(left)), max(0, math.floor(top))
+        right, bottom = min(width, math.ceil(right)), min(height, math.ceil(bottom))
+        if right <= left or bottom <= top:
+            continue
+        label = int(found.labels[place])
+        path = folder / (kinds[label] if label < len(kinds) else str(label)) / f"{name}-{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = image[:, top:bottom, left:right].permute(1, 2, 0).contiguous().numpy()
+        with naming(path):
+            Image.fromarray(pixels).save(path)
 
 
 class FileNames:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
+from PIL import Image
 from torch import Tensor
 
 from ssldet import chance
@@ -31,7 +32,7 @@ from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
 from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Skipped
 from ssldet.verbs.opening import Which, open_trained, pick_device
-from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of
+from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of, save_cut_out
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,10 @@ def predict(
     query: str | Sequence[str] = (),
     out: str | Path | None = None,
     threshold: float = 0.5,
+    draw: bool = True,
+    save_crops: bool = False,
+    device: str = "auto",
+    overrides: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Detect in images, or find where a patch came from; write pictures and `predictions.json`.
 
@@ -134,13 +139,17 @@ def predict(
         weights: Which weights of a run folder: `last` or `best`.
         query: Patch images to look for, with a model that was pretrained or taught one-shot detection.
         out: Folder for the pictures and the file; `None` takes `predictions`.
-        threshold: Least confidence that is drawn. The file holds every detection.
+        threshold: Least confidence that is drawn and cut out. The file holds every detection.
+        draw: Whether to draw pictures.
+        save_crops: Whether to save what was detected as pictures too, in the folder `crops`, by class.
+        device: `auto`, `cpu` or `cuda`.
+        overrides: Dotted fields of the task, such as `task.eval_scale`, and their values.
 
     Returns:
         `out`, the number of `images` that were looked at, and `predictions` in COCO results format; where images can't
         be read, `unreadable` names each with the reason.
     """
-    opened = open_trained(start, weights)
+    opened = _measured_otherwise(open_trained(start, weights), overrides or {})
     source = _open((images,) if isinstance(images, str) else images)
     queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
     finds_patches = isinstance(opened.objective, PatchObjective)
@@ -159,20 +168,20 @@ def predict(
     name_of, lost = FileNames(), list(source.skipped)
     category_ids = opened.info.get("category_ids")
     classes = opened.classes if queries is None else tuple(queries[number].key for number in range(len(queries)))
-    ask, views = _asking(opened, queries), opened.task.views(training=False)
+    ask, views = _asking(opened, queries, device), opened.task.views(training=False)
     for index, sample in _readable(Unlabelled(source), lost):
         ((_, (found,)),) = ask([collate([views(sample, chance.generator(0, "views", 0, index))])])
-        key, segmentation = sample.key, found.segmentation
+        key, segmentation, name = sample.key, found.segmentation, name_of(sample.key)
         results += rows_of(found, key, classes, category_ids)
-        if segmentation is None:
-            picture = draw_detections(sample.image, found, classes=classes, threshold=threshold)
-        else:
-            picture = draw_segmentation(sample.image, segmentation, classes=classes)
+        if segmentation is not None:
             segmented = segmented or PanopticResults(folder / "panoptic.json")
             segmented.add(segmentation, key, key, category_ids=category_ids or (), classes=classes)
-        path = folder / f"{name_of(key)}.png"
-        with naming(path):
-            picture.save(path)
+        if draw:
+            path = folder / f"{name}.png"
+            with naming(path):
+                _drawn(sample, found, classes, threshold).save(path)
+        if save_crops:
+            save_cut_out(sample.image, found.above(threshold), classes, folder / "crops", name)
     if segmented is not None:
         segmented.close()
     write_whole(folder / "predictions.json", json.dumps(results, indent=1).encode(), Disk())
@@ -196,6 +205,12 @@ def export(start: str | Path, *, to: str, out: str | Path, weights: Which = "las
     opened = open_trained(start, weights)
     report: Exported = exporter(opened.objective, opened.info, Path(out))
     return report
+
+
+def _drawn(sample: Sample, found: Detections, classes: Sequence[str], threshold: float) -> Image.Image:
+    if found.segmentation is not None:
+        return draw_segmentation(sample.image, found.segmentation, classes=classes)
+    return draw_detections(sample.image, found, classes=classes, threshold=threshold)
 
 
 def _open(specs: Sequence[str], rules: ImageRules = RULES, *, masks: bool = False) -> Source:
@@ -295,17 +310,18 @@ def _renumber(found: Segmentation, places: Int[Tensor, " C"]) -> Segmentation:
 
 
 def _asking(
-    opened: Opened, queries: Source | None = None
+    opened: Opened, queries: Source | None = None, device: str = "auto"
 ) -> Callable[[Iterable[Batch]], Iterator[tuple[Batch, list[Any]]]]:
     """Return what yields every batch with the answer to each of its images, both on the CPU.
 
     Args:
         opened: The model.
         queries: Patches to look for instead, with a model that was taught that.
+        device: Where to compute.
     """
-    device = pick_device()
-    objective = opened.objective.to(device).eval()
+    place = pick_device(device)
+    objective = opened.objective.to(place).eval()
     answer: Callable[[Batch], Sequence[Answer]] = objective.answer
     if queries is not None and isinstance(objective, PatchObjective):
         answer = partial(objective.localise, patches=[queries[number].image for number in range(len(queries))])
-    return partial(answers, objective, device=device, precision=opened.precision, answer=answer)
+    return partial(answers, objective, device=place, precision=opened.precision, answer=answer)

@@ -59,6 +59,27 @@ def test_copies_are_found_and_nothing_else(folders: tuple[Path, Path]) -> None:
     assert leaks.to_json()["unread"] == 0
 
 
+def test_one_scene_with_other_contents_is_not_the_same_picture(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+    board = np.asarray(picture(1).resize((320, 240)))
+    for number in range(6):
+        scene = board.copy()
+        x, y = 20 + 45 * number, 30 + 30 * number
+        scene[y : y + 15, x : x + 15] = 0 if scene[y : y + 15, x : x + 15].mean() > 127 else 255
+        Image.fromarray(scene).save(tmp_path / ("train" if number % 2 else "test") / f"{number}.png")
+    with Image.open(tmp_path / "train" / "3.png") as image:
+        image.save(tmp_path / "test" / "again.jpg", quality=30)
+    found = compare_data(tmp_path / "train", tmp_path / "test")
+    assert [(Path(leak.first).name, Path(leak.second).name) for leak in found.pairs] == [("3.png", "again.jpg")]
+    assert 0 < found.pairs[0].distance < 8
+    assert f"the same picture as {found.pairs[0].first} (distance {found.pairs[0].distance:.1f} %)" in str(found)
+    assert "3 more look alike, but differ by more than 10 % somewhere" in str(found)
+    assert len(compare_data(tmp_path / "train", tmp_path / "test", threshold=100).pairs) == 4
+    with pytest.raises(ConfigError, match="is not from 0 to 100 percent"):
+        compare_data(tmp_path / "train", tmp_path / "test", threshold=-1)
+
+
 def test_blank_pictures_are_alike_only_as_files(tmp_path: Path) -> None:
     for name, grey in (("first", 200), ("second", 90)):
         (tmp_path / name).mkdir()

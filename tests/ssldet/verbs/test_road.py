@@ -12,6 +12,7 @@ from PIL import Image
 import ssldet
 from downstream.annotations.shapes import write_shapes
 from pretext.random_query_patch import RandomQueryPatch
+from ssldet import cli
 from ssldet.checkup import doctor
 from ssldet.data.images import ImageSource
 from ssldet.engine.run import OptimConfig
@@ -311,6 +312,21 @@ def test_a_preview_of_a_task_with_boxes_alone_draws_and_names_them(labelled: str
         assert {colour_of(0), colour_of(1)} & {colour for _, colour in picture.getcolors(1 << 24)}
     with pytest.raises(ConfigError, match="carries no labels, which the task learns from"):
         ssldet.preview(place / "made" / "images", task="detection", out=place / "none.png")
+
+
+def test_prediction_is_a_table_and_as_many_files_as_were_asked_for(
+    finetuned: ssldet.Trained, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = place / "made" / "images", place / "crops"
+    words = ["predict", str(finetuned.path), str(images), "--threshold", "0", "--out", str(out), "--device", "cpu"]
+    cli.main([*words, "--no-draw", "--save-crops", "--set", "task.eval_scale=32"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["image", "class", "confidence", "left", "top", "width", "height"]
+    assert lines[-2] == "… and 80 more"
+    assert lines[-1] == f"120 detections of confidence 0 or more in 12 images; {out} holds all 120 detections"
+    assert not list(out.glob("*.png"))
+    assert 0 < len(list((out / "crops").rglob("*.png"))) <= 120
+    assert {path.name for path in (out / "crops").iterdir()} <= {"circle", "square", "triangle"}
 
 
 def test_compose_joins_by_name() -> None:
