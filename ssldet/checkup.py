@@ -1,5 +1,6 @@
 """this machine, some images -> findings, each with its remedy."""
 
+import logging
 import os
 import platform
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ssldet.errors import SsldetError
+
+log = logging.getLogger(__name__)
 
 NEEDED = {
     "torch": (2, 6),
@@ -210,6 +213,7 @@ def _images(images: Sequence[str]) -> Iterator[Finding]:
     from ssldet.engine.run import DataConfig
     from ssldet.verbs import preview
 
+    log.info("looking at %s", ", ".join(images))
     source = open_source(images, ImageRules())
     bad = Counter(skipped.reason for skipped in source.skipped)
     detail = f"{len(source)} usable" + "".join(f", {count} {reason}" for reason, count in bad.most_common())
@@ -217,6 +221,7 @@ def _images(images: Sequence[str]) -> Iterator[Finding]:
     fine = share <= DataConfig.max_bad_fraction
     remedy = "" if fine else f"remove them, or train with --set data.max_bad_fraction={share + 0.001:.3f}"
     yield Finding("images", fine, detail, remedy)
+    log.info("%d images can be used; now trying the pretext task on some of them", len(source))
     measured = preview(images, draw=False)
     for name, value in measured.probe.items():
         yield Finding(name, None, f"{value:.3f}, {measured.meanings.get(name, 'a number of the task')}; no forecast")
