@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ssldet.data.segments import write_segments
-from ssldet.disk import Disk, write_whole
-from ssldet.errors import ConfigError, SetupError, naming
+from ssldet.disk import Disk, naming, write_whole
+from ssldet.errors import ConfigError, SetupError
 from ssldet.source import Measurable, Source
 from ssldet.task import Task
 from ssldet.types import Batch, Detections, Segmentation
