@@ -19,7 +19,7 @@ import torch
 
 from downstream.metrics.average_precision import MAX_DETS, BoxAP
 from downstream.metrics.predictions import figures_of
-from ssldet.data.geometry import DETRAugmentation, ShortSide
+from ssldet.data.geometry import DETRAugmentation, EvaluationSize, Sizing
 from ssldet.data.scale_jitter import ScaleJitter
 from ssldet.detectors.base import Detector
 from ssldet.losses.set_prediction import set_prediction
@@ -38,6 +38,9 @@ class Detection(Task):
         scales: Short sides in pixels, one of which is drawn for each training image.
         max_size: Limit of the long side in pixels, which takes precedence over the short side.
         eval_scale: Short side outside training.
+        eval_rule: How images are sized outside training: by `eval_scale` and `max_size`, rounded as the authors of
+            `detr` or as `transformers` do; `fixed` to `eval_size` or `within` it; or left at their `original` size.
+        eval_size: Height and width for `fixed` and `within`.
         crop: Probability that a training image is cropped before it is resized.
         crop_scales: Short sides in pixels, to one of which an image is resized before it is cropped.
         crop_range: Smallest and largest side of a crop in pixels.
@@ -64,7 +67,9 @@ class Detection(Task):
 
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
     max_size: Annotated[int, Within(8)] = 1333
-    eval_scale: Annotated[int, Within(8)] = 800
+    eval_scale: Annotated[int, Within(8, 10_000)] = 800
+    eval_rule: Sizing = "detr"
+    eval_size: tuple[int, ...] = ()
     crop: Annotated[float, Within(0, 1)] = 0.5
     crop_scales: tuple[int, ...] = (400, 500, 600)
     crop_range: tuple[int, int] = (384, 600)
@@ -93,7 +98,7 @@ class Detection(Task):
     def views(self, *, training: bool = True) -> Views:
         """Return the chosen augmentation or, outside training, a plain resize."""
         if not training:
-            return ShortSide((self.eval_scale,), self.max_size)
+            return EvaluationSize(self.eval_rule, self.eval_scale, self.max_size, self.eval_size)
         if self.augmentation == "scale_jitter":
             return ScaleJitter(
                 side=self.max_size,
@@ -130,6 +135,10 @@ class Detection(Task):
             wrong.append(f"crop_range: {self.crop_range} must be a smallest and a largest side of 8 pixels or more")
         if not 0 < self.jitter_scale[0] <= self.jitter_scale[1]:
             wrong.append(f"jitter_scale: {self.jitter_scale} must be a smallest and a largest factor above 0")
+        sized = self.eval_rule in {"fixed", "within"}
+        if len(self.eval_size) != 2 * sized or min(self.eval_size, default=8) < 8:
+            wanted = "a height and a width of 8 pixels or more" if sized else "empty, as no size is fixed"
+            wrong.append(f"eval_size: {self.eval_size} must be {wanted} where eval_rule is {self.eval_rule!r}")
         if self.max_size < max((self.eval_scale, *self.scales)):
             wrong.append(f"max_size: {self.max_size} is below a short side; raise it or lower scales and eval_scale")
         if self.metric == "voc" and self.max_dets != MAX_DETS:

@@ -66,7 +66,7 @@ class OneShot(Detection):
     stage: ClassVar[Stage] = Stage(parts={"patch_queries": ("normalise_patches",)})
 
     unseen: tuple[str, ...] = VOC_UNSEEN
-    patch_size: Annotated[int, Within(8)] = 128
+    patch_size: Annotated[int, Within(8, 10_000)] = 128
     query_flip: Annotated[float, Within(0, 1)] = 0.5
     normalise_patches: bool = False
     absent_share: Annotated[float, Within(0, 1)] = 0.0

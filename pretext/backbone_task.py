@@ -69,7 +69,7 @@ class CropTask(PretextTask):
 
     headline: ClassVar[str] = "knn_top1"
 
-    eval_side: Annotated[int, Within(8)] = 224
+    eval_side: Annotated[int, Within(8, 10_000)] = 224
     neighbours: Annotated[int, Within(1)] = 20
 
     @abstractmethod

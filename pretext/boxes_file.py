@@ -1,6 +1,5 @@
 """COCO results or annotations as JSON -> the boxes of each image, the most confident first."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ssldet.documents import parse_json
 from ssldet.errors import DataError
 from ssldet.escapes import shown
 from ssldet.regular import read_bytes
@@ -26,10 +26,10 @@ def read_boxes(file: Path) -> dict[str, Float[Tensor, "R 4"]]:
     """
     place = shown(file)
     try:
-        document = json.loads(read_bytes(file))
+        document = parse_json(read_bytes(file))
     except OSError as error:
         raise DataError(f"{place}: {error.strerror}; proposals.file must name a file of boxes") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{place}: not JSON: {error}") from error
     names: dict[Any, str] = {}
     entries = document

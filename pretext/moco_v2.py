@@ -57,13 +57,13 @@ class MoCoV2(BackboneTask):
 
     cite: ClassVar[str] = "chen2020mocov2"
 
-    crop_size: Annotated[int, Within(8)] = 224
+    crop_size: Annotated[int, Within(8, 10_000)] = 224
     min_scale: Annotated[float, Within(1e-3, 1)] = 0.2
     colour_strength: Annotated[float, Within(0)] = 1.0
     blur: Annotated[float, Within(0, 1)] = 0.5
-    hidden_width: Annotated[int, Within(1)] = 2048
-    width: Annotated[int, Within(1)] = 128
-    queue_length: Annotated[int, Within(1)] = 65536
+    hidden_width: Annotated[int, Within(1, 65_536)] = 2048
+    width: Annotated[int, Within(1, 65_536)] = 128
+    queue_length: Annotated[int, Within(1, 2**24)] = 65536
     temperature: Annotated[float, Within(1e-3)] = 0.2
     momentum: Annotated[float, Within(0, 1)] = 0.999
     key_groups: Annotated[int, Within(1)] = 8

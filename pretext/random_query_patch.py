@@ -89,14 +89,14 @@ class RandomQueryPatch(PretextTask):
     cite: ClassVar[str] = "dai2021updetr"
     headline: ClassVar[str] = "patch_iou"
 
-    num_patches: Annotated[int, Within(1)] = 10
-    patch_size: Annotated[int, Within(8)] = 128
+    num_patches: Annotated[int, Within(1, 10_000)] = 10
+    patch_size: Annotated[int, Within(8, 10_000)] = 128
     smallest_pixels: Annotated[int, Within(1)] = 8
     smallest_share: Annotated[float, Within(0, 1)] = 0.0
     largest_share: Annotated[float, Within(0, 1)] = 1.0
     image_sides: tuple[int, ...] = RELEASED_SIDES
-    longest_side: Annotated[int, Within(8)] = 600
-    eval_side: Annotated[int, Within(8)] = 480
+    longest_side: Annotated[int, Within(8, 100_000)] = 600
+    eval_side: Annotated[int, Within(8, 10_000)] = 480
     jitter: Jitter = field(default_factory=Jitter)
     masking: Literal["query", "patch"] = "query"
     mask_ratio: Annotated[float, Within(0, 1)] = 0.1

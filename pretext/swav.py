@@ -61,22 +61,22 @@ class SwAV(BackboneTask):
 
     cite: ClassVar[str] = "caron2020swav"
 
-    large_size: Annotated[int, Within(8)] = 224
-    small_size: Annotated[int, Within(8)] = 96
-    large_crops: Annotated[int, Within(2)] = 2
-    small_crops: Annotated[int, Within(0)] = 6
+    large_size: Annotated[int, Within(8, 10_000)] = 224
+    small_size: Annotated[int, Within(8, 10_000)] = 96
+    large_crops: Annotated[int, Within(2, 1000)] = 2
+    small_crops: Annotated[int, Within(0, 1000)] = 6
     large_scale: tuple[float, float] = (0.14, 1.0)
     small_scale: tuple[float, float] = (0.05, 0.14)
     colour_strength: Annotated[float, Within(0)] = 1.0
     blur: Annotated[float, Within(0, 1)] = 0.5
-    hidden_width: Annotated[int, Within(1)] = 2048
-    width: Annotated[int, Within(1)] = 128
-    prototypes: Annotated[int, Within(2)] = 3000
+    hidden_width: Annotated[int, Within(1, 65_536)] = 2048
+    width: Annotated[int, Within(1, 65_536)] = 128
+    prototypes: Annotated[int, Within(2, 2**20)] = 3000
     temperature: Annotated[float, Within(1e-3)] = 0.1
     sinkhorn_epsilon: Annotated[float, Within(1e-2)] = 0.05
     sinkhorn_iterations: Annotated[int, Within(1)] = 3
     frozen_prototype_steps: Annotated[int, Within(0)] = 313
-    queue_length: Annotated[int, Within(0)] = 0
+    queue_length: Annotated[int, Within(0, 2**24)] = 0
     queue_start: Annotated[int, Within(0)] = 0
 
     def transform(self) -> Transform:

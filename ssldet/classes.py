@@ -69,7 +69,8 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> ClassRows:
     plain = [_plain(name) for name in theirs]
     count = Counter(plain)
     place = {name: row for row, name in enumerate(plain) if name and count[name] == 1}
-    exact = {name: row for row, name in enumerate(theirs) if name and theirs.count(name) == 1}
+    written = Counter(theirs)
+    exact = {name: row for row, name in enumerate(theirs) if name and written[name] == 1}
     rows = tuple(exact.get(name, place.get(_plain(name)) if name else None) for name in ours)
     return ClassRows(theirs=tuple(theirs), ours=tuple(ours), rows=rows)
 

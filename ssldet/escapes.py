@@ -41,6 +41,29 @@ def shown(path: str | Path) -> str:
         return printable(str(path))
 
 
+def shortened(value: object, limit: int = 60) -> str:
+    """Return how a value looks, on one line and cut to a readable length.
+
+    Args:
+        value: Anything that a file may hold.
+        limit: Largest number of characters.
+    """
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # Python writes out no whole number of more than some thousand digits
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def is_text(text: str) -> bool:
+    """Say whether a text can be written as UTF-8: JSON and YAML can hold halves of characters.
+
+    Args:
+        text: A name.
+    """
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 class EscapingFormatter(logging.Formatter):
     """Escapes every line of a log message."""
 

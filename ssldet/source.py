@@ -6,10 +6,10 @@ WrappedSource   another source with something changed; whatever is not overridde
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -18,8 +18,26 @@ from torch import Tensor
 from ssldet import chance
 from ssldet.types import Batch, Detections, Sample, Skipped, Targets
 
+Opener = TypeVar("Opener", bound=Callable[..., Any])
+
 GroundTruth = dict[str, list[dict[str, Any]]]
 """Annotations in COCO's form, with original ids: `images`, `categories` and `annotations`."""
+
+
+def with_paths(*places: int) -> Callable[[Opener], Opener]:
+    """Say which parts of a specification are paths, for the function that opens it; without this, the first one is.
+
+    A run records paths as absolute ones, so that it can be resumed from any folder.
+
+    Args:
+        places: Places among the parts between colons behind the format, counted from 0.
+    """
+
+    def mark(opener: Opener) -> Opener:
+        opener.path_places = places  # type: ignore[attr-defined]
+        return opener
+
+    return mark
 
 
 class Source(ABC):

@@ -27,6 +27,15 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """The folder of small inputs that went wrong in other projects; the test skips, saying so, where it is absent."""
+    folder = Path(os.environ.get("SSLDET_TEST_CASES", Path(__file__).parents[2] / "shared" / "cases"))
+    if not folder.is_dir():
+        pytest.skip(f"no cases: {folder.name} is absent (set SSLDET_TEST_CASES)")
+    return folder
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much was not tested for want of detectron2, which no package index has."""
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr]

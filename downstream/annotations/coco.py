@@ -7,12 +7,14 @@ from posixpath import normpath
 from typing import Any
 
 from downstream.annotations.labelled import Annotated, LabelledImages
-from downstream.annotations.labels import Labels, Rows, is_text, stays_inside
+from downstream.annotations.labels import Labels, Rows, stays_inside
 from downstream.annotations.numbers import LARGEST, finite_number
 from downstream.annotations.outlines import MISSING, NO_MASK, REACH, Outline, outline_of
 from downstream.annotations.problems import Problems, json_of, records, shown
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError
+from ssldet.escapes import is_text
+from ssldet.source import with_paths
 
 
 class Masks(Enum):
@@ -33,6 +35,7 @@ UNMASKED = "boxes without segmentation; tasks with masks refuse them"
 """What is counted where segmentations are checked and not needed."""
 
 
+@with_paths(0, 1)
 def open_coco(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledImages:
     """Open a COCO file with its images.
 

@@ -13,7 +13,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from downstream.annotations.labels import Labels, ground_truth, looks_like_corners, looks_like_fractions, results_of
+from downstream.annotations.labels import (
+    Labels,
+    assumed_sizes,
+    ground_truth,
+    looks_like_corners,
+    looks_like_fractions,
+    results_of,
+)
 from downstream.annotations.masks import RunLengths, encode
 from downstream.annotations.outlines import mask_of, outline_fault
 from downstream.annotations.problems import SHOWN, Problems, shown
@@ -56,6 +63,8 @@ class LabelledImages(Measurable):
 
     Attributes:
         labels: The annotations of the usable images.
+        all_labels: Those of every image that is there: one that can't be opened is measured like one whose pixels can't
+            be decoded, so that its objects count as missed.
         folder: Where the images lie.
     """
 
@@ -75,6 +84,7 @@ class LabelledImages(Measurable):
         sizes, self._skipped = check_files(annotated, problems, rules)
         problems.stop()
         self.labels = replace(labels, sizes=sizes).subset(sizes[:, 0] > 0)
+        self.all_labels = replace(labels, sizes=np.where(sizes > 0, sizes, assumed_sizes(labels)))
         if not len(self.labels):
             raise AnnotationError(f"{origin}: none of {len(labels)} images can be used ({self._skipped[0].reason})")
         for what, count in labels.notes.items():
@@ -156,7 +166,7 @@ class LabelledImages(Measurable):
             classes: The same names in the wanted order.
         """
         other = copy(self)
-        other.labels = self.labels.renumbered(classes)
+        other.labels, other.all_labels = (labels.renumbered(classes) for labels in (self.labels, self.all_labels))
         return other
 
     def path_of(self, index: int) -> Path:
@@ -166,8 +176,8 @@ class LabelledImages(Measurable):
         return self.folder / self.labels.files[index]
 
     def ground_truth(self) -> GroundTruth:
-        """Return the annotations in COCO's form, with original ids."""
-        return ground_truth(self.labels)
+        """Return the annotations in COCO's form, with original ids; those of images that can't be opened too."""
+        return ground_truth(self.all_labels)
 
     def to_results(self, detections: Sequence[Detections], batch: Batch) -> list[dict[str, Any]]:
         """Return detections as COCO results with original ids; boxes are absolute xywh, masks compressed run lengths.

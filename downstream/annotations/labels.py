@@ -95,7 +95,8 @@ class Labels:
         Args:
             classes: The same names in the wanted order.
         """
-        places = [self.classes.index(name) for name in classes]
+        place_of = {name: place for place, name in enumerate(self.classes)}
+        places = [place_of[name] for name in classes]
         return replace(
             self,
             classes=tuple(classes),
@@ -230,9 +231,16 @@ def stays_inside(name: str) -> bool:
     return not (clean.startswith(("/", "../")) or clean in {".", ".."} or "\0" in name or clean[1:2] == ":")
 
 
-def is_text(name: str) -> bool:
-    """Say whether a name of a file can be written as UTF-8: JSON and YAML can hold halves of characters."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+def assumed_sizes(labels: Labels) -> Int[np.ndarray, "I 2"]:
+    """Return height and width of each image as far as the annotations tell: as stated, or else as its boxes need.
+
+    Args:
+        labels: What was read.
+    """
+    corners = np.ceil(labels.boxes[:, :2] + labels.boxes[:, 2:])[:, ::-1].clip(1, 2**31)
+    needed = np.ones((len(labels), 2))
+    np.maximum.at(needed, np.repeat(np.arange(len(labels)), np.diff(labels.first)), corners)
+    return np.where(labels.sizes.all(axis=1, keepdims=True), labels.sizes, needed.astype(np.int64))
 
 
 def results_of(found: Detections, image_id: object, category_ids: Iterable[object]) -> list[dict[str, Any]]:

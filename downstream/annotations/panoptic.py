@@ -28,9 +28,11 @@ from downstream.annotations.segments import (
 from ssldet.boxes import to_normalised
 from ssldet.data.images import ANY_SIZE, ImageRules, image_sizes
 from ssldet.errors import AnnotationError, UnreadableError
+from ssldet.source import with_paths
 from ssldet.types import Sample, Segmentation, Targets
 
 
+@with_paths(0, 1, 2)
 def open_panoptic(rest: str, rules: ImageRules, *, masks: bool = False) -> "PanopticImages":
     """Open a panoptic file with its images.
 
@@ -97,6 +99,11 @@ class PanopticImages(LabelledImages, EveryPixelLabelled):
             is_thing=tuple(is_thing[name] for name in classes),
         )
         return other
+
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        """Every id as text; PNGs can be read even where their images can't."""
+        return tuple(map(str, self.all_labels.image_ids))
 
     def truth(self, key: str) -> Segmentation:
         """Read what each pixel of an image belongs to.

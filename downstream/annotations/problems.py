@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssldet.errors import AnnotationError
-from ssldet.escapes import printable
+from ssldet.escapes import printable, shortened
 from ssldet.regular import read_bytes
 
 Form = TypeVar("Form")
@@ -18,6 +18,8 @@ SHOWN = 10
 """Places that an error lists for each kind of fault; the rest is counted."""
 KEPT = 1000
 """Places that are remembered for each kind of fault, for `ssldet data check`."""
+shown = shortened
+"""How a foreign value looks, on one line and cut to a readable length."""
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"\s*:?|[{}\[\],]')
 """The tokens of JSON by which its objects and keys can be followed."""
 BYTE_ORDER_MARKS = (
@@ -91,20 +93,6 @@ class Problems:
             if (more := self._counts[remedy] - SHOWN) > 0:
                 lines.append(printable(f"  … and {more} more of this kind ({remedy})"))
         return "\n".join(lines)
-
-
-def shown(value: object, limit: int = 60) -> str:
-    """Return how a foreign value looks, on one line and cut to a readable length.
-
-    Args:
-        value: Anything that a file may hold.
-        limit: Largest number of characters.
-    """
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):
-        text = f"a {type(value).__name__} too large to show"
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def text_of(path: Path) -> str:

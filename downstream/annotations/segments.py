@@ -32,6 +32,11 @@ LARGEST = 256**3
 class EveryPixelLabelled(Measurable):
     """A source that says what each pixel is."""
 
+    @property
+    @abstractmethod
+    def all_keys(self) -> tuple[str, ...]:
+        """`Sample.key` of every image of `ground_truth`, in its order; of those that can't be opened too."""
+
     @abstractmethod
     def truth(self, key: str) -> Segmentation:
         """Return what each pixel of an image belongs to."""

@@ -16,6 +16,7 @@ from downstream.annotations.voc_layout import ImageFinder, Layout, find_layout, 
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError, DataError, suggest
 from ssldet.regular import read_bytes
+from ssldet.source import with_paths
 
 CLASSES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
@@ -32,6 +33,7 @@ DEPTH = 32
 """Deepest nesting that is read; VOC needs five levels."""
 
 
+@with_paths(0)
 def open_voc(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledImages:
     """Open a VOC folder with its images.
 

@@ -12,12 +12,15 @@ import yaml
 from jaxtyping import Float
 
 from downstream.annotations.labelled import Annotated, LabelledImages
-from downstream.annotations.labels import Rows, is_text
+from downstream.annotations.labels import Rows
 from downstream.annotations.numbers import number_in
 from downstream.annotations.problems import Problems, shown, text_of
 from ssldet.data.files import list_files
 from ssldet.data.images import ImageRules, image_sizes
+from ssldet.documents import FAST_LOADER, OddDocumentError, parse_yaml
 from ssldet.errors import AnnotationError, DataError, UnreadableError, suggest
+from ssldet.escapes import is_text
+from ssldet.source import with_paths
 
 SPLITS = ("train", "val", "test")
 """Entries of data.yaml that name images."""
@@ -34,14 +37,15 @@ BOXED = (
     "are they keypoints? state kpt_shape in data.yaml"
 )
 """What is said of polygons that look like a box with keypoints."""
-DEPTH = 32
-"""Deepest nesting of data.yaml that is read; a description needs three levels."""
-FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The loader of libyaml, where PyYAML was built with it."""
 POLYGON = 7
 """Words of the shortest polygon row: the class and three points."""
 
 
+UNKNOWN = (640, 640)
+"""Height and width assumed for an image that can't be opened, so that its objects count as missed."""
+
+
+@with_paths(0)
 def open_yolo(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledImages:
     """Open a YOLO data set.
 
@@ -81,7 +85,7 @@ def gather_yolo(rest: str, problems: Problems, rules: ImageRules, *, masks: bool
     classes = _classes(description, path.name, problems)
     keypoints = _keypoint_numbers(description, path.name, problems)
     folder, names = _images(description, split or "train", path)
-    sizes = [(0, 0) if isinstance(size, UnreadableError) else size for size in image_sizes(folder, names, rules)]
+    sizes = [UNKNOWN if isinstance(size, UnreadableError) else size for size in image_sizes(folder, names, rules)]
     rows = Rows()
     files = [label_file(folder / name) for name in names]
     places = [_short(file, path.parent) for file in files]
@@ -229,25 +233,13 @@ class _Loader(FAST_LOADER):  # type: ignore[misc]  # of a package without types
         return mapping
 
 
-def _refuse_odd_structure(text: str) -> None:
-    """Stop before a document is built that nobody writes by hand."""
-    depth = 0
-    for event in yaml.parse(text, Loader=FAST_LOADER):
-        # A few bytes of anchors and aliases can stand for gigabytes once somebody prints them.
-        if isinstance(event, yaml.AliasEvent):
-            raise AnnotationError("holds an alias (*name); write the values out")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEPTH:
-            raise AnnotationError(f"not YAML that describes a data set (nested more than {DEPTH} levels deep)")
-
-
 def _parse(path: Path) -> dict[Any, Any]:
     try:
-        text = text_of(path)
-        _refuse_odd_structure(text)
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506  # a safe loader that refuses keys stated twice
+        document = parse_yaml(text_of(path), _Loader, aliases=False)
     except AnnotationError as error:
         raise AnnotationError(f"{path}: {error}") from error
+    except OddDocumentError as error:
+        raise AnnotationError(f"{path}: not YAML that describes a data set: {error}") from error
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise AnnotationError(f"{path}: {line}not YAML ({error.problem})") from error

@@ -41,16 +41,15 @@ from ssldet.weights.deformable_detr_names import to_transformers
 from ssldet.weights.detr import STATEMENT
 from ssldet.weights.huggingface import (
     CONFIG,
-    LONG_SIDE,
     NO_CLASS,
     PREPROCESSOR,
-    SHORT_SIDE,
     UNNAMED,
     WEIGHTS,
     architecture_of,
     detector_from_folder,
 )
 from ssldet.weights.huggingface_names import to_huggingface
+from ssldet.weights.image_processor import BILINEAR, LONG_SIDE, SHORT_SIDE, document_of
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +59,11 @@ from transformers import AutoImageProcessor, {architecture}
 processor = AutoImageProcessor.from_pretrained("{folder}")
 model = {architecture}.from_pretrained("{folder}")
 ```"""
+OTHER_ROUNDING = (
+    "its processor rounds sizes in another way where the long side is the limit: 351 x 97 becomes 333 x 92 there for a "
+    "limit of 333, and 332 x 92 here; add --set task.eval_rule=transformers to ssldet evaluate to measure that"
+)
+"""What the export of a model says that is evaluated by DETR's own rule, which no processor has."""
 ALLOWED_DIFFERENCE = 1e-4
 """Largest difference of a logit, box or mask between two programs that add up the same numbers in another order."""
 
@@ -100,6 +104,8 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         theirs = {name: value.clone(memory_format=torch.contiguous_format) for name, value in rename(state).items()}
         write_whole(folder / WEIGHTS[0], save(theirs, metadata={"format": "pt"}), Disk())
 
+    if info.get("task", {}).get("eval_rule") == "detr":
+        log.warning(OTHER_ROUNDING)
     use = USE.format(folder=out.name, architecture=architecture_of(config))
     return write_proven(out, write, lambda folder: _compare(folder, detector), model_card(objective, info, use))
 
@@ -239,12 +245,13 @@ def _preprocessor(detector: DETR | DeformableDETR, info: Mapping[str, Any]) -> d
     return {
         "image_processor_type": "DetrImageProcessor" if isinstance(detector, DETR) else "DeformableDetrImageProcessor",
         "format": "coco_panoptic" if "mask_head" in detector.sections else "coco_detection",
-        "do_resize": True,
-        "size": {
-            "shortest_edge": task.get("eval_scale", SHORT_SIDE),
-            "longest_edge": task.get("max_size", LONG_SIDE),
-        },
-        "resample": 2,
+        **document_of(
+            task.get("eval_rule", "detr"),
+            task.get("eval_scale", SHORT_SIDE),
+            task.get("max_size", LONG_SIDE),
+            task.get("eval_size", ()),
+        ),
+        "resample": BILINEAR,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -40,14 +40,21 @@ def _task(folder: FromFolder, category_ids: tuple[int, ...]) -> Task:
 
     Further training with transformers may have changed the sizes, so they take precedence over those that we wrote.
     """
-    sizes = {"eval_scale": folder.short_side, "max_size": folder.long_side}
+    images = folder.processor
+    sizes = {
+        "eval_scale": images.short_side,
+        "max_size": images.long_side,
+        "eval_rule": images.rule,
+        "eval_size": images.size,
+    }
     if stated := folder.stated.get("task"):
-        document = stated | {name: size for name, size in sizes.items() if name in stated}
+        known = {"eval_rule", "eval_size", *stated} if "eval_scale" in stated else set()
+        document = stated | {name: size for name, size in sizes.items() if name in known}
         task: Task = from_document(Task, document)  # type: ignore[type-abstract]
         return task
     masks = isinstance(folder.config, DETRConfig) and folder.config.masks
     published: Detection = published_task(masks=masks, category_ids=category_ids)(**sizes)
-    scales = tuple(scale for scale in published.scales if scale <= folder.long_side) or (folder.short_side,)
+    scales = tuple(scale for scale in published.scales if scale <= images.long_side) or (images.short_side,)
     return replace(published, scales=scales)
 
 

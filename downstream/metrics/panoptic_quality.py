@@ -72,12 +72,12 @@ class PanopticQuality:
 
     def results(self) -> dict[str, Any]:
         """Return `PQ`, `SQ` and `RQ` of all classes, of `things` and of `stuff`, and of each class in `per_class`."""
-        for key in self.source.keys:
+        for key in self.source.all_keys:
             if key not in self._counts:
                 labels, crowd, _ = self.source.stated(key)
                 self._counts[key] = _all_missed(labels, crowd, len(self.source.classes))
         # In the order of the source, because sums of floating-point numbers depend on their order.
-        counts = np.sum([self._counts[key] for key in self.source.keys], axis=0)
+        counts = np.sum([self._counts[key] for key in self.source.all_keys], axis=0)
         return panoptic_quality(counts, self.source.classes, self.source.is_thing)
 
 

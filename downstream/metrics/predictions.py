@@ -24,7 +24,7 @@ from ssldet.source import GroundTruth
 READERS: dict[str, Callable[[str, bool], Labels]] = {
     "coco": lambda rest, _: read_coco(Path(rest.partition(":")[0])),
     "voc": lambda rest, _: read_voc(rest),
-    "yolo": lambda rest, masks: open_yolo(rest, ANY_SIZE, masks=masks).labels,
+    "yolo": lambda rest, masks: open_yolo(rest, ANY_SIZE, masks=masks).all_labels,
 }
 """Prefix of a data specification -> function that reads its annotations; its second argument asks for masks."""
 

@@ -103,8 +103,10 @@ class Things(WrappedSource, Measurable):
         for row in truth["annotations"]:
             rows.setdefault(row["image_id"], []).append(row)
         annotations = []
-        for key, image in zip(self.keys, self.image_ids, strict=True):
-            numbered = [(n, row) for n, row in enumerate(rows.get(image, ()), start=1) if row["category_id"] in things]
+        for key, image in zip(self.source.all_keys, truth["images"], strict=True):
+            numbered = [
+                (n, row) for n, row in enumerate(rows.get(image["id"], ()), start=1) if row["category_id"] in things
+            ]
             if numbered:
                 segments = self.source.truth(key).segments
                 masks = encode(torch.stack([segments == number for number, _ in numbered]))

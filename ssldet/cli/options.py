@@ -23,6 +23,10 @@ Device = Annotated[
 BatchSize = Annotated[int | None, Parameter(name="--batch-size", help="Images of one optimiser step.")]
 Quiet = Annotated[bool, Parameter(name="--quiet", negative=(), help="Show problems only, no progress.")]
 Resume = Annotated[Path | None, Parameter(name="--resume", help="Run folder to go on with.")]
+AtStep = Annotated[
+    int | Literal["latest"] | None,
+    Parameter(name="--step", help="Take a checkpoint of the run, which need not have finished: its step, or 'latest'."),
+]
 Data = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
 Which = Annotated[
     Literal["last", "best"], Parameter(help="Weights of a run: of its last step, or those that measured best.")

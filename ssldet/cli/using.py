@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ssldet.cli.options import Data, Json, Overrides, Start, Which, assignments
+from ssldet.cli.options import AtStep, Data, Json, Overrides, Start, Which, assignments
 from ssldet.cli.printing import FoundTable, prints
 
 
@@ -22,6 +22,7 @@ def evaluate(
     batch_size: int = 1,
     workers: int = 2,
     set_: Overrides = None,
+    step: AtStep = None,
     json_: Json = False,
 ) -> None:
     """Measure a detector on labelled images, or a pretext task on plain ones.
@@ -40,8 +41,9 @@ def evaluate(
     from ssldet import verbs
 
     prints(verbs.evaluate)(
-        start, data, weights=weights, predictions=predictions, save_predictions=save_predictions, metric=metric,
-        iou=iou, max_dets=max_dets, batch_size=batch_size, workers=workers, overrides=assignments(set_), json_=json_,
+        start, data, weights=weights, step=step, predictions=predictions, save_predictions=save_predictions,
+        metric=metric, iou=iou, max_dets=max_dets, batch_size=batch_size, workers=workers,
+        overrides=assignments(set_), json_=json_,
     )  # fmt: skip
 
 
@@ -56,6 +58,7 @@ def predict(
     save_crops: Annotated[bool, Parameter(negative=())] = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     set_: Overrides = None,
+    step: AtStep = None,
     json_: Json = False,
 ) -> None:
     """Detect objects in images and draw them, or find patches in images.
@@ -72,13 +75,15 @@ def predict(
     from ssldet import verbs
 
     found = verbs.predict(
-        start, images, weights=weights, query=query or (), out=out, threshold=threshold, draw=draw,
+        start, images, weights=weights, step=step, query=query or (), out=out, threshold=threshold, draw=draw,
         save_crops=save_crops, device=device, overrides=assignments(set_),
     )  # fmt: skip
     prints(lambda: FoundTable(found, threshold, draw))(json_=json_)
 
 
-def export(start: Start, *, to: str, out: Path, weights: Which = "last", json_: Json = False) -> None:
+def export(
+    start: Start, *, to: str, out: Path, weights: Which = "last", step: AtStep = None, json_: Json = False
+) -> None:
     """Write a detector in another format, load it back and check that its outputs are the same.
 
     Args:
@@ -87,4 +92,4 @@ def export(start: Start, *, to: str, out: Path, weights: Which = "last", json_: 
     """
     from ssldet import verbs
 
-    prints(verbs.export)(start, to=to, out=out, weights=weights, json_=json_)
+    prints(verbs.export)(start, to=to, out=out, weights=weights, step=step, json_=json_)

@@ -1,7 +1,6 @@
 """data specifications -> files: walk folders, expand globs, read lists; every file once, in one order everywhere."""
 
 import glob
-import json
 import os
 import unicodedata
 from collections import Counter
@@ -11,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+from ssldet.documents import OddDocumentError, parse_json
 from ssldet.errors import DataError, suggest
 from ssldet.escapes import shown
 from ssldet.regular import read_bytes
@@ -54,7 +54,7 @@ def list_files(specs: Sequence[str | Path]) -> Listing:
     folders: set[str] = set()
     skipped: list[Skipped] = []
     for spec in specs:
-        path = _absolute(Path(spec).expanduser())
+        path = absolute(Path(spec).expanduser())
         if path.is_dir():
             folders.add(str(path))
         number = len(skipped)
@@ -120,7 +120,7 @@ def _expand(path: Path, skipped: list[Skipped]) -> Iterable[str]:
         # Of what is no regular file, a pipe say, reading might never end.
         if read is None or not path.is_file():
             return [str(path)]
-        return [str(_absolute(path.parent / entry)) for entry in read(_content(path), path)]
+        return [str(absolute(path.parent / entry)) for entry in read(_content(path), path)]
     magic = next((place for place, part in enumerate(path.parts) if glob.has_magic(part)), None)
     if magic is None:
         raise _missing(path)
@@ -185,9 +185,13 @@ def _identity(path: str) -> tuple[int, int] | str:
     return (info.st_dev, info.st_ino) if info.st_ino else path
 
 
-def _absolute(path: Path) -> Path:
-    """Return a path without `..`, links left as they are: the name a user gave is the name a user sees."""
-    return Path(os.path.normpath(path.absolute()))
+def absolute(path: Path) -> Path:
+    """Return a path without `~` and `..`, links left as they are: the name a user gave is the name a user sees.
+
+    Args:
+        path: Relative to the working folder, or absolute.
+    """
+    return Path(os.path.normpath(path.expanduser().absolute()))
 
 
 def _content(path: Path) -> bytes:
@@ -204,8 +208,8 @@ def _lines(content: bytes, _: Path) -> list[str]:
 
 def _strings(content: bytes, path: Path) -> list[str]:
     try:
-        entries = json.loads(content)
-    except ValueError as error:
+        entries = parse_json(content)
+    except OddDocumentError as error:
         raise DataError(f"{shown(path)}: not readable as JSON ({error})") from error
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise DataError(

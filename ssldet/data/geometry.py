@@ -4,6 +4,7 @@ Functions apply a given change; classes draw the change from a generator and hav
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +13,8 @@ from torch import Tensor
 from ssldet.boxes import to_absolute, to_normalised
 from ssldet.types import Sample, Targets
 
+Sizing = Literal["detr", "transformers", "fixed", "within", "original"]
+"""How the size of an image outside training is found; see `EvaluationSize`."""
 SLIVER = 1e-3
 """Side in pixels below which a cropped box is empty: what rounding leaves of a box that only touched the crop."""
 
@@ -69,6 +72,40 @@ def short_side_size(size: tuple[int, int], short: int, max_size: int | None = No
     if low == short:
         return size
     return (int(short * height / width), short) if width < height else (short, int(short * width / height))
+
+
+def transformers_size(size: tuple[int, int], short: int, max_size: int) -> tuple[int, int]:
+    """Return the size by the rule of transformers' processors, which round the long side where that is the limit.
+
+    DETR's own rule computes the long side from the short one, rounded before: 351 x 97 becomes 332 x 92 for a limit of
+    333, and 333 x 92 here.
+
+    Args:
+        size: Height and width in pixels.
+        short: Length of the short side.
+        max_size: Limit of the long side.
+    """
+    height, width = size
+    low, high = float(min(size)), float(max(size))
+    exact: float = short
+    if high / low * short > max_size:
+        exact = max_size * low / high
+        short = max(1, round(exact))
+    if low == short:
+        return size
+    return (int(exact * height / width), short) if width < height else (short, int(exact * width / height))
+
+
+def size_within(size: tuple[int, int], limits: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest size of the same aspect that a rectangle has room for, rounded down.
+
+    Args:
+        size: Height and width in pixels.
+        limits: Those of the rectangle.
+    """
+    scale = min(limit / side for limit, side in zip(limits, size, strict=True))
+    height, width = (max(1, int(side * scale)) for side in size)
+    return height, width
 
 
 def flip(sample: Sample) -> Sample:
@@ -138,6 +175,45 @@ class ShortSide:
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Draw a length and resize."""
         return resize_short_side(sample, self.scales[_whole(0, len(self.scales) - 1, generator)], self.max_size)
+
+
+@dataclass(frozen=True)
+class EvaluationSize:
+    """Resize as models expect images outside training.
+
+    Attributes:
+        rule: `detr`: the short side to a length, the long side to less than its limit, rounded as DETR's authors do.
+            `transformers`: the same, rounded as its processors do. `fixed`: to `size`, whatever the aspect. `within`:
+            to the largest size of the same aspect that `size` has room for. `original`: not at all.
+        short: Length of the short side in pixels.
+        max_size: Limit of the long side in pixels.
+        size: Height and width in pixels, for `fixed` and `within`; empty for the others.
+    """
+
+    rule: Sizing
+    short: int
+    max_size: int
+    size: tuple[int, ...] = ()
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Resize; nothing is drawn."""
+        height, width = sample.image.shape[1:]
+        return resize(sample, self.of((height, width)))
+
+    def of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size that an image gets.
+
+        Args:
+            size: Its height and width in pixels.
+        """
+        if self.rule == "detr":
+            return short_side_size(size, self.short, self.max_size)
+        if self.rule == "transformers":
+            return transformers_size(size, self.short, self.max_size)
+        if self.rule == "original":
+            return size
+        height, width = self.size
+        return size_within(size, (height, width)) if self.rule == "within" else (height, width)
 
 
 @dataclass(frozen=True)

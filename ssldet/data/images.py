@@ -165,6 +165,17 @@ def thumbnails(
     return _inspect("", paths, shrink, rules)
 
 
+def key_of(name: str) -> str:
+    r"""Return the key of an image: its name with everything escaped that can't be printed, and `\\` for a backslash.
+
+    Without the latter, a name with a byte that is no UTF-8 and one that spells its escape would have one key.
+
+    Args:
+        name: Path relative to the source's folder.
+    """
+    return shown(name.replace("\\", "\\\\"))
+
+
 class ImageSource(Source):
     """Images without labels."""
 
@@ -214,7 +225,7 @@ class ImageSource(Source):
         image = read_image(self.path_of(index), self._rules)
         nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
         height, width = image.shape[1:]
-        return Sample(image=image, targets=nothing, key=shown(self._name(index)), original_size=(height, width))
+        return Sample(image=image, targets=nothing, key=key_of(self._name(index)), original_size=(height, width))
 
     def path_of(self, index: int) -> Path:
         """Return where an image lies."""

@@ -240,19 +240,19 @@ class DeformableDETRConfig(DetectorConfig):
     cite: ClassVar[str] = "zhu2021deformable"
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    num_classes: Annotated[int, Within(1)] = 91
-    num_queries: Annotated[int, Within(1)] = 300
-    width: Annotated[int, Within(2 * NORM_GROUPS)] = 256
-    heads: Annotated[int, Within(1)] = 8
-    encoder_layers: Annotated[int, Within(0)] = 6
-    decoder_layers: Annotated[int, Within(1)] = 6
-    feedforward: Annotated[int, Within(1)] = 1024
+    num_classes: Annotated[int, Within(1, 100_000)] = 91
+    num_queries: Annotated[int, Within(1, 100_000)] = 300
+    width: Annotated[int, Within(2 * NORM_GROUPS, 4096)] = 256
+    heads: Annotated[int, Within(1, 4096)] = 8
+    encoder_layers: Annotated[int, Within(0, 100)] = 6
+    decoder_layers: Annotated[int, Within(1, 100)] = 6
+    feedforward: Annotated[int, Within(1, 65_536)] = 1024
     dropout: Annotated[float, Within(0, 0.9)] = 0.1
     pre_norm: bool = False
-    backbone_levels: Annotated[int, Within(1)] = 3
-    extra_levels: Annotated[int, Within(0)] = 1
-    encoder_points: Annotated[int, Within(1)] = 4
-    decoder_points: Annotated[int, Within(1)] = 4
+    backbone_levels: Annotated[int, Within(1, 16)] = 3
+    extra_levels: Annotated[int, Within(0, 16)] = 1
+    encoder_points: Annotated[int, Within(1, 256)] = 4
+    decoder_points: Annotated[int, Within(1, 256)] = 4
     refine_boxes: bool = False
     two_stage: bool = False
 

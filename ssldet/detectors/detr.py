@@ -203,13 +203,13 @@ class DETRConfig(DetectorConfig):
     cite: ClassVar[str] = "carion2020detr"
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    num_classes: Annotated[int, Within(1)] = 91
-    num_queries: Annotated[int, Within(1)] = 100
-    width: Annotated[int, Within(4)] = 256
-    heads: Annotated[int, Within(1)] = 8
-    encoder_layers: Annotated[int, Within(0)] = 6
-    decoder_layers: Annotated[int, Within(1)] = 6
-    feedforward: Annotated[int, Within(1)] = 2048
+    num_classes: Annotated[int, Within(1, 100_000)] = 91
+    num_queries: Annotated[int, Within(1, 100_000)] = 100
+    width: Annotated[int, Within(4, 4096)] = 256
+    heads: Annotated[int, Within(1, 4096)] = 8
+    encoder_layers: Annotated[int, Within(0, 100)] = 6
+    decoder_layers: Annotated[int, Within(1, 100)] = 6
+    feedforward: Annotated[int, Within(1, 65_536)] = 2048
     dropout: Annotated[float, Within(0, 0.9)] = 0.1
     pre_norm: bool = True
     normalise_features: bool = False

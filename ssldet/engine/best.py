@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ssldet.engine.checkpoint import describe, save_weights
+from ssldet.engine.checkpoint import describe, save_weights, stated
 from ssldet.engine.evaluate import require_measure
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
@@ -136,7 +136,7 @@ class BestWeights:
         return not problem
 
     def _attempt(self, progress: Progress, measure: str, value: float) -> str:
-        info = describe(self._run, self._source, progress.step, self._folder.lineage())
+        info = describe(self._run, stated(self._source), progress.step, self._folder.lineage())
         try:
             path = self._folder.best_weights(progress.step)
             save_weights(path, progress.model, {**info, "measured": {measure: value}})

@@ -19,9 +19,11 @@ from torch import Tensor
 from ssldet.classes import ClassRows
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.disk import Disk, write_whole
+from ssldet.documents import OddDocumentError, parse_json_object
 from ssldet.engine.rows import QueryRows, class_tensors, query_tensors, section_of
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, reason_of, suggest
+from ssldet.escapes import shortened
 from ssldet.recipe import fingerprint, from_document, to_document
 from ssldet.regular import require_regular
 from ssldet.source import Source
@@ -50,31 +52,54 @@ _HOLDS: dict[str, tuple[type, type | None]] = {
 Outcome = Literal["loaded", "fresh", "reshaped", "ignored"]
 
 
-def describe(run: Run, source: Source, step: int, lineage: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def stated(source: Source) -> dict[str, Any]:
+    """Return what checkpoints and weights files state about the training images.
+
+    Args:
+        source: The training images of a run.
+    """
+    return {
+        "classes": list(source.classes),
+        "category_ids": list(source.category_ids),
+        "fingerprint": source.fingerprint,
+        "images": len(source),
+    }
+
+
+def describe(run: Run, data: Mapping[str, Any], step: int, lineage: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Return what a weights file states about itself.
 
     Args:
         run: The run that made it.
-        source: Its training images; their classes become the file's.
+        data: What is stated of its training images; their classes become the file's.
         step: Optimiser steps done.
         lineage: The earlier stages that the run started from, see `stages`.
     """
-    document = to_document(run)
+    document = _without_folders(to_document(run))
     # Where the images lay is nobody's business who gets the file.
     choices = {name: value for name, value in document.items() if name not in {"task", "detector", "data"}}
     return {
         "schema": SCHEMA,
         "task": document["task"],
         "detector": document["detector"],
-        "classes": list(source.classes),
-        "category_ids": list(source.category_ids),
+        "classes": data["classes"],
+        "category_ids": data["category_ids"],
         "step": step,
         "recipe": fingerprint(run),
-        "data": source.fingerprint,
-        "images": len(source),
+        "data": data["fingerprint"],
+        "images": data["images"],
         "choices": choices,
         "lineage": [dict(stage) for stage in lineage],
     }
+
+
+def _without_folders(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document of a run in which a file of the backbone's weights has its name only."""
+    backbone = document["detector"].get("backbone")
+    if isinstance(backbone, dict) and Path(str(backbone.get("weights"))).is_absolute():
+        name = Path(backbone["weights"]).name
+        return document | {"detector": document["detector"] | {"backbone": backbone | {"weights": name}}}
+    return document
 
 
 def stages(info: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -132,14 +157,15 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if HEADER not in metadata:
         raise CheckpointError(f"{path}: not written by ssldet; its header does not say which detector it is")
     try:
-        info: Any = json.loads(metadata[HEADER])
-    except (ValueError, RecursionError) as error:
+        info = parse_json_object(metadata[HEADER])
+    except OddDocumentError as error:
         raise CheckpointError(f"{path}: its header can't be read ({error})") from error
     if not isinstance(info, dict):
         raise CheckpointError(f"{path}: its header holds no description of a detector; copy the file again")
     if info.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"{path}: has schema {info.get('schema')}, this ssldet reads {SCHEMA}; use the version that wrote it"
+            f"{path}: has schema {shortened(info.get('schema'))}, this ssldet reads {SCHEMA}; use the version that "
+            "wrote it"
         )
     if info.get("digest") != _digest(state):
         raise CheckpointError(f"{path}: damaged, the tensors don't match their digest; copy it again or export anew")

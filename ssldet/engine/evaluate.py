@@ -84,8 +84,9 @@ def evaluate(
 
     Raises:
         DivergedError: A box or a score is not finite.
+        DataError: Not one image can be read.
     """
-    evaluator = run.task.evaluator(source)
+    evaluator, answered_any = run.task.evaluator(source), False
     size = max(1, run.data.batch_size // (run.optim.accumulate * world()))
     batches = evaluation_batches_of(
         run.task, source, batch_size=size, workers=run.data.workers, rank=rank(), world=world(), seed=run.seed
@@ -110,10 +111,32 @@ def evaluate(
         waiting[:] = [share for share in shares if share]
         if not waiting:
             break
+        answered_any = True
     for share in together(lambda: batches.lost):
         lost.update({skipped.path: skipped.reason for skipped in share})
+    if not answered_any:
+        raise DataError(nothing_readable(lost))
     results: dict[str, Any] = together(lambda: evaluator.results() if rank() == 0 else {})[0]
     return {**results, "unreadable": lost} if lost else results
+
+
+def unreadable(lost: Mapping[str, str]) -> str:
+    """Return how many images can't be read, and the first of them.
+
+    Args:
+        lost: Path -> reason.
+    """
+    first = "; ".join(f"{path} ({reason})" for path, reason in list(lost.items())[:5])
+    return f"{len(lost)} image{'s' * (len(lost) != 1)} can't be read: {first}{'; …' if len(lost) > 5 else ''}"
+
+
+def nothing_readable(lost: Mapping[str, str]) -> str:
+    """Return what is said where not one image could be read.
+
+    Args:
+        lost: Path -> reason.
+    """
+    return f"there is nothing to look at: {unreadable(lost)}; copy the images again"
 
 
 def require_measurable(run: Run, source: Source) -> None:

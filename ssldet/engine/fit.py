@@ -146,10 +146,10 @@ def _restored(run: Run, folder: RunFolder, source: Source) -> Restored:
     folder.lock()
     checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
     try:
-        restored = checkpoints.newest(partial(fault_of, recorded=folder.run()))
+        restored = checkpoints.newest(partial(fault_of, recorded=folder.run(), run_id=folder.id))
     except SsldetError:
         # Nothing fits run.toml, or that can't be read: what differs is then said field by field.
-        restored = checkpoints.newest(partial(fault_of, recorded=None))
+        restored = checkpoints.newest(partial(fault_of, recorded=None, run_id=folder.id))
     if restored is None:
         raise CheckpointError(f"{folder.path}: has no checkpoint to go on from; start the run again")
     require_same_run(restored.state, run, source)

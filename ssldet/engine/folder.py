@@ -17,8 +17,10 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ssldet.disk import Disk, write_whole
+from ssldet.documents import parse_json
 from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints
 from ssldet.engine.writing import Patience
@@ -103,7 +105,7 @@ class RunFolder:
         for name in ("run.json", *_LEFT_BEHIND):
             (folder.path / name).unlink(missing_ok=True)
         Checkpoints(folder.checkpoints).sweep()
-        folder.update(schema=SCHEMA, status="created", steps=0, seed=run.seed, versions=_versions())
+        folder.update(schema=SCHEMA, id=uuid4().hex, status="created", steps=0, seed=run.seed, versions=_versions())
         folder.write_run(run, command)
         return folder
 
@@ -154,6 +156,11 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """Read `run.json`; empty where there is none."""
         return self._read_json("run.json")
+
+    @property
+    def id(self) -> str:
+        """What tells this run from another one of the same configuration; empty for a run of an earlier version."""
+        return str(self.status().get("id", ""))
 
     def lineage(self) -> list[dict[str, Any]]:
         """Read the earlier stages that the run started from; empty where it started from nothing."""
@@ -237,10 +244,10 @@ class RunFolder:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            document = json.loads(read_text(self.path / name))
+            document = parse_json(read_text(self.path / name))
         except NotRegularError as error:
             raise refused(error) from error
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             return {}
         return document if isinstance(document, dict) else {}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ssldet.engine.best import BestWeights
-from ssldet.engine.checkpoint import describe, save_weights
+from ssldet.engine.checkpoint import describe, save_weights, stated
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
 from ssldet.engine.quarantine import Quarantine
@@ -41,7 +41,7 @@ class Keeper:
             DataError: Too many files of it can't be used.
         """
         self._run, self.folder, self._source = run, folder, source
-        self._document = to_document(run)
+        self._document, self._id = to_document(run), folder.id
         self._checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
         self._best = BestWeights(run, folder, source)
         self._patience = Patience("a checkpoint", folder.checkpoints)
@@ -128,7 +128,7 @@ class Keeper:
             log.info("ended at step %d of %d: %s", progress.step, progress.total_steps, progress.enough)
             self.save(progress)
         if rank() == 0:
-            info = describe(self._run, self._source, progress.step, self.folder.lineage())
+            info = describe(self._run, stated(self._source), progress.step, self.folder.lineage())
             seconds = round(progress.seconds, 3)
             ended = {"status": "finished", "ended_early": progress.enough or None}
             try:
@@ -159,10 +159,9 @@ class Keeper:
 
     def _attempt(self, progress: Progress) -> str:
         """Save, and say what went wrong; empty where nothing did."""
-        data = {"fingerprint": self._source.fingerprint, "images": len(self._source)}
         try:
-            state = {**progress.state_dict(), "run": self._document, "data": data, "best": self._best.state()}
-            self._checkpoints.save(progress.step, state)
+            whole = {**progress.state_dict(), "run": self._document, "run_id": self._id, "data": stated(self._source)}
+            self._checkpoints.save(progress.step, whole | {"best": self._best.state()})
         except OSError as error:
             return f"{type(error).__name__}: {error}"
         return ""

@@ -1,7 +1,7 @@
 """Skipped files -> quarantine.jsonl, and a stop where there are too many of them."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ssldet.engine.writing import Lines
@@ -10,6 +10,9 @@ from ssldet.jsonlines import read_lines
 from ssldet.ranks import gather_objects, rank
 from ssldet.source import Source
 from ssldet.types import Skipped
+
+EVALUATED = "evaluated"
+"""What a line of the file says of an image that the run is measured on; lines without `set` are of training images."""
 
 
 class Quarantine:
@@ -32,7 +35,7 @@ class Quarantine:
         """
         self._total, self._limit = len(source) + len(source.skipped), limit
         self._file = Lines(path) if path is not None else None
-        written = read_lines(path) if path is not None else []
+        written = [line for line in (read_lines(path) if path is not None else []) if line.get("set") != EVALUATED]
         self.found: dict[str, str] = {str(line.get("path")): str(line.get("reason")) for line in written}
         self._waiting: dict[str, str] = {}
         self.add(source.skipped)
@@ -78,3 +81,15 @@ class Quarantine:
             f"{bad} of {self._total} images can't be used, more than data.max_bad_fraction = {self._limit:g} allows "
             f"({reasons}): {first}{'; …' if bad > 5 else ''}; mend them, or add --set data.max_bad_fraction={enough:g}"
         )
+
+
+def note_evaluated(path: Path, lost: Mapping[str, str]) -> None:
+    """Write down the images that a run is measured on and that can't be read; each once. They count towards no limit.
+
+    Args:
+        path: The file.
+        lost: Path -> reason.
+    """
+    known = {str(line.get("path")) for line in read_lines(path) if line.get("set") == EVALUATED}
+    if new := {image: reason for image, reason in lost.items() if image not in known}:
+        Lines(path).write(*({"path": image, "reason": reason, "set": EVALUATED} for image, reason in new.items()))

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from ssldet.data.workers import SteadyLoader
-from ssldet.engine.evaluate import at_rest, evaluate
+from ssldet.engine.evaluate import at_rest, evaluate, unreadable
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.guard import Part
 from ssldet.engine.log import Display, Meter, summary
 from ssldet.engine.progress import Progress
+from ssldet.engine.quarantine import note_evaluated
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, evaluation_batches_of
 from ssldet.engine.stop import StopFlag
@@ -142,11 +143,12 @@ class Reporter:
             return True
         if results is None:
             return False
-        for path, reason in list(results.get("unreadable", {}).items())[:5]:
-            log.warning("%s can't be read (%s) and counts as an image in which nothing was found", path, reason)
+        if lost := results.get("unreadable", {}):
+            log.warning("%s; they count as images in which nothing was found", unreadable(lost))
         self.results, self._measured, self._failure = results, progress.step, None
         self._write({"kind": "eval", "step": progress.step, **results})
         if rank() == 0:
+            note_evaluated(self._folder.path / "quarantine.jsonl", lost)
             self._folder.note(results=results, measured_on=list(self._run.data.val), measured_at=progress.step)
         self._examine(progress, variance)
         self._compare(progress, results)

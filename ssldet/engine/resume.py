@@ -32,17 +32,20 @@ PARTS = ("objective", "optimizer", "average", "counters", "run", "data")
 """What a checkpoint holds beside its step."""
 
 
-def fault_of(state: Mapping[str, Any], recorded: Run | None) -> str:
+def fault_of(state: Mapping[str, Any], recorded: Run | None, run_id: str = "") -> str:
     """Say why a checkpoint that reads well can't be gone on from; empty where it can.
 
     Args:
         state: A checkpoint.
         recorded: The configuration in the run's folder; `None` where it can't be read.
+        run_id: Which run the folder is of; empty where it does not say.
     """
     if missing := [part for part in PARTS if part not in state]:
         return f"it holds no {', '.join(missing)}"
     if wrong := infinite(state["objective"]) + infinite(state["average"] or {}):
         return few(wrong)
+    if run_id and (owner := state.get("run_id")) and owner != run_id:
+        return f"it is of another run, {str(owner)[:8]} and not {run_id[:8]}, and was copied here"
     if recorded is not None:
         try:
             before = from_document(Run, state["run"])

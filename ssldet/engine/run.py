@@ -36,7 +36,7 @@ class DataConfig:
     val: tuple[str, ...] = ()
     fraction: Annotated[float, Within(1e-6, 1)] = 1.0
     fraction_seed: Annotated[int, Within(0, 2**63 - 1)] = 0
-    batch_size: Annotated[int, Within(1)] = 32
+    batch_size: Annotated[int, Within(1, 65_536)] = 32
     workers: Annotated[int, Within(0, 256)] = 2
     max_bad_fraction: Annotated[float, Within(0, 1)] = 0.001
     min_side: Annotated[int, Within(1)] = ImageRules.min_side
@@ -82,7 +82,7 @@ class OptimConfig:
     drop_factor: Annotated[float, Within(0, 1)] = 0.1
     warmup_steps: Annotated[int, Within(0)] = 0
     clip: Annotated[float, Within(0)] = 0.1
-    accumulate: Annotated[int, Within(1)] = 1
+    accumulate: Annotated[int, Within(1, 65_536)] = 1
     ema: Annotated[float, Within(0, 0.999999)] = 0.0
     fused: Literal["auto", "on"] = "auto"
 
@@ -133,7 +133,7 @@ class CheckpointConfig:
     """
 
     every_steps: Annotated[int, Within(1)] = 1000
-    keep: Annotated[int, Within(2)] = 2
+    keep: Annotated[int, Within(2, 1_000_000)] = 2
     best_of: str | None = HEADLINE
 
 
@@ -171,7 +171,7 @@ class Run:
     evaluate_every: Annotated[int, Within(0)] = 0
     preview_every: Annotated[int, Within(0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: Annotated[int, Within(0)] = 1
+    devices: Annotated[int, Within(0, 65_536)] = 1
 
     def total_steps(self, images: int) -> int:
         """Return the number of optimiser steps for a set of this many images."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError, reason_of
+from ssldet.escapes import shortened
 from ssldet.regular import open_regular, read_text
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Checkpoints:
         """
         steps = self.steps()
         damaged: list[Path] = []
+        last: DamagedError | None = None
         for step in steps:
             try:
                 state = self.read(step)
@@ -123,13 +125,17 @@ class Checkpoints:
             except DamagedError as error:
                 log.warning("%s is damaged: %s", self.path(step), error)
                 damaged.append(self.path(step))
+                last = error
                 continue
             if damaged:
                 lost = steps[0] - step
                 log.warning("going on from step %d instead of %d; steps lost: %d", step, steps[0], lost)
             return Restored(step=step, state=state, damaged=tuple(damaged))
         if steps:
-            raise CheckpointError(f"{self.folder}: all {len(steps)} checkpoints are damaged; start the run again")
+            raise CheckpointError(
+                f"{self.folder}: all {len(steps)} checkpoints are damaged, the oldest because {last}; start the run "
+                "again"
+            )
         return None
 
     def read(self, step: int) -> dict[str, Any]:
@@ -232,7 +238,8 @@ def _load(path: Path) -> dict[str, Any]:
         raise DamagedError("its content is no checkpoint of ssldet")
     if state["schema"] != SCHEMA:
         raise CheckpointError(
-            f"{path}: has schema {state.get('schema')}, this ssldet reads {SCHEMA}; use the version that wrote it"
+            f"{path}: has schema {shortened(state['schema'])}, this ssldet reads {SCHEMA}; use the version that wrote "
+            "it"
         )
     return state
 

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ssldet.data.files import absolute
+from ssldet.data.sources import absolute_spec
+from ssldet.detectors.base import backbone_of
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
-from ssldet.recipe import is_unset
+from ssldet.recipe import is_unset, override
 from ssldet.recipe import load as load_record
 from ssldet.registry import find_or_import, names
 
@@ -92,6 +95,22 @@ def _length(steps: int | None, epochs: float | None, overrides: Mapping[str, obj
     for path, value in stated.values():
         length = {"budget.steps": None, "budget.epochs": None, path: value}
     return length
+
+
+def placed(run: Run, *, weights: bool = True) -> Run:
+    """Return a run whose paths are absolute, so that its record means the same in every working folder.
+
+    Args:
+        run: The run as it was asked for.
+        weights: Whether those of the backbone are looked at too; a run that goes on can't change them.
+    """
+    changes: dict[str, object] = {
+        f"data.{name}": tuple(map(absolute_spec, getattr(run.data, name))) for name in ("train", "val")
+    }
+    backbone = backbone_of(run.detector)
+    if weights and backbone is not None and backbone.weights and Path(backbone.weights).expanduser().exists():
+        changes["detector.backbone.weights"] = str(absolute(Path(backbone.weights)))
+    return override(run, changes)
 
 
 def texts(specs: Specs) -> tuple[str, ...]:

@@ -1,15 +1,22 @@
 """RUN | FILE -> a trained model, ours or of another project, recognised by content and not by file name."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
 from ssldet.detectors.base import Detector
+from ssldet.engine.checkpoint import describe, load_exactly, stated
 from ssldet.engine.folder import RunFolder
+from ssldet.engine.resume import fault_of
+from ssldet.engine.run import Run
+from ssldet.engine.sources import open_sources
+from ssldet.engine.steps import Checkpoints
 from ssldet.errors import CheckpointError, ConfigError, suggest
 from ssldet.importing.base import Candidate, Opened, importers
+from ssldet.recipe import from_document
 from ssldet.weights.cache import cached
 from ssldet.weights.zoo import known_detectors
 
@@ -17,9 +24,11 @@ log = logging.getLogger(__name__)
 
 Which = Literal["last", "best"]
 """Which weights of a run: those of its last step, or those that measured best on the way."""
+Step = int | Literal["latest"]
+"""A step of which a run has a checkpoint, or the newest of them that is whole."""
 
 
-def open_model(start: str | Path, weights: Which = "last") -> Opened:
+def open_model(start: str | Path, weights: Which = "last", step: Step | None = None) -> Opened:
     """Open a run folder, a weights file, or any other file or folder that a registered importer reads.
 
     Args:
@@ -27,11 +36,16 @@ def open_model(start: str | Path, weights: Which = "last") -> Opened:
             `ssldet list importers` knows, such as a DETR or UP-DETR checkpoint, one that detectron2 wrote of either, or
             a folder with a DETR of transformers.
         weights: Which weights of a run folder: `last` or `best`.
+        step: Take a checkpoint of a run, which need not have finished, instead of its weights.
 
     Raises:
-        CheckpointError: There is no such file or folder, or it can't be read or recognised.
-        ConfigError: There is no such choice of weights.
+        CheckpointError: There is no such file or folder, or it can't be read or recognised; or no such checkpoint.
+        ConfigError: There is no such choice of weights, or weights and a step are chosen at once.
     """
+    if step is not None:
+        if weights != "last":
+            raise ConfigError(f"weights and step: choose either the {weights} weights or those of a step, not both")
+        return open_checkpoint(Path(start), step)
     candidate = Candidate(_place(start, weights))
     readable = []
     for importer in importers():
@@ -42,23 +56,64 @@ def open_model(start: str | Path, weights: Which = "last") -> Opened:
     raise CheckpointError(f"{candidate.path}: {_describe(candidate)}; {remedy}")
 
 
-def open_trained(start: str | Path, weights: Which = "last") -> Opened:
+def open_trained(start: str | Path, weights: Which = "last", step: Step | None = None) -> Opened:
     """Open a model like `open_model`, and refuse one that needs training before it can answer.
 
     Args:
         start: As for `open_model`.
         weights: Likewise.
+        step: Likewise.
 
     Raises:
         CheckpointError: There is no such file, or it can't be read, or it lacks whole sections of the detector.
     """
-    opened = open_model(start, weights)
+    opened = open_model(start, weights, step)
     if opened.fresh:
         raise CheckpointError(
             f"{start}: holds no {' and no '.join(opened.fresh)}, so it finds nothing before it is trained; start from "
             f"it with: ssldet finetune {start} --data coco:ANNOTATIONS.json:IMAGES"
         )
     return opened
+
+
+def open_checkpoint(path: Path, step: Step) -> Opened:
+    """Open the model that a run had at a step, averaged where the run averages.
+
+    Args:
+        path: A run folder.
+        step: Which checkpoint.
+
+    Raises:
+        ConfigError: It is not a run folder.
+        CheckpointError: There is no such checkpoint, or it is damaged or of another run.
+    """
+    folder = RunFolder(path)
+    checkpoints = Checkpoints(folder.checkpoints)
+    fault = partial(fault_of, recorded=folder.run(), run_id=folder.id)
+    if not (steps := checkpoints.steps()):
+        raise CheckpointError(f"{path}: has no checkpoint; leave --step out, or {folder.resume_command(folder.run())}")
+    if step == "latest":
+        restored = checkpoints.newest(fault)
+        assert restored is not None
+        number, state = restored.step, restored.state
+    elif step in steps:
+        number, state = step, checkpoints.read(step)
+        if reason := fault(state):
+            raise CheckpointError(f"{checkpoints.path(step)}: {reason}; name another --step")
+    else:
+        there = ", ".join(map(str, sorted(steps)))
+        raise CheckpointError(f"{path}: has no checkpoint of step {step}; there are {there}, or --step latest")
+    run = from_document(Run, state["run"])
+    data = state["data"] if "classes" in state["data"] else stated(open_sources(run).train)
+    objective = run.task.objective(run.detector.build())
+    average = {name.removeprefix("module."): value for name, value in (state["average"] or {}).items()}
+    weights = {name: value for name, value in average.items() if name != "n_averaged"} or state["objective"]
+    load_exactly(objective, weights, str(checkpoints.path(number)))
+    total = run.total_steps(data["images"])
+    unfinished = ", which has not finished," if number < total else ""
+    log.warning("%s: the model of step %d of %d of a run%s is taken", path, number, total, unfinished)
+    info = describe(run, data, number, folder.lineage())
+    return Opened(objective=objective.eval(), task=run.task, classes=tuple(data["classes"]), info=info)
 
 
 def _describe(candidate: Candidate) -> str:
@@ -130,7 +185,10 @@ def _of_run(folder: RunFolder, weights: Which) -> Path:
         return folder.best_weights(step)
     if not folder.weights.exists():
         sooner = f"; or take the weights of {of_what}, by --weights best" if kept else ""
-        raise CheckpointError(f"{folder.path}: the run has not finished; {folder.resume_command(folder.run())}{sooner}")
+        raise CheckpointError(
+            f"{folder.path}: the run has not finished; take its newest checkpoint with --step latest, or go on with: "
+            f"{folder.resume_command(folder.run())}{sooner}"
+        )
     if kept and step != folder.status().get("steps"):
         log.info("the weights are those of the last step; --weights best takes those of %s", of_what)
     return folder.weights

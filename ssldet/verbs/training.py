@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, open_sources
 from ssldet.engine.steps import Checkpoints
 from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
+from ssldet.escapes import printable
 from ssldet.importing.base import Opened
 from ssldet.ranks import launched, rank
 from ssldet.recipe import check, from_document, override
 from ssldet.source import Source
-from ssldet.verbs.choosing import Specs, changes_of, texts
+from ssldet.verbs.choosing import Specs, changes_of, placed, texts
 from ssldet.verbs.composing import backbone_changes
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
@@ -84,9 +85,9 @@ class Trained:
         """Detect with this run's model; see `ssldet.predict`."""
         return predict(self.path, texts(images), **choices)
 
-    def export(self, to: str, out: str | Path, weights: Which = "last") -> Exported:
+    def export(self, to: str, out: str | Path, **choices: Any) -> Exported:
         """Write this run's detector in another format; see `ssldet.export`."""
-        return export(self.path, to=to, out=out, weights=weights)
+        return export(self.path, to=to, out=out, **choices)
 
     def report(self) -> Path:
         """Write and return this run's `report.html`."""
@@ -141,7 +142,7 @@ def pretrain(
     if resume is not None:
         return _go_on(resume, changes)
     choice = choose_for_pretraining(recipe, images)
-    run = override(choice.run, changes)
+    run = placed(override(choice.run, changes))
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
     _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
     choice.announce(run)
@@ -190,7 +191,7 @@ def finetune(
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT")
     opened = None if start in (None, "scratch") else open_model(str(start), weights)
     choice = choose_for_finetuning(recipe, data, opened)
-    run = override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes)
+    run = placed(override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes))
     choice.announce(run)
     sources = _labelled(run, start)
     classes = sources.train.classes
@@ -278,20 +279,26 @@ def _require_same_classes(run: Run, source: Source, val: Source) -> None:
         bool(val.classes), f"{', '.join(run.data.val)}: carries no labels to measure on; use coco:…, voc:… or yolo:…"
     )
     if val.classes != source.classes:
-        missing = [name for name in source.classes if name not in val.classes]
-        added = [name for name in val.classes if name not in source.classes]
+        train, measured = set(source.classes), set(val.classes)
+        missing = [name for name in source.classes if name not in measured]
+        added = [name for name in val.classes if name not in train]
         parts = [("lacks", missing), ("has in addition", added)]
-        words = " and ".join(f"{verb} {', '.join(names)}" for verb, names in parts if names)
+        words = " and ".join(f"{verb} {_listed(names)}" for verb, names in parts if names)
         raise DataError(
             f"data.val {words}, compared with the {len(source.classes)} classes of data.train; their order may differ, "
             "their names may not: give both the same class list"
         )
-    run.task.evaluator(val)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return some names on one line, escaped where they hold line ends."""
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(map(printable, names[:10])) + more
 
 
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     folder = RunFolder(Path(path))
-    run = override(_recorded(folder), changes)
+    run = placed(override(_recorded(folder), changes), weights=False)
     check(run)
     sources = open_sources(run)
     fit(run, folder, sources=sources, resume=True, preview=partial(draw_batch, classes=sources.train.classes))

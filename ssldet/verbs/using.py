@@ -20,7 +20,7 @@ from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import Unlabelled, open_source
 from ssldet.disk import Disk, naming, write_whole
-from ssldet.engine.evaluate import answers
+from ssldet.engine.evaluate import answers, nothing_readable, unreadable
 from ssldet.engine.sources import evaluation_batches_of, prepared
 from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs
 from ssldet.errors import ConfigError, DataError, UnreadableError
@@ -31,7 +31,7 @@ from ssldet.registry import find, find_or_import, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
 from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Skipped
-from ssldet.verbs.opening import Which, open_trained, pick_device
+from ssldet.verbs.opening import Step, Which, open_trained, pick_device
 from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of, save_cut_out
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def evaluate(
     batch_size: int = 1,
     workers: int = 2,
     overrides: Mapping[str, object] | None = None,
+    step: Step | None = None,
 ) -> dict[str, Any]:
     """Measure a model, or a file of predictions without any model.
 
@@ -79,6 +80,7 @@ def evaluate(
         batch_size: Images read at a time; those of one size are looked at together. Results do not depend on it.
         workers: Loader processes.
         overrides: Dotted fields of the task, such as `task.eval_scale`, and their values.
+        step: Take a checkpoint of the run, which need not have finished.
 
     Returns:
         The metrics by name; `per_class` holds a number for each class. Where images can't be read, `unreadable` names
@@ -93,27 +95,28 @@ def evaluate(
         raise ConfigError("nothing to evaluate; name a run folder, a weights file, or --predictions FILE")
     if iou is not None:
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
-    opened = open_trained(start, weights)
+    opened = open_trained(start, weights, step)
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, max_dets=max_dets)
     source = prepared(opened.task, _open(specs, masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
     translate = _translation(opened.classes, source.classes)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
     batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers)
-    lost, variance = list(source.skipped), BoxVariance()
+    lost, answered_any, variance = list(source.skipped), False, BoxVariance()
     for batch, answered in _asking(opened)(batches):
-        lost += batch.skipped
+        lost, answered_any = [*lost, *batch.skipped], True
         variance.update(answered, batch)
         found = [translate(one) for one in answered]
         evaluator.update(found, batch)
         if saved is not None:
             saved.take(found, batch)
+    _require_some(answered_any, [*lost, *batches.lost])
     if saved is not None:
         saved.close()
     results = evaluator.results()
     if clause := blindness(opened.task, results, variance):
         log.warning("%s; train it for longer, or with %s", clause, recipe_that_knows_photographs(opened.task))
-    return {**results, **_named([*lost, *batches.lost], "and count as images in which nothing was found")}
+    return {**results, **_named([*lost, *batches.lost], "count as images in which nothing was found")}
 
 
 def predict(
@@ -124,6 +127,7 @@ def predict(
     query: str | Sequence[str] = (),
     out: str | Path | None = None,
     threshold: float = 0.5,
+    step: Step | None = None,
     draw: bool = True,
     save_crops: bool = False,
     device: str = "auto",
@@ -139,6 +143,7 @@ def predict(
         weights: Which weights of a run folder: `last` or `best`.
         query: Patch images to look for, with a model that was pretrained or taught one-shot detection.
         out: Folder for the pictures and the file; `None` takes `predictions`.
+        step: Take a checkpoint of the run, which need not have finished.
         threshold: Least confidence that is drawn and cut out. The file holds every detection.
         draw: Whether to draw pictures.
         save_crops: Whether to save what was detected as pictures too, in the folder `crops`, by class.
@@ -149,7 +154,7 @@ def predict(
         `out`, the number of `images` that were looked at, and `predictions` in COCO results format; where images can't
         be read, `unreadable` names each with the reason.
     """
-    opened = _measured_otherwise(open_trained(start, weights), overrides or {})
+    opened = _measured_otherwise(open_trained(start, weights, step), overrides or {})
     source = _open((images,) if isinstance(images, str) else images)
     queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
     finds_patches = isinstance(opened.objective, PatchObjective)
@@ -182,14 +187,17 @@ def predict(
                 _drawn(sample, found, classes, threshold).save(path)
         if save_crops:
             save_cut_out(sample.image, found.above(threshold), classes, folder / "crops", name)
+    _require_some(len(lost) < len(source) + len(source.skipped), lost)
     if segmented is not None:
         segmented.close()
     write_whole(folder / "predictions.json", json.dumps(results, indent=1).encode(), Disk())
-    told = _named(lost, "and are left out")
+    told = _named(lost, "are left out")
     return {"out": str(folder), "images": len(source) + len(source.skipped) - len(lost), "predictions": results, **told}
 
 
-def export(start: str | Path, *, to: str, out: str | Path, weights: Which = "last") -> Exported:
+def export(
+    start: str | Path, *, to: str, out: str | Path, weights: Which = "last", step: Step | None = None
+) -> Exported:
     """Write a detector in another format, load it back and prove that it is the same.
 
     Args:
@@ -197,12 +205,13 @@ def export(start: str | Path, *, to: str, out: str | Path, weights: Which = "las
         to: An exporter's name.
         out: File to create.
         weights: Which weights of a run folder: `last` or `best`.
+        step: Take a checkpoint of the run, which need not have finished.
 
     Raises:
         CheckpointError: The format can't hold this detector, or what came back differs.
     """
     exporter = find_or_import("ssldet.exporters", to)
-    opened = open_trained(start, weights)
+    opened = open_trained(start, weights, step)
     report: Exported = exporter(opened.objective, opened.info, Path(out))
     return report
 
@@ -233,12 +242,21 @@ def _named(lost: Sequence[Skipped], then: str) -> dict[str, Any]:
         lost: What could not be read.
         then: What became of these images.
     """
-    paths = {skipped.path: skipped.reason for skipped in lost}
+    paths = _by_path(lost)
     if not paths:
         return {}
-    first = "; ".join(f"{path} ({reason})" for path, reason in list(paths.items())[:5])
-    log.warning("%d images can't be read, %s: %s%s", len(paths), then, first, "; …" if len(paths) > 5 else "")
+    log.warning("%s; they %s", unreadable(paths), then)
     return {"unreadable": paths}
+
+
+def _require_some(answered: bool, lost: Sequence[Skipped]) -> None:
+    """Say so if no image could be read: figures of nothing would look like those of a bad model."""
+    if not answered:
+        raise DataError(nothing_readable(_by_path(lost)))
+
+
+def _by_path(lost: Sequence[Skipped]) -> dict[str, str]:
+    return {skipped.path: skipped.reason for skipped in lost}
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from ssldet.documents import OddDocumentError, parse_yaml
 from ssldet.errors import CheckpointError, reason_of
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssldet.regular import read_text
@@ -187,10 +188,11 @@ def configuration_beside(path: Path) -> dict[str, Any]:
         if not beside.exists():
             continue
         try:
-            document = yaml.safe_load(read_text(beside))
-        except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+            document = parse_yaml(read_text(beside))
+        except (yaml.YAMLError, OddDocumentError, UnicodeDecodeError, OSError) as error:
+            reason = " ".join(reason_of(error).split())
             raise CheckpointError(
-                f"{beside}: can't be read ({reason_of(error)}); mend it, or move it away from {path}"
+                f"{beside}: can't be read ({reason}); mend it, or move it away from {path}"
             ) from error
         if isinstance(document, dict):
             return document

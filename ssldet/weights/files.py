@@ -6,7 +6,6 @@ with a closed list of harmless classes; there is no fallback for files that need
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import pickle
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import safe_globals
 
+from ssldet.documents import parse_json
 from ssldet.errors import CheckpointError, suggest
 from ssldet.regular import open_regular, require_regular
 from ssldet.weights.copies import COUNTERS, completed, is_averaged
@@ -267,7 +267,7 @@ def _options(document: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
     given = document.get("args") if isinstance(document, Mapping) else None
     if "args" in metadata:
         with contextlib.suppress(ValueError):
-            given = json.loads(metadata["args"])
+            given = parse_json(metadata["args"])
     return (
         dict(vars(given)) if isinstance(given, argparse.Namespace) else dict(given) if isinstance(given, dict) else {}
     )

@@ -4,7 +4,6 @@ Nothing of transformers is imported. Sizes are read off the tensors, as for DETR
 what leaves no trace there, and must agree with the rest. Pre-norm models are called Table Transformers there.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +13,16 @@ from torch import Tensor
 
 from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
 from ssldet.detectors.detr import DETR, DETRConfig
+from ssldet.documents import parse_json
 from ssldet.errors import CheckpointError, ConfigError, reason_of
+from ssldet.escapes import is_text, shortened
 from ssldet.regular import read_text
 from ssldet.weights.deformable_detr import recognise as recognise_deformable
 from ssldet.weights.deformable_detr_names import from_transformers
 from ssldet.weights.detr import STATEMENT, fill, recognise, to_detr
 from ssldet.weights.files import read_state
 from ssldet.weights.huggingface_names import from_huggingface
+from ssldet.weights.image_processor import Processor, processor_from
 from ssldet.weights.resnets import DEPTHS
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -31,12 +33,12 @@ DEFORMABLE = "DeformableDetrForObjectDetection"
 ARCHITECTURES = *DETRS, DEFORMABLE
 ODD_RESNET = "downsample_in_bottleneck", "downsample_in_first_stage"
 """Options of their ResNet that torchvision's has not."""
+LONGEST_NAME = 200
+"""Characters of the name of a network; a longer one is none, and is cut in messages."""
 NO_CLASS = "N/A"
 """What published folders call a class that a number does not stand for."""
 UNNAMED = "LABEL_"
 """How names begin that nobody chose."""
-SHORT_SIDE, LONG_SIDE = 800, 1333
-"""Sizes of images where a folder states none."""
 DEFAULTS = {
     "encoder_attention_heads": 8,
     "decoder_attention_heads": 8,
@@ -58,16 +60,14 @@ class FromFolder:
         config: Choices that build it.
         classes: Class names in the order of the labels, empty text for a number without a class; none where nobody
             named any.
-        short_side: Short side, in pixels, of the images that it wants to see.
-        long_side: Limit of their long side.
+        processor: How it wants images to be sized.
         stated: Task, classes and category ids, where we wrote the folder and its classes are still those; else empty.
     """
 
     detector: DETR | DeformableDETR
     config: DETRConfig | DeformableDETRConfig
     classes: tuple[str, ...]
-    short_side: int
-    long_side: int
+    processor: Processor
     stated: dict[str, Any]
 
 
@@ -101,17 +101,15 @@ def detector_from_folder(path: Path) -> FromFolder:
     _agree(stated, config, path)
     try:
         detector = config.build()
-    except ConfigError as error:
+    except (ConfigError, NotImplementedError) as error:  # libraries can't dilate every network
         raise CheckpointError(f"{path / CONFIG}: {error}") from error
     fill(detector, state, path)
-    short_side, long_side = _sizes(path, detector)
     classes = _classes(stated, config.num_classes, path)
     return FromFolder(
         detector=detector,
         config=config,
         classes=classes,
-        short_side=short_side,
-        long_side=long_side,
+        processor=_processor(path, detector),
         stated=_own_words(stated, classes),
     )
 
@@ -123,7 +121,7 @@ def _problems(stated: Mapping[str, Any]) -> list[str]:
         return [f"holds {architecture}, which is no DETR of ours; choose a folder of {', '.join(ARCHITECTURES)}"]
     given = {**DEFAULTS, **stated}
     problems = [
-        f"{name}={given[name]!r}, but our DETR has {wanted!r} only; use transformers itself"
+        f"{name}={shortened(given[name])}, but our DETR has {wanted!r} only; use transformers itself"
         for name, wanted in (("activation_function", "relu"), ("position_embedding_type", "sine"), ("num_channels", 3))
         if given[name] != wanted
     ]
@@ -132,11 +130,13 @@ def _problems(stated: Mapping[str, Any]) -> list[str]:
         problems.append("encoder_attention_heads and decoder_attention_heads must be one positive number")
     dropout = given["dropout"]
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 0.9:
-        problems.append(f"dropout={dropout!r} must lie between 0 and 0.9")
+        problems.append(f"dropout={shortened(dropout)} must lie between 0 and 0.9")
     inner = _backbone(stated)
     kind = inner.get("model_type", "timm_backbone")
     if kind not in {"timm_backbone", "resnet"}:
-        problems.append(f"its backbone is a {kind!r}; only those of timm, and transformers' own 'resnet', can be read")
+        problems.append(
+            f"its backbone is a {shortened(kind)}; only those of timm, and transformers' own 'resnet', can be read"
+        )
     odd = [name for name in ODD_RESNET if kind == "resnet" and inner.get(name)]
     return problems + [f"backbone_config.{name}=true makes another network than torchvision's ResNet" for name in odd]
 
@@ -190,7 +190,7 @@ def _network(stated: Mapping[str, Any]) -> tuple[str | None, Literal[16, 32]]:
     dilated = stated.get("dilation") is True or inner.get("output_stride") == 16
     name = inner.get("backbone") or stated.get("backbone") or "resnet50"
     # timm puts the name of a set of weights behind a dot.
-    name = None if inner.get("model_type") == "resnet" else str(name).partition(".")[0]
+    name = None if inner.get("model_type") == "resnet" else str(name).partition(".")[0][:LONGEST_NAME]
     return name if name in {None, *DEPTHS.values()} else f"timm/{name}", 16 if dilated else 32
 
 
@@ -217,7 +217,9 @@ def _agree(stated: Mapping[str, Any], config: DETRConfig | DeformableDETRConfig,
     if isinstance(config, DETRConfig) or not config.two_stage:
         pairs["num_queries"] = config.num_queries
     wrong = [
-        f"{name}={stated[name]!r}, the tensors {own}" for name, own in pairs.items() if stated.get(name, own) != own
+        f"{name}={shortened(stated[name])}, the tensors {own}"
+        for name, own in pairs.items()
+        if stated.get(name, own) != own
     ]
     if _architecture(stated) != architecture_of(config):
         wrong.append(f"{_architecture(stated)}, the tensors {architecture_of(config)}")
@@ -236,6 +238,8 @@ def _classes(stated: Mapping[str, Any], num_classes: int, path: Path) -> tuple[s
             "files of one model together"
         )
     ordered = tuple(names[str(number)] for number in range(num_classes))
+    if odd := next((name for name in ordered if not is_text(name)), None):
+        raise CheckpointError(f"{path / CONFIG}: id2label: {shortened(odd)} holds half a character; correct it")
     if all(name == f"{UNNAMED}{number}" for number, name in enumerate(ordered)):
         return ()
     return tuple("" if name == NO_CLASS else name for name in ordered)
@@ -247,21 +251,12 @@ def _own_words(stated: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str,
     return own if isinstance(own, dict) and tuple(own.get("classes", ())) == classes else {}
 
 
-def _sizes(path: Path, detector: DETR | DeformableDETR) -> tuple[int, int]:
-    """Read how images are prepared; what we would prepare otherwise is refused."""
+def _processor(path: Path, detector: DETR | DeformableDETR) -> Processor:
+    """Read how images are prepared, by the defaults of transformers where nothing says so."""
     file = path / PREPROCESSOR
     if not file.exists():
-        return SHORT_SIDE, LONG_SIDE
-    stated = _read_json(file)
-    for name, own in (("image_mean", [*detector.backbone.mean]), ("image_std", [*detector.backbone.std])):
-        if stated.get(name, own) != own:
-            raise CheckpointError(f"{file}: {name} is {stated[name]}, but its backbone here has {own}")
-    size = stated.get("size")
-    sides = size if isinstance(size, dict) else {"shortest_edge": size, "longest_edge": stated.get("max_size")}
-    found = [sides.get("shortest_edge") or SHORT_SIDE, sides.get("longest_edge") or LONG_SIDE]
-    if not all(isinstance(side, int) and side > 0 for side in found):
-        raise CheckpointError(f"{file}: size is {size!r}; it must hold shortest_edge and longest_edge in pixels")
-    return found[0], max(found)
+        return Processor()
+    return processor_from(_read_json(file), detector.backbone.mean, detector.backbone.std, file)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -282,10 +277,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(read_text(file))
+        found = parse_json(read_text(file))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: no such file; name a folder that transformers wrote") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: can't be read ({reason_of(error)}); copy or download it again") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{file}: is no JSON object; copy or download it again")

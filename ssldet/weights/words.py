@@ -1,10 +1,10 @@
 """argument for a backbone -> its name and its weights: a plain name, a weights file, or a local folder of timm."""
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
+from ssldet.documents import OddDocumentError, parse_json, parse_json_object
 from ssldet.errors import CheckpointError, reason_of
 from ssldet.nn.backbones import split_tag
 from ssldet.regular import read_text
@@ -38,8 +38,8 @@ def choose_backbone(word: str) -> tuple[str, str | None]:
 
 def _of_folder(path: Path) -> str:
     try:
-        document = json.loads(read_text(path / "config.json"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = parse_json(read_text(path / "config.json"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: no folder that timm wrote, since its config.json can't be read ({reason_of(error)})"
         ) from error
@@ -52,7 +52,7 @@ def _of_folder(path: Path) -> str:
 def _of_file(path: Path) -> str:
     state, origin = read_state(path)
     if OURS in origin.metadata:
-        return str(json.loads(origin.metadata[OURS])["detector"]["backbone"]["name"])
+        return _of_header(path, origin.metadata[OURS])
     for first in ("layer1.0.conv1.weight", "4.0.conv1.weight"):
         for prefix in sorted({name.removesuffix(first) for name in state if name.endswith(first)}):
             if prefix and not prefix.endswith("."):
@@ -61,6 +61,14 @@ def _of_file(path: Path) -> str:
             if (name := name_resnet(inner)) and _is_plain(inner):
                 return name
     raise CheckpointError(f"{path}: its network can't be told from its tensors; {_remedy(path)}")
+
+
+def _of_header(path: Path, header: str) -> str:
+    """Return the backbone that the header of a file of ours states."""
+    try:
+        return str(parse_json_object(header)["detector"]["backbone"]["name"])
+    except (OddDocumentError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its header does not say which backbone it holds; {_remedy(path)}") from error
 
 
 def _named(name: str) -> str:

@@ -13,7 +13,8 @@ from downstream.one_shot import OneShot
 from ssldet import testing
 from ssldet.boxes import to_absolute
 from ssldet.data.images import ImageRules
-from ssldet.data.sources import ConcatSource, PartSource, Unlabelled, open_source
+from ssldet.data.joining import ConcatSource
+from ssldet.data.sources import PartSource, Unlabelled, open_source
 from ssldet.registry import names
 from ssldet.source import Source
 from ssldet.testing import sources as laws

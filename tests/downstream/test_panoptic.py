@@ -21,7 +21,8 @@ from downstream.panoptic import MaskPrediction, Panoptic
 from downstream.recipes.panoptic import r50, r50_boxes, tiny, tiny_boxes
 from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
-from ssldet.data.sources import ConcatSource, take_fraction
+from ssldet.data.joining import ConcatSource
+from ssldet.data.sources import take_fraction
 from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import ConfigError, DataError
 from ssldet.nn.backbones import BackboneConfig

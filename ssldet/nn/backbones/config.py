@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from ssldet.recipe import Within
 
+WIDEST = 16_384
+"""Largest number of channels of a layer of `tiny`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
@@ -50,8 +53,8 @@ class BackboneConfig:
             )
         if name == "tiny" and self.output_stride != 32:
             wrong.append("output_stride: 'tiny' always has stride 8; leave output_stride at 32")
-        if not self.tiny_channels or min(self.tiny_channels) < 1:
-            wrong.append(f"tiny_channels: {self.tiny_channels} must name at least one layer of at least one channel")
+        if not self.tiny_channels or min(self.tiny_channels) < 1 or max(self.tiny_channels) > WIDEST:
+            wrong.append(f"tiny_channels: {self.tiny_channels} must name at least one layer of 1 to {WIDEST} channels")
         return wrong
 
 

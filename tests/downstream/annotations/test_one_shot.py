@@ -22,8 +22,9 @@ from downstream.annotations.shapes import write_shapes
 from downstream.annotations.voc import CLASSES
 from ssldet.data.geometry import ShortSide
 from ssldet.data.images import ImageRules
+from ssldet.data.joining import ConcatSource
 from ssldet.data.loader import evaluation_batches, training_batches
-from ssldet.data.sources import ConcatSource, PartSource
+from ssldet.data.sources import PartSource
 from ssldet.errors import DataError
 from ssldet.weights.coco import coco_things
 

@@ -20,6 +20,7 @@ from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
 from ssldet.verbs.opening import open_model
 from ssldet.weights.huggingface import detector_from_folder
+from ssldet.weights.image_processor import Processor
 from tests.models import SMALL_DETR
 
 SIZES = {"num_queries": 5, "d_model": 128, "encoder_layers": 1, "decoder_layers": 2}
@@ -75,7 +76,7 @@ def test_what_we_write_transformers_answers_alike_and_we_read_bit_for_bit(kind, 
     found = detector_from_folder(out)
     assert found.config == config
     assert found.classes == tuple(CLASSES)
-    assert (found.short_side, found.long_side) == (96, 800)
+    assert found.processor == Processor(short_side=96, long_side=800)
     own = objective.detector.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in found.detector.state_dict().items())
 
@@ -134,13 +135,25 @@ def test_a_folder_opens_like_a_run(transformers, tmp_path):
     write(CONFIG, tmp_path / "model")
     opened = open_model(tmp_path / "model")
     assert opened.classes == tuple(CLASSES)
-    assert to_document(opened.task) == info(CONFIG)["task"]
+    assert to_document(opened.task) == info(CONFIG)["task"] | {"eval_rule": "transformers"}
     assert opened.info["category_ids"] == []
     report = export(opened.objective, opened.info, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "model" / "model.safetensors"
     ).read_bytes()
     assert report.equal == report.tensors
+
+
+def test_the_processor_that_is_written_sizes_images_as_the_task_does_or_the_difference_is_said(caplog, tmp_path):
+    for rule, size, said in (("detr", (), True), ("transformers", (), False), ("fixed", (64, 96), False)):
+        task = Detection(eval_rule=rule, eval_size=size, eval_scale=96, max_size=800)
+        caplog.clear()
+        out = tmp_path / rule
+        export(task.objective(CONFIG.build()), info(CONFIG) | {"task": to_document(task)}, out)
+        assert ("rounds sizes in another way" in caplog.text) == said
+        read = detector_from_folder(out).processor.sized()
+        for image in ((351, 97), (60, 90)):
+            assert read.of(image) == task.views(training=False).of(image) or said
 
 
 def test_what_transformers_changed_since_goes_before_our_own_words(tmp_path):
@@ -156,7 +169,7 @@ def test_what_transformers_changed_since_goes_before_our_own_words(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     opened = open_model(folder)
     assert opened.classes[0] == "cat"
-    assert opened.task == Detection(eval_scale=64, max_size=900)
+    assert opened.task == Detection(eval_scale=64, max_size=900, eval_rule="transformers")
 
 
 def test_a_copy_that_answers_otherwise_is_not_written(transformers, tmp_path):

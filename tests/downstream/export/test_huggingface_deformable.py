@@ -19,6 +19,7 @@ from ssldet.recipe import to_document
 from ssldet.task import Objective
 from ssldet.verbs.opening import open_model
 from ssldet.weights.huggingface import detector_from_folder
+from ssldet.weights.image_processor import Processor
 from tests.models import SMALL_DEFORMABLE_DETR
 
 CLASSES = ["dog", "", "traffic light", "überbau", "emu"]
@@ -56,9 +57,9 @@ def test_what_we_write_transformers_answers_alike_and_we_read_bit_for_bit(kind: 
     found = detector_from_folder(out)
     assert found.config == config
     assert found.classes == tuple(CLASSES)
-    assert (found.short_side, found.long_side) == (96, 800)
+    assert found.processor == Processor(short_side=96, long_side=800)
     opened = open_model(out)
-    assert opened.task == Detection(eval_scale=96, max_size=800)
+    assert opened.task == Detection(eval_scale=96, max_size=800, eval_rule="transformers")
 
 
 def test_a_folder_that_transformers_wrote_is_read_whatever_it_leaves_out(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from PIL import Image
 
 from ssldet import registry
 from ssldet.data.images import ImageRules, ImageSource
-from ssldet.data.sources import ConcatSource, PartSource, open_source
+from ssldet.data.joining import ConcatSource
+from ssldet.data.sources import PartSource, open_source
 from ssldet.errors import DataError
 from ssldet.source import Source
 from ssldet.types import Sample, Skipped, Targets

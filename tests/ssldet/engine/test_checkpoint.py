@@ -24,6 +24,7 @@ from ssldet.engine.checkpoint import (
     restore_objective,
     save_weights,
     section_of,
+    stated,
     transfer_sections,
 )
 from ssldet.engine.run import Run
@@ -39,7 +40,7 @@ def saved(tmp_path: Path, fakes: ModuleType) -> tuple[Path, Any, Any]:
     run = fakes.a_run()
     objective = run.task.objective(run.detector.build())
     path = tmp_path / "weights" / "model.safetensors"
-    save_weights(path, objective, describe(run, fakes.FakeSource(10), 12))
+    save_weights(path, objective, describe(run, stated(fakes.FakeSource(10)), 12))
     return path, objective, run
 
 
@@ -61,7 +62,7 @@ def test_no_file_chooses_what_is_imported(
     trace = path.with_name("imported")
     (path.parent / "stranger_module.py").write_text(f"open({str(trace)!r}, 'w').close()\nclass Thing: ...\n")
     monkeypatch.syspath_prepend(path.parent)
-    info = describe(run, fakes.FakeSource(10), 12, [{part: {"name": "stranger_module:Thing"}}])
+    info = describe(run, stated(fakes.FakeSource(10)), 12, [{part: {"name": "stranger_module:Thing"}}])
     for name in ("stranger_module:Thing", "os:system", "subprocess:Popen", f"{__name__}:Any"):
         save_weights(path, objective, {**info, part: {"name": name}})
         with pytest.raises(ConfigError, match="name: "):

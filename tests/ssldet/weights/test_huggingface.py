@@ -20,6 +20,7 @@ from ssldet.verbs.opening import open_model
 from ssldet.weights.coco import coco_numbering
 from ssldet.weights.huggingface import detector_from_folder
 from ssldet.weights.huggingface_names import from_huggingface, to_huggingface
+from ssldet.weights.image_processor import Processor
 from tests.models import SMALL_DETR
 
 CONFIG = replace(SMALL_DETR, num_classes=3, num_queries=5, heads=3, feedforward=20, dropout=0.2, pre_norm=False)
@@ -63,7 +64,7 @@ def test_what_a_folder_says(folder):
     found = detector_from_folder(folder)
     assert found.config == CONFIG
     assert found.classes == ("cat", "dog", "owl")
-    assert (found.short_side, found.long_side) == (800, 1333)
+    assert found.processor == Processor(short_side=800, long_side=1333)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
@@ -103,7 +104,7 @@ def test_old_sizes_and_counters_and_half_precision(folder, original):
     counter = {"model.backbone.conv_encoder.model.layer2.0.downsample.1.num_batches_tracked": torch.tensor(0)}
     rewrite(folder, lambda state: {name: value.half() for name, value in state.items()} | counter)
     found = detector_from_folder(folder)
-    assert (found.short_side, found.long_side) == (320, 640)
+    assert found.processor == Processor(short_side=320, long_side=640)
     for one, other in zip(
         found.detector.parameters(), detector_from_folder(original).detector.parameters(), strict=True
     ):
@@ -128,7 +129,7 @@ def test_a_folder_with_the_classes_of_coco_opens_with_their_ids(folder):
     opened = open_model(folder)
     assert opened.classes == names
     assert opened.info["category_ids"] == list(ids)
-    assert opened.task == Detection(eval_scale=200, max_size=300, scales=(200,))
+    assert opened.task == Detection(eval_scale=200, max_size=300, eval_rule="transformers", scales=(200,))
     assert not opened.objective.training
 
 
@@ -244,7 +245,7 @@ def no_size(folder):
         (not_a_number, "class_head.bias is not finite"),
         (elsewhere, "lists no files of its own folder"),
         (other_pixels, "image_mean is"),
-        (no_size, "must hold shortest_edge"),
+        (no_size, "whose shortest_edge must be from 8 to 10000 pixels"),
     ],
 )
 def test_folders_that_are_not_whole(folder, damage, message):
