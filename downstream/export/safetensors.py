@@ -6,7 +6,8 @@ from typing import Any
 
 from downstream.export.card import model_card
 from downstream.export.proof import Comparison, ExportReport, same_detector, write_proven
-from ssldet.engine.checkpoint import SCHEMA, restore_objective, save_weights
+from ssldet.engine.checkpoint import restore_objective, save_weights
+from ssldet.engine.description import SCHEMA
 from ssldet.task import Objective
 
 UNSTATED: dict[str, Any] = {"schema": SCHEMA, "classes": [], "category_ids": [], "step": 0}

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ssldet.engine.checkpoint import describe, save_weights, stated
+from ssldet.engine.checkpoint import save_weights
+from ssldet.engine.description import describe, stated
 from ssldet.engine.evaluate import require_measure
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress

@@ -20,18 +20,14 @@ from ssldet.classes import ClassRows
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.disk import Disk, write_whole
 from ssldet.documents import OddDocumentError, parse_json_object
+from ssldet.engine.description import SCHEMA
 from ssldet.engine.rows import QueryRows, class_tensors, query_tensors, section_of
-from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, reason_of, suggest
 from ssldet.escapes import shortened
-from ssldet.recipe import fingerprint, from_document, to_document
+from ssldet.recipe import from_document
 from ssldet.regular import require_regular
-from ssldet.source import Source
 from ssldet.states import few, infinite, misfits
 from ssldet.task import Objective, Task
-
-SCHEMA = 1
-"""Version of the header."""
 
 HEADER = "ssldet"
 """Key of our entry in the header."""
@@ -50,67 +46,6 @@ _HOLDS: dict[str, tuple[type, type | None]] = {
 """What entries of the header hold, and what those that are lists hold; the first three are never absent."""
 
 Outcome = Literal["loaded", "fresh", "reshaped", "ignored"]
-
-
-def stated(source: Source) -> dict[str, Any]:
-    """Return what checkpoints and weights files state about the training images.
-
-    Args:
-        source: The training images of a run.
-    """
-    return {
-        "classes": list(source.classes),
-        "category_ids": list(source.category_ids),
-        "fingerprint": source.fingerprint,
-        "images": len(source),
-    }
-
-
-def describe(run: Run, data: Mapping[str, Any], step: int, lineage: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Return what a weights file states about itself.
-
-    Args:
-        run: The run that made it.
-        data: What is stated of its training images; their classes become the file's.
-        step: Optimiser steps done.
-        lineage: The earlier stages that the run started from, see `stages`.
-    """
-    document = _without_folders(to_document(run))
-    # Where the images lay is nobody's business who gets the file.
-    choices = {name: value for name, value in document.items() if name not in {"task", "detector", "data"}}
-    return {
-        "schema": SCHEMA,
-        "task": document["task"],
-        "detector": document["detector"],
-        "classes": data["classes"],
-        "category_ids": data["category_ids"],
-        "step": step,
-        "recipe": fingerprint(run),
-        "data": data["fingerprint"],
-        "images": data["images"],
-        "choices": choices,
-        "lineage": [dict(stage) for stage in lineage],
-    }
-
-
-def _without_folders(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the document of a run in which a file of the backbone's weights has its name only."""
-    backbone = document["detector"].get("backbone")
-    if isinstance(backbone, dict) and Path(str(backbone.get("weights"))).is_absolute():
-        name = Path(backbone["weights"]).name
-        return document | {"detector": document["detector"] | {"backbone": backbone | {"weights": name}}}
-    return document
-
-
-def stages(info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return how a model came to be, the earliest stage first, from what its file states.
-
-    Args:
-        info: See `describe`.
-    """
-    kept = ("task", "detector", "step", "recipe", "data", "images", "choices")
-    own = {name: info[name] for name in kept if name in info}
-    return [*info.get("lineage", ()), own]
 
 
 def save_weights(path: Path, objective: Objective, info: Mapping[str, Any]) -> None:

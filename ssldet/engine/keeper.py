@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ssldet.engine.best import BestWeights
-from ssldet.engine.checkpoint import describe, save_weights, stated
+from ssldet.engine.checkpoint import save_weights
+from ssldet.engine.description import describe, stated
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
 from ssldet.engine.quarantine import Quarantine

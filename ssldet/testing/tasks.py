@@ -14,7 +14,8 @@ from ssldet.boxes import cxcywh_to_xyxy
 from ssldet.data.collate import collate
 from ssldet.data.problems import same, without_pixels
 from ssldet.detectors.base import Detector, DetectorConfig
-from ssldet.engine.checkpoint import SCHEMA, restore_objective, save_weights
+from ssldet.engine.checkpoint import restore_objective, save_weights
+from ssldet.engine.description import SCHEMA
 from ssldet.engine.sources import prepared
 from ssldet.recipe import to_document
 from ssldet.registry import find, names

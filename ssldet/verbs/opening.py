@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import torch
 
 from ssldet.detectors.base import Detector
-from ssldet.engine.checkpoint import describe, load_exactly, stated
+from ssldet.engine.checkpoint import load_exactly
+from ssldet.engine.description import describe, stated
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.resume import fault_of
 from ssldet.engine.run import Run

@@ -12,7 +12,8 @@ from ssldet import peers
 from ssldet.data.leaks import seen_before
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.engine.assemble import assemble
-from ssldet.engine.checkpoint import inherit, load_weights, stages
+from ssldet.engine.checkpoint import inherit, load_weights
+from ssldet.engine.description import stages
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run

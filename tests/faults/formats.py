@@ -17,7 +17,8 @@ from downstream.metrics.predictions import score_predictions
 from ssldet.citations import cited
 from ssldet.data.images import ImageRules, read_image
 from ssldet.data.sources import open_source
-from ssldet.engine.checkpoint import describe, save_weights
+from ssldet.engine.checkpoint import save_weights
+from ssldet.engine.description import describe
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
 from ssldet.engine.quarantine import Quarantine
@@ -191,7 +192,7 @@ def _weights(folder: Path) -> Iterator[Format]:
     source = open_source([f"coco:{folder}/made/instances.json:{folder}/made/images"], RULES)
     objective = run.task.objective(run.detector.build())
     weights = folder / "model.safetensors"
-    save_weights(weights, objective, describe(run, source, 3))
+    save_weights(weights, objective, describe(run, stated(source), 3))
     opened = lambda: open_model(weights)  # noqa: E731
     yield Format(name="safetensors", file=weights, damage=mutation.of_bytes, read=opened, cases=100)
     yield Format(name="safetensors-header", file=weights, damage=_in_header, read=opened, cases=100)
@@ -231,7 +232,7 @@ def _folder_of_transformers(folder: Path) -> Iterator[Format]:
     run = override(replace(resolve("detection/tiny"), detector=SMALL_DETR), {"detector.num_classes": 3})
     source = open_source([f"coco:{folder}/made/instances.json:{folder}/made/images"], RULES)
     whole = folder / "small.safetensors"
-    save_weights(whole, run.task.objective(run.detector.build()), describe(run, source, 3))
+    save_weights(whole, run.task.objective(run.detector.build()), describe(run, stated(source), 3))
     objective, info = restore_objective(whole)
     home = folder / "transformers"
     find("ssldet.exporters", "huggingface")(objective, info, home)

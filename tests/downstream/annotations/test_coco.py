@@ -21,7 +21,7 @@ from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.labels import ground_truth
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
-from ssldet.engine.checkpoint import describe
+from ssldet.engine.description import describe
 from ssldet.errors import AnnotationError
 from ssldet.registry import find
 
@@ -509,7 +509,7 @@ def test_sets_that_name_their_classes_in_another_order_are_joined(tmp_path: Path
     assert both.classes == ("cup", "cat")
     assert both[2].targets.labels.tolist() == both[0].targets.labels.tolist() == [1]
     run = find("ssldet.recipes", "detection/tiny")()
-    assert describe(run, both, 1)["category_ids"] == [90, 1], "what predictions are written with"
+    assert describe(run, stated(both), 1)["category_ids"] == [90, 1], "what predictions are written with"
 
 
 def test_the_folder_is_found_although_its_first_image_is_missing(tmp_path: Path) -> None:

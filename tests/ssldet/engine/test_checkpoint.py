@@ -18,15 +18,14 @@ from ssldet.classes import match_classes
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.engine.checkpoint import (
     TransferReport,
-    describe,
     load_exactly,
     load_weights,
     restore_objective,
     save_weights,
     section_of,
-    stated,
     transfer_sections,
 )
+from ssldet.engine.description import describe, stated
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.nn.backbones import BackboneConfig
