@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, objective, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("downstream.export.detr.write_whole", full)
+    monkeypatch.setattr("downstream.export.proof.write_whole", full)
     with pytest.raises(SetupError, match=r"can't be written .*No space left"):
         export(objective, {}, tmp_path / "model.pth")
     assert list(tmp_path.iterdir()) == []
