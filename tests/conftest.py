@@ -41,3 +41,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
     if lacking := [reason for reason in reasons if "detectron2 is not installed" in reason]:
         terminalreporter.write_line(f"detectron2 is not installed: {len(lacking)} test files skipped that need it")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Escape half characters in what a test logged and printed: reports travel between processes as UTF-8."""
+    report = yield
+    report.sections = [(title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections]
+    return report
