@@ -88,7 +88,7 @@ def test_an_unfinished_run_can_be_used_when_asked(
     assert all(torch.equal(value, saved[f"module.{name}"]) for name, value in state.items()), "the averaged weights"
     if step == "latest":
         assert ssldet.evaluate(unfinished, spec, workers=0, step=step)["AP"] >= 0
-        assert ssldet.predict(unfinished, place / "made" / "images", out=tmp_path / "p", step=step)["images"] == 6
+        assert ssldet.predict(unfinished, str(place / "made" / "images"), out=tmp_path / "p", step=step)["images"] == 6
 
 
 def test_a_checkpoint_of_an_earlier_version_names_no_classes(unfinished: Path, tmp_path: Path) -> None:
@@ -100,16 +100,16 @@ def test_a_checkpoint_of_an_earlier_version_names_no_classes(unfinished: Path, t
     state["data"] = {name: state["data"][name] for name in ("fingerprint", "images")}
     del state["run_id"]
     checkpoints.save(2, {name: value for name, value in state.items() if name not in {"step", "schema"}})
-    assert open_model(folder, "latest").classes == open_model(unfinished, 2).classes
+    assert open_model(folder, step="latest").classes == open_model(unfinished, step=2).classes
 
 
 def test_what_is_not_there_is_said(unfinished: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no checkpoint of step 7; there are 0, 1, 2, or --step latest"):
-        open_model(unfinished, 7)
+        open_model(unfinished, step=7)
     with pytest.raises(CheckpointError, match=r"has not finished; take its newest checkpoint with --step latest"):
         open_model(unfinished)
     with pytest.raises(ConfigError, match="not a run folder"):
-        open_model(tmp_path, "latest")
+        open_model(tmp_path, step="latest")
 
 
 def test_a_checkpoint_of_another_run_of_the_same_configuration_counts_as_damaged(
@@ -123,8 +123,8 @@ def test_a_checkpoint_of_another_run_of_the_same_configuration_counts_as_damaged
     checkpoints.save(3, state | {"run_id": "f" * 32})
     fault = f"it is of another run, ffffffff and not {own[:8]}, and was copied here"
     with pytest.raises(CheckpointError, match=fault):
-        open_model(folder, 3)
-    assert open_model(folder, "latest").info["step"] == 2
+        open_model(folder, step=3)
+    assert open_model(folder, step="latest").info["step"] == 2
     assert fault in caplog.text
     assert ssldet.finetune(resume=folder).to_json()["steps"] == 4
     assert (folder / "checkpoints" / "step-000003.ckpt.damaged").is_file()
