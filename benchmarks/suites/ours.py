@@ -86,7 +86,10 @@ def zoo(setting: Setting) -> Suite:
         task = find("ssldet.tasks", name)
         if task in used or task.verb != "pretrain":
             continue
-        if f"{name}/{recipe}" in names("ssldet.recipes"):
+        run = parts.recipe(f"{name}/{recipe}") if f"{name}/{recipe}" in names("ssldet.recipes") else None
+        if run is not None and run.task.problems_with(parts.detectors(scale)[0]):
+            methods.append(Method(name=name, title=name, missing="it does not suit this suite's detector"))
+        elif f"{name}/{recipe}" in names("ssldet.recipes"):
             methods.append(Method(name=name, title=name, stages=(parts.recipe(f"{name}/{recipe}"),)))
         else:
             methods.append(Method(name=name, title=name, missing=f"it has no recipe {name}/{recipe}"))

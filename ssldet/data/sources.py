@@ -87,7 +87,8 @@ def absolute_spec(spec: str) -> str:
         return str(absolute(Path(rest)))
     parts = rest.split(":")
     for place in places:
-        if parts[place : place + 1] not in ([], [""]):
+        # What is not there may be no path at all, such as a number in a format of somebody else's.
+        if parts[place : place + 1] not in ([], [""]) and Path(parts[place]).expanduser().exists():
             parts[place] = str(absolute(Path(parts[place])))
     return ":".join([name, *parts])
 

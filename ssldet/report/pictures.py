@@ -396,6 +396,5 @@ def _font(size: int, *, bold: bool = True) -> ImageFont.FreeTypeFont:
     # Matplotlib ships a font with Greek, Cyrillic and more; finding its folder does not import matplotlib.
     package = importlib.util.find_spec("matplotlib")
     assert package is not None
-    assert package.origin is not None
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)
+    fonts = Path(package.origin or "").parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(fonts / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size)

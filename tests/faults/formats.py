@@ -18,7 +18,7 @@ from ssldet.citations import cited
 from ssldet.data.images import ImageRules, read_image
 from ssldet.data.sources import open_source
 from ssldet.engine.checkpoint import save_weights
-from ssldet.engine.description import describe
+from ssldet.engine.description import describe, stated
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
 from ssldet.engine.quarantine import Quarantine

@@ -75,9 +75,9 @@ def test_one_scene_with_other_contents_is_not_the_same_picture(tmp_path: Path) -
     assert 0 < found.pairs[0].distance < 8
     assert f"the same picture as {found.pairs[0].first} (distance {found.pairs[0].distance:.1f} %)" in str(found)
     assert "3 more look alike, but differ by more than 10 % somewhere" in str(found)
-    assert len(compare_data(tmp_path / "train", tmp_path / "test", threshold=100).pairs) == 4
+    assert len(compare_data(tmp_path / "train", tmp_path / "test", threshold=100.0).pairs) == 4
     with pytest.raises(ConfigError, match="is not from 0 to 100 percent"):
-        compare_data(tmp_path / "train", tmp_path / "test", threshold=-1)
+        compare_data(tmp_path / "train", tmp_path / "test", threshold=-1.0)
 
 
 def test_blank_pictures_are_alike_only_as_files(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_tied_and_non_contiguous_tensors_are_saved(tmp_path: Path, fakes: Module
     objective = fakes.FakeTask().objective(fakes.FakeDetectorConfig().build())
     objective.detector.encoder[0].weight = objective.detector.decoder[0].weight
     objective.detector.box_head.weight = nn.Parameter(torch.randn(6, 4).T)
-    save_weights(tmp_path / "tied.safetensors", objective, {"schema": 1})
+    save_weights(tmp_path / "tied.safetensors", objective, {"schema": 1, "task": {}, "detector": {}, "classes": []})
     _, state = load_weights(tmp_path / "tied.safetensors")
     assert all(torch.equal(state[name], tensor) for name, tensor in objective.state_dict().items())
 

@@ -66,6 +66,10 @@ def perfect(spec: str, **choices: Any) -> dict[str, Any]:
     return evaluator.results()
 
 
+WHOLE = {"AP", "AP50", "AP75", "AR100", "mAP", "voc_ap", "per_class"}
+"""Figures that count objects of every size."""
+
+
 @pytest.mark.parametrize("form", ["coco", "yolo"])
 @pytest.mark.parametrize("metric", ["coco", "voc"])
 def test_every_kind_of_damage_costs_the_same_objects(form: str, metric: Any, tmp_path: Path) -> None:
@@ -75,9 +79,10 @@ def test_every_kind_of_damage_costs_the_same_objects(form: str, metric: Any, tmp
     figures = []
     for damage in DAMAGE.values():
         image.write_bytes(damage(content))
-        figures.append(perfect(spec, metric=metric))
+        # Not those by size: a header that can't be read leaves the sizes of YOLO's boxes unknown.
+        figures.append({name: value for name, value in perfect(spec, metric=metric).items() if name in WHOLE})
     assert figures == [figures[0]] * len(DAMAGE)
-    assert figures[0] != whole
+    assert figures[0] != {name: value for name, value in whole.items() if name in WHOLE}
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +130,9 @@ def test_nothing_that_can_be_read_is_an_error_everywhere(run: ssldet.Trained, pl
     train, spec = made(place / "fine", "coco"), made(place / "cut", "coco")
     images = place / "cut" / "images"
     cut(images)
-    with pytest.raises(DataError, match=r"nothing to look at: 6 images can't be read: .*\(truncated\); .*; …; copy"):
+    with pytest.raises(DataError, match="none of the 6 images can be read; the first is "):
         ssldet.evaluate(run.path, spec, workers=0)
-    with pytest.raises(DataError, match="nothing to look at: 6 images"):
+    with pytest.raises(DataError, match="6 images"):
         ssldet.predict(run.path, str(images), out=place / "found")
     for learn in (
         lambda: ssldet.finetune("scratch", spec, recipe="detection/tiny", steps=1, out=place / "a", overrides=SMALL),
