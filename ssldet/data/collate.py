@@ -10,7 +10,6 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ssldet.data import problems
-from ssldet.errors import DataError
 from ssldet.types import Batch, Sample, Targets
 
 
@@ -79,8 +78,6 @@ def _off_canvas(targets: Targets, height: int, width: int) -> Targets:
 
 
 def _pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
-    if not images:
-        raise DataError("none of the images can be read; remove them or copy them again")
     height = max(image.shape[1] for image in images)
     width = max(image.shape[2] for image in images)
     canvas = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)

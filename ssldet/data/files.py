@@ -4,7 +4,7 @@ import glob
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -109,6 +109,29 @@ def _folded(name: str) -> str:
 def tally(skipped: Sequence[Skipped]) -> str:
     """Return `"truncated 3, empty 1"`: the reasons, most frequent first."""
     return ", ".join(f"{reason} {count}" for reason, count in Counter(entry.reason for entry in skipped).most_common())
+
+
+def unreadable(lost: Mapping[str, str]) -> str:
+    """Return how many images can't be read, and the first of them.
+
+    Args:
+        lost: Path -> reason.
+    """
+    return f"{len(lost)} image{'s' * (len(lost) != 1)} can't be read: {_first(lost)}"
+
+
+def nothing_readable(lost: Mapping[str, str]) -> str:
+    """Return what is said where not one image could be read.
+
+    Args:
+        lost: Path -> reason.
+    """
+    return f"none of the {len(lost)} images can be read: {_first(lost)}; copy the images again"
+
+
+def _first(lost: Mapping[str, str]) -> str:
+    shown = "; ".join(f"{path} ({reason})" for path, reason in list(lost.items())[:5])
+    return f"{shown}{'; …' if len(lost) > 5 else ''}"
 
 
 def _expand(path: Path, skipped: list[Skipped]) -> Iterable[str]:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssldet.data.files import nothing_readable
 from ssldet.data.sharing import REMEDY, Packed, Packing, ReadingRecord, WorkerContext, resources
 from ssldet.errors import DataError, SetupError, SsldetError
 from ssldet.types import Batch, Skipped
@@ -121,7 +122,7 @@ class SteadyLoader(DataLoader[Batch]):
             # Here and not in a thread of PyTorch's: it could not be stopped while a dead worker holds its queue.
             yield batch.pin_memory() if torch.cuda.is_available() else batch
         if pending and not delivered:
-            raise DataError(f"none of the {len(pending)} images can be read; the first is {pending[0].path}")
+            raise DataError(nothing_readable({entry.path: entry.reason for entry in pending}))
         self.lost = pending
         for entry in pending:
             log.warning("left out %s: %s", entry.path, entry.reason)

@@ -5,12 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ssldet.chance import generator, seed_of
 from ssldet.data.collate import collate
-from ssldet.detectors.base import Detector, backbone_of
+from ssldet.detectors.base import backbone_of
 from ssldet.engine.run import Run
 from ssldet.errors import UnreadableError
 from ssldet.nn.backbones import Backbone, calibrate
@@ -47,14 +45,11 @@ def assemble(run: Run, source: Source, documents: dict[str, Mapping[str, Any]] |
             log.info("%s", report)
             if documents is not None:
                 documents["backbone.json"] = report.to_json()
-        elif not backbone.keeps_weights:
-            calibrate(backbone, _first_images(run, detector, source))
+        # Where none of these images can be read, the loader says so once training asks it for a batch.
+        elif not backbone.keeps_weights and (samples := list(_small_samples(run, source))):
+            batch = collate(samples)
+            calibrate(backbone, detector.normalise(batch.images, batch.padding))
     return run.task.objective(detector)
-
-
-def _first_images(run: Run, detector: Detector, source: Source) -> Float[Tensor, "B 3 H W"]:
-    batch = collate(list(_small_samples(run, source)))
-    return detector.normalise(batch.images, batch.padding)
 
 
 def _small_samples(run: Run, source: Source) -> Iterator[Sample]:

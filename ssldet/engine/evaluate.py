@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from ssldet.data.collate import of_one_size
+from ssldet.data.files import nothing_readable
 from ssldet.data.problems import without_pixels
 from ssldet.engine.run import HEADLINE, Precision, Run
 from ssldet.engine.sources import evaluation_batches_of
@@ -118,25 +119,6 @@ def evaluate(
         raise DataError(nothing_readable(lost))
     results: dict[str, Any] = together(lambda: evaluator.results() if rank() == 0 else {})[0]
     return {**results, "unreadable": lost} if lost else results
-
-
-def unreadable(lost: Mapping[str, str]) -> str:
-    """Return how many images can't be read, and the first of them.
-
-    Args:
-        lost: Path -> reason.
-    """
-    first = "; ".join(f"{path} ({reason})" for path, reason in list(lost.items())[:5])
-    return f"{len(lost)} image{'s' * (len(lost) != 1)} can't be read: {first}{'; …' if len(lost) > 5 else ''}"
-
-
-def nothing_readable(lost: Mapping[str, str]) -> str:
-    """Return what is said where not one image could be read.
-
-    Args:
-        lost: Path -> reason.
-    """
-    return f"there is nothing to look at: {unreadable(lost)}; copy the images again"
 
 
 def require_measurable(run: Run, source: Source) -> None:

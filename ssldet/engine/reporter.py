@@ -10,8 +10,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ssldet.data.files import unreadable
 from ssldet.data.workers import SteadyLoader
-from ssldet.engine.evaluate import at_rest, evaluate, unreadable
+from ssldet.engine.evaluate import at_rest, evaluate
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.guard import Part
 from ssldet.engine.log import Display, Meter, summary

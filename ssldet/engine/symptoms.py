@@ -80,11 +80,12 @@ def blindness(task: Task, results: Mapping[str, Any], variance: BoxVariance) -> 
     between, whole = measured
     if between >= BLIND_SHARE * whole and between >= BLIND_DEVIATION**2:
         return ""
-    share = between / whole if whole else 0.0
-    return (
-        f"the boxes hardly depend on the image: {share:.2%} of their variance is from image to image, the rest among "
-        f"the answers to one image; {task.headline} is {score:.3f}"
-    )
+    if between < BLIND_SHARE * whole or not whole:
+        share = between / whole if whole else 0.0
+        reason = f"{share:.2%} of their variance is from image to image, the rest among the answers to one image"
+    else:
+        reason = f"from image to image they deviate by {between**0.5:.2%} of an image's side"
+    return f"the boxes hardly depend on the image: {reason}; {task.headline} is {score:.3f}"
 
 
 def symptoms(

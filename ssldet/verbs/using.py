@@ -17,10 +17,11 @@ from torch import Tensor
 from ssldet import chance
 from ssldet.classes import match_classes
 from ssldet.data.collate import collate
+from ssldet.data.files import nothing_readable, unreadable
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import Unlabelled, open_source
 from ssldet.disk import Disk, naming, write_whole
-from ssldet.engine.evaluate import answers, nothing_readable, unreadable
+from ssldet.engine.evaluate import answers
 from ssldet.engine.sources import evaluation_batches_of, prepared
 from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs
 from ssldet.errors import ConfigError, DataError, UnreadableError
