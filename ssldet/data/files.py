@@ -239,8 +239,12 @@ def _strings(content: bytes, path: Path) -> list[str]:
             f"{shown(path)}: expects a JSON list of paths; annotations are named by their format, as in "
             "coco:ANNOTATIONS.json:IMAGES"
         )
-    if impossible := [entry for entry in entries if not _can_be_named(entry)]:
-        raise DataError(f"{shown(path)}: {shown(impossible[0])} can't be the name of a file; mend the list")
+    if impossible := [place for place, entry in enumerate(entries) if not _can_be_named(entry)]:
+        first, more = impossible[0], len(impossible) - 1
+        also = f", nor can {more} more" if more else ""
+        raise DataError(
+            f"{shown(path)}: $[{first}]: {shown(entries[first])} can be no name of a file{also}; mend the list"
+        )
     return entries
 
 

@@ -133,7 +133,7 @@ def test_the_help_lists_verbs_in_the_order_of_use(capsys: pytest.CaptureFixture[
 def test_what_can_be_set_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["show", "random_query_patch/tiny", "--set", "task.num_patches=5"])
     text = capsys.readouterr().out
-    assert "task.num_patches = 5  (a whole number, from 1 to " in text
+    assert "task.num_patches = 5  (a whole number, from 1 to 10000)" in text
     assert "optim.optimizer = adamw  (one of 'adamw', 'sgd', 'lars')\n    `adamw`, `sgd` with momentum" in text
     cli.main(["show", "random_query_patch/tiny", "--json"])
     fields = {field["path"]: field for field in json.loads(capsys.readouterr().out)}
