@@ -1,84 +1,52 @@
 """images -> regions that may be objects, in a changed image: what tasks that learn from region proposals share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pretext.proposals import Proposals, whole_pixels
+from pretext.proposal_task import ProposalTask, sides_problems
+from pretext.proposals import whole_pixels
 from pretext.region_recall import RegionRecall
 from ssldet.boxes import to_normalised
 from ssldet.data.geometry import DETRAugmentation, ShortSide
-from ssldet.data.photometric import Jitter, apply_jitter, draw_jitter
+from ssldet.data.photometric import apply_jitter, draw_jitter
 from ssldet.detectors.base import Detector
 from ssldet.patches import cut
 from ssldet.postprocess import detections
 from ssldet.recipe import Within
 from ssldet.source import Source
-from ssldet.task import Evaluator, Objective, PretextTask, Views
+from ssldet.task import Evaluator, Objective, Views
 from ssldet.types import Batch, Detections, Gather, Predictions, Problem, Sample, Targets
-
-SIDES = (320, 336, 352, 368, 384, 400, 416, 432, 448, 464, 480)
-"""Short sides of UP-DETR, which DETReg took over."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionTask(PretextTask):
-    """A task that has a detector find proposed regions, and describes their pixels by a frozen backbone.
+class RegionTask(ProposalTask):
+    """A task that has a detector find proposed regions with its own queries.
 
     Attributes:
-        proposals: Where regions come from and which are taken.
         crop_size: Side in pixels of the square to which the pixels of a region are resized to be described.
         embedding_level: Level of the detector's features whose mean describes a region, counted from the coarsest: 3 is
             the level of stride 8 of a ResNet, 1 is the last level. A detector with fewer levels gives its finest.
-        jitter: Photometric change of the pixels of a region before they are described.
-        scales: Short sides in pixels, one of which is drawn for each training image.
-        max_size: Limit of the long side in pixels, which takes precedence over the short side.
-        eval_scale: Short side outside training.
         crop: Probability that a training image is cropped before it is resized.
         crop_scales: Short sides in pixels, to one of which an image is resized before it is cropped.
         crop_range: Smallest and largest side of a crop in pixels.
-        flip: Probability that a training image is mirrored.
-        freeze_backbone: Do not train the backbone, which describes the regions.
         class_weight: Weight of the class, in the loss and in the matching.
-        box_l1_weight: Weight of the L1 distance of boxes, likewise.
-        box_giou_weight: Weight of the generalised overlap, likewise.
         no_object_weight: Weight of queries without a region, in losses that weigh them.
     """
 
     headline: ClassVar[str] = "region_recall_30"
 
-    proposals: Proposals = field(default_factory=Proposals)
     crop_size: Annotated[int, Within(8)] = 128
     embedding_level: Annotated[int, Within(1)] = 3
-    jitter: Jitter = field(default_factory=Jitter)
-    scales: tuple[int, ...] = SIDES
-    max_size: Annotated[int, Within(8)] = 600
-    eval_scale: Annotated[int, Within(8)] = 480
     crop: Annotated[float, Within(0, 1)] = 0.5
     crop_scales: tuple[int, ...] = (400, 500, 600)
     crop_range: tuple[int, int] = (384, 600)
-    flip: Annotated[float, Within(0, 1)] = 0.5
-    freeze_backbone: bool = True
     class_weight: Annotated[float, Within(0)] = 2.0
-    box_l1_weight: Annotated[float, Within(0)] = 5.0
-    box_giou_weight: Annotated[float, Within(0)] = 2.0
     no_object_weight: Annotated[float, Within(0)] = 0.1
-
-    def rests(self, section: str) -> bool:
-        """Return whether a section is a mask head, or the backbone if that is frozen."""
-        return section == "mask_head" or (section == "backbone" and self.freeze_backbone)
-
-    def stays_behind(self, section: str) -> bool:
-        """Return whether a section is a mask head, or the class head, whose classes differ from task to task."""
-        return section in {"class_head", "mask_head"}
-
-    def prepare(self, source: Source, *, training: bool = True) -> Source:
-        """Return the images with the boxes of a file, if the proposals come from one."""
-        return self.proposals.within(source)
 
     def views(self, *, training: bool = True) -> Views:
         """Return the function that proposes regions, cuts them out, and changes the image."""
@@ -90,10 +58,7 @@ class RegionTask(PretextTask):
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
-        wrong = []
-        for name, scales in (("scales", self.scales), ("crop_scales", self.crop_scales)):
-            if not scales or min(scales) < 8:
-                wrong.append(f"{name}: {scales} must name at least one short side of 8 pixels or more")
+        wrong = [*super().problems(), *sides_problems("crop_scales", self.crop_scales)]
         if not 8 <= self.crop_range[0] <= self.crop_range[1]:
             wrong.append(f"crop_range: {self.crop_range} must be a smallest and a largest side of 8 pixels or more")
         return wrong

@@ -21,7 +21,7 @@ paper, the authors' code and this file, each with the field that chooses:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
@@ -33,11 +33,12 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from pretext.patch_iou import PatchIoU
-from pretext.proposals import Proposals, whole_pixels
+from pretext.proposal_task import ProposalTask
+from pretext.proposals import whole_pixels
 from pretext.two_views import Box, common_regions, draw_two_views
 from ssldet.boxes import cxcywh_to_xyxy, to_normalised
 from ssldet.data.geometry import crop, flip, resize_short_side
-from ssldet.data.photometric import Jitter, apply_jitter, draw_jitter
+from ssldet.data.photometric import apply_jitter, draw_jitter
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.losses.terms import FeatureReconstruction
@@ -46,7 +47,7 @@ from ssldet.patches import PatchObjective, cut, most_confident, squeeze
 from ssldet.queries import PatchQueries, unequal_shares
 from ssldet.recipe import Within
 from ssldet.source import Source
-from ssldet.task import Evaluator, PretextTask, Views
+from ssldet.task import Evaluator, Views
 from ssldet.types import Batch, Detections, Gather, Losses, Predictions, Problem, Sample, Targets
 
 POOLED = 7
@@ -54,29 +55,22 @@ POOLED = 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiameseDETR(PretextTask):
+class SiameseDETR(ProposalTask):
     """Find the regions of one view in another view of the same image.
 
+    Sizes and jitter are drawn for each view, flips for both at once; jitter also for the pixels of each region.
+
     Attributes:
-        proposals: Where regions come from and which are taken.
         num_patches: Number of regions per image, the part that both views show counted as the first.
         patch_size: Side in pixels of the square to which the pixels of a region are resized for the feature to name.
         smallest_area: Area of the smallest region, as a share of the part that both views show.
         view_area: Smallest and largest area of a view as a share of the image.
         view_overlap: Least intersection over union of the two views.
-        scales: Short sides in pixels, one of which is drawn for each view.
-        max_size: Limit of the long side in pixels, which takes precedence over the short side.
-        eval_scale: Short side outside training, where the first view is the whole image.
-        flip: Probability that both views are mirrored.
-        jitter: Photometric change, drawn for each view and for the pixels of each region.
+        scales: Short sides in pixels, one of which is drawn for each view; 384 is left out, as in the released code.
         disturbance: How far the sides of a region may move before it is described, as a share of its sides.
         grouped_attention: Keep queries of different regions from attending to one another.
         matching: Match a region with any query (`global`), or only with its own queries (`own_group`).
         normalise_patches: Normalise projected features of regions to zero mean and unit variance.
-        freeze_backbone: Do not train the backbone, which describes the regions.
-        class_weight: Weight of "matched or not", in the loss and in the matching.
-        box_l1_weight: Weight of the L1 distance of boxes, likewise.
-        box_giou_weight: Weight of the generalised overlap, likewise.
         region_weight: Weight of the region's feature in the loss.
         global_weight: Weight of the agreement of both views in the loss.
         no_match_weight: Weight of queries without a match.
@@ -85,40 +79,19 @@ class SiameseDETR(PretextTask):
     cite: ClassVar[str] = "chen2023siamesedetr"
     headline: ClassVar[str] = "patch_iou"
 
-    proposals: Proposals = field(default_factory=Proposals)
     num_patches: Annotated[int, Within(1)] = 10
     patch_size: Annotated[int, Within(8)] = 128
     smallest_area: Annotated[float, Within(0, 1)] = 0.05
     view_area: tuple[float, float] = (0.5, 1.0)
     view_overlap: Annotated[float, Within(0, 1)] = 0.5
     scales: tuple[int, ...] = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
-    max_size: Annotated[int, Within(8)] = 600
-    eval_scale: Annotated[int, Within(8)] = 480
-    flip: Annotated[float, Within(0, 1)] = 0.5
-    jitter: Jitter = field(default_factory=Jitter)
     disturbance: Annotated[float, Within(0, 0.4)] = 0.1
     grouped_attention: bool = False
     matching: Literal["global", "own_group"] = "global"
     normalise_patches: bool = False
-    freeze_backbone: bool = True
-    class_weight: Annotated[float, Within(0)] = 1.0
-    box_l1_weight: Annotated[float, Within(0)] = 5.0
-    box_giou_weight: Annotated[float, Within(0)] = 2.0
     region_weight: Annotated[float, Within(0)] = 3.0
     global_weight: Annotated[float, Within(0)] = 10.0
     no_match_weight: Annotated[float, Within(0)] = 0.1
-
-    def rests(self, section: str) -> bool:
-        """Return whether a section is a mask head, or the backbone if that is frozen."""
-        return section == "mask_head" or (section == "backbone" and self.freeze_backbone)
-
-    def stays_behind(self, section: str) -> bool:
-        """Return whether a section is a mask head, or the class head, whose classes differ from task to task."""
-        return section in {"class_head", "mask_head"}
-
-    def prepare(self, source: Source, *, training: bool = True) -> Source:
-        """Return the images with the boxes of a file, if the proposals come from one."""
-        return self.proposals.within(source)
 
     def views(self, *, training: bool = True) -> Views:
         """Return the function that makes two views and their common regions."""
@@ -134,9 +107,7 @@ class SiameseDETR(PretextTask):
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
-        wrong = []
-        if not self.scales or min(self.scales) < 8:
-            wrong.append(f"scales: {self.scales} must name at least one short side of 8 pixels or more")
+        wrong = super().problems()
         if not 0 < self.view_area[0] <= self.view_area[1] <= 1:
             wrong.append(f"view_area: {self.view_area} must be a smallest and a largest share, above 0 and at most 1")
         return wrong

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from pretext.detreg import DETReg
 from pretext.proposals import Proposals
+from pretext.recipes import random_query_patch
 from ssldet.data.photometric import Jitter
 from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.detectors.detr import DETRConfig
@@ -55,7 +56,9 @@ def detr() -> Run:
 
 def tiny() -> Run:
     """Pretrain a small detector on small images without an accelerator, on the regions of selective search."""
-    return Run(
+    run = random_query_patch.tiny()
+    return replace(
+        run,
         task=DETReg(
             proposals=Proposals(count=10, smallest_share=0.15, largest_share=0.8, side=64),
             crop_size=32,
@@ -67,23 +70,5 @@ def tiny() -> Run:
             crop=0.0,
             class_weight=1.0,
         ),
-        detector=DETRConfig(
-            backbone=BackboneConfig(name="tiny", frozen_stages=0),
-            num_classes=1,
-            num_queries=20,
-            width=64,
-            heads=4,
-            encoder_layers=1,
-            decoder_layers=2,
-            feedforward=128,
-            dropout=0.0,
-            normalise_features=True,
-            query_scale=0.3,
-            position_at_input=True,
-        ),
-        data=DataConfig(batch_size=32, workers=0),
-        optim=OptimConfig(lr=2e-3, clip=1.0, schedule="cosine", warmup_steps=50),
-        budget=Budget(steps=800),
-        checkpoint=CheckpointConfig(every_steps=200),
-        log_every=20,
+        detector=replace(run.detector, num_queries=20),
     )
