@@ -139,10 +139,13 @@ def columns_of(rows: Sequence[Mapping[str, Any]], numbers: Numbers, kind: Kind) 
 
 def _columns_of_table(rows: Results, numbers: Numbers) -> Columns:
     images = np.array([numbers.images[key] for key in rows.image_ids], np.int64)
-    categories = np.array([numbers.categories[key] for key in rows.category_ids], np.int64)
+    # Numbers begin at 1. A source may know classes that are not measured, such as stuff, of which there are no rows.
+    known = np.array([numbers.categories.get(key, 0) for key in rows.category_ids], np.int64)
+    categories = known[rows.table[:, 5].astype(np.int64)]
+    assert categories.all(), "a row is of a class that is not measured"
     return Columns(
         images=images[rows.image],
-        categories=categories[rows.table[:, 5].astype(np.int64)],
+        categories=categories,
         boxes=rows.table[:, :4],
         areas=rows.table[:, 2] * rows.table[:, 3],
         masks=None,
