@@ -83,9 +83,9 @@ class Killer:
                 self.kills.problems.append(f"{verb}: the number of workers changes the result")
 
     def until(self, count: int) -> Kills:
-        """Kill at least this many processes, and say what came of it."""
+        """Kill at least this many processes, every verb in its turn, and say what came of it."""
         turn = 0
-        while self.kills.total < count:
+        while self.kills.total < count or turn < len(TURNS):
             verb, workers = TURNS[turn % len(TURNS)]
             turn += 1
             folder = self.place / f"turn-{turn}"

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,10 +43,12 @@ class Ranks:
         }
         for name in self.without:
             del os.environ[name]
+        # A process that waits for a lost rank is ended from beside, and says why here.
+        sys.stderr = (self._folder / f"said-{number}").open("a", buffering=1)
         try:
             work(number)
         except BaseException as error:
-            (self._folder / f"said-{number}").write_text(f"{type(error).__name__}: {error}")
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
             raise
 
     def wait(self) -> tuple[list[int], list[str]]:
