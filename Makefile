@@ -14,7 +14,7 @@ setup: .venv/ready ## make .venv with exact versions
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable . --group dev --group docs
 	@touch $@
 
-demo: setup ## pretrain, fine-tune, compare and report on generated images (six minutes on two cores)
+demo: setup ## pretrain, fine-tune, compare and report on generated images (three to six minutes on two cores)
 	$(BIN)/ssldet demo
 
 test: setup ## run every test
