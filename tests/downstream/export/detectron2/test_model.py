@@ -317,7 +317,7 @@ def test_clipping_off_leaves_gradients_alone():
 
 
 def test_a_backbone_is_one_module_with_the_names_of_its_library():
-    network = backbone.SSLDetBackbone(build_backbone(BackboneConfig(name="tiny")), ["res3", "res5"])
+    network = backbone.SSLDetBackbone(build_backbone(BackboneConfig(name="resnet18")), ["res3", "res5"])
     assert all(name.startswith("body.") for name in network.state_dict())
     again = copy.deepcopy(network)
     assert again.network.body is again.body
