@@ -50,7 +50,7 @@ class SSLDetBackbone(Backbone):  # type: ignore[misc]  # untyped where it is abs
         levels = dict(zip(self.names, self.network.levels(x), strict=True))
         return {name: levels[name] for name in self._out_features}
 
-    def train(self, mode: bool = True) -> "SSLDetBackbone":
+    def train(self, mode: bool = True) -> Backbone:
         """Switch the network too, which keeps its frozen parts in evaluation mode."""
         super().train(mode)
         self.network.train(mode)
