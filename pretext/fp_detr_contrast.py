@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pretext.backbone_task import CropTask, Transform, crops_of
 from pretext.class_token import UNTAUGHT, ClassToken, joined, problems_with_joining
-from pretext.nearest_neighbours import spread
+from ssldet.collapse import spread
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.recipe import Within
 from ssldet.task import Objective

@@ -29,8 +29,8 @@ from lightly.transforms.moco_transform import MoCoV2Transform
 from torch import Tensor
 
 from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, crops_of, saved
-from pretext.nearest_neighbours import spread
 from ssldet import ranks
+from ssldet.collapse import spread
 from ssldet.detectors.base import Detector
 from ssldet.nn.backbones import Backbone
 from ssldet.recipe import Within

@@ -1,7 +1,6 @@
 """image vectors, folder names -> accuracy of a nearest-neighbour classifier: a probe of features without training."""
 
 import logging
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssldet.collapse import spread
 from ssldet.errors import DataError, DivergedError
 from ssldet.types import Batch, Embedding, Gather, Problem
 
@@ -73,7 +73,7 @@ class NearestNeighbours:
 
         Returns:
             `knn_top1` and `knn_chance`, both `None` if all images lie in one folder; `folders`, the number of folders;
-            and `feature_std`, the result of `spread`.
+            and `feature_std`, the result of `ssldet.collapse.spread`.
 
         Raises:
             DataError: There was no image.
@@ -109,15 +109,3 @@ def vote(vectors: Float[Tensor, "N E"], labels: Int[Tensor, " N"], neighbours: i
         votes = torch.zeros(len(some), int(labels.max()) + 1)
         elected.append(votes.scatter_add(1, labels[index], (nearest / TEMPERATURE).exp()).argmax(1))
     return torch.cat(elected)
-
-
-def spread(vectors: Float[Tensor, "N E"]) -> Float[Tensor, ""]:
-    """Return how widely the directions of vectors spread: 0 if all are the same (a collapse), 1 at most.
-
-    The vectors are scaled to length one. The result is the standard deviation of a component over the vectors, averaged
-    over the components, times the square root of their number.
-
-    Args:
-        vectors: One vector per image.
-    """
-    return F.normalize(vectors.float(), dim=1).std(0, correction=0).mean() * math.sqrt(vectors.shape[1])

@@ -26,8 +26,8 @@ from lightly.transforms.swav_transform import SwaVTransform
 from torch import Tensor, nn
 
 from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, crops_of, memory
-from pretext.nearest_neighbours import spread
 from ssldet import ranks
+from ssldet.collapse import spread
 from ssldet.detectors.base import Detector
 from ssldet.recipe import Within
 from ssldet.types import Batch, Losses

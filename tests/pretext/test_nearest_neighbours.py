@@ -1,11 +1,11 @@
-"""The probe of whole-image features: votes of neighbours, and how far vectors spread."""
+"""The probe of whole-image features: votes of neighbours."""
 
 from pathlib import PurePath
 
 import pytest
 import torch
 
-from pretext.nearest_neighbours import Category, NearestNeighbours, spread, vote
+from pretext.nearest_neighbours import Category, NearestNeighbours, vote
 from ssldet.data.collate import collate
 from ssldet.errors import DataError, DivergedError
 from ssldet.types import Batch, Embedding, Sample, Targets
@@ -75,10 +75,3 @@ def test_what_is_not_finite_or_not_there_is_not_measured() -> None:
         probe.results()
     with pytest.raises(DivergedError):
         probe.update([found(torch.tensor([1.0, torch.nan]))], batch_of("a/1.jpg"))
-
-
-def test_vectors_of_one_direction_have_collapsed() -> None:
-    one = torch.tensor([[1.0, 2.0, 3.0]])
-    assert float(spread(torch.cat([one, 2 * one, 5 * one]))) == pytest.approx(0, abs=1e-6)
-    torch.manual_seed(0)
-    assert float(spread(torch.randn(2000, 16))) == pytest.approx(1, abs=0.02)
