@@ -40,7 +40,7 @@ def pretrain(
         recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run; by default one that suits this
             machine, the images and the labels, and that is said.
         backbone: A name from 'ssldet list backbones'.
-        val: Images to measure the pretext task on.
+        val: Images to measure the pretext task on; default: one in twenty of the images, held out; 'none': nothing.
     """
     from ssldet import verbs
 
@@ -72,7 +72,7 @@ def finetune(
 
     Args:
         data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT.
-        val: The same, to evaluate on.
+        val: The same, to evaluate on; default: nothing, or a share by --set data.held_out=0.1.
         recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run; by default one that suits this
             machine, the images and the labels, and that is said.
     """

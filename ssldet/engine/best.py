@@ -30,7 +30,7 @@ class BestSoFar:
 
     Attributes:
         measure: Name of the measure; larger is better.
-        val: Where it was measured, `data.val`.
+        val: Where it was measured, `data.measured_on`.
         seen: Step of the last evaluation that counts here.
         step: Step of the best one; `None` while no evaluation gave a number.
         value: What it measured.
@@ -111,7 +111,7 @@ class BestWeights:
 
     def _record_of(self, measure: str) -> BestSoFar:
         """Return the record so far, or a new one where that is of another measure or of other images."""
-        before, val = self._record, list(self._run.data.val)
+        before, val = self._record, self._run.data.measured_on
         if before is not None and (before.measure, before.val) == (measure, val):
             return before
         if before is not None:

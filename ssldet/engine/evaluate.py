@@ -137,8 +137,8 @@ def require_measurable(run: Run, source: Source) -> None:
         return
     if not source.ground_truth()["annotations"]:
         raise DataError(
-            f"{', '.join(run.data.val)}: not one object in {len(source)} images, so nothing can be measured; name "
-            "another set to evaluate on, or none"
+            f"{', '.join(run.data.measured_on)}: not one object in {len(source)} images, so nothing can be measured; "
+            "name another set to evaluate on, or none"
         )
     if run.checkpoint.best_of not in {None, HEADLINE}:
         measures: dict[str, Any] = {}

@@ -150,13 +150,15 @@ class Reporter:
         self._write({"kind": "eval", "step": progress.step, **results})
         if rank() == 0:
             note_evaluated(self._folder.path / "quarantine.jsonl", lost)
-            self._folder.note(results=results, measured_on=list(self._run.data.val), measured_at=progress.step)
+            self._folder.note(results=results, measured_on=self._run.data.measured_on, measured_at=progress.step)
         self._examine(progress, variance)
         self._compare(progress, results)
         return True
 
     def require_measured(self) -> None:
         """Let a run end well only if its last evaluation did; its weights are written by then.
+
+        On images that were held out and not named by the user, a failure is a warning.
 
         Raises:
             DataError: The evaluation failed.
@@ -165,10 +167,14 @@ class Reporter:
         if self._failure is None:
             return
         kind = DivergedError if isinstance(self._failure, DivergedError) else DataError
-        raise kind(
+        told = (
             f"{self._folder.weights} is written, but could not be measured: {self._failure}; mend that, and measure it "
             f"with ssldet evaluate or with: {self._folder.resume_command(self._run)}"
-        ) from self._failure
+        )
+        if kind is DataError and not self._run.data.val:
+            log.warning("%s", told)
+            return
+        raise kind(told) from self._failure
 
     def draw(self, progress: Progress) -> None:
         """Draw a preview, if previews are on; a failure is a warning and does not end the run."""
@@ -191,7 +197,7 @@ class Reporter:
 
     def _recall(self, step: int) -> None:
         """Read the results of an evaluation at this step, made on the same set before the run was interrupted."""
-        val, lines = list(self._run.data.val), []
+        val, lines = self._run.data.measured_on, []
         if val and self._folder.status().get("measured_on", val) == val:
             lines = [at for at in self._folder.metrics() if at.get("kind") == "eval" and at.get("step") == step]
         results = {name: value for name, value in (lines or [{}])[-1].items() if name not in {"kind", "step"}}

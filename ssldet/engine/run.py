@@ -22,7 +22,10 @@ class DataConfig:
     Attributes:
         train: Data specifications: folders, globs, file lists, `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT`,
             `yolo:ROOT:SPLIT`.
-        val: Specifications to evaluate on; empty means no evaluation.
+        val: Specifications to evaluate on; empty evaluates on what is held out, if anything is.
+        held_out: Share of the training images, 200 at most, that is not trained on, and evaluated on unless `val` names
+            others; see `ssldet.data.holding_out`. None leaves it to the verb: `pretrain` holds out one image in twenty
+            where `val` is empty, all others hold out none.
         fraction: Share of the training images that is used; with one seed, a smaller share is a subset of a larger one.
         fraction_seed: Seed of the choice of these images.
         batch_size: Images of one optimiser step, over all ranks and accumulated parts together.
@@ -34,6 +37,7 @@ class DataConfig:
 
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
+    held_out: Annotated[float, Within(0, 0.5)] | None = None
     fraction: Annotated[float, Within(1e-6, 1)] = 1.0
     fraction_seed: Annotated[int, Within(0, 2**63 - 1)] = 0
     batch_size: Annotated[int, Within(1, 65_536)] = 32
@@ -46,6 +50,11 @@ class DataConfig:
     def rules(self) -> ImageRules:
         """Which images are usable."""
         return ImageRules(min_side=self.min_side, max_pixels=self.max_pixels)
+
+    @property
+    def measured_on(self) -> list[str]:
+        """What results were measured on, as `run.json` says it; empty where nothing is measured."""
+        return list(self.val) or ([f"held out: {self.held_out:g} of data.train"] if self.held_out else [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +196,7 @@ class Run:
             )
         if self.budget.patience is not None:
             needed = {
-                "data.val names no images to measure on": self.data.val,
+                "data.val names no images to measure on": self.data.measured_on,
                 "evaluate_every is 0, so that nothing is measured before the end": self.evaluate_every,
                 "checkpoint.best_of is none": self.checkpoint.best_of,
             }

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from functools import partial
 
+from ssldet.data.holding_out import hold_out
 from ssldet.data.loader import evaluation_batches, training_batches
-from ssldet.data.sources import Unlabelled, open_source
+from ssldet.data.sources import Unlabelled, open_source, take_fraction
 from ssldet.data.workers import SteadyLoader
 from ssldet.engine.run import Run
 from ssldet.ranks import rank, world
@@ -17,8 +18,8 @@ class Sources:
     """The images of a run, opened.
 
     Attributes:
-        train: What it trains on: the chosen fraction of `data.train`, as its task wants it.
-        val: What it is measured on: `data.val`, as its task wants it; `None` where the run names none.
+        train: What it trains on: the chosen fraction of `data.train` without what is held out, as its task wants it.
+        val: What it is measured on: `data.val` or what is held out, as its task wants it; `None` where nothing is.
     """
 
     train: Source
@@ -33,10 +34,11 @@ def open_sources(run: Run) -> Sources:
     """
     data, task = run.data, run.task
     opened = partial(open_source, rules=data.rules, masks=task.needs.masks)
-    train = prepared(task, opened(data.train, fraction=data.fraction, fraction_seed=data.fraction_seed))
-    if not data.val:
-        return Sources(train=train)
-    return Sources(train=train, val=prepared(task, opened(data.val, classes=train.classes), training=False))
+    whole, held = hold_out(opened(data.train), data.held_out or 0.0)
+    part = whole if data.fraction == 1 else take_fraction(whole, data.fraction, data.fraction_seed)
+    train = prepared(task, part)
+    val = opened(data.val, classes=train.classes) if data.val else held
+    return Sources(train=train, val=None if val is None else prepared(task, val, training=False))
 
 
 def prepared(task: Task, source: Source, *, training: bool = True) -> Source:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ssldet.data.files import absolute
+from ssldet.data.holding_out import USUAL_SHARE
 from ssldet.data.sources import absolute_spec
 from ssldet.detectors.base import backbone_of
 from ssldet.engine.run import Run
@@ -14,6 +15,9 @@ from ssldet.registry import find_or_import, names
 
 _NAMED = {"task.name": "ssldet.tasks", "detector.name": "ssldet.detectors"}
 """Fields of a run that name a class -> the group that it is found in."""
+
+NOTHING = "none"
+"""What takes the place of images to evaluate on where nothing is to be evaluated."""
 
 Specs = str | Path | Sequence[str | Path]
 """One data specification or several: folders, globs, file lists, `coco:…`, `voc:…`."""
@@ -57,7 +61,7 @@ def changes_of(
 
     Args:
         train: Training images; empty keeps the recipe's.
-        val: Images to evaluate on; empty keeps the recipe's.
+        val: Images to evaluate on; empty keeps the recipe's, and the word `none` takes none, held out or not.
         steps: Length in optimiser steps; in place of the recipe's length, however that is stated.
         epochs: Length in passes over the training set, likewise.
         overrides: Dotted recipe fields and their values. `task.name` or `detector.name` may be a `module:Object` that
@@ -72,7 +76,9 @@ def changes_of(
     changes: dict[str, object] = {}
     if train := texts(train):
         changes["data.train"] = train
-    if val := texts(val):
+    if texts(val) == (NOTHING,):
+        changes |= {"data.val": (), "data.held_out": 0.0}
+    elif val := texts(val):
         changes["data.val"] = val
     return changes | _length(steps, epochs, overrides or {}) | dict(overrides or {})
 
@@ -95,6 +101,22 @@ def _length(steps: int | None, epochs: float | None, overrides: Mapping[str, obj
     for path, value in stated.values():
         length = {"budget.steps": None, "budget.epochs": None, path: value}
     return length
+
+
+def holding_out(run: Run, images: Specs, changes: Mapping[str, object]) -> Run:
+    """Return a run that holds some of its images out to measure on, unless it says where to measure or is a record.
+
+    It is measured as often as it saves checkpoints, so that there is a number to watch.
+
+    Args:
+        run: The run with the user's changes.
+        images: Training images that the user named; without any, the run is one written down and stays as it is.
+        changes: Dotted fields that the user set.
+    """
+    if run.data.val or run.data.held_out is not None or not images:
+        return run
+    often = {} if run.evaluate_every or "evaluate_every" in changes else {"evaluate_every": run.checkpoint.every_steps}
+    return override(run, {"data.held_out": USUAL_SHARE, **often})
 
 
 def placed(run: Run, *, weights: bool = True) -> Run:

@@ -25,7 +25,7 @@ from ssldet.importing.base import Opened
 from ssldet.ranks import launched, rank
 from ssldet.recipe import check, from_document, override
 from ssldet.source import Source
-from ssldet.verbs.choosing import Specs, changes_of, placed, texts
+from ssldet.verbs.choosing import Specs, changes_of, holding_out, placed, texts
 from ssldet.verbs.composing import backbone_changes
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
@@ -37,6 +37,11 @@ log = logging.getLogger(__name__)
 
 RUN_FOLDER = "SSLDET_RUN_FOLDER"
 """Environment variable that hands the chosen run folder to the processes of other ranks."""
+UNMEASURED = (
+    "nothing is measured, and the last weights are the only ones: name labelled images by --val, or keep some of these "
+    "aside by --set data.held_out=0.1"
+)
+"""What is said where labelled images are learned from and none are measured on."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ def pretrain(
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`; `None` chooses one and says why.
         backbone: A backbone's name in place of the recipe's, whose weights must fit it or be overridden; or the path of
             weights that tell their network; or a run, such as one that taught the backbone alone.
-        val: Images to measure the pretext task on.
+        val: Images to measure the pretext task on; without any, one in twenty of the images, 200 at most, is held out
+            for it; the word `none` measures on nothing.
         out: Run folder to create; `None` takes the next free one in `runs/`.
         steps: Length in optimiser steps.
         epochs: Length in passes over the images.
@@ -146,6 +152,7 @@ def pretrain(
     run = placed(override(choice.run, changes))
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
     _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
+    run = holding_out(run, images, changes)
     choice.announce(run)
     folder = RunFolder(_out(out, "pretrain"))
     fit(run, folder, preview=draw_batch, documents=_origin(run))
@@ -172,7 +179,8 @@ def finetune(
         start: A run folder, a weights file, or `scratch` (`None` too) for the recipe's own detector, of which at most
             the backbone has learned before.
         data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`.
-        val: The same, to evaluate on.
+        val: The same, to evaluate on. Without it nothing is measured: labels are few and learned from, unless
+            `data.held_out` says what share is kept aside.
         weights: Which weights of a run folder it starts from: `last` or `best`.
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`; `None` chooses one and says why.
         out: Run folder to create; `None` takes the next free one in `runs/`.
@@ -194,6 +202,8 @@ def finetune(
     choice = choose_for_finetuning(recipe, data, opened)
     run = placed(override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes))
     choice.announce(run)
+    if not run.data.measured_on:
+        log.info(UNMEASURED)
     sources = _labelled(run, start)
     classes = sources.train.classes
     task = run.task.stage.learns_from(run.task, sources.train)
@@ -277,7 +287,8 @@ def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
 def _require_same_classes(run: Run, source: Source, val: Source) -> None:
     """Labels are numbers to a detector: other classes would score near zero, unnoticed."""
     _require(
-        bool(val.classes), f"{', '.join(run.data.val)}: carries no labels to measure on; use coco:…, voc:… or yolo:…"
+        bool(val.classes),
+        f"{', '.join(run.data.measured_on)}: carries no labels to measure on; use coco:…, voc:… or yolo:…",
     )
     if val.classes != source.classes:
         train, measured = set(source.classes), set(val.classes)
