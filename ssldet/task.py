@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from torch import nn
 
 from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.findings import Findings
 from ssldet.source import Source
 from ssldet.types import Answer, Batch, Losses
 from ssldet.types import Views as Views
@@ -88,6 +89,15 @@ class Evaluator(Protocol):
 
     def results(self) -> dict[str, Any]:
         """Return the numbers by name; a nested entry holds a group of numbers, such as one per class."""
+        ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """What an evaluator may offer beside its numbers, for the report of a run."""
+
+    def findings(self) -> Findings:
+        """Return what stands behind the numbers."""
         ...
 
 

@@ -17,8 +17,10 @@ from jaxtyping import Float
 
 from downstream.annotations.masks import RunLengths, encode, read_mask
 from downstream.metrics.coco_engines import Columns, Curves, Kind, Numbers, Results, columns_of, fastest
+from downstream.metrics.findings import findings
 from ssldet.boxes import xyxy_to_xywh
 from ssldet.errors import AnnotationError, DataError, DivergedError
+from ssldet.findings import Findings
 from ssldet.source import GroundTruth, Measurable, Source
 from ssldet.types import Batch, Detections
 
@@ -102,6 +104,11 @@ class BoxAP:
         """Return the figures by name, and `per_class`; a figure is -1 if the data has no object for it."""
         return self._figures(self.source.ground_truth(), self.rows())
 
+    def findings(self) -> Findings:
+        """Return what stands behind the figures."""
+        keys = dict(zip(self.source.image_ids, self.source.keys, strict=True))
+        return findings(self.source.ground_truth(), self.rows(), keys, self._figures)
+
 
 def finite_rows(detections: Detections, where: str) -> Rows:
     """Return the detections of one image as the rows that a metric keeps.
@@ -177,6 +184,10 @@ class MaskAP:
         ]
         segm = mask_ap(truth, shapes, max_dets=self._max_dets)
         return {**box_ap(truth, rows, max_dets=self._max_dets), "segm": segm}
+
+    def findings(self) -> Findings:
+        """Return what stands behind the figures of the boxes."""
+        return self.boxes.findings()
 
 
 def box_ap(truth: GroundTruth, detections: Sequence[Mapping[str, Any]], *, max_dets: int = MAX_DETS) -> dict[str, Any]:

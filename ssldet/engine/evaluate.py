@@ -15,7 +15,7 @@ from ssldet.engine.symptoms import BoxVariance
 from ssldet.errors import ConfigError, DataError, suggest
 from ssldet.ranks import rank, together, world
 from ssldet.source import Measurable, Source
-from ssldet.task import Objective
+from ssldet.task import Evaluator, Objective
 from ssldet.types import Answer, Batch
 
 Answered = TypeVar("Answered", bound=Answer)
@@ -68,6 +68,7 @@ def evaluate(
     device: torch.device,
     stop: Callable[[], bool] = lambda: False,
     variance: BoxVariance | None = None,
+    explain: Callable[[Evaluator], None] | None = None,
 ) -> dict[str, Any] | None:
     """Measure an objective on a source; every rank must call this at the same step.
 
@@ -78,6 +79,7 @@ def evaluate(
         device: Where to compute.
         stop: Asked on every rank before every batch; true on any rank ends the measurement.
         variance: Takes in the answers too, on rank 0.
+        explain: Gets the evaluator with all answers, on rank 0.
 
     Returns:
         The metrics by name, and `unreadable`, path -> reason, where images could not be read; the same on all ranks.
@@ -118,6 +120,8 @@ def evaluate(
     if not answered_any:
         raise DataError(nothing_readable(lost))
     results: dict[str, Any] = together(lambda: evaluator.results() if rank() == 0 else {})[0]
+    if explain is not None and rank() == 0:
+        explain(evaluator)
     return {**results, "unreadable": lost} if lost else results
 
 

@@ -5,6 +5,7 @@ run.json        status, versions, timings, results; nothing about this machine b
 metrics.jsonl   one JSON object a line          train.log          what was said
 quarantine.jsonl  files that can't be used      captures/          batches whose loss was not finite
 checkpoints/    to go on with                   weights/           to hand over: the last and the best
+findings.json, examples/   what the last evaluation found, missed and falsely detected
 previews/       pictures                        report.html        all of it on one page
 """
 
@@ -44,6 +45,7 @@ _LEFT_BEHIND = (
     "train.log",
     "transfer.json",
     "lineage.json",
+    "findings.json",
     "quarantine.jsonl",
 )
 """What a run that never took a step may have written."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ssldet.data.files import unreadable
 from ssldet.data.workers import SteadyLoader
 from ssldet.engine.evaluate import at_rest, evaluate
+from ssldet.engine.explaining import explain
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.guard import Part
 from ssldet.engine.log import Display, Meter, summary
@@ -136,7 +138,10 @@ class Reporter:
             return True
         variance = BoxVariance()
         try:
-            results = evaluate(self._run, progress.model, val, self._device, lambda: bool(stop.raised), variance)
+            results = evaluate(
+                *(self._run, progress.model, val, self._device, lambda: bool(stop.raised), variance),
+                explain=partial(explain, val, self._folder) if progress.done else None,
+            )
         except Exception as error:  # a metric may fail in any way, and weights that are trained must not be lost to it
             if isinstance(error, DivergedError) and not progress.done:
                 raise

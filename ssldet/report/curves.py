@@ -48,6 +48,21 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
 }
 _FONTS = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+# Colours stand in the style of every part, which only such rules can replace.
+_DARK_COLOURS = (
+    ("#ffffff", "#131316"),
+    ("#3f3f46", "#c8c8d0"),
+    ("#71717a", "#8b8b96"),
+    ("#e4e4e7", "#2d2d33"),
+    ("#0072b2", "#4aa8e0"),
+    ("#4d4d4d", "#b0b0b8"),
+)
+_DARK_RULES = " ".join(
+    f'[style*="{name}: {light}"] {{ {name}: {dark} !important }}'
+    for light, dark in _DARK_COLOURS
+    for name in ("fill", "stroke")
+)
+_DARK = f"@media screen and (prefers-color-scheme: dark) {{ text {{ fill: #ededf0 }} {_DARK_RULES} }}"
 _PANELS = (
     ("Loss", "weighted sum"),
     ("Loss terms, last layer", "before weighting"),
@@ -57,15 +72,16 @@ _PANELS = (
 )
 
 
-def curves(series: Mapping[str, Points], title: str, ylabel: str) -> str:
+def curves(series: Mapping[str, Points], title: str, ylabel: str, xlabel: str = "step") -> str:
     """Draw one line per series.
 
     Args:
         series: Name -> points; a value that is not finite is left out and counted below the drawing.
         title: Shown above.
         ylabel: Shown beside the vertical axis.
+        xlabel: Shown below the horizontal axis.
     """
-    return seed_curves({name: [points] for name, points in series.items()}, title, ylabel)
+    return seed_curves({name: [points] for name, points in series.items()}, title, ylabel, xlabel)
 
 
 def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str, xlabel: str = "step") -> str:
@@ -208,7 +224,9 @@ def _text_of(figure: Any) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
-    return text[text.index("<svg") :].replace("'DejaVu Sans'", _FONTS)
+    text = text[text.index("<svg") :].replace("'DejaVu Sans'", _FONTS)
+    start = text.index(">") + 1
+    return f"{text[:start]}\n<style>{_DARK}</style>{text[start:]}"
 
 
 def _is_number(value: object) -> TypeGuard[Number]:

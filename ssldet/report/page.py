@@ -20,7 +20,8 @@ from PIL import Image
 from ssldet.regular import open_regular
 from ssldet.report.record import read_record
 from ssldet.report.sections import Picture, Section, Table
-from ssldet.report.story import key_figures, sections_of
+from ssldet.report.story import key_figures, sections_of, verdict_on
+from ssldet.report.verdict import Verdict
 from ssldet.report.wording import ABSENT, MISSING, number, printable, without_places
 
 __all__ = ["Picture", "Section", "Table", "write_page", "write_report"]
@@ -33,6 +34,8 @@ PICTURE_SIDE = 1400
 
 LARGEST_PICTURE = 64_000_000
 """Limit of pixels; larger picture files are not opened."""
+
+NO_VERDICT = Verdict()
 
 _STATES = {"finished": "good", "failed": "bad", "diverged": "bad", "stopped": "so"}
 
@@ -54,6 +57,7 @@ def write_report(folder: Path, *, citation: str = "") -> Path:
         sections_of(record, folder, citation),
         status=str(record.status.get("status", "unknown")),
         figures=key_figures(record),
+        verdict=verdict_on(record, folder),
     )
 
 
@@ -65,6 +69,7 @@ def write_page(
     status: str = "",
     figures: Sequence[tuple[str, str]] = (),
     lead: str = "",
+    verdict: Verdict = NO_VERDICT,
 ) -> Path:
     """Write a page; an existing page is replaced atomically.
 
@@ -75,6 +80,7 @@ def write_page(
         status: State of the run in one word, shown as a badge.
         figures: Name and value of the key figures at the top.
         lead: A sentence or two below the title.
+        verdict: How good it is, in words.
 
     Returns:
         The HTML file.
@@ -84,17 +90,21 @@ def write_page(
     for section in sections:
         shown = [_picture(picture) for picture in section.pictures[:remaining]]
         remaining -= len(shown)
-        bodies.append({"section": section, "pictures": shown, "left_out": len(section.pictures) - len(shown)})
+        left_out = len(section.pictures) - len(shown)
+        tiles = [(group, [_picture(picture) for picture in group.pictures]) for group in section.galleries]
+        bodies.append({"section": section, "pictures": shown, "left_out": left_out, "galleries": tiles})
     text = _template().render(
         title=title,
         lead=_paragraphs(lead),
         status=status,
         state=_STATES.get(status, "open"),
-        figures=figures,
+        figures=[*figures[:1], *verdict.comparisons, *figures[1:]],
+        verdict=verdict,
         bodies=bodies,
         paragraphs=_paragraphs,
         is_number=_is_number,
         drawing=_drawing,
+        percent=_percent,
     )
     _replace(path, text)
     return path
@@ -128,6 +138,11 @@ def _is_number(value: Any) -> bool:
 def _is_shown_number(value: Any) -> bool:
     """Tell whether text is what `ssldet.report.wording` makes of a number."""
     return isinstance(value, str) and (value in {MISSING, ABSENT} or value.replace(".", "", 1).isdecimal())
+
+
+def _percent(share: float) -> str:
+    """Return the length of a bar for a style sheet."""
+    return f"{100 * min(1.0, max(0.0, share)):.1f}"
 
 
 def _paragraphs(text: str) -> list[str]:

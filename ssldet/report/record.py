@@ -10,6 +10,7 @@ from typing import Any
 
 from ssldet.errors import reason_of
 from ssldet.regular import read_text
+from ssldet.report.examples import FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ class Record:
         metrics: Lines of `metrics.jsonl`.
         skipped: Lines of `quarantine.jsonl`.
         transfer: Contents of `transfer.json`: tensors transferred from an earlier run; empty where there were none.
+        findings: Contents of `findings.json`: what the last evaluation found and missed; empty where it said nothing.
+        examples: Folder of the pictures that the findings name.
         previews: Preview pictures, oldest first.
         damaged_lines: Number of lines of both files that can't be read, such as one cut off by a kill.
     """
@@ -35,6 +38,8 @@ class Record:
     metrics: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
     transfer: Mapping[str, Any]
+    findings: Mapping[str, Any]
+    examples: Path
     previews: list[Path]
     damaged_lines: int
 
@@ -51,14 +56,15 @@ class Record:
         return next((line for line in reversed(self.metrics) if line.get("kind") == kind), {})
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path, *, numbers: bool = True) -> Record:
     """Read a run folder; whatever is absent or damaged reads as empty.
 
     Args:
         folder: The run folder.
+        numbers: False leaves out the files of lines, which may be long.
     """
-    metrics, damaged_metrics = _lines(folder / "metrics.jsonl")
-    skipped, damaged_skipped = _lines(folder / "quarantine.jsonl")
+    metrics, damaged_metrics = _lines(folder / "metrics.jsonl") if numbers else ([], 0)
+    skipped, damaged_skipped = _lines(folder / "quarantine.jsonl") if numbers else ([], 0)
     previews = folder / "previews"
     return Record(
         name=folder.resolve().name,
@@ -67,6 +73,8 @@ def read_record(folder: Path) -> Record:
         metrics=metrics,
         skipped=skipped,
         transfer=_object(_text(folder / "transfer.json")) or {},
+        findings=_object(_text(folder / "findings.json")) or {},
+        examples=folder / FOLDER,
         previews=sorted(file for file in previews.glob("*.png") if file.is_file()),
         damaged_lines=damaged_metrics + damaged_skipped,
     )

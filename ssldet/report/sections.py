@@ -35,6 +35,40 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One row of a bar chart.
+
+    Attributes:
+        name: Shown before the bar.
+        share: Length of the bar, 0 to 1.
+        value: Shown behind the bar.
+        note: Shown below the name, smaller; may be empty.
+    """
+
+    name: str
+    share: float
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """Small square pictures side by side.
+
+    Attributes:
+        heading: Title, such as what the pictures have in common.
+        kind: `found`, `missed` or `false`, which decides the colour of the title; or empty.
+        pictures: The pictures in order.
+        empty: Said where there are no pictures.
+    """
+
+    heading: str
+    kind: str = ""
+    pictures: Sequence[Picture] = ()
+    empty: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """A heading and the content below it, in this order; everything but the heading may be empty.
 
@@ -42,6 +76,8 @@ class Section:
         heading: Title of the section.
         text: Paragraphs, separated by blank lines.
         code: Commands, a recipe or a citation, shown line by line.
+        bars: A bar chart.
+        galleries: Groups of small pictures.
         table: A table, or `None`.
         svg: Title -> drawing, as `report.curves` makes them.
         pictures: Images; wide ones fill the width of the page.
@@ -50,6 +86,8 @@ class Section:
     heading: str
     text: str = ""
     code: str = ""
+    bars: Sequence[Bar] = ()
+    galleries: Sequence[Gallery] = ()
     table: Table | None = None
     svg: Mapping[str, str] = field(default_factory=dict)
     pictures: Sequence[Picture] = ()

@@ -7,9 +7,12 @@ from typing import Any
 
 from ssldet.errors import ConfigError
 from ssldet.registry import find, names
+from ssldet.report.counterparts import counterparts
 from ssldet.report.curves import learning_curves
+from ssldet.report.quality import quality, shows_classes
 from ssldet.report.record import Record
 from ssldet.report.sections import Picture, Section, Table
+from ssldet.report.verdict import Verdict, verdict_of
 from ssldet.report.wording import ABSENT, MISSING, duration, in_points, measured, number
 from ssldet.task import Task, headline_of
 
@@ -42,8 +45,18 @@ def key_figures(record: Record) -> list[tuple[str, str]]:
     figures.append(("steps", number(record.status.get("steps", last.get("step")))))
     figures.append(("loss", number(last.get("loss"))))
     figures.append(("time", duration(record.status.get("seconds", last.get("seconds")))))
-    figures.append(("images a second", number(last.get("images_per_second"))))
     return [figure for figure in figures if figure[1] != MISSING or figure[0] == headline]
+
+
+def verdict_on(record: Record, folder: Path) -> Verdict:
+    """Judge a run by itself, by what needs no learning, and by runs beside it that began otherwise.
+
+    Args:
+        record: What the run wrote down.
+        folder: Where it lies.
+    """
+    headline = _headline(record)
+    return verdict_of(record, _results(record), headline, counterparts(folder, record, headline))
 
 
 def sections_of(record: Record, folder: Path, citation: str = "") -> list[Section]:
@@ -54,8 +67,10 @@ def sections_of(record: Record, folder: Path, citation: str = "") -> list[Sectio
         folder: Where it lies; named in the commands, relative to the working directory if it lies below.
         citation: Text to cite, such as a BibTeX entry.
     """
+    results = _results(record)
     told = [
         _outcome(record),
+        *quality(record, results),
         *_result_tables(record),
         _training(record),
         _previews(record),
@@ -71,7 +86,8 @@ def sections_of(record: Record, folder: Path, citation: str = "") -> list[Sectio
 
 def _says_something(section: Section) -> bool:
     has_rows = section.table is not None and bool(section.table.rows)
-    return bool(section.code or has_rows or section.svg or section.pictures) or section.heading in {"Outcome", "Data"}
+    shown = section.code or has_rows or section.svg or section.pictures or section.bars or section.galleries
+    return bool(shown) or section.heading in {"Outcome", "Data"}
 
 
 def _outcome(record: Record) -> Section | None:
@@ -100,6 +116,8 @@ def _result_tables(record: Record) -> Iterator[Section]:
         when += f"\n\n{POINTS}"
     rows = [(name, measured(name, value)) for name, value in plain.items()]
     yield Section(heading="Results", text=when.strip(), table=Table(columns=("metric", "value"), rows=rows))
+    if shows_classes(record, results):
+        results = {name: value for name, value in results.items() if name != "per_class"}
     yield from _groups("Results", results)
 
 
@@ -134,6 +152,7 @@ def _training(record: Record) -> Section:
     rows = [(name, first.get(name), last[name]) for name in shown]
     columns = ("", f"step {number(first.get('step'))}", f"step {number(last.get('step'))}")
     notes = [
+        ("Images a second", last.get("images_per_second")),
         ("Steps left out because their loss was not finite", record.status.get("skipped_steps")),
         ("Lines of the run's records left out because a kill tore them", record.damaged_lines),
     ]
