@@ -58,6 +58,16 @@ class Objective(nn.Module, ABC):
             total_steps: Length of the run.
         """
 
+    def set_average(self, average: "Objective") -> None:
+        """Take note of the averaged copy of this objective; once, before the first step, if the run averages.
+
+        The copy is what the run evaluates and hands over, and follows at every step (`optim.ema`). A task that learns
+        from it says so in `Needs.average`. It must not become a submodule, which would be saved and averaged again.
+
+        Args:
+            average: The copy, on the same device.
+        """
+
     def probe(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Measure, before any training, what a task looks like with this backbone and these images.
 
@@ -108,10 +118,15 @@ class Needs:
     Attributes:
         labels: Whether it reads boxes and classes; where it does not, the engine removes them before the task's views.
         masks: Whether each object must come with its mask.
+        unlabelled: Whether it learns from further images without labels too, `data.unlabelled`, which then come mixed
+            with the others; see `ssldet.data.mixing`.
+        average: Whether it learns from the averaged weights of its own run; see `Objective.set_average`.
     """
 
     labels: bool = True
     masks: bool = False
+    unlabelled: bool = False
+    average: bool = False
 
 
 def _same_task(task: Any, source: Source) -> Any:

@@ -230,6 +230,24 @@ class Predictions(OnDevice):
     proposals: "Predictions | None" = None
     image_states: Float[Tensor, "B D"] | None = None
 
+    def of_images(self, rows: Sequence[int]) -> "Predictions":
+        """Return the predictions for some images of the batch, without what masks are drawn from.
+
+        Args:
+            rows: Numbers of the images within the batch.
+        """
+        chosen = list(rows)
+        return replace(
+            self,
+            logits=self.logits[:, chosen],
+            boxes=self.boxes[:, chosen],
+            states=self.states[:, chosen],
+            encoded_images=None,
+            masks=None,
+            proposals=None if self.proposals is None else self.proposals.of_images(chosen),
+            image_states=None if self.image_states is None else self.image_states[chosen],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matches(OnDevice):

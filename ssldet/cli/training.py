@@ -56,6 +56,7 @@ def finetune(
     *,
     data: Data | None = None,
     val: Data | None = None,
+    unlabelled: Data | None = None,
     weights: Which = "last",
     recipe: str | None = None,
     out: Out = None,
@@ -73,6 +74,7 @@ def finetune(
     Args:
         data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT.
         val: The same, to evaluate on; default: nothing, or a share by --set data.held_out=0.1.
+        unlabelled: Images without labels, for recipes of self_training.
         recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run; by default one that suits this
             machine, the images and the labels, and that is said.
     """
@@ -80,6 +82,7 @@ def finetune(
 
     with progress_shown(not quiet):
         prints(verbs.finetune)(
-            start, data or (), val=val or (), weights=weights, recipe=recipe, out=out, steps=steps, epochs=epochs,
-            overrides=choices(set_, device=device, data__batch_size=batch_size), resume=resume, json_=json_,
+            start, data or (), val=val or (), unlabelled=unlabelled or (), weights=weights, recipe=recipe, out=out,
+            steps=steps, epochs=epochs, overrides=choices(set_, device=device, data__batch_size=batch_size),
+            resume=resume, json_=json_,
         )  # fmt: skip

@@ -120,11 +120,12 @@ def _fabric(run: Run) -> Devices:
     devices, machines = ranks.launched() or (run.devices or present, 1)
     if accelerator == "gpu" and devices > present:
         raise SetupError(f"devices: {devices} asked for, {present} present; use --set devices={present}")
-    shares = devices * machines * run.optim.accumulate
+    shares = devices * machines * run.optim.accumulate * run.data.indivisible
     if run.data.batch_size % shares:
+        groups = f" in groups of {run.data.indivisible}" if run.data.indivisible > 1 else ""
         raise ConfigError(
             f"data.batch_size: {run.data.batch_size} images can't be split equally among {devices * machines} devices "
-            f"and {run.optim.accumulate} parts; choose a multiple of {shares}"
+            f"and {run.optim.accumulate} parts{groups}; choose a multiple of {shares}"
         )
     if run.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

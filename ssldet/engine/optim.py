@@ -15,6 +15,8 @@ from ssldet.engine.run import OptimConfig
 from ssldet.errors import ConfigError
 from ssldet.task import Objective
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
     """Return an optimiser of all trainable parameters, with the backbone in a group of its own.
@@ -119,11 +121,21 @@ def clip(parameters: Iterable[nn.Parameter], norm: Float[Tensor, ""], limit: flo
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
-def average_of(objective: Objective, decay: float) -> AveragedModel:
+def average_of(objective: Objective, decay: float, ramp: float = 0.0) -> AveragedModel:
     """Return a copy whose weights follow the objective's as an exponential moving average.
 
     Args:
         objective: Already on its device.
         decay: Weight of the old average at every step.
+        ramp: Slowness with which the decay rises to this, see `OptimConfig.ema_ramp`.
     """
-    return AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]  # torch says no types
+    if not ramp:
+        return AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]  # torch says no types
+
+    @torch.no_grad()
+    def move(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
+        # The count is saved with the average, so that a resumed run goes on with the decay that is due.
+        now = min(decay, (1 + int(count)) / (ramp + int(count)))
+        torch._foreach_lerp_(averages, values, 1 - now)
+
+    return AveragedModel(objective, multi_avg_fn=move)

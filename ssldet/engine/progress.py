@@ -44,7 +44,9 @@ class Progress:
         self.objective = objective
         self.optimizer = build_optimizer(objective, config)
         self.learning = learning(self.optimizer)
-        self.average = average_of(objective, config.ema) if config.ema else None
+        self.average = average_of(objective, config.ema, config.ema_ramp) if config.ema else None
+        if self.average is not None:
+            objective.set_average(cast(Objective, self.average.module))
         self.step, self.total_steps = 0, total_steps
         self.skipped = self.in_a_row = 0
         self.enough = ""

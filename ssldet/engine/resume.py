@@ -25,8 +25,11 @@ MAY_CHANGE = (
 )
 """Fields that change how a run goes and not what it computes; the budget also moves the schedule, as it must.
 
-`data.train` may name another place as well, if the images there are the same.
+`data.train` and `data.unlabelled` may name another place as well, if the images there are the same.
 """
+
+PLACES = ("data.train", "data.unlabelled")
+"""Fields that say where the training images lie."""
 
 PARTS = ("objective", "optimizer", "average", "counters", "run", "data")
 """What a checkpoint holds beside its step."""
@@ -51,7 +54,7 @@ def fault_of(state: Mapping[str, Any], recorded: Run | None, run_id: str = "") -
             before = from_document(Run, state["run"])
         except ConfigError:
             return ""  # it is of another version, which the caller says
-        other = [path for path, *_ in diff(before, recorded) if not path.startswith((*MAY_CHANGE, "data.train"))]
+        other = [path for path, *_ in diff(before, recorded) if path not in PLACES and not path.startswith(MAY_CHANGE)]
         if other:
             return f"it is of another run, with another {', '.join(other)}"
     return ""
@@ -76,7 +79,7 @@ def require_same_run(state: Mapping[str, Any], run: Run, source: Source) -> None
         raise CheckpointError(f"the checkpoint's configuration is of another version of ssldet: {error}") from error
     data, refused = state["data"], []
     for path, old, new in diff(before, run):
-        moved = path == "data.train" and data["fingerprint"] == source.fingerprint
+        moved = path in PLACES and data["fingerprint"] == source.fingerprint
         if moved or path.startswith(MAY_CHANGE):
             log.warning("%s: %s instead of %s from here on", path, new, old)
         else:
@@ -88,6 +91,6 @@ def require_same_run(state: Mapping[str, Any], run: Run, source: Source) -> None
         if data["images"] == len(source):
             count = f"{len(source)} images as before, but others or in another order"
         raise DataError(
-            f"{', '.join(run.data.train)}: the data set has changed since the checkpoint ({count}); put it back as it "
-            "was, or start another run"
+            f"{', '.join(run.data.train + run.data.unlabelled)}: the data set has changed since the checkpoint "
+            f"({count}); put it back as it was, or start another run"
         )

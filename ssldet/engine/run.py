@@ -26,9 +26,12 @@ class DataConfig:
         held_out: Share of the training images, 200 at most, that is not trained on, and evaluated on unless `val` names
             others; see `ssldet.data.holding_out`. None leaves it to the verb: `pretrain` holds out one image in twenty
             where `val` is empty, all others hold out none.
+        unlabelled: Specifications of further images whose labels are never read, for tasks that learn from both kinds.
+        unlabelled_ratio: Unlabelled images of a batch for each labelled one.
         fraction: Share of the training images that is used; with one seed, a smaller share is a subset of a larger one.
         fraction_seed: Seed of the choice of these images.
-        batch_size: Images of one optimiser step, over all ranks and accumulated parts together.
+        batch_size: Images of one optimiser step, over all ranks and accumulated parts together, unlabelled ones
+            included.
         workers: Loader processes per rank; the result does not depend on it.
         max_bad_fraction: Largest share of unusable files that a run skips; above it the run stops.
         min_side: Shortest usable image side in pixels; shorter images count as bad.
@@ -38,6 +41,8 @@ class DataConfig:
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
     held_out: Annotated[float, Within(0, 0.5)] | None = None
+    unlabelled: tuple[str, ...] = ()
+    unlabelled_ratio: Annotated[int, Within(1, 1024)] = 1
     fraction: Annotated[float, Within(1e-6, 1)] = 1.0
     fraction_seed: Annotated[int, Within(0, 2**63 - 1)] = 0
     batch_size: Annotated[int, Within(1, 65_536)] = 32
@@ -45,6 +50,11 @@ class DataConfig:
     max_bad_fraction: Annotated[float, Within(0, 1)] = 0.001
     min_side: Annotated[int, Within(1)] = ImageRules.min_side
     max_pixels: Annotated[int, Within(1)] = ImageRules.max_pixels
+
+    @property
+    def indivisible(self) -> int:
+        """Images that a batch can't be split between: a labelled one and the unlabelled ones that come with it."""
+        return 1 + self.unlabelled_ratio if self.unlabelled else 1
 
     @property
     def rules(self) -> ImageRules:
@@ -76,6 +86,8 @@ class OptimConfig:
         clip: Largest norm of the whole gradient; zero switches clipping off.
         accumulate: Parts in which the batch of one step is computed, to save memory.
         ema: Decay of the averaged weights that are evaluated and handed over; zero switches averaging off.
+        ema_ramp: Slowness with which the decay rises to `ema`: after t steps it is (1 + t) / (`ema_ramp` + t) at most,
+            so that the average follows closely at first; zero takes `ema` from the start.
         fused: Whether AdamW and SGD update all tensors in one pass: on GPUs (`auto`) or on CPUs too (`on`), where the
             last digits then differ. LARS has no such form.
     """
@@ -93,6 +105,7 @@ class OptimConfig:
     clip: Annotated[float, Within(0)] = 0.1
     accumulate: Annotated[int, Within(1, 65_536)] = 1
     ema: Annotated[float, Within(0, 0.999999)] = 0.0
+    ema_ramp: Annotated[float, Within(0, 1e6)] = 0.0
     fused: Literal["auto", "on"] = "auto"
 
     def problems(self) -> list[str]:
@@ -194,6 +207,13 @@ class Run:
                 f"optim.accumulate: a batch of {self.data.batch_size} can't be split into {self.optim.accumulate} "
                 "equal parts; choose a divisor"
             )
+        elif self.data.batch_size % (self.optim.accumulate * self.data.indivisible):
+            wrong.append(
+                f"data.batch_size: {self.data.batch_size} images in {self.optim.accumulate} parts hold no whole groups "
+                f"of 1 labelled and {self.data.unlabelled_ratio} unlabelled; choose a multiple of "
+                f"{self.optim.accumulate * self.data.indivisible}"
+            )
+        wrong += self._unmet_needs()
         if self.budget.patience is not None:
             needed = {
                 "data.val names no images to measure on": self.data.measured_on,
@@ -201,4 +221,17 @@ class Run:
                 "checkpoint.best_of is none": self.checkpoint.best_of,
             }
             wrong += [f"budget.patience: {reason}; set it too" for reason, given in needed.items() if not given]
+        return wrong
+
+    def _unmet_needs(self) -> list[str]:
+        """Return what the task needs of the rest of the run and does not get, and what it gets in vain."""
+        needs, name = self.task.needs, type(self.task).__name__
+        wrong = []
+        if self.data.unlabelled and not needs.unlabelled:
+            wrong.append(
+                f"data.unlabelled: {name} does not learn from unlabelled images beside its own; leave them out, or "
+                "choose a recipe of self_training"
+            )
+        if needs.average and not self.optim.ema:
+            wrong.append(f"optim.ema: {name} learns from averaged weights, and 0 averages none; set it, to .99 or more")
         return wrong

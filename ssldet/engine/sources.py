@@ -1,10 +1,12 @@
 """Run -> images: those that it trains on and those that it is measured on, opened, and their batches."""
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 
 from ssldet.data.holding_out import hold_out
 from ssldet.data.loader import evaluation_batches, training_batches
+from ssldet.data.mixing import MixedSource
 from ssldet.data.sources import Unlabelled, open_source, take_fraction
 from ssldet.data.workers import SteadyLoader
 from ssldet.engine.run import Run
@@ -12,13 +14,16 @@ from ssldet.ranks import rank, world
 from ssldet.source import Source
 from ssldet.task import Task
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """The images of a run, opened.
 
     Attributes:
-        train: What it trains on: the chosen fraction of `data.train` without what is held out, as its task wants it.
+        train: What it trains on: the chosen fraction of `data.train` without what is held out, as its task wants it,
+            mixed with `data.unlabelled` where the run names any.
         val: What it is measured on: `data.val` or what is held out, as its task wants it; `None` where nothing is.
     """
 
@@ -37,6 +42,10 @@ def open_sources(run: Run) -> Sources:
     whole, held = hold_out(opened(data.train), data.held_out or 0.0)
     part = whole if data.fraction == 1 else take_fraction(whole, data.fraction, data.fraction_seed)
     train = prepared(task, part)
+    if data.unlabelled:
+        further = opened(data.unlabelled, masks=False)
+        log.info("%d images with labels, %d without", len(train), len(further))
+        train = MixedSource(train, further, data.unlabelled_ratio)
     val = opened(data.val, classes=train.classes) if data.val else held
     return Sources(train=train, val=None if val is None else prepared(task, val, training=False))
 

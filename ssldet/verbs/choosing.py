@@ -127,7 +127,7 @@ def placed(run: Run, *, weights: bool = True) -> Run:
         weights: Whether those of the backbone are looked at too; a run that goes on can't change them.
     """
     changes: dict[str, object] = {
-        f"data.{name}": tuple(map(absolute_spec, getattr(run.data, name))) for name in ("train", "val")
+        f"data.{name}": tuple(map(absolute_spec, getattr(run.data, name))) for name in ("train", "val", "unlabelled")
     }
     backbone = backbone_of(run.detector)
     if weights and backbone is not None and backbone.weights and Path(backbone.weights).expanduser().exists():

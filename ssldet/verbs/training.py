@@ -165,6 +165,7 @@ def finetune(
     data: Specs = (),
     *,
     val: Specs = (),
+    unlabelled: Specs = (),
     weights: Which = "last",
     recipe: str | Path | Run | None = None,
     out: str | Path | None = None,
@@ -181,6 +182,7 @@ def finetune(
         data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`.
         val: The same, to evaluate on. Without it nothing is measured: labels are few and learned from, unless
             `data.held_out` says what share is kept aside.
+        unlabelled: Images without labels, or whose labels are then not read, for tasks that learn from both kinds.
         weights: Which weights of a run folder it starts from: `last` or `best`.
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`; `None` chooses one and says why.
         out: Run folder to create; `None` takes the next free one in `runs/`.
@@ -195,12 +197,18 @@ def finetune(
         CheckpointError: The start can't be read, or hands over something else than announced.
     """
     changes = changes_of(data, val, steps, epochs, overrides)
+    if unlabelled := texts(unlabelled):
+        changes = {"data.unlabelled": unlabelled} | changes
     if resume is not None:
         return _go_on(resume, changes)
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT")
     opened = None if start in (None, "scratch") else open_model(str(start), weights)
     choice = choose_for_finetuning(recipe, data, opened)
     run = placed(override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes))
+    _require(
+        bool(run.data.unlabelled) or not run.task.needs.unlabelled,
+        "no unlabelled images given, which the recipe's task learns from too; add --unlabelled IMAGES",
+    )
     choice.announce(run)
     if not run.data.measured_on:
         log.info(UNMEASURED)

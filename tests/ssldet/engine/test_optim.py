@@ -152,3 +152,23 @@ def test_the_average_follows(fakes: ModuleType) -> None:
             bias.fill_(value)
         average.update_parameters(objective)
         assert torch.equal(average.module.state_dict()[name], torch.full((4,), expected))
+
+
+def test_a_ramped_average_follows_closely_at_first_and_goes_on_where_it_was(fakes: ModuleType) -> None:
+    objective = fakes.FakeTask().objective(fakes.FakeDetector(2, 3))
+    average = average_of(objective, 0.75, ramp=3.0)
+    bias = objective.detector.box_head.bias
+    followed, expected = [], [8.0]
+    for step, value in enumerate((8.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)):
+        if step == 3:
+            resumed = average_of(objective, 0.75, ramp=3.0)
+            resumed.load_state_dict(average.state_dict())
+            average = resumed
+        with torch.no_grad():
+            bias.fill_(value)
+        average.update_parameters(objective)
+        followed.append(average.module.detector.box_head.bias[0].item())
+    # The first update copies; then (1 + t) / (3 + t) of the old average is kept, until that exceeds the decay.
+    for step in range(1, 7):
+        expected.append(expected[-1] * min(0.75, (1 + step) / (3 + step)))
+    assert followed == pytest.approx(expected)

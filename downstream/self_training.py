@@ -1,0 +1,245 @@
+"""few labelled images, many unlabelled -> "what is where?": a detector learns from labels and from its own average.
+
+The averaged weights of the run, the teacher, look at an unlabelled image; what they are sure of becomes its labels. The
+network itself, the student, must find the same in a strongly changed view of that image, while it learns from the
+labelled images of the batch as in plain detection. The scheme is that of Unbiased Teacher (Liu et al. 2021) and Soft
+Teacher (Xu et al. 2021), which Omni-DETR (Wang et al. 2022) and Semi-DETR (Zhang et al. 2023) brought to detection
+transformers. What is measured, handed over and exported is the teacher: the averaged weights. Known differences:
+
+    topic               published                                   here
+    teacher             average of the student, .9996 or .999       the same (`optim.ema`), with a rising decay
+    burn-in             labels alone, then the teacher is a copy    labels alone for a share of the steps (`burn_in`);
+                        of the student (Unbiased Teacher)           the average has followed since the first step
+    thresholds          one, .7 (Unbiased), .9 (Soft Teacher);      one per class: `threshold`, lowered for classes of
+                        Semi-DETR mines more by matching costs      which the teacher is less sure; rule as in FreeMatch
+                                                                    (Wang et al. 2023), its global threshold fixed
+    matching            Semi-DETR: one-to-many at first             one-to-one, as everywhere in this project
+    box loss            none on pseudo boxes (Unbiased), or where   on all pseudo boxes
+                        jittered boxes agree (Soft Teacher)
+    classification      weighted by the teacher's background        a pseudo box counts like a label
+                        score (Soft Teacher)
+    weak and strong     two sizes and crops, boxes mapped (Soft     one geometry for both views, strong changes of
+                        Teacher)                                    pixels only: boxes carry over exactly
+    strong on labels    always                                      with probability `strong_labelled`
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from downstream.detection import Detection, SetPrediction
+from downstream.pseudo_labels import PseudoLabels, no_targets
+from ssldet.data.mixing import Origin
+from ssldet.data.photometric import Jitter
+from ssldet.data.strong import Erasing, StrongView
+from ssldet.detectors.base import Detector
+from ssldet.recipe import Within
+from ssldet.task import Needs, Objective, Views
+from ssldet.types import Batch, Gather, Losses, Predictions, Problem, Sample, Targets
+
+FEW_CLASSES = 20
+"""Classes up to which the threshold of each is in the log; of more, only the lowest and the highest are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTraining(Detection):
+    """Find all objects of the labelled classes, learning from unlabelled images too. All fields of `Detection` exist.
+
+    Attributes:
+        threshold: Score from which an answer of the teacher is a pseudo label, for the class of which it is surest.
+        adaptive: How far the thresholds of other classes follow the teacher's mean confidence in them: 0 leaves all of
+            them at `threshold`, 1 scales them by that confidence, relative to the class of which it is surest.
+        least_threshold: Score below which nothing is a pseudo label or counts in a mean confidence.
+        confidence_momentum: Share of a mean confidence that each step keeps.
+        pseudo_weight: Weight of the losses on unlabelled images, where those on labelled ones weigh 1.
+        burn_in: Share of the steps, at the beginning, that learns from labels alone.
+        jitter: Photometric changes of the strong view.
+        erasing: Rectangles that are painted over in the strong view.
+        strong_labelled: Probability that a labelled image is changed as strongly.
+    """
+
+    cite: ClassVar[str] = "liu2021unbiased"
+    needs: ClassVar[Needs] = Needs(unlabelled=True, average=True)
+
+    threshold: Annotated[float, Within(0, 1)] = 0.7
+    adaptive: Annotated[float, Within(0, 1)] = 1.0
+    least_threshold: Annotated[float, Within(0, 1)] = 0.3
+    confidence_momentum: Annotated[float, Within(0, 1)] = 0.99
+    pseudo_weight: Annotated[float, Within(0)] = 2.0
+    burn_in: Annotated[float, Within(0, 1)] = 0.2
+    jitter: Jitter = field(default_factory=Jitter)
+    erasing: Erasing = field(default_factory=Erasing)
+    strong_labelled: Annotated[float, Within(0, 1)] = 0.5
+
+    def views(self, *, training: bool = True) -> Views:
+        """Return the two views of the teacher and the student or, outside training, those of plain detection."""
+        plain = super().views(training=training)
+        if not training:
+            return plain
+        strong = StrongView(jitter=self.jitter, erasing=self.erasing)
+        return TwoStrengths(weak=plain, strong=strong, strong_labelled=self.strong_labelled)
+
+    def objective(self, detector: Detector) -> "SelfTeaching":
+        """Return the module that learns from labels and from what its own average finds."""
+        return SelfTeaching(self, detector)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong between fields."""
+        wrong = super().problems()
+        if self.least_threshold > self.threshold:
+            wrong.append(f"least_threshold: {self.least_threshold:g} is above threshold {self.threshold:g}; lower it")
+        return wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson(Problem):
+    """What the student sees of an image that the teacher sees weakly changed.
+
+    Attributes:
+        student: The student's view, of the same size and with the same targets.
+        labelled: Whether the targets are what the image shows.
+    """
+
+    student: Annotated[Sample | Batch, Gather.SAMPLE]
+    labelled: Annotated[bool | list[bool], Gather.LIST]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoStrengths:
+    """Sample -> the teacher's view, with a `Lesson` for the student.
+
+    Attributes:
+        weak: Makes the teacher's view.
+        strong: Changes it into the student's.
+        strong_labelled: Probability that this is done to a labelled image.
+    """
+
+    weak: Views
+    strong: Views
+    strong_labelled: float
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Draw the changes and apply them."""
+        labelled = not isinstance(sample.problem, Origin) or bool(sample.problem.labelled)
+        seen = self.weak(replace(sample, problem=None), generator)
+        plain = labelled and float(torch.rand((), generator=generator)) >= self.strong_labelled
+        student = seen if plain else self.strong(seen, generator)
+        return replace(seen, problem=Lesson(student=student, labelled=labelled))
+
+
+class SelfTeaching(SetPrediction):
+    """Learns from the labelled images of a batch, and on the others from what the averaged weights find there.
+
+    Attributes:
+        detector: The detector that is trained: the student.
+        pseudo_labels: Answers of the teacher -> what counts as a label.
+    """
+
+    def __init__(self, task: SelfTraining, detector: Detector) -> None:
+        """Build what plain detection has, and the memory of how sure the teacher is.
+
+        Args:
+            task: The task's choices.
+            detector: The detector that is trained.
+        """
+        super().__init__(task, detector)
+        self.task = task
+        self.pseudo_labels = PseudoLabels(
+            detector.num_classes,
+            threshold=task.threshold,
+            adaptive=task.adaptive,
+            least=task.least_threshold,
+            momentum=task.confidence_momentum,
+        )
+        # In a tuple: as a submodule the average would be saved a second time, and averaged again.
+        self._average: tuple[Objective, ...] = ()
+        self._burning_in = False
+
+    def set_average(self, average: Objective) -> None:
+        """Take the averaged weights as the teacher."""
+        self._average = (average,)
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Find out whether this step still learns from labels alone."""
+        self._burning_in = step < self.task.burn_in * total_steps
+
+    def forward(self, batch: Batch) -> Losses:
+        """Compare the student's answers with the labels and, after the burn-in, with the teacher's answers."""
+        student, known = _lesson(batch)
+        labelled = [row for row, is_known in enumerate(known) if is_known]
+        others = [] if self._burning_in else [row for row, is_known in enumerate(known) if not is_known]
+        pseudo, metrics = self._teach(batch, others)
+        rows = labelled + others or [0]
+        predictions = self._detect(self.detector, student.images[rows], student.padding[rows])
+        taught = self._compare(predictions, range(len(labelled)), [student.targets[row] for row in labelled])
+        learned = self._compare(predictions, range(len(labelled), len(labelled + others)), pseudo)
+        weight = 0.0 if self._burning_in else self.task.pseudo_weight
+        return Losses(
+            terms=taught.terms | {f"pseudo_{name}": term for name, term in learned.terms.items()},
+            weights=taught.weights | {f"pseudo_{name}": weight * own for name, own in learned.weights.items()},
+            metrics=taught.metrics | metrics,
+        )
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch, rows: list[int]) -> tuple[list[Targets], dict[str, Tensor]]:
+        """Return the pseudo labels of some images, and measures of them; every rank must call this.
+
+        Args:
+            batch: With the teacher's views.
+            rows: Numbers of the unlabelled images within the batch.
+        """
+        found = self._ask_teacher(batch.images[rows], batch.padding[rows]) if rows else None
+        if self.training and not self._burning_in:
+            self.pseudo_labels.follow(found)
+        targets, scores = ([], batch.images.new_zeros(0).float()) if found is None else self.pseudo_labels(found)
+        limits = self.pseudo_labels.thresholds()
+        measures = {
+            "pseudo_boxes": limits.new_tensor(len(scores) / max(1, len(rows))),
+            "pseudo_score": scores.sum() / max(1, len(scores)),
+        }
+        if len(limits) > FEW_CLASSES:
+            return targets, measures | {"threshold_lowest": limits.min(), "threshold_highest": limits.max()}
+        return targets, measures | {f"threshold_{label}": limit for label, limit in enumerate(limits.unbind())}
+
+    def _ask_teacher(self, images: UInt8[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> Predictions:
+        """Detect with the averaged weights, or the student's own where the run averages none, without dropout."""
+        teacher = self._average[0].detector if self._average else self.detector
+        training = teacher.training
+        teacher.eval()
+        try:
+            return self._detect(teacher, images, padding)
+        finally:
+            teacher.train(training)
+
+    def _detect(
+        self, detector: Detector, images: UInt8[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]
+    ) -> Predictions:
+        predictions: Predictions = detector(detector.normalise(images, padding), padding)
+        return predictions
+
+    def _compare(self, predictions: Predictions, rows: Sequence[int], targets: list[Targets]) -> Losses:
+        """Compare some images with their targets; without images all terms are zero, under the same names.
+
+        The criterion is asked in any case, because the ranks count their targets together.
+        """
+        if rows:
+            return self.criterion(predictions.of_images(rows), targets)
+        losses = self.criterion(predictions.of_images([0]), [no_targets(predictions.boxes.device)])
+        return Losses(
+            terms={name: 0 * term for name, term in losses.terms.items()},
+            weights=losses.weights,
+            metrics={name: 0 * value for name, value in losses.metrics.items()},
+        )
+
+
+def _lesson(batch: Batch) -> tuple[Batch, list[bool]]:
+    """Return the student's views, and which images are labelled."""
+    lesson = batch.problem
+    assert isinstance(lesson, Lesson)
+    assert isinstance(lesson.student, Batch)
+    assert isinstance(lesson.labelled, list)
+    return lesson.student, lesson.labelled
