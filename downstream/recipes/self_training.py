@@ -25,6 +25,7 @@ from dataclasses import fields, replace
 from downstream.detection import Detection
 from downstream.recipes import deformable_detection, detection
 from downstream.self_training import SelfTraining
+from ssldet.data.photometric import Jitter
 from ssldet.engine.run import Budget, Run
 
 
@@ -54,7 +55,7 @@ def deformable_tiny() -> Run:
     return _tiny(deformable_detection.tiny())
 
 
-def _self_training(run: Run, **choices: float) -> Run:
+def _self_training(run: Run, **choices: object) -> Run:
     """Return a run of plain detection as one of self-training, with as many unlabelled images beside the labelled."""
     assert isinstance(run.task, Detection)
     shared = {field.name: getattr(run.task, field.name) for field in fields(Detection)}
@@ -76,7 +77,8 @@ def _at_full_scale(run: Run) -> Run:
 
 
 def _tiny(run: Run) -> Run:
-    run = _self_training(run, burn_in=0.3)
+    # Generated classes may differ by hue, which a strong view must not take away.
+    run = _self_training(run, burn_in=0.3, jitter=Jitter(hue=0.0, grey=0.0, blur_high=1.0))
     return replace(
         run,
         data=replace(run.data, batch_size=32),

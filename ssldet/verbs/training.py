@@ -268,6 +268,14 @@ def _labelled(run: Run, start: str | Path | None) -> Sources:
     if sources.val is not None:
         _require_same_classes(run, sources.train, sources.val)
         _warn_of_leaks(start, sources.val)
+        if seen := seen_before(run.data.unlabelled, sources.val):
+            log.warning(
+                "%d of %d images of data.val are among the unlabelled ones, %s for one; the score may flatter, though "
+                "no label of theirs is read. Leave them out, or say so beside the number",
+                len(seen),
+                len(sources.val),
+                seen[0],
+            )
     return sources
 
 
