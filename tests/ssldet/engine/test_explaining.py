@@ -9,7 +9,7 @@ from ssldet.engine.explaining import explain
 from ssldet.engine.folder import RunFolder
 from ssldet.findings import Example, Findings
 from ssldet.source import Source
-from ssldet.types import Sample
+from ssldet.types import Sample, Targets
 
 
 class _Source(Source):
@@ -23,8 +23,9 @@ class _Source(Source):
         return 2
 
     def __getitem__(self, index: int) -> Sample:
+        nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
         image = torch.zeros((3, 30, 40), dtype=torch.uint8)
-        return Sample(image=image, key=self.keys[index], original_size=(30, 40))
+        return Sample(image=image, targets=nothing, key=self.keys[index], original_size=(30, 40))
 
 
 class _Evaluator:
