@@ -22,6 +22,7 @@ from pretext.nearest_neighbours import Category, NearestNeighbours
 from ssldet.chance import lent
 from ssldet.data.geometry import resize
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
+from ssldet.nn.backbones import Backbone
 from ssldet.recipe import Within
 from ssldet.source import Source
 from ssldet.task import Evaluator, Objective, PretextTask, Stage, Views
@@ -51,11 +52,39 @@ def crops_of(batch: Batch) -> tuple[UInt8[Tensor, "B _ 3 _ _"], ...]:
     return batch.problem.pixels
 
 
-def _with_fixed_norms(detector: DetectorConfig) -> DetectorConfig:
+def with_fixed_norms(detector: DetectorConfig) -> DetectorConfig:
     """Freeze the backbone's norms: detectors train on too few images at a time for batch statistics of their own."""
     backbone = backbone_of(detector)
     assert backbone is not None, "a task that trains a backbone was checked against its detector"
     return replace(detector, backbone=replace(backbone, frozen_norm=True))  # type: ignore[call-arg]
+
+
+def problems_with_learning(task: object, detector: DetectorConfig) -> list[str]:
+    """Return what keeps a detector's backbone, or a part of it, from learning.
+
+    Args:
+        task: The task that trains it.
+        detector: Any detector's configuration.
+    """
+    backbone = backbone_of(detector)
+    if backbone is None:
+        return [f"trains a backbone, and {type(detector).__name__} has none; use a detector with one: 'detr'"]
+    wrong = []
+    if backbone.frozen_norm:
+        wrong.append("norms must learn while the backbone does; set detector.backbone.frozen_norm=false")
+    if backbone.frozen_stages:
+        wrong.append(
+            f"all of the backbone must learn, not only what comes after stage {backbone.frozen_stages}; set "
+            "detector.backbone.frozen_stages=0"
+        )
+    return [f"{type(task).__name__}: {line}" for line in wrong]
+
+
+def backbone_in(detector: Detector) -> Backbone:
+    """Return the backbone that a detector is built on; tasks that need one are checked against their detector."""
+    backbone = detector.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)
+    return backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +118,7 @@ class CropTask(PretextTask):
 class BackboneTask(CropTask):
     """A task that trains the backbone alone, by comparing crops of whole images."""
 
-    stage: ClassVar[Stage] = Stage(hands_over=_with_fixed_norms)
+    stage: ClassVar[Stage] = Stage(hands_over=with_fixed_norms)
 
     def rests(self, section: str) -> bool:
         """Return whether a section is anything but the backbone."""
@@ -101,18 +130,7 @@ class BackboneTask(CropTask):
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Return what keeps the backbone, or a part of it, from learning."""
-        backbone = backbone_of(detector)
-        if backbone is None:
-            return [f"trains a backbone, and {type(detector).__name__} has none; use a detector with one: 'detr'"]
-        wrong = []
-        if backbone.frozen_norm:
-            wrong.append("norms must learn while the backbone does; set detector.backbone.frozen_norm=false")
-        if backbone.frozen_stages:
-            wrong.append(
-                f"all of the backbone must learn, not only what comes after stage {backbone.frozen_stages}; set "
-                "detector.backbone.frozen_stages=0"
-            )
-        return [f"{type(self).__name__}: {line}" for line in wrong]
+        return problems_with_learning(self, detector)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,10 @@ and transforms are lightly's. Known differences between the paper and this file:
     queue               65,536 keys of all devices         the same
     precision           32 bits                            backbone as the run says, heads and loss in 32 bits
 
-Why keys are shuffled: batch norm makes an output depend on the other images of its batch. If query and key were
-normalised in the same batch, the network could match them by the batch's statistics instead of the image's content.
+Why keys are shuffled: see `pretext/keys.py`.
 """
 
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, cast
 
@@ -24,15 +23,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
-from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad, update_momentum
 from lightly.transforms.moco_transform import MoCoV2Transform
 from torch import Tensor
 
-from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, crops_of, saved
-from ssldet import ranks
+from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, backbone_in, crops_of, saved
+from pretext.keys import encode_apart
 from ssldet.collapse import spread
 from ssldet.detectors.base import Detector
-from ssldet.nn.backbones import Backbone
+from ssldet.nn.momentum import follow, follower
 from ssldet.recipe import Within
 from ssldet.types import Batch, Losses
 
@@ -105,22 +103,14 @@ class MomentumContrast(BackboneObjective):
         super().__init__(detector)
         self.task = task
         self.head = MoCoProjectionHead(detector.feature_channels, task.hidden_width, task.width)
-        self.key_backbone, self.key_head = deepcopy(self._backbone), deepcopy(self.head)
-        deactivate_requires_grad(self.key_backbone)
-        deactivate_requires_grad(self.key_head)
+        self.key_backbone, self.key_head = follower(backbone_in(detector)), follower(self.head)
         self.loss = NTXentLoss(task.temperature, (task.queue_length, task.width), gather_distributed=True)
         saved(self.loss.memory_bank)
 
-    @property
-    def _backbone(self) -> Backbone:
-        backbone = self.detector.backbone
-        assert isinstance(backbone, Backbone)
-        return backbone
-
     def begin(self, step: int, total_steps: int) -> None:
         """Move the key encoder towards the trained network."""
-        update_momentum(self._backbone, self.key_backbone, self.task.momentum)
-        update_momentum(self.head, self.key_head, self.task.momentum)
+        follow(self.key_backbone, backbone_in(self.detector), self.task.momentum)
+        follow(self.key_head, self.head, self.task.momentum)
 
     def forward(self, batch: Batch) -> Losses:
         """Compare the query of one crop with the key of the other, in the order of the paper's algorithm 1."""
@@ -142,15 +132,13 @@ class MomentumContrast(BackboneObjective):
             },
         )
 
-    @torch.no_grad()
     def _keys(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Project by the key encoder, in random groups: no key is normalised in the same batch as its query."""
-        several = ranks.world() > 1
-        shuffled, order = batch_shuffle(pixels, distributed=several)
-        # A batch norm needs at least two images.
-        groups = min(max(1, self.task.key_groups // ranks.world()), max(1, len(pixels) // 2))
-        parts = [self.key_backbone(self.detector.normalise(part)) for part in shuffled.tensor_split(groups)]
+        return encode_apart(pixels, self.task.key_groups, self._encode)
+
+    def _encode(self, groups: Sequence[Tensor]) -> Float[Tensor, "B D"]:
+        parts = [self.key_backbone(self.detector.normalise(part)) for part in groups]
         features = torch.cat([part.mean(dim=(2, 3)).float() for part in parts])
-        with torch.autocast(pixels.device.type, enabled=False):
-            keys: Tensor = batch_unshuffle(self.key_head(features), order, distributed=several)
+        with torch.autocast(features.device.type, enabled=False):
+            keys: Tensor = self.key_head(features)
         return keys

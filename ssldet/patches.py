@@ -57,6 +57,19 @@ def squeeze(patch: UInt8[Tensor, "3 _ _"], size: int) -> UInt8[Tensor, "3 h w"]:
     return F.interpolate(patch[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
+def in_one_row(
+    patches: UInt8[Tensor, "B P 3 h w"], jitter: Float[Tensor, "B P J"] | None
+) -> UInt8[Tensor, "N 3 h w"] | Float[Tensor, "N 3 h w"]:
+    """Return the patches of all images, one after the other and changed as drawn; floating in 0..1 if they are changed.
+
+    Args:
+        patches: Pixels.
+        jitter: Drawn photometric changes; `None` for the patches as they are.
+    """
+    pixels = patches.flatten(0, 1)
+    return pixels if jitter is None else apply_jitter(pixels.float() / 255, jitter.flatten(0, 1))
+
+
 class PatchObjective(Objective):
     """Asks a detector to find patches in images.
 
@@ -80,10 +93,7 @@ class PatchObjective(Objective):
             patches: Pixels.
             jitter: Drawn photometric changes; `None` for the patches as they are.
         """
-        pixels = patches.flatten(0, 1)
-        if jitter is not None:
-            pixels = apply_jitter(pixels.float() / 255, jitter.flatten(0, 1))
-        cells = self.detector.features(self.detector.normalise(pixels))
+        cells = self.detector.features(self.detector.normalise(in_one_row(patches, jitter)))
         return cells.mean(dim=(2, 3)).view(*patches.shape[:2], -1)
 
     def ask(self, batch: Batch, features: Float[Tensor, "B P E"]) -> Predictions:
