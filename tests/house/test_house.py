@@ -42,6 +42,12 @@ MAY_NAME_TASKS = {
 }
 
 
+OTHER_MEANINGS = {
+    "joint": {"nn/masks.py", "detectors/detr.py", "weights/detr.py", "weights/huggingface.py"},  # maps of masks
+}
+"""Name of a task that is also a word of its own -> the files of the core that use the word."""
+
+
 def test_the_core_names_no_plug_in() -> None:
     tasks = names("ssldet.tasks")
     starts = tuple(f"{task}/" for task in tasks)
@@ -49,8 +55,10 @@ def test_the_core_names_no_plug_in() -> None:
     for path in (ROOT / "ssldet").rglob("*.py"):
         nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        place = str(path.relative_to(ROOT / "ssldet"))
+        texts -= {word for word, places in OTHER_MEANINGS.items() if place in places}
         if found := sorted(text for text in texts if text in tasks or text.startswith(starts)):
-            named[str(path.relative_to(ROOT / "ssldet"))] = found
+            named[place] = found
     assert named.keys() == MAY_NAME_TASKS.keys(), named
 
 
