@@ -19,6 +19,8 @@ import torch
 
 from downstream.metrics.average_precision import MAX_DETS, BoxAP
 from downstream.metrics.predictions import figures_of
+from downstream.tiled_answers import answer_tiled
+from downstream.tiles import TiledEvaluation, TrainingTiles
 from ssldet.data.geometry import DETRAugmentation, EvaluationSize, Sizing
 from ssldet.data.scale_jitter import ScaleJitter
 from ssldet.detectors.base import Detector
@@ -52,6 +54,11 @@ class Detection(Task):
         jitter_stretch: Largest factor by which `scale_jitter` stretches one side against the other.
         jitter_colour: Strength with which `scale_jitter` changes brightness, contrast and saturation.
         jitter_least_left: Share of an object that a window of `scale_jitter` must show for it to be a target.
+        tile_size: Side in pixels, of the image as it is read, of the tiles into which larger images are cut: training
+            sees one of them at a time, evaluation and prediction all of them; `none` takes images whole.
+        tile_overlap: Least share of a tile that it has in common with the next one, outside training.
+        tile_whole: Outside training, look at the whole image too, for objects larger than a tile.
+        tile_least_left: Share of an object that a training tile must show for it to be a target.
         freeze_backbone: Do not train the backbone.
         class_weight: Weight of the class, in the loss and in the matching.
         box_l1_weight: Weight of the L1 distance of boxes, likewise.
@@ -59,10 +66,12 @@ class Detection(Task):
         no_object_weight: Weight of queries without an object; choose less for small data with few objects per image.
         metric: The metric: COCO's AP, which the papers report on VOC too, or VOC's own AP.
         max_dets: Detections per image and class that count in COCO's AP; published figures have 100.
+        untiled_because: Why a task that extends this one can't cut images into tiles; empty where it can.
     """
 
     cite: ClassVar[str] = "carion2020detr"
     headline: ClassVar[str] = "AP"
+    untiled_because: ClassVar[str] = ""
     retired: ClassVar[Mapping[str, str]] = MappingProxyType({"accelerate": "the fast computation became the only one"})
 
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
@@ -79,6 +88,10 @@ class Detection(Task):
     jitter_stretch: Annotated[float, Within(1, 4)] = 1.0
     jitter_colour: Annotated[float, Within(0, 1)] = 0.0
     jitter_least_left: Annotated[float, Within(0, 1)] = 0.25
+    tile_size: Annotated[int | None, Within(32)] = None
+    tile_overlap: Annotated[float, Within(0, 0.9)] = 0.2
+    tile_whole: bool = True
+    tile_least_left: Annotated[float, Within(0, 1)] = 0.25
     freeze_backbone: bool = False
     class_weight: Annotated[float, Within(0)] = 1.0
     box_l1_weight: Annotated[float, Within(0)] = 5.0
@@ -96,9 +109,20 @@ class Detection(Task):
         return section == "mask_head"
 
     def views(self, *, training: bool = True) -> Views:
-        """Return the chosen augmentation or, outside training, a plain resize."""
-        if not training:
-            return EvaluationSize(self.eval_rule, self.eval_scale, self.max_size, self.eval_size)
+        """Return the chosen augmentation or, outside training, a plain resize; both of tiles where there are any."""
+        sizing = EvaluationSize(self.eval_rule, self.eval_scale, self.max_size, self.eval_size)
+        if training:
+            changed = self._augmentation(sizing)
+            if self.tile_size is None:
+                return changed
+            return TrainingTiles(side=self.tile_size, least_left=self.tile_least_left, then=changed)
+        if self.tile_size is None:
+            return sizing
+        return TiledEvaluation(
+            side=self.tile_size, overlap=self.tile_overlap, with_whole=self.tile_whole, sizing=sizing
+        )
+
+    def _augmentation(self, sizing: EvaluationSize) -> Views:
         if self.augmentation == "scale_jitter":
             return ScaleJitter(
                 side=self.max_size,
@@ -116,6 +140,11 @@ class Detection(Task):
             crop=self.crop,
             flip=self.flip,
         )
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether images are cut into tiles."""
+        return self.tile_size is not None
 
     def objective(self, detector: Detector) -> Objective:
         """Return the module that has the detector find all objects."""
@@ -141,6 +170,8 @@ class Detection(Task):
             wrong.append(f"eval_size: {self.eval_size} must be {wanted} where eval_rule is {self.eval_rule!r}")
         if self.max_size < max((self.eval_scale, *self.scales)):
             wrong.append(f"max_size: {self.max_size} is below a short side; raise it or lower scales and eval_scale")
+        if self.tile_size is not None and self.untiled_because:
+            wrong.append(f"tile_size: {self.untiled_because}; leave tiles out")
         if self.metric == "voc" and self.max_dets != MAX_DETS:
             wrong.append("max_dets: every detection counts in VOC's figures; leave it out")
         return wrong
@@ -170,8 +201,11 @@ class SetPrediction(Objective):
 
     @torch.no_grad()
     def answer(self, batch: Batch) -> list[Detections]:
-        """Return all detections, in pixels of the images on disk; neither suppression nor a threshold is needed."""
-        return detections(self.ask(batch), batch.original_sizes)
+        """Return all detections, in pixels of the images on disk, without a threshold.
+
+        Suppression is needed between tiles alone; see `downstream.tiled_answers`.
+        """
+        return answer_tiled(batch, lambda part: detections(self.ask(part), part.original_sizes))
 
     def ask(self, batch: Batch) -> Predictions:
         """Detect with the detector's own queries, in training and evaluation alike."""

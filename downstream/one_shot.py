@@ -63,6 +63,7 @@ class OneShot(Detection):
 
     cite: ClassVar[str] = "hsieh2019coae"
     headline: ClassVar[str] = "AP50_unseen"
+    untiled_because: ClassVar[str] = "one-shot detection asks about an image as a whole"
     stage: ClassVar[Stage] = Stage(parts={"patch_queries": ("normalise_patches",)})
 
     unseen: tuple[str, ...] = VOC_UNSEEN

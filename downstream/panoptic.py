@@ -59,6 +59,7 @@ class Panoptic(Detection):
 
     headline: ClassVar[str] = "PQ"
     needs: ClassVar[Needs] = Needs(masks=True)
+    untiled_because: ClassVar[str] = "the masks and segments of tiles can't be merged"
     stage: ClassVar[Stage] = Stage(learns_from=_with_stuff_of, receives=_with_masks)
 
     freeze_detector: bool = True

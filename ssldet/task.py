@@ -202,6 +202,11 @@ class Task(ABC):
             training: False gives the sample that evaluation sees: no augmentation.
         """
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether images are looked at in parts, such as tiles; they may be large then, and are read one at a time."""
+        return False
+
     @abstractmethod
     def objective(self, detector: Detector) -> Objective:
         """Return the module that computes this task's losses with the detector."""

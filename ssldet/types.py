@@ -62,6 +62,8 @@ class Gather(Enum):
     """Any other values: a list with one entry per image."""
     SAMPLE = "sample"
     """Another `Sample` per image: gathered into a `Batch` with a canvas of its own."""
+    ORIGINAL = "original"
+    """A large `Sample` per image, or `None`: a list that stays on the CPU, is not shown, and not needed for scoring."""
 
 
 @dataclass(frozen=True, kw_only=True)

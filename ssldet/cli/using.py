@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ssldet.cli.options import AtStep, Data, Json, Overrides, Start, Which, assignments
+from ssldet.cli.options import AtStep, Data, Json, Overrides, Start, TileOverlap, Tiles, Which, assignments
 from ssldet.cli.printing import FoundTable, prints
 
 
@@ -21,6 +21,8 @@ def evaluate(
     max_dets: int | None = None,
     batch_size: int = 1,
     workers: int = 2,
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     set_: Overrides = None,
     step: AtStep = None,
     json_: Json = False,
@@ -43,7 +45,7 @@ def evaluate(
     prints(verbs.evaluate)(
         start, data, weights=weights, step=step, predictions=predictions, save_predictions=save_predictions,
         metric=metric, iou=iou, max_dets=max_dets, batch_size=batch_size, workers=workers,
-        overrides=assignments(set_), json_=json_,
+        tiles=tiles, tile_overlap=tile_overlap, overrides=assignments(set_), json_=json_,
     )  # fmt: skip
 
 
@@ -57,6 +59,8 @@ def predict(
     draw: Annotated[bool, Parameter(negative="--no-draw")] = True,
     save_crops: Annotated[bool, Parameter(negative=())] = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    tiles: Tiles = None,
+    tile_overlap: TileOverlap = None,
     set_: Overrides = None,
     step: AtStep = None,
     json_: Json = False,
@@ -76,7 +80,7 @@ def predict(
 
     found = verbs.predict(
         start, images, weights=weights, step=step, query=query or (), out=out, threshold=threshold, draw=draw,
-        save_crops=save_crops, device=device, overrides=assignments(set_),
+        save_crops=save_crops, device=device, tiles=tiles, tile_overlap=tile_overlap, overrides=assignments(set_),
     )  # fmt: skip
     prints(lambda: FoundTable(found, threshold, draw))(json_=json_)
 

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ssldet.types import Batch, Gather, Problem, Sample
 
+LISTED = frozenset({Gather.LIST, Gather.ORIGINAL})
+"""Kinds of fields that gather into a list with one entry per image."""
+
 
 def gathers(problem: Problem) -> dict[str, Gather]:
     """Return how each field of a problem gathers.
@@ -69,7 +72,7 @@ def gather(samples: Sequence[Sample], collate: Callable[[Sequence[Sample]], Batc
             gathered[name] = collate(values)
         else:
             field = f"{type(first).__name__}.{name}"
-            gathered[name] = values if how is Gather.LIST else _stack(field, keys, values)
+            gathered[name] = values if how in LISTED else _stack(field, keys, values)
     return replace(first, **gathered)
 
 
@@ -87,7 +90,7 @@ def take(problem: Problem, rows: Sequence[int], take_batch: Callable[[Batch, Seq
             return None
         if how is Gather.SAMPLE:
             return take_batch(value, rows)
-        if how is Gather.LIST:
+        if how in LISTED:
             return [value[row] for row in rows]
         return tuple(choose(one, how) for one in value) if isinstance(value, tuple) else value[list(rows)]
 
@@ -123,6 +126,8 @@ def without_pixels(batch: Batch) -> Batch:
                 emptied[name] = emptied[name] if isinstance(value, tuple) else emptied[name][0]
             elif how is Gather.SAMPLE:
                 emptied[name] = without_pixels(value)
+            elif how is Gather.ORIGINAL:
+                emptied[name] = [one and replace(one, image=one.image[:, :0, :0]) for one in value]
         problem = replace(problem, **emptied)
     targets = [replace(one, masks=None) for one in batch.targets]
     return replace(

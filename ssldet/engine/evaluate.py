@@ -90,7 +90,7 @@ def evaluate(
         DataError: Not one image can be read.
     """
     evaluator, answered_any = run.task.evaluator(source), False
-    size = max(1, run.data.batch_size // (run.optim.accumulate * world()))
+    size = 1 if run.task.in_parts else max(1, run.data.batch_size // (run.optim.accumulate * world()))
     batches = evaluation_batches_of(
         run.task, source, batch_size=size, workers=run.data.workers, rank=rank(), world=world(), seed=run.seed
     )

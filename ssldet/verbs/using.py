@@ -25,10 +25,11 @@ from ssldet.engine.evaluate import answers
 from ssldet.engine.sources import evaluation_batches_of, prepared
 from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs
 from ssldet.errors import ConfigError, DataError, UnreadableError
+from ssldet.hints import hints_of
 from ssldet.importing.base import Opened
 from ssldet.patches import PatchObjective
-from ssldet.recipe import override
-from ssldet.registry import find, find_or_import, names
+from ssldet.recipe import check, override
+from ssldet.registry import find, find_or_import, name_of, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
 from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Skipped
@@ -62,6 +63,8 @@ def evaluate(
     max_dets: int | None = None,
     batch_size: int = 1,
     workers: int = 2,
+    tiles: int | None = None,
+    tile_overlap: float | None = None,
     overrides: Mapping[str, object] | None = None,
     step: Step | None = None,
 ) -> dict[str, Any]:
@@ -80,6 +83,8 @@ def evaluate(
         max_dets: Detections per image and class that count in COCO's figures; `None` takes the task's.
         batch_size: Images read at a time; those of one size are looked at together. Results do not depend on it.
         workers: Loader processes.
+        tiles: Side in pixels of the tiles into which larger images are cut; `None` takes the task's choice.
+        tile_overlap: Least share of a tile that it has in common with the next one; `None` takes the task's, 0.2.
         overrides: Dotted fields of the task, such as `task.eval_scale`, and their values.
         step: Take a checkpoint of the run, which need not have finished.
 
@@ -91,12 +96,13 @@ def evaluate(
     if predictions is not None:
         if start is not None or len(specs) != 1:
             raise ConfigError("--predictions scores one results file against one --data; leave the model out")
-        return _score(Path(predictions), specs[0], _given(metric=metric, iou=iou, max_dets=max_dets))
+        options = _given(metric=metric, iou=iou, max_dets=max_dets, tiles=tiles, tile_overlap=tile_overlap)
+        return _score(Path(predictions), specs[0], options)
     if start is None:
         raise ConfigError("nothing to evaluate; name a run folder, a weights file, or --predictions FILE")
     if iou is not None:
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
-    opened = open_trained(start, weights, step)
+    opened = _tiled(open_trained(start, weights, step), tiles, tile_overlap, overrides or {})
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, max_dets=max_dets)
     source = prepared(opened.task, _open(specs, masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
@@ -132,6 +138,8 @@ def predict(
     draw: bool = True,
     save_crops: bool = False,
     device: str = "auto",
+    tiles: int | None = None,
+    tile_overlap: float | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Detect in images, or find where a patch came from; write pictures and `predictions.json`.
@@ -149,13 +157,16 @@ def predict(
         draw: Whether to draw pictures.
         save_crops: Whether to save what was detected as pictures too, in the folder `crops`, by class.
         device: `auto`, `cpu` or `cuda`.
+        tiles: As for `evaluate`.
+        tile_overlap: As for `evaluate`.
         overrides: Dotted fields of the task, such as `task.eval_scale`, and their values.
 
     Returns:
         `out`, the number of `images` that were looked at, and `predictions` in COCO results format; where images can't
         be read, `unreadable` names each with the reason.
     """
-    opened = _measured_otherwise(open_trained(start, weights, step), overrides or {})
+    opened = _tiled(open_trained(start, weights, step), tiles, tile_overlap, overrides or {})
+    opened = _measured_otherwise(opened, overrides or {})
     source = _open((images,) if isinstance(images, str) else images)
     queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
     finds_patches = isinstance(opened.objective, PatchObjective)
@@ -268,8 +279,32 @@ def _measured_otherwise(opened: Opened, overrides: Mapping[str, object], **optio
     """Return the model with other choices of its task, so far as they are given."""
     if other := [path for path in overrides if not path.startswith("task.")]:
         raise ConfigError([f"{path}: only fields of the task, task.NAME, can change in evaluation" for path in other])
-    changes = {path.removeprefix("task."): value for path, value in overrides.items()}
-    return replace(opened, task=override(opened.task, {**changes, **_given(**options)}))
+    changes = {path.removeprefix("task."): value for path, value in overrides.items()} | _given(**options)
+    if not changes:
+        return opened
+    task = override(opened.task, changes)
+    check(task)
+    return replace(opened, task=task)
+
+
+def _tiled(opened: Opened, side: int | None, overlap: float | None, overrides: Mapping[str, object]) -> Opened:
+    """Return the model with other tiles, if they are given.
+
+    Raises:
+        ConfigError: The task knows no tiles, or they are given twice, or there is an overlap of nothing.
+    """
+    given = _given(tile_size=side, tile_overlap=overlap)
+    if not given:
+        return opened
+    if "tile_size" not in hints_of(type(opened.task)):
+        name = name_of("ssldet.tasks", type(opened.task))
+        raise ConfigError(f"--tiles: {name} looks at images as a whole; leave tiles out")
+    if twice := sorted(given.keys() & {path.removeprefix("task.") for path in overrides}):
+        raise ConfigError([f"--set task.{name}: is given by an option too; leave one of them out" for name in twice])
+    chosen = _measured_otherwise(opened, {}, **given)
+    if getattr(chosen.task, "tile_size", None) is None:
+        raise ConfigError("--tile-overlap: there are no tiles to overlap; add --tiles SIDE")
+    return chosen
 
 
 def _score(predictions: Path, spec: str, options: dict[str, Any]) -> dict[str, Any]:

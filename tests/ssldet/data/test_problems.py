@@ -23,6 +23,7 @@ class Everything(Problem):
     absent: Annotated[Any, Gather.STACK] = None
     name: Annotated[Any, Gather.LIST]
     other: Annotated[Any, Gather.SAMPLE]
+    large: Annotated[Any, Gather.ORIGINAL] = None
 
 
 def plain(height: int, width: int, value: int, problem: Problem | None = None) -> Sample:
@@ -46,6 +47,7 @@ def sample(number: int, **changes: Any) -> Sample:
         numbers=torch.arange(3.0) + number,
         name=f"name {number}",
         other=plain(height + 2, width + 3, 10 + number),
+        large=plain(20, 30, 20 + number) if number else None,
     )
     return plain(height, width, number, replace(problem, **changes))
 
@@ -66,6 +68,7 @@ def test_every_field_gathers_as_it_says() -> None:
     assert isinstance(problem.other, Batch)
     assert problem.other.images.shape == (3, 3, 8, 10), "the second view has a canvas of its own"
     assert problem.other.keys == ["image 10", "image 11", "image 12"]
+    assert [one and one.key for one in problem.large] == [None, "image 21", "image 22"]
 
 
 def test_parts_of_one_size_carry_their_own_problems() -> None:
@@ -73,6 +76,8 @@ def test_parts_of_one_size_carry_their_own_problems() -> None:
     for places, part in of_one_size(batch):
         assert isinstance(part.problem, Everything)
         assert part.problem.name == [f"name {place}" for place in places]
+        large = [one.key if one else None for one in part.problem.large]
+        assert large == [f"image {20 + place}" if place else None for place in places]
         assert part.problem.numbers[:, 0].tolist() == places
         assert part.problem.looks[:, 0, 0, 0, 0].tolist() == places
         assert [images[:, 0, 0, 0, 0].tolist() for images in part.problem.several] == [places, places]
@@ -96,6 +101,7 @@ def test_all_tensors_move_however_deep() -> None:
     assert all(images.is_meta for images in moved.several)
     assert moved.other.images.is_meta
     assert moved.name == ["name 0", "name 1", "name 2"]
+    assert not moved.large[1].image.is_meta, "what is large stays"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +113,7 @@ def test_all_tensors_move_however_deep() -> None:
         {"absent": torch.zeros(1)},
         {"name": "another"},
         {"other": plain(8, 10, 9)},
+        {"large": plain(8, 10, 9)},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -125,6 +132,9 @@ def test_scoring_gets_everything_but_pixels() -> None:
     assert torch.equal(left.problem.numbers, problem.numbers)
     assert left.problem.name == problem.name
     assert left.problem.other.targets[2].labels.tolist() == [12]
+    assert left.problem.large[0] is None
+    assert left.problem.large[1].image.numel() == 0
+    assert left.problem.large[1].targets.labels.tolist() == [21]
 
 
 def test_previews_show_all_pixels_at_the_size_of_the_largest() -> None:
