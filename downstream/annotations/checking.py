@@ -17,6 +17,7 @@ from downstream.annotations.yolo import gather_yolo
 from ssldet.data.files import tally
 from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection
+from ssldet.data.object_sizes import ObjectSizes
 from ssldet.errors import AnnotationError
 
 NAMED = 40
@@ -59,6 +60,7 @@ def check_labels(spec: str, rules: ImageRules) -> Inspection:
         skipped=skipped,
         counts=_counts(usable),
         boxes_per_class=_per_class(usable),
+        object_sizes=_object_sizes(usable),
     )
 
 
@@ -81,6 +83,11 @@ def _counts(labels: Labels) -> dict[str, int]:
         "difficult objects": int(labels.difficult.sum()),
         "classes": len(labels.classes),
     }
+
+
+def _object_sizes(labels: Labels) -> ObjectSizes:
+    images = np.repeat(labels.sizes, np.diff(labels.first), axis=0)
+    return ObjectSizes(boxes=labels.boxes[~labels.crowd, 2:], images=images[~labels.crowd])
 
 
 def _per_class(labels: Labels) -> dict[str, int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cyclopts import App
 
+from ssldet import defaults
 from ssldet.cli.options import Json
 from ssldet.cli.printing import prints
 from ssldet.errors import DataError
@@ -13,15 +14,16 @@ app = App(name="data", help="Check labelled data, write them in another format, 
 
 
 @app.command
-def check(spec: str, *, json_: Json = False) -> None:
+def check(spec: str, *, recipe: str = defaults.FINETUNE_SMALL, json_: Json = False) -> None:
     """List every problem of a data set with its place and remedy, and count its contents.
 
     Args:
         spec: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT, or images.
+        recipe: The recipe, or the run.toml of a run, by whose resize objects count as small.
     """
     from ssldet import verbs
 
-    inspection = verbs.check_data(spec)
+    inspection = verbs.check_data(spec, recipe=recipe)
     prints(lambda: inspection)(json_=json_)
     if not inspection.sound:
         sys.exit(DataError.exit_code)

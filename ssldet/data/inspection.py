@@ -1,10 +1,11 @@
 """data specification -> Inspection: what is wrong with a data set and what it holds, before anything is trained."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ssldet.data.files import tally
 from ssldet.data.images import ImageRules, open_images
+from ssldet.data.object_sizes import SMALL, ObjectSizes, Resizing
 from ssldet.errors import DataError
 from ssldet.escapes import printable
 from ssldet.types import Skipped
@@ -22,6 +23,9 @@ class Inspection:
         skipped: Files that can't be used and are gone round.
         counts: What the set holds.
         boxes_per_class: How often each class occurs, in the order of the labels; crowd regions are not counted.
+        small_objects: How many objects are small for a recipe, by its name; empty where that is not known.
+        advice: What helps where most objects are small; empty where they are not.
+        object_sizes: How large objects are, crowd regions left out, where the checker knows; not part of the text.
     """
 
     spec: str
@@ -31,6 +35,9 @@ class Inspection:
     skipped: tuple[Skipped, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     boxes_per_class: dict[str, int] = field(default_factory=dict)
+    small_objects: dict[str, int] = field(default_factory=dict)
+    advice: str = ""
+    object_sizes: ObjectSizes | None = None
 
     @property
     def sound(self) -> bool:
@@ -44,16 +51,34 @@ class Inspection:
         if more := self.problem_count - len(self.problems):
             lines.append(f"  error    … and {more} more of these kinds")
         lines += [f"  warning  {text}" for text in self.warnings]
+        if self.advice:
+            lines.append(f"  advice   {self.advice}")
         if self.skipped:
             lines.append(f"  warning  {len(self.skipped)} files can't be used ({tally(self.skipped)}):")
             lines += [f"           {entry.path}: {entry.reason}" for entry in self.skipped]
         lines += [f"  {count:>8} {what}" for what, count in self.counts.items()]
         lines += [f"  {count:>8} boxes of {name}" for name, count in self.boxes_per_class.items()]
+        for recipe, count in self.small_objects.items():
+            lines.append(f"  {count:>8} objects smaller than {SMALL} x {SMALL} pixels in {recipe}")
         return "\n".join(map(printable, lines))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"sound": self.sound, **asdict(self)}
+        document = asdict(replace(self, object_sizes=None))
+        del document["object_sizes"]
+        return {"sound": self.sound, **document}
+
+    def seen_by(self, resizing: Resizing, recipe: str) -> "Inspection":
+        """Return this with the number of objects that are small for a recipe, and with what helps if they are many.
+
+        Args:
+            resizing: How a recipe resizes images.
+            recipe: Its name.
+        """
+        if self.object_sizes is None:
+            return self
+        small = {recipe: int(self.object_sizes.small(resizing).sum())}
+        return replace(self, small_objects=small, advice=self.object_sizes.advice(resizing, recipe))
 
 
 def inspect_images(spec: str, rules: ImageRules) -> Inspection:

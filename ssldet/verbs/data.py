@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ssldet import defaults
 from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection, inspect_images
 from ssldet.data.leaks import THRESHOLD, Leaks, find_leaks
+from ssldet.data.object_sizes import Resizing
 from ssldet.data.sources import open_source, split_spec
+from ssldet.engine.run import Run
 from ssldet.errors import ConfigError, DataError
 from ssldet.registry import find, find_or_import, names
 from ssldet.source import Source
-from ssldet.verbs.choosing import Specs, texts
+from ssldet.verbs.choosing import Specs, resolve, texts
 
 RULES = ImageRules()
 """Which images are usable, by the defaults of a run."""
@@ -26,15 +29,22 @@ class ConversionReport(Protocol):
         ...
 
 
-def check_data(spec: str) -> Inspection:
+def check_data(spec: str, *, recipe: str | Path | Run = defaults.FINETUNE_SMALL) -> Inspection:
     """Check a whole data set, and go on after problems.
 
     Args:
         spec: A data specification.
+        recipe: A recipe, or the `run.toml` of a run; objects are counted that get small by its resize.
 
     Returns:
         Every problem with its place and remedy, and counts of the contents.
     """
+    views = resolve(recipe).task.views(training=False)
+    inspection = _inspected(spec)
+    return inspection.seen_by(views, str(recipe)) if isinstance(views, Resizing) else inspection
+
+
+def _inspected(spec: str) -> Inspection:
     form, rest = split_spec(spec)
     if form is None:
         return inspect_images(rest, RULES)

@@ -37,6 +37,11 @@ def test_a_sound_set_is_counted(tmp_path: Path) -> None:
         "classes": 2,
     }
     assert inspection.boxes_per_class == {"cup": 2, "cat": 0}
+    assert inspection.object_sizes is not None
+    assert inspection.object_sizes.images.tolist() == [[40, 60]] * 2, "a crowd region is no object"
+    assert inspection.small_objects.keys() == {"detection/small"}
+    large = check_data(inspection.spec, recipe="detection/r50")
+    assert large.small_objects.keys() == {"detection/r50"}
     assert "1 of 2 classes have no box: cat" in inspection.warnings
     assert "no problems" in str(inspection)
 
