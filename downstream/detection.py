@@ -19,9 +19,11 @@ import torch
 
 from downstream.metrics.average_precision import MAX_DETS, BoxAP
 from downstream.metrics.predictions import figures_of
+from downstream.mixing import MixedImages
 from downstream.tiled_answers import answer_tiled
 from downstream.tiles import TiledEvaluation, TrainingTiles
-from ssldet.data.geometry import DETRAugmentation, EvaluationSize, Sizing
+from ssldet.data.geometry import DETRAugmentation, EvaluationSize, InOrder, ShortSide, Sizing
+from ssldet.data.own_transform import transform_named
 from ssldet.data.scale_jitter import ScaleJitter
 from ssldet.detectors.base import Detector
 from ssldet.losses.set_prediction import set_prediction
@@ -30,6 +32,9 @@ from ssldet.recipe import Within
 from ssldet.source import Source
 from ssldet.task import Evaluator, Objective, Task, Views
 from ssldet.types import Batch, Detections, Losses, Predictions
+
+BUILT_IN = ("detr", "scale_jitter", "none")
+"""Augmentations that need no registration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +52,11 @@ class Detection(Task):
         crop_scales: Short sides in pixels, to one of which an image is resized before it is cropped.
         crop_range: Smallest and largest side of a crop in pixels.
         flip: Probability that a training image is mirrored.
-        augmentation: How training images change besides being mirrored: `detr` is sizes and crops of DETR, as above;
-            `scale_jitter` scales an image by any factor in `jitter_scale`, stretches it, and cuts it to `max_size`,
-            which keeps batches small.
+        augmentation: How training images change: `detr` mirrors, sizes and crops them as above; `scale_jitter` mirrors
+            an image, scales it by any factor in `jitter_scale`, stretches it, and cuts it to `max_size`, which keeps
+            batches small; `none` leaves them as in evaluation, without mosaic and mixup too. `module:Object`, or a
+            registered name, is a transform of your own, such as one of `torchvision.transforms.v2`, followed by a
+            resize to one of `scales`.
         jitter_scale: Smallest and largest factor of `scale_jitter`; at one, an image's long side is `max_size`.
         jitter_stretch: Largest factor by which `scale_jitter` stretches one side against the other.
         jitter_colour: Strength with which `scale_jitter` changes brightness, contrast and saturation.
@@ -59,6 +66,8 @@ class Detection(Task):
         tile_overlap: Least share of a tile that it has in common with the next one, outside training.
         tile_whole: Outside training, look at the whole image too, for objects larger than a tile.
         tile_least_left: Share of an object that a training tile must show for it to be a target.
+        mosaic: Probability that a training image is joined from four.
+        mixup: Probability that another training image is laid over one, half transparent.
         freeze_backbone: Do not train the backbone.
         class_weight: Weight of the class, in the loss and in the matching.
         box_l1_weight: Weight of the L1 distance of boxes, likewise.
@@ -67,11 +76,13 @@ class Detection(Task):
         metric: The metric: COCO's AP, which the papers report on VOC too, or VOC's own AP.
         max_dets: Detections per image and class that count in COCO's AP; published figures have 100.
         untiled_because: Why a task that extends this one can't cut images into tiles; empty where it can.
+        unmixed_because: Why it can't mix several images; likewise.
     """
 
     cite: ClassVar[str] = "carion2020detr"
     headline: ClassVar[str] = "AP"
     untiled_because: ClassVar[str] = ""
+    unmixed_because: ClassVar[str] = ""
     retired: ClassVar[Mapping[str, str]] = MappingProxyType({"accelerate": "the fast computation became the only one"})
 
     scales: tuple[int, ...] = tuple(range(480, 801, 32))
@@ -83,7 +94,7 @@ class Detection(Task):
     crop_scales: tuple[int, ...] = (400, 500, 600)
     crop_range: tuple[int, int] = (384, 600)
     flip: Annotated[float, Within(0, 1)] = 0.5
-    augmentation: Literal["detr", "scale_jitter"] = "detr"
+    augmentation: Literal["detr", "scale_jitter", "none"] | str = "detr"
     jitter_scale: tuple[float, float] = (0.5, 2.0)
     jitter_stretch: Annotated[float, Within(1, 4)] = 1.0
     jitter_colour: Annotated[float, Within(0, 1)] = 0.0
@@ -92,6 +103,8 @@ class Detection(Task):
     tile_overlap: Annotated[float, Within(0, 0.9)] = 0.2
     tile_whole: bool = True
     tile_least_left: Annotated[float, Within(0, 1)] = 0.25
+    mosaic: Annotated[float, Within(0, 1)] = 0.0
+    mixup: Annotated[float, Within(0, 1)] = 0.0
     freeze_backbone: bool = False
     class_weight: Annotated[float, Within(0)] = 1.0
     box_l1_weight: Annotated[float, Within(0)] = 5.0
@@ -123,6 +136,8 @@ class Detection(Task):
         )
 
     def _augmentation(self, sizing: EvaluationSize) -> Views:
+        if self.augmentation == "none":
+            return sizing
         if self.augmentation == "scale_jitter":
             return ScaleJitter(
                 side=self.max_size,
@@ -132,6 +147,9 @@ class Detection(Task):
                 least_left=self.jitter_least_left,
                 colour=self.jitter_colour,
             )
+        if self.augmentation != "detr":
+            own = transform_named(self.augmentation, BUILT_IN)
+            return InOrder((own, ShortSide(self.scales, self.max_size)))
         return DETRAugmentation(
             scales=self.scales,
             max_size=self.max_size,
@@ -139,6 +157,25 @@ class Detection(Task):
             crop_range=self.crop_range,
             crop=self.crop,
             flip=self.flip,
+        )
+
+    def prepare(self, source: Source, *, training: bool = True) -> Source:
+        """Return the images; in training, some of them mixed from several, if that is wanted.
+
+        Raises:
+            ConfigError: There is no such augmentation.
+        """
+        if not training:
+            return source
+        self.views()  # an augmentation that can't be had is said before anything is written
+        if self.augmentation == "none" or not (self.mosaic or self.mixup):
+            return source
+        return MixedImages(
+            source,
+            mosaic=self.mosaic,
+            mixup=self.mixup,
+            longest=self.max_size,
+            least_left=self.jitter_least_left,
         )
 
     @property
@@ -170,6 +207,9 @@ class Detection(Task):
             wrong.append(f"eval_size: {self.eval_size} must be {wanted} where eval_rule is {self.eval_rule!r}")
         if self.max_size < max((self.eval_scale, *self.scales)):
             wrong.append(f"max_size: {self.max_size} is below a short side; raise it or lower scales and eval_scale")
+        whole = "images are cut into tiles" if self.in_parts else self.unmixed_because
+        if whole and (self.mosaic or self.mixup):
+            wrong.append(f"{'mosaic' if self.mosaic else 'mixup'}: {whole}; leave mosaic and mixup out")
         if self.tile_size is not None and self.untiled_because:
             wrong.append(f"tile_size: {self.untiled_because}; leave tiles out")
         if self.metric == "voc" and self.max_dets != MAX_DETS:

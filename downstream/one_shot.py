@@ -63,6 +63,7 @@ class OneShot(Detection):
 
     cite: ClassVar[str] = "hsieh2019coae"
     headline: ClassVar[str] = "AP50_unseen"
+    unmixed_because: ClassVar[str] = "one-shot detection pairs each image with a query of its own"
     untiled_because: ClassVar[str] = "one-shot detection asks about an image as a whole"
     stage: ClassVar[Stage] = Stage(parts={"patch_queries": ("normalise_patches",)})
 
@@ -84,11 +85,12 @@ class OneShot(Detection):
         if not source.classes:
             raise DataError("no labelled boxes to cut queries from; use coco:…, voc:… or yolo:…")
         if training:
+            self.views()  # an augmentation that can't be had is said before anything is written
             return TrainingPairs(
                 source,
                 self.unseen,
                 patch_size=self.patch_size,
-                query_flip=self.query_flip,
+                query_flip=0.0 if self.augmentation == "none" else self.query_flip,
                 absent_share=self.absent_share,
             )
         if not isinstance(source, Measurable):

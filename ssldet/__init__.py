@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssldet.checkup import doctor
+    from ssldet.data.own_transform import register_augmentation
     from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
     from ssldet.detectors.detr import DETR, DETRConfig
     from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig, Run
@@ -40,6 +41,7 @@ _CONTENTS = {
     "ssldet.types": "Sample Batch Targets Queries Predictions Matches Losses Detections",
     "ssldet.source": "Source Measurable WrappedSource",
     "ssldet.nn.backbones": "register_backbone",
+    "ssldet.data.own_transform": "register_augmentation",
     "ssldet.detectors.detr": "DETR DETRConfig",
     "ssldet.detectors.deformable_detr": "DeformableDETR DeformableDETRConfig",
     "ssldet.task": "Task PretextTask Objective Evaluator",
@@ -90,6 +92,7 @@ __all__ = [
     "predict",
     "pretrain",
     "preview",
+    "register_augmentation",
     "register_backbone",
     "report",
     "transfer",

@@ -23,6 +23,7 @@ GROUPS = {
     "ssldet.recipes": "recipe",
     "ssldet.detectors": "detector",
     "ssldet.backbones": "backbone",
+    "ssldet.augmentations": "augmentation",
     "ssldet.sources": "data format",
     "ssldet.checkers": "labelled data format",
     "ssldet.converters": "labelled data format to write",
@@ -33,6 +34,12 @@ GROUPS = {
     "ssldet.verbs": "verb",
 }
 """Entry-point group -> the word for one of its members."""
+FIELDS = {
+    "ssldet.tasks": "task.name",
+    "ssldet.detectors": "detector.name",
+    "ssldet.augmentations": "task.augmentation",
+}
+"""Entry-point group -> the field of a run that may name a `module:Object` instead of one of its members."""
 
 
 def names(group: str) -> list[str]:
@@ -119,7 +126,7 @@ def find_or_imported(group: str, name: str) -> Any:
         word = _word(group)
         raise ConfigError(
             f"{word} {name!r} is not registered, and a file may not choose what is imported; if you trust it, add "
-            f"--set {word}.name={name}, or import {module} before you call ssldet"
+            f"--set {FIELDS.get(group, f'{word}.name')}={name}, or import {module} before you call ssldet"
         )
     return value
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssldet.boxes import to_absolute, to_normalised
-from ssldet.types import Sample, Targets
+from ssldet.types import Sample, Targets, Views
 
 Sizing = Literal["detr", "transformers", "fixed", "within", "original"]
 """How the size of an image outside training is found; see `EvaluationSize`."""
@@ -158,6 +158,23 @@ def _keep(targets: Targets, chosen: Bool[Tensor, " T"]) -> Targets:
         groups=None if targets.groups is None else targets.groups[chosen],
         masks=None if targets.masks is None else targets.masks[chosen],
     )
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Apply views one after another.
+
+    Attributes:
+        views: They share the generator.
+    """
+
+    views: tuple[Views, ...]
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Apply them."""
+        for view in self.views:
+            sample = view(sample, generator)
+        return sample
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,14 @@ from pathlib import Path
 
 from ssldet.data.files import absolute
 from ssldet.data.holding_out import USUAL_SHARE
+from ssldet.data.own_transform import adopt
 from ssldet.data.sources import absolute_spec
 from ssldet.detectors.base import backbone_of
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
 from ssldet.recipe import is_unset, override
 from ssldet.recipe import load as load_record
-from ssldet.registry import find_or_import, names
-
-_NAMED = {"task.name": "ssldet.tasks", "detector.name": "ssldet.detectors"}
-"""Fields of a run that name a class -> the group that it is found in."""
+from ssldet.registry import FIELDS, find_or_import, names
 
 NOTHING = "none"
 """What takes the place of images to evaluate on where nothing is to be evaluated."""
@@ -64,15 +62,20 @@ def changes_of(
         val: Images to evaluate on; empty keeps the recipe's, and the word `none` takes none, held out or not.
         steps: Length in optimiser steps; in place of the recipe's length, however that is stated.
         epochs: Length in passes over the training set, likewise.
-        overrides: Dotted recipe fields and their values. `task.name` or `detector.name` may be a `module:Object` that
-            no package registers: the module is imported here, because the caller named it, and files that name the
-            same class can then be read.
+        overrides: Dotted recipe fields and their values. `task.name`, `detector.name` or `task.augmentation` may be a
+            `module:Object` that no package registers: the module is imported here, because the caller named it, and
+            files that name the same object can then be read. `task.augmentation` may be a transform itself.
 
     Raises:
         ConfigError: The length is stated twice.
     """
-    for path in _NAMED.keys() & (overrides or {}).keys():
-        find_or_import(_NAMED[path], str((overrides or {})[path]))
+    overrides = dict(overrides or {})
+    for group, path in FIELDS.items():
+        # An augmentation without a colon may be one that a task knows by itself.
+        if isinstance(named := overrides.get(path), str) and (":" in named or path != "task.augmentation"):
+            find_or_import(group, named)
+    if callable(transform := overrides.get("task.augmentation")):
+        overrides["task.augmentation"] = adopt(transform)
     changes: dict[str, object] = {}
     if train := texts(train):
         changes["data.train"] = train
@@ -80,7 +83,7 @@ def changes_of(
         changes |= {"data.val": (), "data.held_out": 0.0}
     elif val := texts(val):
         changes["data.val"] = val
-    return changes | _length(steps, epochs, overrides or {}) | dict(overrides or {})
+    return changes | _length(steps, epochs, overrides) | overrides
 
 
 def _length(steps: int | None, epochs: float | None, overrides: Mapping[str, object]) -> dict[str, object]:
