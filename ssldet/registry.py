@@ -181,6 +181,8 @@ def _import(entry: EntryPoint) -> Any:
     except (Exception, SystemExit) as error:  # a package's own code may fail in any way
         told = str(error).strip().partition("\n")[0]
         why = told if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {told}"
+        if isinstance(error, ModuleNotFoundError) and entry.module.startswith(str(error.name)):
+            why += "; put its folder on PYTHONPATH, or install it"
         raise ConfigError(f"{_word(entry.group)} {entry.name!r} ({entry.value}) can't be imported: {why}") from error
 
 

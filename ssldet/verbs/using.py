@@ -225,6 +225,8 @@ def export(
     exporter = find_or_import("ssldet.exporters", to)
     opened = open_trained(start, weights, step)
     report: Exported = exporter(opened.objective, opened.info, Path(out))
+    if opened.task.in_parts:
+        log.warning("%s: answers one tile at a time: cut images before it, and merge what it finds", out)
     return report
 
 

@@ -1,14 +1,19 @@
 """`--tiles` of evaluate and predict: what it changes, what it leaves alone, and where it is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import ssldet
 from downstream.annotations.shapes import write_shapes
+from downstream.detection import Detection
+from pretext.random_query_patch import RandomQueryPatch
 from ssldet import cli
 from ssldet.errors import ConfigError
+from ssldet.verbs.opening import open_trained
+from ssldet.verbs.using import _tiled
 
 SMALL = {"data.batch_size": 4, "data.workers": 0}
 
@@ -63,21 +68,26 @@ def test_tiles_no_smaller_than_the_images_change_nothing(
     assert plain == same
 
 
+def test_whoever_exports_is_told_that_the_file_answers_tiles(
+    trained: ssldet.Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ssldet.export(trained.path, to="safetensors", out=tmp_path / "model.safetensors")
+    assert "model.safetensors: answers one tile at a time: cut images before it" in caplog.text
+    again = ssldet.load(tmp_path / "model.safetensors")
+    assert again.sections == trained.detector().sections
+
+
 def test_tiles_are_refused_where_they_mean_nothing(trained: ssldet.Trained, labelled: str, tmp_path: Path) -> None:
-    images = labelled.rsplit(":", 1)[1]
-    plain = ssldet.finetune(
-        "scratch", labelled, recipe="detection/tiny", steps=1, out=tmp_path / "plain", overrides=SMALL
-    )
+    opened = open_trained(trained.path)
+    plain, pretext = (replace(opened, task=task) for task in (Detection(), RandomQueryPatch()))
     with pytest.raises(ConfigError, match=r"--tile-overlap: there are no tiles to overlap; add --tiles SIDE"):
-        plain.predict(images, tile_overlap=0.3)
+        _tiled(plain, None, 0.3, {})
+    with pytest.raises(ConfigError, match="--tiles: random_query_patch looks at images as a whole; leave tiles out"):
+        _tiled(pretext, 40, None, {})
+    assert _tiled(pretext, None, None, {}) is pretext
     with pytest.raises(ConfigError, match=r"tile_overlap: 1.5 does not fit; expects .* 0\.9"):
-        plain.predict(images, tiles=40, tile_overlap=1.5)
+        trained.predict(labelled.rsplit(":", 1)[1], tiles=40, tile_overlap=1.5)
     with pytest.raises(ConfigError, match=r"--set task.tile_size: is given by an option too"):
-        plain.evaluate(labelled, tiles=40, overrides={"task.tile_size": 32})
+        trained.evaluate(labelled, tiles=40, overrides={"task.tile_size": 32})
     with pytest.raises(ConfigError, match="--tiles has no meaning for coco: data"):
         ssldet.evaluate(None, labelled, predictions=tmp_path / "none.json", tiles=40)
-    pretrained = ssldet.pretrain(
-        images, recipe="random_query_patch/tiny", steps=1, out=tmp_path / "pre", overrides=SMALL
-    )
-    with pytest.raises(ConfigError, match="--tiles: random_query_patch looks at images as a whole; leave tiles out"):
-        pretrained.evaluate(images, tiles=40)
