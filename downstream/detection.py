@@ -19,7 +19,7 @@ import torch
 
 from downstream.metrics.average_precision import MAX_DETS, BoxAP
 from downstream.metrics.predictions import figures_of
-from downstream.mixing import MixedImages
+from downstream.mosaic import MixedImages
 from downstream.tiled_answers import answer_tiled
 from downstream.tiles import TiledEvaluation, TrainingTiles
 from ssldet.data.geometry import DETRAugmentation, EvaluationSize, InOrder, ShortSide, Sizing

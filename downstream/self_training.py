@@ -64,6 +64,7 @@ class SelfTraining(Detection):
 
     cite: ClassVar[str] = "liu2021unbiased"
     needs: ClassVar[Needs] = Needs(unlabelled=True, average=True)
+    unmixed_because: ClassVar[str] = "images with and without labels are kept apart"
 
     threshold: Annotated[float, Within(0, 1)] = 0.7
     adaptive: Annotated[float, Within(0, 1)] = 1.0

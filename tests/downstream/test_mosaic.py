@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from downstream.detection import Detection
-from downstream.mixing import MixedImages
+from downstream.mosaic import MixedImages
 from downstream.one_shot import OneShot
 from downstream.panoptic import Panoptic
+from downstream.self_training import SelfTraining
 from ssldet.boxes import to_absolute, to_normalised
 from ssldet.data.problems import same
 from ssldet.errors import ConfigError
@@ -118,6 +119,7 @@ def test_mixing_is_refused_where_it_would_lie() -> None:
     for task, why in (
         (Detection(mosaic=0.5, tile_size=64), "mosaic: images are cut into tiles; leave mosaic and mixup out"),
         (Panoptic(mixup=0.5), "mixup: masks say what each pixel is"),
+        (SelfTraining(mosaic=0.5), "mosaic: images with and without labels are kept apart"),
         (OneShot(mosaic=0.5), "mosaic: one-shot detection pairs each image with a query"),
     ):
         with pytest.raises(ConfigError, match=why):
