@@ -195,7 +195,7 @@ def _corners(boxes: Any, size: tuple[int, int]) -> Tensor:
         if boxes.canvas_size != size:
             raise ValueError(f"boxes on a canvas of {boxes.canvas_size} and an image of {size}, height and width")
         boxes = functional.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
-    corners = boxes.as_subclass(Tensor).float()
+    corners: Tensor = boxes.as_subclass(Tensor).float()
     if not corners.isfinite().all():
         raise ValueError("boxes that are not finite")
     return corners
