@@ -21,7 +21,7 @@ from downstream.metrics.average_precision import MAX_DETS, BoxAP
 from downstream.metrics.predictions import figures_of
 from downstream.mosaic import MixedImages
 from downstream.tiled_answers import answer_tiled
-from downstream.tiles import TiledEvaluation, TrainingTiles
+from downstream.tiles import TiledEvaluation, TrainingTiles, most_in_a_tile
 from ssldet.data.geometry import DETRAugmentation, EvaluationSize, InOrder, ShortSide, Sizing
 from ssldet.data.own_transform import transform_named
 from ssldet.data.scale_jitter import ScaleJitter
@@ -29,7 +29,7 @@ from ssldet.detectors.base import Detector
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.postprocess import detections
 from ssldet.recipe import Within
-from ssldet.source import Source
+from ssldet.source import Measurable, Source
 from ssldet.task import Evaluator, Objective, Task, Views
 from ssldet.types import Batch, Detections, Losses, Predictions
 
@@ -182,6 +182,16 @@ class Detection(Task):
     def in_parts(self) -> bool:
         """Whether images are cut into tiles."""
         return self.tile_size is not None
+
+    def shown_at_once(self, source: Source) -> list[int]:
+        """Return how many objects of each image lie in one of its tiles, at most, or in the image without tiles."""
+        if self.tile_size is None or not isinstance(source, Measurable):
+            return super().shown_at_once(source)
+        sizes = {image["id"]: (image["height"], image["width"]) for image in source.ground_truth()["images"]}
+        return [
+            most_in_a_tile(source.targets_of(index), sizes[identity], self.tile_size, self.tile_overlap)
+            for index, identity in enumerate(source.image_ids)
+        ]
 
     def objective(self, detector: Detector) -> Objective:
         """Return the module that has the detector find all objects."""

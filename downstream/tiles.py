@@ -12,7 +12,7 @@ import torch
 
 from ssldet.boxes import to_absolute
 from ssldet.data.geometry import EvaluationSize, crop
-from ssldet.types import Gather, Problem, Sample, Views
+from ssldet.types import Gather, Problem, Sample, Targets, Views
 
 AROUND_AN_OBJECT = 0.5
 """Probability that a training tile is drawn around one of the objects, so that rare objects are seen often enough."""
@@ -74,6 +74,23 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
         return [0]
     steps = math.ceil(rest / (side * (1 - overlap)))
     return [round(step * rest / steps) for step in range(steps + 1)]
+
+
+def most_in_a_tile(targets: Targets | None, size: tuple[int, int], side: int, overlap: float) -> int:
+    """Return the largest number of objects whose centres lie in one tile.
+
+    Args:
+        targets: The objects of an image; `None` where they are not known.
+        size: Height and width of the image in pixels.
+        side: Side of a tile in pixels.
+        overlap: Least share of a tile that it has in common with the next one.
+    """
+    if targets is None or not len(targets):
+        return 0
+    centres = targets.boxes[:, :2] * torch.tensor([size[1], size[0]])
+    corners = torch.tensor([(left, top) for top, left, _, _ in places_of(size, side, overlap)])
+    inside = (centres >= corners[:, None]) & (centres < corners[:, None] + side)
+    return int(inside.all(2).sum(1).max())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -244,3 +244,12 @@ class WrappedSource(Source):
     def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
         """Return the order of the source inside."""
         return self.source.order(seed, epoch)
+
+
+def objects_of(source: Source) -> list[int]:
+    """Return the number of labelled objects of each image; no image is read.
+
+    Args:
+        source: Images with or without labels.
+    """
+    return [0 if targets is None else len(targets.boxes) for targets in map(source.targets_of, range(len(source)))]

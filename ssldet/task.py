@@ -15,7 +15,7 @@ from torch import nn
 
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.findings import Findings
-from ssldet.source import Source
+from ssldet.source import Source, objects_of
 from ssldet.types import Answer, Batch, Losses
 from ssldet.types import Views as Views
 
@@ -206,6 +206,14 @@ class Task(ABC):
     def in_parts(self) -> bool:
         """Whether images are looked at in parts, such as tiles; they may be large then, and are read one at a time."""
         return False
+
+    def shown_at_once(self, source: Source) -> list[int]:
+        """Return how many labelled objects of each image the detector sees at once, at most; no image is read.
+
+        Args:
+            source: Images with or without labels.
+        """
+        return objects_of(source)
 
     @abstractmethod
     def objective(self, detector: Detector) -> Objective:

@@ -31,15 +31,9 @@ Data = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
 Which = Annotated[
     Literal["last", "best"], Parameter(help="Weights of a run: of its last step, or those that measured best.")
 ]
-Tiles = Annotated[
-    int | None,
-    Parameter(
-        name="--tiles",
-        help="Side in pixels of tiles into which larger images are cut, for small objects; default: as in training.",
-    ),
-]
+Tiles = Annotated[int | None, Parameter(name="--tiles", help="Side of the tiles of larger images, in pixels.")]
 TileOverlap = Annotated[
-    float | None, Parameter(name="--tile-overlap", help="Least share of a tile that the next one shows too.")
+    float | None, Parameter(name="--tile-overlap", help="Share of a tile that the next one shows too.")
 ]
 Start = Annotated[str, Parameter(help="A run folder, a weights file (ours, DETR's or UP-DETR's), or 'scratch'.")]
 

@@ -30,10 +30,9 @@ def evaluate(
     """Measure a detector on labelled images, or a pretext task on plain ones.
 
     Args:
-        data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT or panoptic:ANN.json:PNGS:IMAGES; plain images for a
-            pretrained run.
+        data: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT, panoptic:ANN.json:PNGS:IMAGES, or plain images.
         predictions: A results file to score instead of a model: COCO's, or PRED.json:PNGS against panoptic data.
-        save_predictions: Where to write the detections in COCO results format.
+        save_predictions: Results file to write, as COCO's.
         metric: Definition of AP; default: the task's, and for predictions that of the data's form.
         iou: Least overlap of a correct box in VOC's AP of predictions; default: 0.5.
         max_dets: Detections per image and class that count in COCO's AP; default: the task's, which is 100.

@@ -16,7 +16,8 @@ from ssldet.importing.base import Opened
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.ranks import rank
 from ssldet.recipe import from_document, override
-from ssldet.source import Source
+from ssldet.source import Source, objects_of
+from ssldet.task import Task
 from ssldet.verbs.choosing import Specs, resolve, texts
 from ssldet.weights.cache import at_hand
 from ssldet.weights.zoo import known_weights
@@ -140,31 +141,24 @@ def _weights_in_words(backbone: BackboneConfig) -> str:
     return f"its backbone starts from {known.name} ({known.source}; licence {known.licence}; {size}), {where}"
 
 
-def objects_of(source: Source) -> list[int]:
-    """Return the number of labelled objects of each image; no image is read.
-
-    Args:
-        source: Images with or without labels.
-    """
-    return [0 if targets is None else len(targets.boxes) for targets in map(source.targets_of, range(len(source)))]
-
-
-def warn_of_few_queries(detector: DetectorConfig, source: Source) -> None:
+def warn_of_few_queries(detector: DetectorConfig, source: Source, task: Task | None = None) -> None:
     """Say if images hold more objects than the detector can find: those beyond its queries are never learned.
 
     Args:
         detector: The configuration of the detector.
         source: Labelled images.
+        task: Knows how many objects the detector sees at once; `None` takes those of whole images.
     """
-    counts: Sequence[int] = objects_of(source)
+    counts: Sequence[int] = objects_of(source) if task is None else task.shown_at_once(source)
     many = [count for count in counts if count > detector.num_queries]
     if many:
         log.warning(
-            "%d of %d images hold more objects than the detector has queries: up to %d objects, %d queries; the others "
-            "are never found. Add --set detector.num_queries=%d",
+            "%d of %d images hold more objects than the detector has queries: up to %d objects%s, %d queries; the "
+            "others are never found. Add --set detector.num_queries=%d",
             len(many),
             len(counts),
             max(many),
+            " in one part" if task is not None and task.in_parts else "",
             detector.num_queries,
             max(many),
         )

@@ -261,8 +261,7 @@ def _with_detector_of(opened: Opened, run: Run) -> Run:
 def _labelled(run: Run, start: str | Path | None) -> Sources:
     """Open the training data, which must have classes, and make sure that the evaluation data have the same."""
     sources = open_sources(run)
-    if not run.task.in_parts:
-        warn_of_few_queries(run.detector, sources.train)
+    warn_of_few_queries(run.detector, sources.train, run.task)
     _require(
         bool(sources.train.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:…, voc:… or yolo:…"
     )

@@ -5,18 +5,22 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
+from downstream.annotations.coco import open_coco
+from downstream.annotations.shapes import write_shapes
 from downstream.detection import Detection
 from downstream.one_shot import OneShot
 from downstream.panoptic import Panoptic
 from downstream.tiled_answers import TILES_AT_ONCE, answer_tiled, merge
-from downstream.tiles import Place, TiledEvaluation, Tiles, TrainingTiles, places_of
+from downstream.tiles import Place, TiledEvaluation, Tiles, TrainingTiles, most_in_a_tile, places_of
 from ssldet.boxes import to_absolute, to_normalised
 from ssldet.data.collate import collate
 from ssldet.data.geometry import EvaluationSize
+from ssldet.data.images import ImageRules
 from ssldet.data.problems import same, without_pixels
 from ssldet.engine.evaluate import unpadded
 from ssldet.errors import ConfigError
@@ -229,6 +233,22 @@ def test_training_tiles_are_a_function_of_the_generator_and_leave_small_images_a
     assert not same(first, other)
     generator = torch.Generator().manual_seed(5)
     assert same(views(small, generator), TASK.views()(small, torch.Generator().manual_seed(5)))
+
+
+def test_objects_are_counted_tile_by_tile(tmp_path: Path) -> None:
+    boxes = to_normalised(
+        torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [85, 10, 95, 20], [90, 90, 99, 99]]), (100, 200)
+    )
+    targets = Targets(boxes=boxes, labels=torch.zeros(4, dtype=torch.int64))
+    assert most_in_a_tile(targets, (100, 200), 50, 0.2) == 2
+    assert most_in_a_tile(targets, (100, 200), 200, 0.2) == 4
+    assert most_in_a_tile(None, (100, 200), 50, 0.2) == 0
+    path = write_shapes(tmp_path, images=3, objects=(3, 3), size=64, seed=1)
+    source = open_coco(str(path), ImageRules())
+    assert TASK.shown_at_once(source) == [3, 3, 3]
+    tiled = replace(TASK, tile_size=32, tile_overlap=0.0).shown_at_once(source)
+    assert all(1 <= count <= 3 for count in tiled)
+    assert min(tiled) < 3
 
 
 def test_tasks_that_look_at_the_whole_image_refuse_tiles() -> None:
