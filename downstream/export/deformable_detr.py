@@ -18,9 +18,9 @@ from ssldet.recipe import from_document
 from ssldet.task import Objective
 from ssldet.weights.deformable_detr import detector_from_authors
 from ssldet.weights.deformable_detr_names import to_authors
-from ssldet.weights.detr import STATEMENT
 from ssldet.weights.files import read_state
 from ssldet.weights.resnets import name_resnet
+from ssldet.weights.statement import STATEMENT
 
 TOO_NARROW = ("resnet18", "resnet34")
 """ResNets that the authors' code refuses, because it fixes the numbers of channels of its levels."""

@@ -20,8 +20,9 @@ from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssldet.nn.masks import NORM_GROUPS, MaskHead
 from ssldet.task import Objective
-from ssldet.weights.detr import STATEMENT, detector_from_file, recognise, to_detr
+from ssldet.weights.detr import detector_from_file, recognise, to_detr
 from ssldet.weights.resnets import name_resnet
+from ssldet.weights.statement import STATEMENT
 
 FINER_CHANNELS = 1024, 512, 256
 """Channels of the finer levels that DETR's mask head expects, coarsest first."""

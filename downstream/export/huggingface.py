@@ -38,7 +38,6 @@ from ssldet.recipe import from_document
 from ssldet.regular import read_text
 from ssldet.task import Objective
 from ssldet.weights.deformable_detr_names import to_transformers
-from ssldet.weights.detr import STATEMENT
 from ssldet.weights.huggingface import (
     CONFIG,
     NO_CLASS,
@@ -50,6 +49,7 @@ from ssldet.weights.huggingface import (
 )
 from ssldet.weights.huggingface_names import to_huggingface
 from ssldet.weights.image_processor import BILINEAR, LONG_SIDE, SHORT_SIDE, document_of
+from ssldet.weights.statement import STATEMENT
 
 log = logging.getLogger(__name__)
 

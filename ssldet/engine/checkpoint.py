@@ -28,6 +28,7 @@ from ssldet.recipe import from_document
 from ssldet.regular import require_regular
 from ssldet.states import few, infinite, misfits
 from ssldet.task import Objective, Task
+from ssldet.weights.statement import odd_entries
 
 HEADER = "ssldet"
 """Key of our entry in the header."""
@@ -35,15 +36,8 @@ HEADER = "ssldet"
 COUNTER = ".num_batches_tracked"
 """What free norms count and fixed ones don't have: it changes nothing, and may be missing on either side."""
 
-_HOLDS: dict[str, tuple[type, type | None]] = {
-    "task": (dict, None),
-    "detector": (dict, None),
-    "classes": (list, str),
-    "category_ids": (list, int),
-    "choices": (dict, None),
-    "lineage": (list, dict),
-}
-"""What entries of the header hold, and what those that are lists hold; the first three are never absent."""
+NEVER_ABSENT = ("task", "detector", "classes")
+"""Entries that every header holds."""
 
 Outcome = Literal["loaded", "fresh", "reshaped", "ignored"]
 
@@ -106,17 +100,9 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: damaged, the tensors don't match their digest; copy it again or export anew")
     if wrong := infinite(state):
         raise CheckpointError(f"{path}: can't be used: {few(wrong)}; go back to an earlier file")
-    if odd := [name for name in _HOLDS if not _holds(info, name)]:
+    if odd := [*(name for name in NEVER_ABSENT if name not in info), *odd_entries(info)]:
         raise CheckpointError(f"{path}: its header holds no usable {', '.join(odd)}; copy the file again")
     return info, state
-
-
-def _holds(info: Mapping[str, Any], name: str) -> bool:
-    """Tell whether an entry of the header is of its kind."""
-    kind, inner = _HOLDS[name]
-    if name not in info:
-        return name not in {"task", "detector", "classes"}
-    return isinstance(info[name], kind) and (inner is None or all(isinstance(item, inner) for item in info[name]))
 
 
 def restore_objective(path: str | Path) -> tuple[Objective, dict[str, Any]]:

@@ -13,9 +13,10 @@ from ssldet.nn.backbones import BackboneConfig
 from ssldet.states import few
 from ssldet.weights.copies import take
 from ssldet.weights.deformable_detr_names import BODY, MARK, authors_name, from_authors
-from ssldet.weights.detr import DEFAULT_HEADS, HEADLESS, STATEMENT, fill
+from ssldet.weights.detr import DEFAULT_HEADS, HEADLESS, fill
 from ssldet.weights.files import Origin
 from ssldet.weights.resnets import name_resnet
+from ssldet.weights.statement import share_option, statement_in, whole_option
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ def detector_from_authors(state: Mapping[str, Tensor], origin: Origin) -> Author
         ours = from_authors(theirs, str(path))
         config = recognise(
             ours,
-            heads=int(options.get("nheads", DEFAULT_HEADS)),
-            num_queries=options.get("num_queries"),
+            heads=whole_option(options, "nheads", DEFAULT_HEADS, path),
+            num_queries=whole_option(options, "num_queries", QUERIES, path),
             output_stride=16 if options.get("dilation") is True else 32,
-            dropout=float(options.get("dropout", 0.1)),
+            dropout=share_option(options, "dropout", 0.1, path),
             named=authors_name,
         )
     except CheckpointError as error:
@@ -69,8 +70,7 @@ def detector_from_authors(state: Mapping[str, Tensor], origin: Origin) -> Author
     detector = config.build()
     fill(detector, ours, path, named=authors_name, fresh=fresh)
     log.info("%s: Deformable DETR, %s, %d classes", path, config.backbone.name, config.num_classes)
-    stated = options.get(STATEMENT)
-    return AuthorsFile(detector, config, stated if isinstance(stated, dict) else {}, fresh)
+    return AuthorsFile(detector, config, statement_in(options, path), fresh)
 
 
 def recognise(

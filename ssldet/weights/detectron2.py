@@ -5,7 +5,6 @@ as heads and the order of colours, is in the configuration beside it: `FILE.yaml
 that detectron2 writes into its output folder.
 """
 
-import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,11 +14,12 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from ssldet.documents import OddDocumentError, parse_yaml
+from ssldet.documents import OddDocumentError, parse_json, parse_yaml
 from ssldet.errors import CheckpointError, reason_of
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssldet.regular import read_text
 from ssldet.weights.files import Origin
+from ssldet.weights.statement import odd_entries, statement_in
 
 log = logging.getLogger(__name__)
 
@@ -217,8 +217,8 @@ def stated_about(origin: Origin) -> dict[str, Any]:
     Raises:
         CheckpointError: Neither the file nor the configuration beside it states them.
     """
-    stated = origin.options.get("ssldet")
-    if not isinstance(stated, dict) or "detector" not in stated:
+    stated = statement_in(origin.options, origin.path)
+    if "detector" not in stated:
         document = configuration_beside(origin.path)
         given = look_up(document, "MODEL.SSLDET") or look_up(document, "model") or {}
         stated = {str(name).lower(): value for name, value in given.items()}
@@ -232,13 +232,18 @@ def stated_about(origin: Origin) -> dict[str, Any]:
             f"config.yaml of its training, or the file that was exported with it, beside it as "
             f"{origin.path.with_suffix('.yaml').name}"
         )
-    classes, category_ids = (list(stated.get(name) or ()) for name in ("classes", "category_ids"))
-    return {"task": task, "detector": detector, "classes": classes, "category_ids": category_ids}
+    classes, category_ids = (stated.get(name) or [] for name in ("classes", "category_ids"))
+    about = {"task": task, "detector": detector, "classes": classes, "category_ids": category_ids}
+    if odd := odd_entries(about):
+        raise CheckpointError(
+            f"{origin.path}: the configuration beside it holds no usable {', '.join(odd)}; export the model again"
+        )
+    return about
 
 
 def _document(given: Any) -> dict[str, Any]:
     """Return a document that a configuration holds as a dictionary or as JSON text."""
-    document = json.loads(given) if isinstance(given, str) and given else given
+    document = parse_json(given) if isinstance(given, str) and given else given
     return dict(document) if isinstance(document, dict) else {}
 
 

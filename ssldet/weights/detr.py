@@ -26,6 +26,7 @@ from ssldet.weights.detectron2 import CRITERION, configuration_beside, from_wrap
 from ssldet.weights.files import Origin, read_state
 from ssldet.weights.naming import Naming
 from ssldet.weights.resnets import name_resnet
+from ssldet.weights.statement import statement_in, whole_option
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,6 @@ NO_HEADS: Mapping[str, str] = MappingProxyType({})
 MASK_HEADS = ("bbox_attention.", "mask_head.")
 DEFAULT_HEADS = 8
 """Number of attention heads, which tensors do not show; all released models have this many."""
-STATEMENT = "ssldet"
-"""Option of a file that we wrote, with information such as the task and the class names."""
 Softmax = Literal["per_head", "joint"]
 """Normalisation of the attention maps of masks, as in `DETRConfig.mask_attention`."""
 
@@ -298,17 +297,16 @@ def look_into(
             options = {"mask_attention": "joint"} | ({} if trained is None else {"nheads": trained}) | options
         recognised = recognise(
             state,
-            heads=heads or int(options.get("nheads", DEFAULT_HEADS)),
+            heads=heads or whole_option(options, "nheads", DEFAULT_HEADS, path),
             output_stride=output_stride or (16 if dilated else 32),
             mask_attention=mask_attention or _stated_softmax(options),
         )
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     taken = f"; mask_attention={recognised.config.mask_attention}" if recognised.config.masks else ""
     log.info("%s: %s%s", path, recognised, taken)
-    stated = options.get(STATEMENT)
     fresh = () if any(CLASS_HEAD in name for name in state) else HEADLESS
-    return DetrFile(recognised.config, dict(state), stated if isinstance(stated, dict) else {}, fresh)
+    return DetrFile(recognised.config, dict(state), statement_in(options, path), fresh)
 
 
 def fill(

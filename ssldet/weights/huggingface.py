@@ -19,11 +19,12 @@ from ssldet.escapes import is_text, shortened
 from ssldet.regular import read_text
 from ssldet.weights.deformable_detr import recognise as recognise_deformable
 from ssldet.weights.deformable_detr_names import from_transformers
-from ssldet.weights.detr import STATEMENT, fill, recognise, to_detr
+from ssldet.weights.detr import fill, recognise, to_detr
 from ssldet.weights.files import read_state
 from ssldet.weights.huggingface_names import from_huggingface
 from ssldet.weights.image_processor import Processor, processor_from
 from ssldet.weights.resnets import DEPTHS
+from ssldet.weights.statement import statement_in
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors", "pytorch_model.bin"
@@ -101,7 +102,7 @@ def detector_from_folder(path: Path) -> FromFolder:
     _agree(stated, config, path)
     try:
         detector = config.build()
-    except (ConfigError, NotImplementedError) as error:  # libraries can't dilate every network
+    except ConfigError as error:
         raise CheckpointError(f"{path / CONFIG}: {error}") from error
     fill(detector, state, path)
     classes = _classes(stated, config.num_classes, path)
@@ -110,7 +111,7 @@ def detector_from_folder(path: Path) -> FromFolder:
         config=config,
         classes=classes,
         processor=_processor(path, detector),
-        stated=_own_words(stated, classes),
+        stated=_own_words(stated, classes, path / CONFIG),
     )
 
 
@@ -245,10 +246,10 @@ def _classes(stated: Mapping[str, Any], num_classes: int, path: Path) -> tuple[s
     return tuple("" if name == NO_CLASS else name for name in ordered)
 
 
-def _own_words(stated: Mapping[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
+def _own_words(stated: Mapping[str, Any], classes: tuple[str, ...], path: Path) -> dict[str, Any]:
     """Return what we wrote about a model; transformers keeps it when it trains the model on, for other classes too."""
-    own = stated.get(STATEMENT)
-    return own if isinstance(own, dict) and tuple(own.get("classes", ())) == classes else {}
+    own = statement_in(stated, path)
+    return own if tuple(own.get("classes", ())) == classes else {}
 
 
 def _processor(path: Path, detector: DETR | DeformableDETR) -> Processor:

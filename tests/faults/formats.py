@@ -3,7 +3,9 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ from downstream.metrics.predictions import score_predictions
 from ssldet.citations import cited
 from ssldet.data.images import ImageRules, read_image
 from ssldet.data.sources import open_source
-from ssldet.engine.checkpoint import save_weights
+from ssldet.engine.checkpoint import restore_objective, save_weights
 from ssldet.engine.description import describe, stated
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
 from ssldet.engine.quarantine import Quarantine
 from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints
+from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import load, override, to_document
+from ssldet.registry import find
 from ssldet.report.record import read_record
 from ssldet.report.story import key_figures
 from ssldet.verbs.choosing import resolve
@@ -34,6 +38,7 @@ from ssldet.verbs.opening import open_model
 from ssldet.weights.files import read_state
 from tests.faults import mutation
 from tests.faults.fuzzing import Format
+from tests.models import SMALL_DEFORMABLE_DETR, SMALL_DETR
 
 RULES = ImageRules()
 SMALL = {
@@ -211,7 +216,7 @@ def _weights(folder: Path) -> Iterator[Format]:
         checkpoints.newest()
 
     yield Format(name="checkpoint", file=path, damage=mutation.of_bytes, read=signed, cases=80)
-    yield from _folder_of_transformers(folder)
+    yield from _foreign(folder)
 
 
 def _in_header(whole: bytes, chance: Any) -> bytes:
@@ -224,18 +229,34 @@ def _in_header(whole: bytes, chance: Any) -> bytes:
     return len(content).to_bytes(8, "little") + content + whole[8 + size :]
 
 
-def _folder_of_transformers(folder: Path) -> Iterator[Format]:
-    from ssldet.engine.checkpoint import restore_objective
-    from ssldet.registry import find
-    from tests.models import SMALL_DETR
+def _foreign(folder: Path) -> Iterator[Format]:
+    """Models that were exported to other projects' formats, where what is stated beside the tensors is damaged."""
+    for to, config, name in (
+        ("huggingface", SMALL_DETR, "transformers"),
+        ("detr", SMALL_DETR, "detr.pth"),
+        ("deformable_detr", replace(SMALL_DEFORMABLE_DETR, backbone=BackboneConfig()), "deformable.pth"),
+    ):
+        run = override(replace(resolve("detection/tiny"), detector=config), {"detector.num_classes": 3})
+        source = open_source([f"coco:{folder}/made/instances.json:{folder}/made/images"], RULES)
+        whole = folder / f"{to}.safetensors"
+        save_weights(whole, run.task.objective(run.detector.build()), describe(run, stated(source), 3))
+        objective, info = restore_objective(whole)
+        home = folder / name
+        find("ssldet.exporters", to)(objective, info, home)
+        read = lambda home=home: open_model(home)  # noqa: E731
+        if home.is_dir():
+            for part in ("config.json", "preprocessor_config.json"):
+                yield Format(name=part, file=home / part, damage=mutation.of_json, read=read, cases=6)
+        else:
+            yield Format(name=f"{to}-options", file=home, damage=_in_options, read=read, cases=6)
 
-    run = override(replace(resolve("detection/tiny"), detector=SMALL_DETR), {"detector.num_classes": 3})
-    source = open_source([f"coco:{folder}/made/instances.json:{folder}/made/images"], RULES)
-    whole = folder / "small.safetensors"
-    save_weights(whole, run.task.objective(run.detector.build()), describe(run, stated(source), 3))
-    objective, info = restore_objective(whole)
-    home = folder / "transformers"
-    find("ssldet.exporters", "huggingface")(objective, info, home)
-    for name in ("config.json", "preprocessor_config.json"):
-        file = home / name
-        yield Format(name=name, file=file, damage=mutation.of_json, read=lambda: open_model(home), cases=6)
+
+def _in_options(whole: bytes, chance: Any) -> bytes:
+    """Damage the options of a training run in a file of PyTorch."""
+    document = torch.load(BytesIO(whole), weights_only=True)
+    damaged = mutation.of_json(json.dumps(document["args"]).encode(), chance)
+    with suppress(ValueError):
+        document["args"] = json.loads(damaged)
+    out = BytesIO()
+    torch.save(document, out)
+    return out.getvalue()

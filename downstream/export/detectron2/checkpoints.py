@@ -45,9 +45,10 @@ from ssldet.weights.detectron2 import (
     resnet_to_detectron2,
     to_wrapper,
 )
-from ssldet.weights.detr import STATEMENT, fill, from_detr, to_detr
+from ssldet.weights.detr import fill, from_detr, to_detr
 from ssldet.weights.files import read_state
 from ssldet.weights.resnets import name_resnet
+from ssldet.weights.statement import STATEMENT
 
 SUFFIXES = (".pth", ".safetensors")
 CONFIGURATION = ".yaml"

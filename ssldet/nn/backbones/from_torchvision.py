@@ -37,7 +37,7 @@ def build_torchvision(name: str, config: BackboneConfig) -> Network:
         options["replace_stride_with_dilation"] = [False, False, True]
     try:
         model = models.get_model(name, weights=None, **options)
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:  # no such option, or blocks that cannot do it
         raise ConfigError(NO_DILATION) from error
     if isinstance(model, models.VisionTransformer):
         raise ConfigError(f"torchvision's form takes only one image size; use 'timm/{TIMM_TWINS[name]}'")

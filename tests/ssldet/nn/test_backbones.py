@@ -261,7 +261,7 @@ def test_a_name_that_does_not_work_is_answered_with_one_that_does(name: str, hin
 
 
 def test_what_can_not_be_dilated_says_so() -> None:
-    for name in ("mobilenet_v3_small", "torchvision/regnet_x_400mf", "timm/hgnetv2_b0"):
+    for name in ("resnet18", "mobilenet_v3_small", "torchvision/regnet_x_400mf", "timm/hgnetv2_b0"):
         with pytest.raises(ConfigError, match=f"'{name}': it has no form with output_stride=16; use 32"):
             build(name, output_stride=16)
     with pytest.raises(ConfigError, match="leave output_stride at 32"):
