@@ -8,8 +8,13 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+from ssldet.errors import SetupError
+from ssldet.escapes import shown
 
 WORDS = (
     (stat.S_ISDIR, "a folder"),
@@ -19,6 +24,8 @@ WORDS = (
     (stat.S_ISBLK, "a device"),
 )
 """Tests of a file's mode, and what each of them finds."""
+EXHAUSTED = {errno.EMFILE, errno.ENFILE}
+"""What the system says when a process, or all of them, have too many files open."""
 
 
 class NotRegularError(OSError):
@@ -38,6 +45,28 @@ def require_regular(path: str | Path) -> None:
     _require(os.stat(path), path)  # noqa: PTH116  # a million times
 
 
+@contextmanager
+def enough_files(path: str | Path) -> Iterator[None]:
+    """Turn what a process or a machine says that has too many files open into an error of its own.
+
+    Nothing is wrong with the file then, whatever else may be concluded from errors while one is read.
+
+    Args:
+        path: The file that is being opened.
+
+    Raises:
+        SetupError: Too many files are open.
+    """
+    try:
+        yield
+    # Libraries that are not written in Python raise what they like.
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        if number in EXHAUSTED or (number is None and any(os.strerror(code) in str(error) for code in EXHAUSTED)):
+            raise SetupError(f"too many open files at {shown(str(path))}; raise the limit with ulimit -n") from error
+        raise
+
+
 def open_regular(path: str | Path, mode: Literal["rb", "r+b", "wb", "ab", "ab+"] = "rb") -> BinaryIO:
     """Open a regular file.
 
@@ -47,12 +76,15 @@ def open_regular(path: str | Path, mode: Literal["rb", "r+b", "wb", "ab", "ab+"]
 
     Raises:
         NotRegularError: Something else is there.
+        SetupError: Too many files are open to read another one.
         OSError: It can't be opened.
     """
     # Before it is opened, because opening alone does something to some devices, and refuses a pipe in other words.
     if mode == "rb" or os.path.lexists(path):
         require_regular(path)
-    file: BinaryIO = open(path, mode, opener=_without_waiting)  # noqa: SIM115  # `Path.open` has no opener
+    # Who writes tries again, and says after some times what is wrong.
+    with enough_files(path) if mode == "rb" else nullcontext():
+        file: BinaryIO = open(path, mode, opener=_without_waiting)  # noqa: SIM115  # `Path.open` has no opener
     try:
         # And again, because it may have been exchanged in between.
         _require(os.fstat(file.fileno()), path)

@@ -264,11 +264,9 @@ def _patiently(path: str, use: Callable[[Image.Image, int], Answer], rules: Imag
     for pause in (*PAUSES, None):
         try:
             return _open(path, use, rules)
-        except UnreadableError:
+        except (UnreadableError, SetupError):
             raise
         except OSError as error:
-            if error.errno in {errno.EMFILE, errno.ENFILE}:
-                raise SetupError(f"too many open files at {shown(path)}; raise the limit with ulimit -n") from error
             if error.errno not in PASSING or pause is None:
                 raise UnreadableError(shown(path), _reason(error)) from error
             time.sleep(pause)

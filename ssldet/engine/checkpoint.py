@@ -25,7 +25,7 @@ from ssldet.engine.rows import QueryRows, class_tensors, query_tensors, section_
 from ssldet.errors import CheckpointError, reason_of, suggest
 from ssldet.escapes import shortened
 from ssldet.recipe import from_document
-from ssldet.regular import require_regular
+from ssldet.regular import enough_files, require_regular
 from ssldet.states import few, infinite, misfits
 from ssldet.task import Objective, Task
 from ssldet.weights.statement import odd_entries
@@ -76,10 +76,10 @@ def load_weights(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{path}: no such weights file{suggest(path.name, siblings)}")
     try:
         require_regular(path)
-        with safe_open(path, framework="pt") as file:
+        with enough_files(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except RuntimeError as error:  # of the system, such as too many open files
+    except RuntimeError as error:  # of the system
         raise CheckpointError(f"{path}: can't be opened ({error})") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({reason_of(error)}); copy it again") from error

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ssldet.disk import Disk, write_whole
-from ssldet.errors import CheckpointError, reason_of
+from ssldet.errors import CheckpointError, SetupError, reason_of
 from ssldet.escapes import shortened
 from ssldet.regular import open_regular, read_text
 
@@ -232,6 +232,8 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         with open_regular(path) as file:
             state: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except SetupError:
+        raise
     except Exception as error:  # torch's readers fail in many ways on bytes that are no checkpoint
         raise DamagedError(f"its content can't be loaded ({type(error).__name__})") from error
     if not isinstance(state, dict) or not isinstance(state.get("schema"), int):

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from ssldet.documents import parse_json
-from ssldet.errors import CheckpointError, suggest
-from ssldet.regular import open_regular, require_regular
+from ssldet.errors import CheckpointError, SetupError, suggest
+from ssldet.regular import enough_files, open_regular, require_regular
 from ssldet.weights.copies import COUNTERS, completed, is_averaged
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def read_header(path: Path) -> tuple[frozenset[str], dict[str, str]]:
     """
     try:
         require_regular(path)
-        with safe_open(path, framework="pt") as file:
+        with enough_files(path), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             names = dict.fromkeys(file.keys())
             names, _ = _strip(names | dict.fromkeys(name for name, _ in _second_names(names, metadata)), path)
@@ -181,7 +181,7 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except RuntimeError as error:  # of the system, such as too many open files
+    except RuntimeError as error:  # of the system
         raise CheckpointError(f"{path}: can't be opened ({error})") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: is cut off or damaged ({error}); copy or download it again") from error
@@ -205,6 +205,8 @@ def _read_torch(path: Path) -> Any:
             f"{path}: holds {what} and was not loaded, since that may run code; save its state_dict() alone, "
             "or as safetensors"
         ) from error
+    except SetupError:
+        raise
     # A damaged pickle makes the unpickler fail in whatever way the damaged instruction does.
     except Exception as error:
         raise CheckpointError(f"{path}: is cut off or damaged; copy or download it again") from error

@@ -109,6 +109,7 @@ def launched_with_taken_port() -> None:
 
 FULL = "error: standard output: No space left on device"
 CLOSED = "error: an output was closed before all was written to it; files are written all the same"
+NO_FILES = "oo many open files"
 WRITERS = ("evaluate", "predict", "export", "convert", "preview")
 
 # fault, how it is made, verbs, workers, exit code, what is said, what remains
@@ -125,7 +126,7 @@ TABLE: list[tuple[str, Fault, tuple[str, ...], int, int, str, str]] = [
     ("little room at step 1", at_step(1, small_files), ("pretrain",), 2, 4, "3 times in a row", "resumes"),
     ("disk full at the last step", at_step(3, full_disk), ("pretrain",), 0, 4, "can't be finished", "resumes"),
     ("few files", few_files(30), ("pretrain", "evaluate"), 2, 0, "", "whole"),
-    ("no files", few_files(0), ("pretrain", "evaluate", "predict", "convert"), 0, 4, "Too many open files", "nothing"),
+    ("no files", few_files(0), ("pretrain", "evaluate", "predict", "convert", "export"), 0, 4, NO_FILES, "nothing"),
     ("SIGTERM", at_step(1, signalled("SIGTERM")), ("finetune",), 2, 75, "by SIGTERM", "resumes"),
     ("SIGINT", at_step(1, signalled("SIGINT")), ("pretrain",), 0, 75, "by SIGINT", "resumes"),
     ("SIGHUP", at_step(1, signalled("SIGHUP")), ("finetune",), 0, 75, "by SIGHUP", "resumes"),

@@ -1,5 +1,6 @@
 """What is no regular file is refused at once, whatever was to be read there."""
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ssldet.data.images import ImageRules, read_image
 from ssldet.engine.checkpoint import load_weights
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.log import logged_to
@@ -14,13 +16,13 @@ from ssldet.engine.steps import Checkpoints
 from ssldet.engine.writing import PATIENCE, Lines
 from ssldet.errors import CheckpointError, ConfigError, SetupError
 from ssldet.jsonlines import read_lines
-from ssldet.regular import NotRegularError, open_regular, read_bytes, read_text, require_regular
+from ssldet.regular import NotRegularError, enough_files, open_regular, read_bytes, read_text, require_regular
 from ssldet.report.record import read_record
 from ssldet.verbs.opening import open_model
 from ssldet.weights.files import read_header, read_state
 from ssldet.weights.words import choose_backbone
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 READERS = open_regular, read_bytes, read_text, require_regular
 
@@ -65,6 +67,39 @@ def test_what_becomes_a_pipe_between_two_looks_is_refused_too(tmp_path: Path, mo
     monkeypatch.setattr("ssldet.regular.require_regular", lambda path: None)
     with pytest.raises(NotRegularError, match="a pipe"):
         open_regular(path)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        open_regular,
+        read_text,
+        read_state,
+        open_model,
+        lambda path: read_image(path, ImageRules()),
+        lambda path: Checkpoints(path.parent).newest(),
+    ],
+)
+def test_too_many_open_files_are_no_fault_of_the_file(
+    use: Callable[[Path], object], tmp_path: Path, monkeypatch
+) -> None:
+    Checkpoints(tmp_path).save(1, {"a": 1})
+    path = tmp_path / "w.pth"
+    path.write_bytes((tmp_path / "step-000001.ckpt").read_bytes())
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("ssldet.regular._without_waiting", refuse)
+    with pytest.raises(SetupError, match=r"too many open files at .*; raise the limit with ulimit -n"):
+        use(path)
+
+
+def test_libraries_that_say_so_in_words_are_understood() -> None:
+    with pytest.raises(SetupError, match=r"too many open files at a\.safetensors"), enough_files("a.safetensors"):
+        raise RuntimeError("Too many open files (os error 24)")
+    with pytest.raises(RuntimeError, match="something else"), enough_files("a.safetensors"):
+        raise RuntimeError("something else")
 
 
 def test_a_missing_file_stays_a_missing_file(tmp_path: Path) -> None:
