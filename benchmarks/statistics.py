@@ -1,8 +1,9 @@
 """Results -> statistics: means with intervals, differences paired by seed, and significance in words.
 
-Bootstrap intervals of three seeds are too narrow, because three numbers can't show how far a fourth may fall; where an
-interval and the paired test disagree, believe the test. Its p-values are adjusted for the number of comparisons of a
-downstream task, after Benjamini and Hochberg.
+Intervals are Student's: they grow as fast as few seeds require, where resampling three values can never leave their
+range. The test is his too, of differences paired by seed; its p-values are adjusted for the number of comparisons of a
+downstream task, after Benjamini and Hochberg. Beside a difference that is not significant stands the smallest one that
+so many seeds with this spread would most likely have shown, because "not seen" says little where little could be seen.
 """
 
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 
 from benchmarks.results import Results, Row
 from benchmarks.suite import Claim
@@ -21,6 +23,11 @@ LEVEL = 0.05
 """Differences with an adjusted p-value below this are called significant."""
 
 CONFIDENCE = 0.95
+
+PERCENT = 100.0
+
+POWER = 0.8
+"""Chance of being significant that a difference needs to count as one that could have been seen."""
 
 Group = tuple[str, str, float, str]
 """Downstream task, model, share of the labels, method."""
@@ -39,7 +46,7 @@ class Summary:
         values: One value per seed.
         mean: Mean of the values.
         spread: Standard deviation of the values; `None` for one seed.
-        interval: Bootstrap confidence interval of the mean; `None` for one seed.
+        interval: Confidence interval of the mean; `None` for one seed.
         seconds: Mean time of a row, pretraining included.
     """
 
@@ -67,8 +74,10 @@ class Difference:
         baseline: Name of the second method.
         values: First minus second, one value per seed.
         mean: Mean of the values.
-        interval: Bootstrap confidence interval of the mean; `None` for one seed.
+        interval: Confidence interval of the mean; `None` for one seed.
         p: p-value of the paired t-test, adjusted for the comparisons of the task; `None` for fewer than two seeds.
+        visible: The smallest mean that would be significant with a chance of `POWER`, if seeds differ as much as
+            these do and nothing else is compared; `None` for fewer than two seeds.
     """
 
     downstream: str
@@ -80,6 +89,7 @@ class Difference:
     mean: float
     interval: tuple[float, float] | None
     p: float | None
+    visible: float | None
 
     @property
     def significant(self) -> bool:
@@ -94,7 +104,11 @@ class Difference:
         seeds = f"{sum(value * self.mean > 0 for value in self.values)} of {len(self.values)} seeds"
         if self.significant:
             return f"significantly {direction} (p = {self.p:.2g}, {seeds})"
-        return f"{direction} in the mean, not significant (p = {self.p:.2g}, {seeds})"
+        return f"{direction} in the mean, not significant (p = {self.p:.2g}, {seeds}{self.limit()})"
+
+    def limit(self) -> str:
+        """Return in words what could not have been seen; empty where nothing is known of it."""
+        return "" if not self.visible else f", below {PERCENT * self.visible:.2f} points nothing could be seen"
 
 
 def summaries(results: Results) -> list[Summary]:
@@ -140,7 +154,7 @@ def differences(results: Results, baseline: str) -> list[Difference]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the bootstrap confidence interval of a mean; `None` for one value.
+    """Return Student's confidence interval of a mean; `None` for one value.
 
     Args:
         values: The sample.
@@ -149,11 +163,27 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     if len(set(values)) == 1:
         return values[0], values[0]
-    # Percentiles and not the bias-corrected form, which is undefined for some samples as small as these.
-    bounds = stats.bootstrap(
-        (np.asarray(values),), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(bounds.low), float(bounds.high)
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    return float(low), float(high)
+
+
+def smallest_visible(values: Sequence[float]) -> float | None:
+    """Return the smallest mean difference that a t-test of as many values would show with a chance of `POWER`.
+
+    Args:
+        values: Differences, whose spread is taken for that of all; `None` is returned for fewer than two.
+    """
+    if len(values) < 2:
+        return None
+    freedom, error = len(values) - 1, float(stats.sem(values))
+    threshold = stats.t.isf(LEVEL / 2, freedom)
+
+    def lacking(shift: float) -> float:
+        """Chance that is lacking if the mean lies this many standard errors from zero."""
+        return POWER - float(stats.nct.sf(threshold, freedom, shift))
+
+    # Half of all cases are seen at about the threshold itself; ten times as far nearly all are.
+    return error * float(brentq(lacking, 0.0, 10 * threshold))
 
 
 def judge(claim: Claim, results: Results, downstream: str) -> str:
@@ -196,7 +226,8 @@ def _verdict(claim: Claim, difference: Difference) -> str:
 def _in_numbers(difference: Difference) -> str:
     low, high = difference.interval or (difference.mean, difference.mean)
     p = "" if difference.p is None else f", p = {difference.p:.2g}"
-    return f"{100 * difference.mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]{p}"
+    limit = "" if difference.significant else difference.limit()
+    return f"{PERCENT * difference.mean:+.2f} [{PERCENT * low:+.2f}, {PERCENT * high:+.2f}]{p}{limit}"
 
 
 def _grouped(results: Results) -> dict[Group, list[Row]]:
@@ -223,6 +254,7 @@ def _difference(group: Group, baseline: str, rows: list[Row], others: list[Row],
         mean=float(np.mean(values)) if values else 0.0,
         interval=interval(values),
         p=_paired(values),
+        visible=smallest_visible(values),
     )
 
 

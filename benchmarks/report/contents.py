@@ -10,12 +10,11 @@ from typing import Any
 from benchmarks.published import TABLES
 from benchmarks.report.drawings import drawings_of_labels, drawings_of_learning, drawings_of_pretraining
 from benchmarks.results import Results
-from benchmarks.statistics import Difference, Summary, differences, judge, summaries
+from benchmarks.statistics import PERCENT, Difference, Summary, differences, judge, summaries
 from ssldet.citations import citation
 from ssldet.report.sections import Table
 from ssldet.report.wording import duration
 
-PERCENT = 100.0
 """Metrics are shares in the code and percentages in a report, as in papers."""
 
 DASH = "\u2013"
@@ -209,9 +208,10 @@ def _rules(results: Results) -> str:
         "each method, so intervals hold the chance of fine-tuning, and that of pretraining only as far as there are "
         "several. All methods fine-tune the same model on the same images in the same order, for the same number of "
         f"steps, and are measured alike. {rates}\n\n"
-        "Intervals are bootstrap percentiles; with few seeds they are too narrow, and where they disagree with the "
-        "test, believe the test: a t-test of differences paired by seed, adjusted for the number of comparisons of a "
-        "task (Benjamini and Hochberg). Significant means p < 0.05."
+        "Intervals are Student's, one for each figure. The test is a t-test of differences paired by seed, adjusted "
+        "for the number of comparisons of a task (Benjamini and Hochberg). Significant means p < 0.05. Where a "
+        "difference is not, the report adds below which size so many seeds with this spread would have missed it more "
+        "often than once in five times."
     )
 
 

@@ -7,7 +7,7 @@ from scipy import stats
 from benchmarks.plan import Arm
 from benchmarks.report.contents import result_table
 from benchmarks.results import Results, Row
-from benchmarks.statistics import differences, interval, judge, summaries
+from benchmarks.statistics import differences, interval, judge, smallest_visible, summaries
 from benchmarks.suite import Claim
 
 
@@ -38,15 +38,27 @@ def test_a_summary_is_of_finished_rows() -> None:
     assert summary.mean == pytest.approx(0.3)
     assert summary.spread == pytest.approx(0.264575, rel=1e-4)
     assert summary.interval is not None
-    assert 0.1 <= summary.interval[0] < 0.3 < summary.interval[1] <= 0.6
+    # 4.3027 is Student's factor for three values.
+    assert summary.interval == pytest.approx((0.3 - 4.3027 * 0.152753, 0.3 + 4.3027 * 0.152753), abs=1e-4)
 
 
-def test_an_interval_holds_the_mean_of_its_population_about_as_often_as_it_says() -> None:
-    draws = stats.norm.rvs(size=(60, 30), random_state=1)
+def test_an_interval_of_three_values_holds_the_mean_of_their_population_as_often_as_it_says() -> None:
+    draws = stats.norm.rvs(size=(1000, 3), random_state=1)
     held = sum(low < 0 < high for low, high in (interval(list(draw)) or (0, 0) for draw in draws))
-    assert 50 <= held <= 60
+    assert 930 <= held <= 970
     assert interval([0.5]) is None
     assert interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_the_smallest_visible_difference_is_significant_four_times_of_five() -> None:
+    draws = stats.norm.rvs(size=(2000, 3), random_state=2)
+    unit = smallest_visible([-1.0, 0.0, 1.0])  # whose spread is 1
+    assert unit is not None
+    seen = sum(stats.ttest_1samp(draw + unit, 0.0).pvalue < 0.05 for draw in draws)
+    assert 0.77 <= seen / len(draws) <= 0.83
+    assert smallest_visible([-0.1, 0.0, 0.1]) == pytest.approx(unit / 10)
+    assert smallest_visible([0.2, 0.2]) == 0.0
+    assert smallest_visible([0.2]) is None
 
 
 def test_differences_are_paired_by_seed_and_adjusted() -> None:
@@ -58,6 +70,7 @@ def test_differences_are_paired_by_seed_and_adjusted() -> None:
     assert [found["a"].p, found["b"].p] == pytest.approx(list(stats.false_discovery_control(raw)))
     assert found["a"].words().startswith("significantly better")
     assert found["b"].words().startswith("worse in the mean, not significant")
+    assert found["b"].words().endswith(", below 163.34 points nothing could be seen)")
     assert differences(results, "absent") == []
 
 
