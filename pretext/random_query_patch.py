@@ -19,7 +19,7 @@ Known differences between the paper, the authors' released code and this file, e
 The matching decides what is learned. Over all queries, a query that was given patch 1 may be matched with patch 2, so
 the detector can learn boxes without regard to the content of the patches. If a patch is matched only with its own
 queries, the detector has to use the content. Field defaults are those of the released code, because its weights were
-trained with them; our own recipes match within own groups.
+trained with them; our recipes for small machines match within own groups.
 """
 
 import math
