@@ -13,11 +13,12 @@ transformers. What is measured, handed over and exported is the teacher: the ave
     thresholds          one, .7 (Unbiased), .9 (Soft Teacher);      one per class: `threshold`, lowered for classes of
                         Semi-DETR mines more by matching costs      which the teacher is less sure; rule as in FreeMatch
                                                                     (Wang et al. 2023), its global threshold fixed
+    several answers     kept, or suppressed as in any detector      of those for one place the surest is a label
     matching            Semi-DETR: one-to-many at first             one-to-one, as everywhere in this project
     box loss            none on pseudo boxes (Unbiased), or where   on all pseudo boxes
                         jittered boxes agree (Soft Teacher)
-    classification      weighted by the teacher's background        a pseudo box counts like a label
-                        score (Soft Teacher)
+    background          weighted by the teacher's background        not learned where the teacher is unsure, nor from
+                        score (Soft Teacher)                        images in which it is sure of nothing
     weak and strong     two sizes and crops, boxes mapped (Soft     one geometry for both views, strong changes of
                         Teacher)                                    pixels only: boxes carry over exactly
     strong on labels    always                                      with probability `strong_labelled`
@@ -32,7 +33,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from downstream.detection import Detection, SetPrediction
-from downstream.pseudo_labels import PseudoLabels, no_targets
+from downstream.pseudo_labels import Found, PseudoLabels, no_targets, spared
 from ssldet.data.mixing import Origin
 from ssldet.data.photometric import Jitter
 from ssldet.data.strong import Erasing, StrongView
@@ -53,7 +54,8 @@ class SelfTraining(Detection):
         threshold: Score from which an answer of the teacher is a pseudo label, for the class of which it is surest.
         adaptive: How far the thresholds of other classes follow the teacher's mean confidence in them: 0 leaves all of
             them at `threshold`, 1 scales them by that confidence, relative to the class of which it is surest.
-        least_threshold: Score below which nothing is a pseudo label or counts in a mean confidence.
+        least_threshold: Score below which nothing is a pseudo label or counts in a mean confidence. What lies between
+            this and the threshold may be an object: the student is not taught that it is none.
         confidence_momentum: Share of a mean confidence that each step keeps.
         pseudo_weight: Weight of the losses on unlabelled images, where those on labelled ones weigh 1.
         burn_in: Share of the steps, at the beginning, that learns from labels alone.
@@ -170,41 +172,47 @@ class SelfTeaching(SetPrediction):
 
     def forward(self, batch: Batch) -> Losses:
         """Compare the student's answers with the labels and, after the burn-in, with the teacher's answers."""
-        student, known = _lesson(batch)
-        labelled = [row for row, is_known in enumerate(known) if is_known]
-        others = [] if self._burning_in else [row for row, is_known in enumerate(known) if not is_known]
-        pseudo, metrics = self._teach(batch, others)
-        rows = labelled + others or [0]
+        student, has_labels = _lesson(batch)
+        labelled = [row for row, has in enumerate(has_labels) if has]
+        others = [] if self._burning_in else [row for row, has in enumerate(has_labels) if not has]
+        found, metrics = self._teach(batch, others)
+        # Where the teacher is sure of nothing it may overlook everything, so that nothing is learned from the image.
+        taught = {row: one for row, one in zip(others, found, strict=True) if len(one.sure)}
+        rows = [*labelled, *taught] or [0]
         predictions = self._detect(self.detector, student.images[rows], student.padding[rows])
-        taught = self._compare(predictions, range(len(labelled)), [student.targets[row] for row in labelled])
-        learned = self._compare(predictions, range(len(labelled), len(labelled + others)), pseudo)
+        known = self._compare(predictions, range(len(labelled)), [student.targets[row] for row in labelled])
+        places = range(len(labelled), len(labelled) + len(taught))
+        unjudged = spared(predictions, dict(zip(places, taught.values(), strict=True)))
+        pseudo = self._compare(unjudged, places, [one.sure for one in taught.values()])
         weight = 0.0 if self._burning_in else self.task.pseudo_weight
         return Losses(
-            terms=taught.terms | {f"pseudo_{name}": term for name, term in learned.terms.items()},
-            weights=taught.weights | {f"pseudo_{name}": weight * own for name, own in learned.weights.items()},
-            metrics=taught.metrics | metrics,
+            terms=known.terms | {f"pseudo_{name}": term for name, term in pseudo.terms.items()},
+            weights=known.weights | {f"pseudo_{name}": weight * own for name, own in pseudo.weights.items()},
+            metrics=known.metrics | metrics,
         )
 
     @torch.no_grad()
-    def _teach(self, batch: Batch, rows: list[int]) -> tuple[list[Targets], dict[str, Tensor]]:
-        """Return the pseudo labels of some images, and measures of them; every rank must call this.
+    def _teach(self, batch: Batch, rows: list[int]) -> tuple[list[Found], dict[str, Tensor]]:
+        """Return what the teacher finds in some images, and measures of it; every rank must call this.
 
         Args:
             batch: With the teacher's views.
             rows: Numbers of the unlabelled images within the batch.
         """
-        found = self._ask_teacher(batch.images[rows], batch.padding[rows]) if rows else None
+        answers = self._ask_teacher(batch.images[rows], batch.padding[rows]) if rows else None
         if self.training and not self._burning_in:
-            self.pseudo_labels.follow(found)
-        targets, scores = ([], batch.images.new_zeros(0).float()) if found is None else self.pseudo_labels(found)
+            self.pseudo_labels.follow(answers)
+        found: list[Found] = [] if answers is None else self.pseudo_labels(answers)
         limits = self.pseudo_labels.thresholds()
+        scores = torch.cat([limits.new_zeros(0), *(one.scores for one in found)])
         measures = {
             "pseudo_boxes": limits.new_tensor(len(scores) / max(1, len(rows))),
             "pseudo_score": scores.sum() / max(1, len(scores)),
+            "unsure_boxes": limits.new_tensor(sum(len(one.unsure) for one in found) / max(1, len(rows))),
         }
         if len(limits) > FEW_CLASSES:
-            return targets, measures | {"threshold_lowest": limits.min(), "threshold_highest": limits.max()}
-        return targets, measures | {f"threshold_{label}": limit for label, limit in enumerate(limits.unbind())}
+            return found, measures | {"threshold_lowest": limits.min(), "threshold_highest": limits.max()}
+        return found, measures | {f"threshold_{label}": limit for label, limit in enumerate(limits.unbind())}
 
     def _ask_teacher(self, images: UInt8[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> Predictions:
         """Detect with the averaged weights, or the student's own where the run averages none, without dropout."""

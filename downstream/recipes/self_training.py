@@ -26,6 +26,7 @@ from downstream.detection import Detection
 from downstream.recipes import deformable_detection, detection
 from downstream.self_training import SelfTraining
 from ssldet.data.photometric import Jitter
+from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.engine.run import Budget, Run
 
 
@@ -58,6 +59,9 @@ def deformable_tiny() -> Run:
 def _self_training(run: Run, **choices: object) -> Run:
     """Return a run of plain detection as one of self-training, with as many unlabelled images beside the labelled."""
     assert isinstance(run.task, Detection)
+    if isinstance(run.detector, DeformableDETRConfig):
+        # One sigmoid per class, taught by focal loss, is less sure of what it knows than a softmax.
+        choices = {"threshold": 0.4, "least_threshold": 0.2} | choices
     shared = {field.name: getattr(run.task, field.name) for field in fields(Detection)}
     return replace(
         run,

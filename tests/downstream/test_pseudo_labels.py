@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from downstream.pseudo_labels import PseudoLabels
+from downstream.pseudo_labels import Found, PseudoLabels, spared
 from ssldet.class_scores import ClassScores, SigmoidScores, SoftmaxScores
-from ssldet.types import Predictions
+from ssldet.types import Predictions, Targets
 
 
 def labels_of(**choices: float) -> PseudoLabels:
@@ -23,7 +23,8 @@ def answers(scores: list[list[float]], kind: ClassScores) -> Predictions:
         if kind.extra_rows:
             per_class[:, query, 3] = 1 - probability[:, query]
     logits = per_class.log() if kind.extra_rows else per_class.logit()
-    boxes = torch.rand(images, queries, 4, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
+    centres = torch.stack([torch.arange(queries) / queries + 0.1, torch.full((queries,), 0.5)], dim=1)
+    boxes = torch.cat([centres, torch.full((queries, 2), 0.15)], dim=1).expand(images, queries, 4).clone()
     return Predictions(logits=logits[None], boxes=boxes[None], states=boxes[None], scores=kind)
 
 
@@ -33,10 +34,12 @@ KINDS = [SoftmaxScores(), SigmoidScores()]
 @pytest.mark.parametrize("kind", KINDS, ids=["softmax", "sigmoid"])
 def test_what_reaches_the_threshold_is_kept(kind: ClassScores) -> None:
     found = answers([[0.9, 0.85, 0.2, 0.79], [0.1, 0.1, 0.1, 0.1]], kind)
-    targets, scores = labels_of()(found)
-    assert [one.labels.tolist() for one in targets] == [[0, 1], []]
-    assert torch.allclose(targets[0].boxes, found.boxes[0, 0, :2], atol=1e-6)
-    assert scores.tolist() == pytest.approx([0.9, 0.85], abs=1e-4)
+    first, second = labels_of()(found)
+    assert first.sure.labels.tolist() == [0, 1]
+    assert torch.allclose(first.sure.boxes, found.boxes[0, 0, :2], atol=1e-6)
+    assert first.scores.tolist() == pytest.approx([0.9, 0.85], abs=1e-4)
+    assert torch.allclose(first.unsure, found.boxes[0, 0, 3:], atol=1e-6)
+    assert len(second.sure) == len(second.unsure) == 0
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["softmax", "sigmoid"])
@@ -72,7 +75,34 @@ def test_boxes_are_cut_at_the_border_and_dropped_beyond_it() -> None:
     found = answers([[0.9, 0.9, 0.9]], SoftmaxScores())
     boxes = torch.tensor([[0.0, 0.5, 0.4, 0.2], [1.3, 0.5, 0.2, 0.2], [0.5, 0.5, 0.3, 0.2]])
     found.boxes[0, 0] = boxes
-    (targets,), scores = labels_of()(found)
-    assert targets.labels.tolist() == [0, 2]
-    assert torch.allclose(targets.boxes, torch.tensor([[0.1, 0.5, 0.2, 0.2], [0.5, 0.5, 0.3, 0.2]]))
-    assert len(scores) == 2
+    (one,) = labels_of()(found)
+    assert one.sure.labels.tolist() == [0, 2]
+    assert torch.allclose(one.sure.boxes, torch.tensor([[0.1, 0.5, 0.2, 0.2], [0.5, 0.5, 0.3, 0.2]]))
+    assert len(one.scores) == 2
+
+
+def test_of_two_answers_for_one_place_the_surer_is_a_label() -> None:
+    found = answers([[0.85, 0.9, 0.95]], SoftmaxScores())
+    found.boxes[0, 0] = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.31, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]])
+    (one,) = labels_of()(found)
+    assert one.sure.labels.tolist() == [1, 2]
+    assert torch.allclose(one.unsure, found.boxes[0, 0, :1])
+
+
+def test_a_query_is_not_judged_where_the_teacher_is_unsure() -> None:
+    place, nearby, elsewhere = [0.3, 0.3, 0.2, 0.2], [0.32, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]
+    shape = (1, 2, 3, 4)
+    boxes = torch.tensor([nearby, place, elsewhere]).expand(shape)
+    logits = torch.zeros(shape, requires_grad=True)
+    student = Predictions(logits=logits, boxes=boxes, states=boxes)
+    sure = Targets(boxes=torch.tensor([place]), labels=torch.tensor([0]))
+    nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    doubts = [
+        Found(sure=nothing, scores=torch.zeros(0), unsure=torch.tensor([place])),
+        Found(sure=sure, scores=torch.ones(1), unsure=torch.tensor([nearby])),
+    ]
+    for found, judged in (({1: doubts[0]}, [True] * 3 + [False, False, True]), ({0: doubts[1]}, [False] + [True] * 5)):
+        logits.grad = None
+        spared(student, found).logits.sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.flatten(0, 2).bool().all(1).tolist() == judged
