@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ssldet.errors import ConfigError, suggest
-from ssldet.registry import GROUPS, names, summary
+from ssldet.registry import GROUPS, names, remark, summary
 
 if TYPE_CHECKING:
     from ssldet.weights.zoo import Zoo
@@ -18,6 +18,7 @@ GROUP_OF = {
     "exporters": "ssldet.exporters",
     "importers": "ssldet.importers",
     "sources": "ssldet.sources",
+    "loggers": "ssldet.loggers",
 }
 MOST_MEASURED = 12
 """Largest number of backbones that are measured for one pattern; each takes about half a second."""
@@ -51,6 +52,31 @@ class NameTable:
 
 
 @dataclass(frozen=True)
+class RecipeTable:
+    """Recipes with what they are for and what they need; what a recipe does not state is left blank.
+
+    Attributes:
+        rows: One dictionary per recipe: `name`, `about`, the `device` it is made for, short sides of images in
+            `pixels`, and the `time` that it takes, measured or published.
+    """
+
+    rows: Sequence[dict[str, str]]
+
+    def __str__(self) -> str:
+        """Return a line per recipe, and one below it that says what it does."""
+        shown = ["name", "device", "pixels", "time"]
+        cells = [shown, *([row[key] for key in shown] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        below = [f"    {row['about']}" if row["about"] else "" for row in self.rows]
+        return "\n".join([lines[0], *(text for pair in zip(lines[1:], below, strict=True) for text in pair if text)])
+
+    def to_json(self) -> list[dict[str, str]]:
+        """Return the rows."""
+        return list(self.rows)
+
+
+@dataclass(frozen=True)
 class BackboneTable:
     """Backbones with their channels, strides and sizes.
 
@@ -80,12 +106,12 @@ class BackboneTable:
         return list(self.rows)
 
 
-def list_names(what: str, pattern: str | None = None) -> "NameTable | BackboneTable | Zoo":
+def list_names(what: str, pattern: str | None = None) -> "NameTable | RecipeTable | BackboneTable | Zoo":
     """List names that recipes and command lines accept.
 
     Args:
-        what: `tasks`, `recipes`, `detectors`, `exporters`, `importers`, `sources` (listed without importing anything),
-            `backbones`, or `weights`.
+        what: `tasks`, `recipes`, `detectors`, `exporters`, `importers`, `sources`, `loggers` (listed without importing
+            anything), `backbones`, or `weights`.
         pattern: A shell pattern of the names; `None` lists all names, and of backbones one per family.
 
     Raises:
@@ -103,7 +129,16 @@ def list_names(what: str, pattern: str | None = None) -> "NameTable | BackboneTa
         raise ConfigError(
             f"no {GROUPS[group]} fits {pattern!r}{suggest(pattern or '', known)}; see: ssldet list {what}"
         )
+    if what == "recipes":
+        return RecipeTable([_recipe(name) for name in fitting])
     return NameTable({name: summary(group, name) for name in fitting})
+
+
+def _recipe(name: str) -> dict[str, str]:
+    """Return what a recipe's docstring says: the first line, and what it needs."""
+    device, pixels, time = (*remark("ssldet.recipes", name, "Needs"), "", "", "")[:3]
+    about = summary("ssldet.recipes", name)
+    return {"name": name, "device": device, "pixels": pixels, "time": time, "about": about}
 
 
 def _backbones(pattern: str | None) -> BackboneTable:

@@ -32,6 +32,7 @@ GROUPS = {
     "ssldet.exporters": "exporter",
     "ssldet.importers": "importer",
     "ssldet.verbs": "verb",
+    "ssldet.loggers": "logger",
 }
 """Entry-point group -> the word for one of its members."""
 FIELDS = {
@@ -62,12 +63,31 @@ def summary(group: str, name: str) -> str:
         The line of the class or function; of its module where it is neither, or has none; empty where the source can't
         be read.
     """
+    return _told(group, name).partition("\n")[0]
+
+
+def remark(group: str, name: str, word: str) -> list[str]:
+    """Return what a line such as `Needs: CPU; 64 px.` of a name's docstring lists; imports nothing.
+
+    Args:
+        group: One of `GROUPS`.
+        name: As listed by `names`.
+        word: What stands before the colon.
+
+    Returns:
+        The parts between semicolons; none where there is no such line.
+    """
+    line = next((line for line in _told(group, name).splitlines() if line.startswith(f"{word}: ")), "")
+    return [part.strip() for part in line.partition(": ")[2].removesuffix(".").split(";") if part.strip()]
+
+
+def _told(group: str, name: str) -> str:
+    """Return the docstring of what a name stands for, or else of its module."""
     entry = _ours_first(_claims(group)[name])[0]
     module = _source_of(entry.module)
     if module is None:
         return ""
-    told = _docstring_in(module.body, entry.attr.split(".")) or ast.get_docstring(module) or ""
-    return told.partition("\n")[0]
+    return _docstring_in(module.body, entry.attr.split(".")) or ast.get_docstring(module) or ""
 
 
 def find(group: str, name: str) -> Any:

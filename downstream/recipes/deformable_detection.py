@@ -42,7 +42,10 @@ CLASS_WEIGHT = 2.0
 
 
 def coco_50() -> Run:
-    """Train Deformable DETR on COCO for 50 epochs with a drop at 40: batch 32, 2e-4, a tenth of it for the backbone."""
+    """Train Deformable DETR on COCO for 50 epochs with a drop at 40: batch 32, 2e-4, a tenth of it for the backbone.
+
+    Needs: GPUs; 480–800 px; 325 hours of one V100 (published).
+    """
     return Run(
         task=Detection(class_weight=CLASS_WEIGHT),
         detector=DeformableDETRConfig(backbone=BackboneConfig(name="resnet50", weights="imagenet")),
@@ -63,43 +66,67 @@ def coco_50() -> Run:
 
 
 def refined_coco_50() -> Run:
-    """Train as `detection/deformable-coco-50` does, with boxes that every decoder layer refines."""
+    """Train as `detection/deformable-coco-50` does, with boxes that every decoder layer refines.
+
+    Needs: GPUs; 480–800 px; 325 hours of one V100 (published).
+    """
     return replace(coco_50(), detector=replace(_deformable(coco_50()), refine_boxes=True))
 
 
 def two_stage_coco_50() -> Run:
-    """Train as `detection/deformable-refined-coco-50` does, with boxes that begin with the encoder's proposals."""
+    """Train as `detection/deformable-refined-coco-50` does, with boxes that begin with the encoder's proposals.
+
+    Needs: GPUs; 480–800 px; 340 hours of one V100 (published).
+    """
     return replace(coco_50(), detector=replace(_deformable(coco_50()), refine_boxes=True, two_stage=True))
 
 
 def voc() -> Run:
-    """Fine-tune Deformable DETR on VOC for 100 epochs with a drop at 70, from SwAV's backbone if from scratch."""
+    """Fine-tune Deformable DETR on VOC for 100 epochs with a drop at 70, from SwAV's backbone if from scratch.
+
+    Needs: GPUs; 480–800 px.
+    """
     run = _from_swav()
     return replace(run, optim=replace(run.optim, drops=(70 / 100,)), budget=Budget(epochs=100.0))
 
 
 def coco_1_percent() -> Run:
-    """Fine-tune Deformable DETR on one hundredth of COCO's training images for 2,000 epochs of these."""
+    """Fine-tune Deformable DETR on one hundredth of COCO's training images for 2,000 epochs of these.
+
+    Needs: GPUs; 480–800 px.
+    """
     return detection.on_few(_from_swav(), 0.01, 2000.0)
 
 
 def coco_2_percent() -> Run:
-    """Fine-tune Deformable DETR on one fiftieth of COCO's training images for 1,000 epochs of these."""
+    """Fine-tune Deformable DETR on one fiftieth of COCO's training images for 1,000 epochs of these.
+
+    Needs: GPUs; 480–800 px.
+    """
     return detection.on_few(_from_swav(), 0.02, 1000.0)
 
 
 def coco_5_percent() -> Run:
-    """Fine-tune Deformable DETR on one twentieth of COCO's training images for 500 epochs of these."""
+    """Fine-tune Deformable DETR on one twentieth of COCO's training images for 500 epochs of these.
+
+    Needs: GPUs; 480–800 px.
+    """
     return detection.on_few(_from_swav(), 0.05, 500.0)
 
 
 def coco_10_percent() -> Run:
-    """Fine-tune Deformable DETR on one tenth of COCO's training images for 400 epochs of these."""
+    """Fine-tune Deformable DETR on one tenth of COCO's training images for 400 epochs of these.
+
+    Needs: GPUs; 480–800 px.
+    """
     return detection.on_few(_from_swav(), 0.1, 400.0)
 
 
 def tiny() -> Run:
-    """Train a small Deformable DETR on images of 64 pixels, such as the generated shapes, without an accelerator."""
+    """Train a small Deformable DETR on images of 64 pixels, such as the generated shapes, without an accelerator.
+
+    Needs: CPU; 64 px.
+    """
     run = detection.tiny()
     assert isinstance(run.task, Detection)
     return replace(

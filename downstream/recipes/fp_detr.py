@@ -27,7 +27,10 @@ from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig,
 
 
 def base() -> Run:
-    """Fine-tune FP-DETR-Base for 50 epochs with a drop at 40: batch 16, transformer at 1e-4, tokenizer at 1e-5."""
+    """Fine-tune FP-DETR-Base for 50 epochs with a drop at 40: batch 16, transformer at 1e-4, tokenizer at 1e-5.
+
+    Needs: GPUs; 480–800 px.
+    """
     return Run(
         # The weight of the class is that of focal loss, twice the one of DETR's cross entropy.
         task=Detection(class_weight=2.0),
@@ -49,17 +52,26 @@ def base() -> Run:
 
 
 def small() -> Run:
-    """Fine-tune FP-DETR-Small for 50 epochs, as `detection/fp_detr-base` does."""
+    """Fine-tune FP-DETR-Small for 50 epochs, as `detection/fp_detr-base` does.
+
+    Needs: GPUs; 480–800 px.
+    """
     return replace(base(), detector=SMALL)
 
 
 def lite() -> Run:
-    """Fine-tune FP-DETR-Lite for 50 epochs, as `detection/fp_detr-base` does."""
+    """Fine-tune FP-DETR-Lite for 50 epochs, as `detection/fp_detr-base` does.
+
+    Needs: GPUs; 480–800 px.
+    """
     return replace(base(), detector=LITE)
 
 
 def tiny() -> Run:
-    """Train a small FP-DETR, one layer for cells and two for queries too, on images of 64 pixels, on a laptop."""
+    """Train a small FP-DETR, one layer for cells and two for queries too, on images of 64 pixels, on a laptop.
+
+    Needs: CPU; 64 px.
+    """
     run = detection.tiny()
     assert isinstance(run.task, Detection)
     return replace(

@@ -30,33 +30,51 @@ from ssldet.engine.run import Budget, Run
 
 
 def voc() -> Run:
-    """Train for 300 epochs on VOC07+12 trainval without aeroplane, cat, cow and sheep."""
+    """Train for 300 epochs on VOC07+12 trainval without aeroplane, cat, cow and sheep.
+
+    Needs: GPUs; 480–800 px.
+    """
     run = detection.r50()
     return replace(run, task=OneShot(), detector=replace(run.detector, num_classes=1))
 
 
 def coco_1() -> Run:
-    """Train on COCO without its classes 1, 5, 9 and so on."""
+    """Train on COCO without its classes 1, 5, 9 and so on.
+
+    Needs: GPUs; 480–800 px.
+    """
     return _coco(1)
 
 
 def coco_2() -> Run:
-    """Train on COCO without its classes 2, 6, 10 and so on."""
+    """Train on COCO without its classes 2, 6, 10 and so on.
+
+    Needs: GPUs; 480–800 px.
+    """
     return _coco(2)
 
 
 def coco_3() -> Run:
-    """Train on COCO without its classes 3, 7, 11 and so on."""
+    """Train on COCO without its classes 3, 7, 11 and so on.
+
+    Needs: GPUs; 480–800 px.
+    """
     return _coco(3)
 
 
 def coco_4() -> Run:
-    """Train on COCO without its classes 4, 8, 12 and so on."""
+    """Train on COCO without its classes 4, 8, 12 and so on.
+
+    Needs: GPUs; 480–800 px.
+    """
     return _coco(4)
 
 
 def tiny() -> Run:
-    """Train a two-layer detector on images of 64 pixels, such as the generated shapes; name what to hold out."""
+    """Train a two-layer detector on images of 64 pixels, such as the generated shapes; name what to hold out.
+
+    Needs: CPU; 64 px.
+    """
     run = detection.tiny()
     task = OneShot(
         unseen=("triangle",),
@@ -72,7 +90,10 @@ def tiny() -> Run:
 
 
 def small() -> Run:
-    """Train the detector of `detection/small` to find what one patch shows; name what to hold out."""
+    """Train the detector of `detection/small` to find what one patch shows; name what to hold out.
+
+    Needs: CPU; 288 px; half an hour.
+    """
     run = detection.small()
     assert isinstance(run.task, Detection)
     shared = {field.name: getattr(run.task, field.name) for field in fields(Detection)}

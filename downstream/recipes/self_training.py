@@ -31,28 +31,43 @@ from ssldet.engine.run import Budget, Run
 
 
 def coco_1_percent() -> Run:
-    """Train Deformable DETR on the labels of a hundredth of COCO: 180,000 steps of 32 images with them, 32 without."""
+    """Train Deformable DETR on the labels of a hundredth of COCO: 180,000 steps of 32 images with them, 32 without.
+
+    Needs: GPUs; 480–800 px.
+    """
     return _at_full_scale(deformable_detection.coco_1_percent())
 
 
 def coco_10_percent() -> Run:
-    """Train Deformable DETR on the labels of a tenth of COCO: 180,000 steps of 32 images with labels, 32 without."""
+    """Train Deformable DETR on the labels of a tenth of COCO: 180,000 steps of 32 images with labels, 32 without.
+
+    Needs: GPUs; 480–800 px.
+    """
     return _at_full_scale(deformable_detection.coco_10_percent())
 
 
 def small() -> Run:
-    """Train the detector of `detection/small` on a few labelled and many unlabelled photographs of a user's own."""
+    """Train the detector of `detection/small` on a few labelled and many unlabelled photographs of a user's own.
+
+    Needs: CPU; 288 px.
+    """
     run = _self_training(detection.small(), burn_in=0.3)
     return replace(run, optim=replace(run.optim, ema_ramp=10.0))
 
 
 def tiny() -> Run:
-    """Train a two-layer DETR on images of 64 pixels, such as the generated shapes, without an accelerator."""
+    """Train a two-layer DETR on images of 64 pixels, such as the generated shapes, without an accelerator.
+
+    Needs: CPU; 64 px.
+    """
     return _tiny(detection.tiny())
 
 
 def deformable_tiny() -> Run:
-    """Train a small Deformable DETR likewise."""
+    """Train a small Deformable DETR likewise.
+
+    Needs: CPU; 64 px.
+    """
     return _tiny(deformable_detection.tiny())
 
 

@@ -25,7 +25,10 @@ from ssldet.engine.run import Budget, CheckpointConfig, DataConfig, OptimConfig,
 
 
 def base() -> Run:
-    """Supervised: classify ImageNet by FP-DETR-Base for 300 epochs, as DeiT does, in batches of 1024 at 1e-3."""
+    """Supervised: classify ImageNet by FP-DETR-Base for 300 epochs, as DeiT does, in batches of 1024 at 1e-3.
+
+    Needs: GPUs; 224 px.
+    """
     return Run(
         task=ImageClassification(),
         detector=BASE,
@@ -39,17 +42,26 @@ def base() -> Run:
 
 
 def small() -> Run:
-    """Supervised: classify ImageNet by FP-DETR-Small for 300 epochs, as `fp_detr/base` does."""
+    """Supervised: classify ImageNet by FP-DETR-Small for 300 epochs, as `fp_detr/base` does.
+
+    Needs: GPUs; 224 px.
+    """
     return replace(base(), detector=SMALL)
 
 
 def lite() -> Run:
-    """Supervised: classify ImageNet by FP-DETR-Lite for 300 epochs, as `fp_detr/base` does."""
+    """Supervised: classify ImageNet by FP-DETR-Lite for 300 epochs, as `fp_detr/base` does.
+
+    Needs: GPUs; 224 px.
+    """
     return replace(base(), detector=LITE)
 
 
 def tiny() -> Run:
-    """Supervised: classify images of 64 pixels with the detector of `detection/fp_detr-tiny`, on a laptop."""
+    """Supervised: classify images of 64 pixels with the detector of `detection/fp_detr-tiny`, on a laptop.
+
+    Needs: CPU; 64 px; minutes.
+    """
     return Run(
         task=ImageClassification(
             crop_size=64, min_scale=0.4, colours=0, erase=0.0, mixup=0.0, cutmix=0.0, eval_side=64
@@ -76,12 +88,18 @@ def tiny() -> Run:
 
 
 def self_supervised() -> Run:
-    """Without labels: contrast crops by FP-DETR-Lite for 300 epochs, with the optimiser of `fp_detr/base`."""
+    """Without labels: contrast crops by FP-DETR-Lite for 300 epochs, with the optimiser of `fp_detr/base`.
+
+    Needs: GPUs; 224 px.
+    """
     return replace(lite(), task=TokenContrast())
 
 
 def self_supervised_tiny() -> Run:
-    """Without labels: contrast crops of 48 pixels with the detector of `detection/fp_detr-tiny`, on a laptop."""
+    """Without labels: contrast crops of 48 pixels with the detector of `detection/fp_detr-tiny`, on a laptop.
+
+    Needs: CPU; 48 px.
+    """
     run = tiny()
     return replace(
         run,

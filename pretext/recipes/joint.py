@@ -20,22 +20,34 @@ from ssldet.nn.backbones import BackboneConfig
 
 
 def r50() -> Run:
-    """Pretrain DETR with ResNet-50 from random weights, on the schedule of `random_query_patch/r50`."""
+    """Pretrain DETR with ResNet-50 from random weights, on the schedule of `random_query_patch/r50`.
+
+    Needs: GPUs; 320–480 px.
+    """
     return _whole(random_query_patch.r50())
 
 
 def deformable_r50() -> Run:
-    """Pretrain Deformable DETR with ResNet-50 from random weights."""
+    """Pretrain Deformable DETR with ResNet-50 from random weights.
+
+    Needs: GPUs; 320–480 px.
+    """
     return _whole(random_query_patch.deformable_r50())
 
 
 def tiny() -> Run:
-    """Pretrain the detector of `random_query_patch/tiny` with its backbone, on small images without an accelerator."""
+    """Pretrain the detector of `random_query_patch/tiny` with its backbone, on small images without an accelerator.
+
+    Needs: CPU; 64 px.
+    """
     return _small(random_query_patch.tiny())
 
 
 def deformable_tiny() -> Run:
-    """Pretrain the small Deformable DETR of `random_query_patch/deformable-tiny` with its backbone."""
+    """Pretrain the small Deformable DETR of `random_query_patch/deformable-tiny` with its backbone.
+
+    Needs: CPU; 64 px.
+    """
     return _small(random_query_patch.deformable_tiny())
 
 

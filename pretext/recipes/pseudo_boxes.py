@@ -17,7 +17,10 @@ from ssldet.engine.run import Run
 
 
 def imagenet() -> Run:
-    """Pretrain Deformable DETR on ImageNet: boxes by normalised cuts of SwAV's features, 256 clusters, two rounds."""
+    """Pretrain Deformable DETR on ImageNet: boxes by normalised cuts of SwAV's features, 256 clusters, two rounds.
+
+    Needs: GPUs; 320–480 px.
+    """
     run = detreg.imagenet()
     proposals = Proposals(method="objectness", backbone=detreg.SWAV, count=10, side=480, smallest_share=0.05)
     return replace(
@@ -28,7 +31,10 @@ def imagenet() -> Run:
 
 
 def tiny() -> Run:
-    """Pretrain a small detector on small images without an accelerator: selective search, 16 clusters, two rounds."""
+    """Pretrain a small detector on small images without an accelerator: selective search, 16 clusters, two rounds.
+
+    Needs: CPU; 64 px; minutes.
+    """
     run = detreg.tiny()
     task = PseudoBoxes(
         proposals=run.task.proposals,  # type: ignore[attr-defined]

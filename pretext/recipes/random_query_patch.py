@@ -50,7 +50,10 @@ PAPER_SIDES = (*RELEASED_SIDES[:4], 384, *RELEASED_SIDES[4:])
 
 
 def released() -> Run:
-    """Pretrain as the released code does: 60 epochs with a drop at 40, batch 256, SwAV backbone, pre-norm."""
+    """Pretrain as the released code does: 60 epochs with a drop at 40, batch 256, SwAV backbone, pre-norm.
+
+    Needs: GPUs; 320–480 px; 5 days on 8 V100 (published).
+    """
     return Run(
         task=RandomQueryPatch(),
         # Three logits, the first of which is never a target: the released weights were trained so.
@@ -64,7 +67,10 @@ def released() -> Run:
 
 
 def paper() -> Run:
-    """Pretrain as the paper states it: query shuffle, every size, SimCLR's jitter, weight M/N without a match."""
+    """Pretrain as the paper states it: query shuffle, every size, SimCLR's jitter, weight M/N without a match.
+
+    Needs: GPUs; 320–480 px; 5 days on 8 V100 (published).
+    """
     run = released()
     task = RandomQueryPatch(
         shuffle=True, no_match="M/N", masking="patch", image_sides=PAPER_SIDES, jitter=SIMCLR_JITTER
@@ -73,14 +79,20 @@ def paper() -> Run:
 
 
 def r50() -> Run:
-    """Pretrain at full scale: the released choices, every size, and weight M/N for queries without a match."""
+    """Pretrain at full scale: the released choices, every size, and weight M/N for queries without a match.
+
+    Needs: GPUs; 320–480 px; 5 days on 8 V100 (published).
+    """
     run = released()
     task = RandomQueryPatch(no_match="M/N", image_sides=PAPER_SIDES)
     return replace(run, task=task, detector=replace(run.detector, num_classes=1))
 
 
 def r50_own_groups() -> Run:
-    """Pretrain as `random_query_patch/r50` does, with matching within each patch's own group; not measured yet."""
+    """Pretrain as `random_query_patch/r50` does, with matching within each patch's own group; not measured yet.
+
+    Needs: GPUs; 320–480 px.
+    """
     run = r50()
     assert isinstance(run.task, RandomQueryPatch)
     return replace(run, task=replace(run.task, matching="own_group"))
@@ -90,6 +102,8 @@ def small() -> Run:
     """Pretrain the detector of `detection/small` on a user's own photographs, on two CPU cores.
 
     The backbone is pretrained and frozen, as in the paper; what is learned is the transformer.
+
+    Needs: CPU; 192–256 px; half an hour.
     """
     return Run(
         task=RandomQueryPatch(
@@ -130,7 +144,10 @@ def small() -> Run:
 
 
 def tiny() -> Run:
-    """Pretrain a small detector on small images without an accelerator: one query per patch, frozen fresh backbone."""
+    """Pretrain a small detector on small images without an accelerator: one query per patch, frozen fresh backbone.
+
+    Needs: CPU; 64 px; minutes.
+    """
     return Run(
         task=RandomQueryPatch(
             num_patches=10,
@@ -169,7 +186,10 @@ def tiny() -> Run:
 
 
 def deformable_r50() -> Run:
-    """Pretrain Deformable DETR at full scale: 300 queries, 30 for each patch, rates of its authors, 60 epochs."""
+    """Pretrain Deformable DETR at full scale: 300 queries, 30 for each patch, rates of its authors, 60 epochs.
+
+    Needs: GPUs; 320–480 px.
+    """
     run = r50()
     return replace(
         run,
@@ -182,7 +202,10 @@ def deformable_r50() -> Run:
 
 
 def deformable_tiny() -> Run:
-    """Pretrain a small Deformable DETR on small images without an accelerator: one query per patch."""
+    """Pretrain a small Deformable DETR on small images without an accelerator: one query per patch.
+
+    Needs: CPU; 64 px.
+    """
     run = tiny()
     return replace(
         run,

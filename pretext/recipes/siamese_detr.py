@@ -23,7 +23,10 @@ SWAV = BackboneConfig(name="resnet50", weights="swav")
 
 
 def imagenet() -> Run:
-    """Pretrain DETR on ImageNet: 300,000 steps with a drop at 200,000, batch 256, frozen SwAV backbone."""
+    """Pretrain DETR on ImageNet: 300,000 steps with a drop at 200,000, batch 256, frozen SwAV backbone.
+
+    Needs: GPUs; 320–480 px.
+    """
     return Run(
         task=SiameseDETR(),
         detector=DETRConfig(backbone=SWAV, num_classes=1, num_queries=100, pre_norm=False),
@@ -36,18 +39,27 @@ def imagenet() -> Run:
 
 
 def coco() -> Run:
-    """Pretrain DETR on COCO's images: 120,000 steps with a drop at 80,000, weight 0.3 for the agreement of views."""
+    """Pretrain DETR on COCO's images: 120,000 steps with a drop at 80,000, weight 0.3 for the agreement of views.
+
+    Needs: GPUs; 320–480 px.
+    """
     run = imagenet()
     return replace(run, task=SiameseDETR(global_weight=0.3), budget=Budget(steps=120_000))
 
 
 def deformable() -> Run:
-    """Pretrain Deformable DETR with 300 queries on ImageNet."""
+    """Pretrain Deformable DETR with 300 queries on ImageNet.
+
+    Needs: GPUs; 320–480 px.
+    """
     return replace(imagenet(), detector=DeformableDETRConfig(backbone=SWAV, num_classes=1, num_queries=300))
 
 
 def tiny() -> Run:
-    """Pretrain the detector of `random_query_patch/tiny` on small images: one query per region, own groups."""
+    """Pretrain the detector of `random_query_patch/tiny` on small images: one query per region, own groups.
+
+    Needs: CPU; 64 px; minutes.
+    """
     run = random_query_patch.tiny()
     return replace(
         run,

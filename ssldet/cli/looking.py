@@ -10,7 +10,9 @@ from ssldet.cli.printing import prints
 
 
 def list_(
-    what: Literal["tasks", "recipes", "detectors", "backbones", "weights", "exporters", "importers", "sources"],
+    what: Literal[
+        "tasks", "recipes", "detectors", "backbones", "weights", "exporters", "importers", "sources", "loggers"
+    ],
     pattern: str | None = None,
     *,
     json_: Json = False,

@@ -22,6 +22,16 @@ Device = Annotated[
 ]
 BatchSize = Annotated[int | None, Parameter(name="--batch-size", help="Images of one optimiser step.")]
 Quiet = Annotated[bool, Parameter(name="--quiet", negative=(), help="Show problems only, no progress.")]
+LoggerNames = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--logger", consume_multiple=True, negative=(), help="Where numbers go too; see: ssldet list loggers."
+    ),
+]
+DryRun = Annotated[
+    bool,
+    Parameter(name="--dry-run", negative=(), help="Check everything, say what the run would do, and write nothing."),
+]
 Resume = Annotated[Path | None, Parameter(name="--resume", help="Run folder to go on with.")]
 AtStep = Annotated[
     int | Literal["latest"] | None,
@@ -48,6 +58,19 @@ def assignments(pairs: Sequence[str] | None) -> dict[str, str]:
     if wrong:
         raise ConfigError([f"--set {pair}: expects path=value, such as task.num_patches=5" for pair in wrong])
     return dict(pair.split("=", 1) for pair in pairs or ())
+
+
+def require_new(resume: Path | None) -> None:
+    """Refuse a dry run of a run that goes on: all it could say was said when it began.
+
+    Args:
+        resume: Value of `--resume`.
+
+    Raises:
+        ConfigError: It was given.
+    """
+    if resume is not None:
+        raise ConfigError("--dry-run is for a new run, --resume for one that began; leave one of them out")
 
 
 def choices(pairs: Sequence[str] | None, **named: object) -> dict[str, object]:

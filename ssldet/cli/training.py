@@ -1,11 +1,15 @@
 """command line -> the verbs that train."""
 
+from typing import Any
+
 from ssldet.cli.options import (
     BatchSize,
     Data,
     Device,
+    DryRun,
     Epochs,
     Json,
+    LoggerNames,
     Out,
     Overrides,
     Quiet,
@@ -14,6 +18,7 @@ from ssldet.cli.options import (
     Steps,
     Which,
     choices,
+    require_new,
 )
 from ssldet.cli.printing import prints, progress_shown
 
@@ -29,6 +34,8 @@ def pretrain(
     device: Device = None,
     batch_size: BatchSize = None,
     set_: Overrides = None,
+    logger: LoggerNames = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     resume: Resume = None,
     json_: Json = False,
@@ -44,11 +51,16 @@ def pretrain(
     """
     from ssldet import verbs
 
+    chosen: dict[str, Any] = {
+        "recipe": recipe, "backbone": backbone, "val": val or (), "out": out, "steps": steps, "epochs": epochs,
+        "overrides": choices(set_, device=device, data__batch_size=batch_size, loggers=logger),
+    }  # fmt: skip
     with progress_shown(not quiet):
-        prints(verbs.pretrain)(
-            images, recipe=recipe, backbone=backbone, val=val or (), out=out, steps=steps, epochs=epochs,
-            overrides=choices(set_, device=device, data__batch_size=batch_size), resume=resume, json_=json_,
-        )  # fmt: skip
+        if dry_run:
+            require_new(resume)
+            prints(verbs.plan_pretraining)(images, **chosen, json_=json_)
+        else:
+            prints(verbs.pretrain)(images, **chosen, resume=resume, json_=json_)
 
 
 def finetune(
@@ -65,6 +77,8 @@ def finetune(
     device: Device = None,
     batch_size: BatchSize = None,
     set_: Overrides = None,
+    logger: LoggerNames = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     resume: Resume = None,
     json_: Json = False,
@@ -80,9 +94,14 @@ def finetune(
     """
     from ssldet import verbs
 
+    chosen: dict[str, Any] = {
+        "val": val or (), "unlabelled": unlabelled or (), "weights": weights, "recipe": recipe, "out": out,
+        "steps": steps, "epochs": epochs,
+        "overrides": choices(set_, device=device, data__batch_size=batch_size, loggers=logger),
+    }  # fmt: skip
     with progress_shown(not quiet):
-        prints(verbs.finetune)(
-            start, data or (), val=val or (), unlabelled=unlabelled or (), weights=weights, recipe=recipe, out=out,
-            steps=steps, epochs=epochs, overrides=choices(set_, device=device, data__batch_size=batch_size),
-            resume=resume, json_=json_,
-        )  # fmt: skip
+        if dry_run:
+            require_new(resume)
+            prints(verbs.plan_finetuning)(start, data or (), **chosen, json_=json_)
+        else:
+            prints(verbs.finetune)(start, data or (), **chosen, resume=resume, json_=json_)

@@ -25,6 +25,7 @@ from ssldet.engine.sources import Sources, open_sources
 from ssldet.engine.steps import Checkpoints, Restored
 from ssldet.engine.stop import StopFlag
 from ssldet.errors import CheckpointError, ConfigError, DivergedError, SetupError, SsldetError, StoppedError
+from ssldet.loggers.base import require_loggers
 from ssldet.recipe import check, fingerprint
 from ssldet.source import Source
 from ssldet.task import Objective, learning_sections
@@ -72,9 +73,7 @@ def fit(
     check(run)
     fabric = _fabric(run)
     sources = sources or open_sources(run)
-    Quarantine(sources.train, run.data.max_bad_fraction)
-    if sources.val is not None:
-        require_measurable(run, sources.val)
+    require_usable(run, sources)
     try:
         restored = _restored(run, folder, sources.train) if resume else None
         if restored is not None:
@@ -105,14 +104,40 @@ def fit(
         folder.release()
 
 
+def require_usable(run: Run, sources: Sources) -> None:
+    """Let a run start only if its images can be read, those to measure on can be measured on, and its loggers exist.
+
+    Args:
+        run: The configuration.
+        sources: Its images.
+
+    Raises:
+        DataError: Too many files are bad, or there is nothing to measure.
+        ConfigError: There is no such measure as `checkpoint.best_of`, or no such logger.
+        SetupError: A logger is not installed.
+    """
+    require_loggers(run.loggers)
+    Quarantine(sources.train, run.data.max_bad_fraction)
+    if sources.val is not None:
+        require_measurable(run, sources.val)
+
+
 def _join(fabric: Devices, run: Run, source: Source, step: int) -> None:
     """Start the other ranks or find them, and make sure that all are about to do the same."""
     fabric.launch()
     ranks.require_agreement({"configuration": fingerprint(run), "data set": source.fingerprint, "step": str(step)})
 
 
-def _fabric(run: Run) -> Devices:
-    """Choose devices; no process is started yet."""
+def devices_of(run: Run) -> tuple[str, int, int]:
+    """Choose devices: `cpu` or `gpu`, their number on each machine, and the number of machines.
+
+    Args:
+        run: The configuration.
+
+    Raises:
+        SetupError: A device that was asked for is not there.
+        ConfigError: A batch can't be split equally among them.
+    """
     if run.device == "cuda" and not torch.cuda.is_available():
         raise SetupError("device: cuda was asked for, but torch sees no such device; use --set device=auto")
     accelerator = "gpu" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -127,6 +152,12 @@ def _fabric(run: Run) -> Devices:
             f"data.batch_size: {run.data.batch_size} images can't be split equally among {devices * machines} devices "
             f"and {run.optim.accumulate} parts{groups}; choose a multiple of {shares}"
         )
+    return accelerator, devices, machines
+
+
+def _fabric(run: Run) -> Devices:
+    """Choose devices; no process is started yet."""
+    accelerator, devices, machines = devices_of(run)
     if run.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.backends.cudnn.benchmark = False

@@ -92,7 +92,7 @@ class RunFolder:
         folder = cls(path)
         if rank() != 0:
             return folder
-        folder._require_unused(run)
+        folder.require_unused(run)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -100,7 +100,7 @@ class RunFolder:
         folder.lock()
         try:
             # Again, because another process may have begun and ended here since.
-            folder._require_unused(run)
+            folder.require_unused(run)
         except ConfigError:
             folder.release()
             raise
@@ -257,7 +257,15 @@ class RunFolder:
         if rank() == 0:
             write_whole(self.path / name, text.encode(), Disk())
 
-    def _require_unused(self, run: Run) -> None:
+    def require_unused(self, run: Run) -> None:
+        """Let a run start here only if no other one did.
+
+        Args:
+            run: The run.
+
+        Raises:
+            ConfigError: Something is there already.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: is a file; choose another --out")
         names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()

@@ -26,7 +26,9 @@ from ssldet.engine.stop import StopFlag
 from ssldet.engine.symptoms import BoxVariance, symptoms
 from ssldet.engine.writing import Lines
 from ssldet.errors import DataError, DivergedError
+from ssldet.loggers.base import LoggedRun, Loggers
 from ssldet.ranks import gather_objects, rank, reduce_mean
+from ssldet.recipe import leaves
 from ssldet.task import Objective
 from ssldet.types import Batch
 
@@ -67,6 +69,7 @@ class Reporter:
         self._failure: Exception | None = None
         self._run, self._folder, self._sources, self._preview = run, folder, sources, preview
         self._metrics = Lines(folder.path / "metrics.jsonl") if rank() == 0 else None
+        self._loggers: Loggers | None = None
         self._display = Display(type(run.task).__name__, run.total_steps(len(sources.train)))
 
     def begin(self, progress: Progress, batches: SteadyLoader, device: torch.device) -> None:
@@ -82,6 +85,7 @@ class Reporter:
         if rank() == 0:
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             self._folder.note(status="running", reason=None, device=name, images=len(self._sources.train))
+            self._loggers = Loggers(self._run.loggers, self._told(progress.step))
         if progress.step == 0:
             self.draw(progress)
         else:
@@ -197,8 +201,13 @@ class Reporter:
             log.warning("no preview at step %d: %s: %s", progress.step, type(error).__name__, error)
 
     def close(self) -> None:
-        """Close the display."""
+        """Close the display and the loggers."""
         self._display.close()
+        if self._loggers is not None:
+            self._loggers.close()
+
+    def _told(self, step: int) -> LoggedRun:
+        return LoggedRun(folder=self._folder.path, id=self._folder.id, step=step, settings=leaves(self._run))
 
     def _recall(self, step: int) -> None:
         """Read the results of an evaluation at this step, made on the same set before the run was interrupted."""
@@ -230,6 +239,8 @@ class Reporter:
         if self._metrics is not None:
             self._metrics.write(line)
             log.info("step %d  %s", line["step"], summary(line))
+        if self._loggers is not None:
+            self._loggers.log(line)
         self._display.show(line)
 
 

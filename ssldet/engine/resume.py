@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "device",
     "evaluate_every",
     "log_every",
+    "loggers",
     "preview_every",
 )
 """Fields that change how a run goes and not what it computes; the budget also moves the schedule, as it must.

@@ -176,6 +176,7 @@ class Run:
         log_every: Steps between lines of the metrics file.
         evaluate_every: Steps between evaluations on `data.val`; zero evaluates at the end only.
         preview_every: Steps between preview pictures; zero draws one at the start and one at the end.
+        loggers: Names of loggers that get every line of the metrics file too; see `ssldet list loggers`.
         device: `auto`, `cpu` or `cuda`.
         devices: Number of devices; zero takes all there are.
     """
@@ -192,6 +193,7 @@ class Run:
     log_every: Annotated[int, Within(1)] = 10
     evaluate_every: Annotated[int, Within(0)] = 0
     preview_every: Annotated[int, Within(0)] = 0
+    loggers: tuple[str, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Annotated[int, Within(0, 65_536)] = 1
 

@@ -5,6 +5,7 @@ from ssldet.verbs.data import check_data, compare_data, convert_data
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import preview, report
 from ssldet.verbs.opening import load
+from ssldet.verbs.planning import plan_finetuning, plan_pretraining
 from ssldet.verbs.showing import show
 from ssldet.verbs.training import Trained, finetune, pretrain
 from ssldet.verbs.using import evaluate, export, predict
@@ -19,6 +20,8 @@ __all__ = [
     "export",
     "finetune",
     "load",
+    "plan_finetuning",
+    "plan_pretraining",
     "predict",
     "pretrain",
     "preview",

@@ -54,6 +54,7 @@ def changes_of(
     steps: int | None = None,
     epochs: float | None = None,
     overrides: Mapping[str, object] | None = None,
+    unlabelled: Specs = (),
 ) -> dict[str, object]:
     """Return changes of recipe fields for the arguments of a verb; explicit overrides take precedence.
 
@@ -65,6 +66,7 @@ def changes_of(
         overrides: Dotted recipe fields and their values. `task.name`, `detector.name` or `task.augmentation` may be a
             `module:Object` that no package registers: the module is imported here, because the caller named it, and
             files that name the same object can then be read. `task.augmentation` may be a transform itself.
+        unlabelled: Images whose labels are not read; empty keeps the recipe's.
 
     Raises:
         ConfigError: The length is stated twice.
@@ -83,6 +85,8 @@ def changes_of(
         changes |= {"data.val": (), "data.held_out": 0.0}
     elif val := texts(val):
         changes["data.val"] = val
+    if unlabelled := texts(unlabelled):
+        changes["data.unlabelled"] = unlabelled
     return changes | _length(steps, epochs, overrides) | overrides
 
 

@@ -12,10 +12,11 @@ from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
 from ssldet.detectors.base import DetectorConfig, backbone_of
 from ssldet.engine.run import Run
+from ssldet.errors import CheckpointError
 from ssldet.importing.base import Opened
-from ssldet.nn.backbones import BackboneConfig
 from ssldet.ranks import rank
 from ssldet.recipe import from_document, override
+from ssldet.registry import names, remark
 from ssldet.source import Source, objects_of
 from ssldet.task import Task
 from ssldet.verbs.choosing import Specs, resolve, texts
@@ -38,11 +39,13 @@ class Choice:
         run: The run.
         recipe: Name of the recipe; empty where the user named it.
         why: Why it was chosen, as part of a sentence.
+        named: Name of the recipe that the user named; empty for a record, a `Run`, or a choice.
     """
 
     run: Run
     recipe: str = ""
     why: str = ""
+    named: str = ""
 
     @staticmethod
     def of(recipe: str, why: str, changes: Mapping[str, object] | None = None) -> "Choice":
@@ -61,12 +64,14 @@ class Choice:
         Args:
             run: The run of the recipe with the user's changes.
         """
-        if not self.recipe or rank() != 0:
+        if rank() != 0:
             return
-        log.info("no recipe was named: %s is taken, because %s; --recipe NAME takes another", self.recipe, self.why)
-        backbone = backbone_of(run.detector)
-        if backbone is not None and backbone.weights is not None:
-            log.info("%s", _weights_in_words(backbone))
+        if self.recipe:
+            log.info("no recipe was named: %s is taken, because %s; --recipe NAME takes another", self.recipe, self.why)
+        if said := weights_in_words(run.detector):
+            log.info("the backbone starts from %s", said)
+        if self.named and not torch.cuda.is_available() and (other := _for_a_cpu(self.named)):
+            log.warning("%s is made for GPUs, and there is none here; --recipe %s is made for a CPU", self.named, other)
 
 
 def choose_for_pretraining(recipe: str | Path | Run | None, images: Specs) -> Choice:
@@ -80,7 +85,7 @@ def choose_for_pretraining(recipe: str | Path | Run | None, images: Specs) -> Ch
         DataError: A specification names nothing usable.
     """
     if recipe is not None:
-        return Choice(run=resolve(recipe))
+        return Choice(run=resolve(recipe), named=recipe if isinstance(recipe, str) else "")
     if not torch.cuda.is_available():
         return Choice.of(defaults.PRETRAIN_SMALL, "this machine has no accelerator")
     count = len(open_source(texts(images), ImageRules())) if images else 0
@@ -101,7 +106,7 @@ def choose_for_finetuning(recipe: str | Path | Run | None, data: Specs, opened: 
         DataError: A specification names nothing usable.
     """
     if recipe is not None:
-        return Choice(run=resolve(recipe))
+        return Choice(run=resolve(recipe), named=recipe if isinstance(recipe, str) else "")
     if opened is not None:
         return _like(from_document(DetectorConfig, opened.info["detector"]))  # type: ignore[type-abstract]
     counts = objects_of(open_source(texts(data), ImageRules()))
@@ -130,15 +135,38 @@ def _like(detector: DetectorConfig) -> Choice:
     return Choice.of(defaults.FINETUNE_LARGE, why)
 
 
-def _weights_in_words(backbone: BackboneConfig) -> str:
-    """Say where the weights of a backbone come from, under what licence and how large they are."""
+def _for_a_cpu(recipe: str) -> str:
+    """Return the recipe of the same task that is made for a CPU and for photographs, if there is one.
+
+    Args:
+        recipe: Name of a recipe; empty is returned for one that is not made for GPUs.
+    """
+    group, small = "ssldet.recipes", f"{recipe.partition('/')[0]}/small"
+    known = names(group)
+    if recipe not in known or small not in known or remark(group, recipe, "Needs")[:1] != ["GPUs"]:
+        return ""
+    return small
+
+
+def weights_in_words(detector: DetectorConfig) -> str:
+    """Say which weights a backbone starts from, whence, under what licence and how large; empty without any.
+
+    Args:
+        detector: The configuration of the detector.
+    """
+    backbone = backbone_of(detector)
+    if backbone is None or backbone.weights is None:
+        return ""
     if Path(str(backbone.weights)).expanduser().exists():
-        return f"its backbone starts from {backbone.weights}"
-    known = known_weights(str(backbone.weights), backbone.name)
+        return str(backbone.weights)
+    try:
+        known = known_weights(str(backbone.weights), backbone.name)
+    except CheckpointError:
+        return ""  # loading them says what is wrong
     size = f"{known.megabytes} MB" if known.megabytes else "size not stated"
     place = at_hand(known)
     where = f"found at {place}" if place is not None else f"to be fetched from {known.address}; {WITHOUT_THEM}"
-    return f"its backbone starts from {known.name} ({known.source}; licence {known.licence}; {size}), {where}"
+    return f"{known.name} ({known.source}; licence {known.licence}; {size}), {where}"
 
 
 def warn_of_few_queries(detector: DetectorConfig, source: Source, task: Task | None = None) -> None:

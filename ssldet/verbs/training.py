@@ -1,47 +1,30 @@
 """images -> a trained run: choose a recipe, change what is asked, check it whole, and only then write and train."""
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ssldet import peers
-from ssldet.data.leaks import seen_before
-from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
-from ssldet.engine.assemble import assemble
-from ssldet.engine.checkpoint import inherit, load_weights
-from ssldet.engine.description import stages
+from ssldet.detectors.base import Detector
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
-from ssldet.engine.sources import Sources, open_sources
+from ssldet.engine.sources import open_sources
 from ssldet.engine.steps import Checkpoints
-from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
-from ssldet.escapes import printable
-from ssldet.importing.base import Opened
-from ssldet.ranks import launched, rank
+from ssldet.errors import ConfigError
+from ssldet.ranks import rank
 from ssldet.recipe import check, from_document, override
-from ssldet.source import Source
-from ssldet.verbs.choosing import Specs, changes_of, holding_out, placed, texts
+from ssldet.verbs.choosing import Specs, changes_of, placed, texts
 from ssldet.verbs.composing import backbone_changes
-from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import draw_batch, report
-from ssldet.verbs.opening import Which, load, open_model
-from ssldet.verbs.quick_choice import choose_for_finetuning, choose_for_pretraining, warn_of_few_queries
+from ssldet.verbs.opening import Which, load
+from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining
 from ssldet.verbs.using import Exported, evaluate, export, predict
 
 log = logging.getLogger(__name__)
-
-RUN_FOLDER = "SSLDET_RUN_FOLDER"
-"""Environment variable that hands the chosen run folder to the processes of other ranks."""
-UNMEASURED = (
-    "nothing is measured, and the last weights are the only ones: name labelled images by --val, or keep some of these "
-    "aside by --set data.held_out=0.1"
-)
-"""What is said where labelled images are learned from and none are measured on."""
 
 
 @dataclass(frozen=True)
@@ -148,15 +131,7 @@ def pretrain(
         changes = backbone_changes(backbone) | changes
     if resume is not None:
         return _go_on(resume, changes)
-    choice = choose_for_pretraining(recipe, images)
-    run = placed(override(choice.run, changes))
-    _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
-    _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
-    run = holding_out(run, images, changes)
-    choice.announce(run)
-    folder = RunFolder(_out(out, "pretrain"))
-    fit(run, folder, preview=draw_batch, documents=_origin(run))
-    return _reported(folder)
+    return _train(prepare_pretraining(images, recipe, changes, out))
 
 
 @peers.together()
@@ -196,132 +171,20 @@ def finetune(
         AnnotationError: Labels that can't be trusted, all listed.
         CheckpointError: The start can't be read, or hands over something else than announced.
     """
-    changes = changes_of(data, val, steps, epochs, overrides)
-    if unlabelled := texts(unlabelled):
-        changes = {"data.unlabelled": unlabelled} | changes
+    changes = changes_of(data, val, steps, epochs, overrides, unlabelled)
     if resume is not None:
         return _go_on(resume, changes)
-    _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT")
-    opened = None if start in (None, "scratch") else open_model(str(start), weights)
-    choice = choose_for_finetuning(recipe, data, opened)
-    run = placed(override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes))
-    _require(
-        bool(run.data.unlabelled) or not run.task.needs.unlabelled,
-        "no unlabelled images given, which the recipe's task learns from too; add --unlabelled IMAGES",
-    )
-    choice.announce(run)
-    if not run.data.measured_on:
-        log.info(UNMEASURED)
-    sources = _labelled(run, start)
-    classes = sources.train.classes
-    task = run.task.stage.learns_from(run.task, sources.train)
-    run = override(replace(run, task=task), {"detector.num_classes": len(classes)})
-    check(run)
-    documents: dict[str, Mapping[str, Any]] = {}
-    objective = assemble(run, sources.train, documents)
-    if opened is not None:
-        handed = transfer(opened, objective.detector, classes=classes)
-        handed = replace(handed, rows=handed.rows + inherit(opened.objective, objective, run.task.stage.parts))
-        log.info("handed over by %s:\n%s", start, handed)
-        documents = {"transfer.json": handed.to_json(), "lineage.json": {"stages": stages(opened.info)}}
-    folder = RunFolder(_out(out, "finetune"))
-    preview = partial(draw_batch, classes=classes)
-    fit(run, folder, objective=objective, sources=sources, preview=preview, documents=documents)
-    return _reported(folder)
+    return _train(prepare_finetuning(start, data, weights, recipe, changes, out))
 
 
-def _origin(run: Run) -> dict[str, Mapping[str, Any]]:
-    """Return the record of the stages behind the backbone's weights, where they are a file of ours."""
-    backbone = backbone_of(run.detector)
-    weights = Path("" if backbone is None else backbone.weights or "").expanduser()
-    try:
-        info, _ = load_weights(weights)
-    except CheckpointError:
-        return {}  # someone else's weights, or none, or what the run will refuse by itself
-    return {"lineage.json": {"stages": stages(info)}}
-
-
-def _with_detector_of(opened: Opened, run: Run) -> Run:
-    """Take the architecture from a file, with the choices that shape what the task inherits from it.
-
-    What the file holds replaces whatever weights its own backbone once started from.
-    """
-    taught: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
-    config = run.task.stage.receives(opened.task.stage.hands_over(taught))
-    shaping = {
-        f"task.{field}": getattr(opened.task, field)
-        for part, names in run.task.stage.parts.items()
-        for field in names
-        if hasattr(opened.objective, part) and hasattr(opened.task, field)
-    }
-    own_weights = {} if backbone_of(config) is None else {"detector.backbone.weights": "none"}
-    return override(replace(run, detector=config), own_weights | shaping)
-
-
-def _labelled(run: Run, start: str | Path | None) -> Sources:
-    """Open the training data, which must have classes, and make sure that the evaluation data have the same."""
-    sources = open_sources(run)
-    warn_of_few_queries(run.detector, sources.train, run.task)
-    _require(
-        bool(sources.train.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:…, voc:… or yolo:…"
-    )
-    if sources.val is not None:
-        _require_same_classes(run, sources.train, sources.val)
-        _warn_of_leaks(start, sources.val)
-        if seen := seen_before(run.data.unlabelled, sources.val):
-            log.warning(
-                "%d of %d images of data.val are among the unlabelled ones, %s for one; the score may flatter, though "
-                "no label of theirs is read. Leave them out, or say so beside the number",
-                len(seen),
-                len(sources.val),
-                seen[0],
-            )
-    return sources
-
-
-def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
-    """Say if images to measure on were pretrained on, as far as the record of the start tells without a search."""
-    folder = RunFolder(Path(str(start)))
-    if not (folder.path / "run.toml").exists():
-        return
-    try:
-        seen = seen_before(folder.run().data.train, val)
-    except SsldetError as error:
-        log.info("can't tell whether data.val was pretrained on: %s", error)
-        return
-    if seen:
-        log.warning(
-            "%d of %d images of data.val lie where %s was pretrained, %s for one; its score may flatter it, although "
-            "no label was read. Pretrain without them, or say so beside the number",
-            len(seen),
-            len(val),
-            start,
-            seen[0],
-        )
-
-
-def _require_same_classes(run: Run, source: Source, val: Source) -> None:
-    """Labels are numbers to a detector: other classes would score near zero, unnoticed."""
-    _require(
-        bool(val.classes),
-        f"{', '.join(run.data.measured_on)}: carries no labels to measure on; use coco:…, voc:… or yolo:…",
-    )
-    if val.classes != source.classes:
-        train, measured = set(source.classes), set(val.classes)
-        missing = [name for name in source.classes if name not in measured]
-        added = [name for name in val.classes if name not in train]
-        parts = [("lacks", missing), ("has in addition", added)]
-        words = " and ".join(f"{verb} {_listed(names)}" for verb, names in parts if names)
-        raise DataError(
-            f"data.val {words}, compared with the {len(source.classes)} classes of data.train; their order may differ, "
-            "their names may not: give both the same class list"
-        )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return some names on one line, escaped where they hold line ends."""
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(map(printable, names[:10])) + more
+def _train(prepared: Prepared) -> Trained:
+    objective, documents = prepared.handed_over()
+    preview = partial(draw_batch, classes=prepared.sources.train.classes)
+    fit(
+        prepared.run, prepared.folder, objective=objective, sources=prepared.sources, preview=preview,
+        documents=documents,
+    )  # fmt: skip
+    return _reported(prepared.folder)
 
 
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
@@ -346,21 +209,6 @@ def _recorded(folder: RunFolder) -> Run:
         return run
 
 
-def _out(out: str | Path | None, verb: str) -> Path:
-    """Return the run folder; the processes that the first one launches are told which it chose."""
-    if out is not None:
-        return Path(out)
-    here, machines = launched() or (1, 1)
-    if here * machines > 1 or (rank() and RUN_FOLDER not in os.environ):
-        raise ConfigError("processes that a launcher starts side by side can't agree on a run folder; name it by --out")
-    if rank() == 0:
-        number = 1
-        while (Path("runs") / f"{verb}-{number}").exists():
-            number += 1
-        os.environ[RUN_FOLDER] = str(Path("runs") / f"{verb}-{number}")
-    return Path(os.environ[RUN_FOLDER])
-
-
 def _reported(folder: RunFolder) -> Trained:
     """Write the report of a finished run; that it can't be written does not make the run a failure."""
     if rank() == 0:
@@ -369,8 +217,3 @@ def _reported(folder: RunFolder) -> Trained:
         except OSError as error:
             log.warning("%s: has no report (%s); make room, then: ssldet report %s", folder.path, error, folder.path)
     return Trained(folder.path)
-
-
-def _require(fine: bool, problem: str) -> None:
-    if not fine:
-        raise ConfigError(problem)

@@ -4,10 +4,10 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from ssldet.catalogue import GROUP_OF, MOST_MEASURED, BackboneTable, NameTable, list_names
+from ssldet.catalogue import GROUP_OF, MOST_MEASURED, BackboneTable, NameTable, RecipeTable, list_names
 from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import ConfigError
-from ssldet.registry import names
+from ssldet.registry import find, names
 
 
 def table(pattern: str | None) -> BackboneTable:
@@ -52,13 +52,14 @@ def test_a_pattern_without_matches_suggests_a_name() -> None:
 @pytest.mark.parametrize("what", GROUP_OF)
 def test_every_name_has_a_line_on_what_it_stands_for(what: str) -> None:
     found = list_names(what)
-    assert isinstance(found, NameTable)
-    assert list(found.rows) == names(GROUP_OF[what])
-    assert all(about and "\n" not in about for about in found.rows.values())
+    assert isinstance(found, NameTable | RecipeTable)
+    rows = {row["name"]: row["about"] for row in found.to_json()}
+    assert list(rows) == names(GROUP_OF[what])
+    assert all(about and "\n" not in about for about in rows.values())
     meant = {entry.name: entry.value for entry in entry_points(group=GROUP_OF[what])}
-    lines = {meant[name]: about for name, about in found.rows.items()}
+    lines = {meant[name]: about for name, about in rows.items()}
     assert len(set(lines.values())) == len(lines), "different things have the same line"
-    assert found.to_json() == [{"name": name, "about": about} for name, about in found.rows.items()]
+    assert all(about in str(found) for about in rows.values())
 
 
 def test_a_line_is_that_of_the_class_the_function_or_else_the_module() -> None:
@@ -73,3 +74,16 @@ def test_other_lists_take_patterns_too() -> None:
     assert [row["name"] for row in list_names("tasks", "random_*").to_json()] == ["random_query_patch"]
     with pytest.raises(ConfigError, match=r"no detector fits 'deter' \(did you mean 'detr'"):
         list_names("detectors", "deter")
+
+
+def test_recipes_say_what_they_need_and_their_docstrings_tell_the_truth() -> None:
+    table = list_names("recipes")
+    assert isinstance(table, RecipeTable)
+    for row in table.to_json():
+        task = find("ssldet.recipes", row["name"])().task
+        sides = getattr(task, "image_sides", None) or getattr(task, "scales", None) or (task.eval_side,)
+        ends = f"{min(sides)}\N{EN DASH}{max(sides)} px" if len(set(sides)) > 1 else f"{max(sides)} px"
+        assert row["pixels"] == ends, row["name"]
+        assert row["device"] in {"CPU", "GPUs"}, row["name"]
+        assert row["about"], row["name"]
+    assert "half an hour" in str(list_names("recipes", "detection/small"))

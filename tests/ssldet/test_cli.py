@@ -244,7 +244,7 @@ def test_processes_started_side_by_side_must_be_told_the_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ssldet.errors import ConfigError
-    from ssldet.verbs.training import RUN_FOLDER, _out
+    from ssldet.verbs.preparing import RUN_FOLDER, _out
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(RUN_FOLDER, raising=False)
