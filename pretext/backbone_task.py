@@ -114,6 +114,22 @@ class CropTask(PretextTask):
         return NearestNeighbours(self.neighbours)
 
 
+def problems_with_crops(task: Any) -> list[str]:
+    """Return what is wrong between the sizes and the areas of large and small crops.
+
+    Args:
+        task: Has the fields `large_size`, `small_size`, `small_crops`, `large_scale` and `small_scale`.
+    """
+    wrong = []
+    if task.small_crops and task.small_size >= task.large_size:
+        wrong.append(f"small_size: {task.small_size} must be less than large_size {task.large_size}")
+    for name in ("large_scale", "small_scale"):
+        low, high = getattr(task, name)
+        if not 0 < low <= high <= 1:
+            wrong.append(f"{name}: {low:g} to {high:g} must be shares of an area, the smaller first")
+    return wrong
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneTask(CropTask):
     """A task that trains the backbone alone, by comparing crops of whole images."""

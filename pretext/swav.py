@@ -25,9 +25,9 @@ from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
 from lightly.transforms.swav_transform import SwaVTransform
 from torch import Tensor, nn
 
-from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, crops_of, memory
+from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, crops_of, memory, problems_with_crops
 from ssldet import ranks
-from ssldet.collapse import spread
+from ssldet.collapse import entropies, spread
 from ssldet.detectors.base import Detector
 from ssldet.recipe import Within
 from ssldet.types import Batch, Losses
@@ -98,14 +98,7 @@ class SwAV(BackboneTask):
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
-        wrong = []
-        if self.small_crops and self.small_size >= self.large_size:
-            wrong.append(f"small_size: {self.small_size} must be less than large_size {self.large_size}")
-        for name in ("large_scale", "small_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                wrong.append(f"{name}: {low:g} to {high:g} must be shares of an area, the smaller first")
-        return wrong
+        return problems_with_crops(self)
 
 
 class SwappedPrediction(BackboneObjective):
@@ -182,9 +175,5 @@ class SwappedPrediction(BackboneObjective):
         The first should stay high, else only few prototypes are used; the second should fall, else the predictions do
         not tell crops apart.
         """
-        predictions = (similarity / self.task.temperature).softmax(1)
-        largest = torch.tensor(float(similarity.shape[1])).log()
-        return {
-            "prototype_entropy": torch.special.entr(predictions.mean(0)).sum() / largest,
-            "prediction_entropy": torch.special.entr(predictions).sum(1).mean() / largest,
-        }
+        used, single = entropies((similarity / self.task.temperature).softmax(1))
+        return {"prototype_entropy": used, "prediction_entropy": single}

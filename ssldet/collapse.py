@@ -38,3 +38,16 @@ def effective_rank(vectors: Float[Tensor, "N E"]) -> Float[Tensor, ""]:
     singular = torch.linalg.svdvals(vectors.float())
     shares = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny) + SMALLEST_SHARE
     return torch.exp(-(shares * shares.log()).sum())
+
+
+def entropies(shares: Float[Tensor, "N C"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return how evenly vectors use some choices, and how undecided each is: entropies as shares of the largest.
+
+    The first is that of the mean vector: near 0 if all decide for one choice. The second is the mean of those of single
+    vectors: near 1 if none decides.
+
+    Args:
+        shares: Shares of the choices, which sum to one.
+    """
+    largest = torch.tensor(float(shares.shape[1])).log()
+    return torch.special.entr(shares.mean(0)).sum() / largest, torch.special.entr(shares).sum(1).mean() / largest
