@@ -1,7 +1,7 @@
 """images, Queries -> Predictions: the interface of detectors, which tasks, engine and export use."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -100,6 +100,20 @@ class Detector(nn.Module, ABC):
     def levels(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
         """Return the maps that describe normalised images, from fine to coarse; `features` returns the last of them."""
         return (self.features(images),)
+
+    def memory(
+        self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> tuple[Float[Tensor, "B D _ _"], ...]:
+        """Return what the encoder makes of images, as maps of the whole canvas, from fine to coarse.
+
+        It needs no queries, and no more of the detector than the sections `projection` and `encoder`. A detector that
+        does not tell returns none.
+
+        Args:
+            levels: What `levels` returned for the images.
+            padding: True where the canvas holds no image; `None` means that all of it does.
+        """
+        return ()
 
     @abstractmethod
     def default_queries(self, batch_size: int) -> Queries:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -122,6 +123,16 @@ class DeformableDETR(Detector):
         """Return the backbone's levels for normalised images, from fine to coarse."""
         return self.backbone.levels(images)
 
+    def memory(
+        self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> tuple[Float[Tensor, "B D _ _"], ...]:
+        """Return the encoder's output, one map per level of the transformer; see `Detector.memory`."""
+        encoded, lie = self._encode(levels, padding)
+        rows = torch.split(encoded, [height * width for height, width in lie.shapes], dim=1)
+        return tuple(
+            row.transpose(1, 2).reshape(len(row), -1, *shape) for row, shape in zip(rows, lie.shapes, strict=True)
+        )
+
     def default_queries(self, batch_size: int) -> Queries:
         """Return the learned queries, shared by all images; zeros, to which proposals are added, in two stages."""
         if self.queries is not None:
@@ -139,12 +150,7 @@ class DeformableDETR(Detector):
         """Detect; see `Detector.forward`. In two stages, what is known of proposals is added to the queries."""
         # Not len(images), which would fix the number of images in an exported graph.
         queries = queries or self.default_queries(images.shape[0])
-        maps = self.projection(self.backbone.levels(images)[-self.projection.given :])
-        hidden = None
-        if padding is not None and is_padded(padding):
-            hidden = [resize_padding(padding, level) for level in maps]
-        levels = Levels.of(maps, hidden)
-        encoded = self.encoder(levels.join(maps), self._positions(maps, hidden), levels)
+        encoded, levels = self._encode(self.backbone.levels(images), padding)
         content, position, proposed = queries.content, queries.position, None
         if self.proposals is not None:
             proposed, reference = self._propose(encoded, levels, queries)
@@ -168,6 +174,17 @@ class DeformableDETR(Detector):
             proposals=proposed,
             image_states=mean_over_cells(encoded, levels.padding),
         )
+
+    def _encode(
+        self, given: Sequence[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"] | None
+    ) -> tuple[Float[Tensor, "B K D"], Levels]:
+        """Return the encoded cells of all levels in one row, and how they lie in it."""
+        maps = self.projection(given[-self.projection.given :])
+        hidden = None
+        if padding is not None and is_padded(padding):
+            hidden = [resize_padding(padding, level) for level in maps]
+        levels = Levels.of(maps, hidden)
+        return self.encoder(levels.join(maps), self._positions(maps, hidden), levels), levels
 
     def _positions(self, maps: list[Tensor], hidden: list[Tensor] | None) -> Tensor:
         """Return the position of every cell of all levels: where it lies, and on which level."""

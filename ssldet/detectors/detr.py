@@ -1,8 +1,9 @@
 """images, Queries -> Predictions: DETR (Carion et al. 2020), and the configuration that builds it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,21 @@ from ssldet.types import EncodedImages, Predictions, Queries
 
 SECTIONS = ("backbone", "projection", "encoder", "decoder", "queries", "box_head", "class_head")
 """Sections of every DETR, each an attribute of that name."""
+
+
+class _Seen(NamedTuple):
+    """The cells of some images before and after the encoder, where they lie, and which of them hold no image."""
+
+    cells: Float[Tensor, "B K D"]
+    encoded: Float[Tensor, "B K D"]
+    position: Float[Tensor, "_ K D"]
+    padding: Bool[Tensor, "B K"] | None
+
+
+def _as_map(cells: Float[Tensor, "B K D"], features: Float[Tensor, "B E h w"]) -> Float[Tensor, "B D h w"]:
+    row: Any = cells.transpose(1, 2)  # torch says no types of what follows
+    result: Tensor = row.unflatten(2, features.shape[-2:])
+    return result
 
 
 class DETR(Detector):
@@ -116,6 +132,12 @@ class DETR(Detector):
         """Return the backbone's levels for normalised images, from fine to coarse."""
         return self.backbone.levels(images)
 
+    def memory(
+        self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> tuple[Float[Tensor, "B D _ _"], ...]:
+        """Return the encoder's output as one map; see `Detector.memory`."""
+        return (_as_map(self._encode(levels[-1], padding).encoded, levels[-1]),)
+
     def default_queries(self, batch_size: int) -> Queries:
         """Return the learned queries, shared by all images."""
         result: Queries = self.queries(batch_size)
@@ -131,6 +153,19 @@ class DETR(Detector):
         # Not len(images), which would fix the number of images in an exported graph.
         queries = queries or self.default_queries(images.shape[0])
         *finer, features = [self.features(images)] if self.mask_head is None else self.backbone.levels(images)
+        seen = self._encode(features, padding)
+        apart = queries.groups if queries.attend_within_groups else None
+        states = self.decoder(queries.content, queries.position, seen.encoded, seen.position, seen.padding, apart)
+        kept = None
+        if self.mask_head is not None:
+            projected = _as_map(seen.cells, features)
+            kept = EncodedImages(
+                cells=projected, encoded=seen.encoded, padding=seen.padding, finer=finer, canvas=padding
+            )
+        found = self._apply_heads(states, queries, kept)
+        return replace(found, image_states=mean_over_cells(seen.encoded, seen.padding))
+
+    def _encode(self, features: Float[Tensor, "B E h w"], padding: Bool[Tensor, "B H W"] | None) -> _Seen:
         hidden = resize_padding(padding, features) if padding is not None and is_padded(padding) else None
         cells = self.projection(features).flatten(2).transpose(1, 2)
         if self.normalise_features:
@@ -139,13 +174,7 @@ class DETR(Detector):
         position = self.position(nowhere_hidden if hidden is None else hidden).flatten(1, 2)
         hidden_cells = None if hidden is None else hidden.flatten(1)
         encoded = self.encoder(cells + position if self.position_at_input else cells, position, hidden_cells)
-        apart = queries.groups if queries.attend_within_groups else None
-        states = self.decoder(queries.content, queries.position, encoded, position, hidden_cells, apart)
-        kept = None
-        if self.mask_head is not None:
-            projected = cells.transpose(1, 2).unflatten(2, features.shape[-2:])
-            kept = EncodedImages(cells=projected, encoded=encoded, padding=hidden_cells, finer=finer, canvas=padding)
-        return replace(self._apply_heads(states, queries, kept), image_states=mean_over_cells(encoded, hidden_cells))
+        return _Seen(cells=cells, encoded=encoded, position=position, padding=hidden_cells)
 
     def masks(
         self, predictions: Predictions, image: Int[Tensor, " N"], query: Int[Tensor, " N"]
