@@ -135,6 +135,18 @@ class Detection(Task):
             side=self.tile_size, overlap=self.tile_overlap, with_whole=self.tile_whole, sizing=sizing
         )
 
+    def try_augmentation(self, source: Source) -> None:
+        """Let a run start only if a transform of the user's own can be had, and changes an image.
+
+        Args:
+            source: The training images.
+
+        Raises:
+            ConfigError: There is no such augmentation, it fails or returns nonsense.
+        """
+        if self.augmentation not in BUILT_IN:
+            transform_named(self.augmentation, BUILT_IN).try_on(source)
+
     def _augmentation(self, sizing: EvaluationSize) -> Views:
         if self.augmentation == "none":
             return sizing
@@ -147,7 +159,7 @@ class Detection(Task):
                 least_left=self.jitter_least_left,
                 colour=self.jitter_colour,
             )
-        if self.augmentation != "detr":
+        if self.augmentation not in BUILT_IN:
             own = transform_named(self.augmentation, BUILT_IN)
             return InOrder((own, ShortSide(self.scales, self.max_size)))
         return DETRAugmentation(
@@ -163,11 +175,11 @@ class Detection(Task):
         """Return the images; in training, some of them mixed from several, if that is wanted.
 
         Raises:
-            ConfigError: There is no such augmentation.
+            ConfigError: There is no such augmentation, or it does not work.
         """
         if not training:
             return source
-        self.views()  # an augmentation that can't be had is said before anything is written
+        self.try_augmentation(source)
         if self.augmentation == "none" or not (self.mosaic or self.mixup):
             return source
         return MixedImages(

@@ -85,7 +85,7 @@ class OneShot(Detection):
         if not source.classes:
             raise DataError("no labelled boxes to cut queries from; use coco:…, voc:… or yolo:…")
         if training:
-            self.views()  # an augmentation that can't be had is said before anything is written
+            self.try_augmentation(source)
             return TrainingPairs(
                 source,
                 self.unseen,

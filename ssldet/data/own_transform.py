@@ -7,6 +7,7 @@ returns is checked, since a wrong box would teach a detector something wrong wit
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +17,15 @@ from torch import Tensor
 from ssldet import chance
 from ssldet.boxes import to_absolute, to_normalised
 from ssldet.data.geometry import SLIVER
-from ssldet.errors import ConfigError, suggest
+from ssldet.errors import ConfigError, UnreadableError, suggest
 from ssldet.registry import find_or_imported, names
+from ssldet.source import Source
 from ssldet.types import Sample, Targets
 
 GROUP = "ssldet.augmentations"
+
+TRIED = 20
+"""Images of which one must be readable, for a transform to be tried before training."""
 
 Transform = Callable[[Any, dict[str, Any]], tuple[Any, Mapping[str, Any]]]
 """Image and targets as tv_tensors -> the same, changed together."""
@@ -135,9 +140,24 @@ class OwnTransform:
             raise self._refusal(sample, f"returns {error}") from error
         return replace(sample, image=image, targets=targets)
 
+    def try_on(self, source: Source) -> None:
+        """Change the first image that can be read: a transform that never works is said before anything is written.
+
+        Args:
+            source: The images.
+
+        Raises:
+            ConfigError: It fails or returns nonsense.
+        """
+        for index in range(min(len(source), TRIED)):
+            with suppress(UnreadableError):
+                self(source[index], chance.generator("try", index))
+                return
+
     def _refusal(self, sample: Sample, what: str) -> ConfigError:
         return ConfigError(
-            f"task.augmentation: {self.name!r} {what} (image {sample.key}); --set task.augmentation=none"
+            f"task.augmentation: {self.name!r} {what} (image {sample.key}); mend it, or train without it, by --set "
+            "task.augmentation=none"
         )
 
 

@@ -18,8 +18,8 @@ from downstream.detection import Detection
 from ssldet.boxes import to_absolute, to_normalised
 from ssldet.data.own_transform import OwnTransform, adopt, register_augmentation, transform_named
 from ssldet.data.problems import same
-from ssldet.errors import ConfigError
-from ssldet.source import WrappedSource
+from ssldet.errors import ConfigError, UnreadableError
+from ssldet.source import Source
 from ssldet.types import Sample, Targets
 from ssldet.verbs.choosing import changes_of
 
@@ -98,11 +98,23 @@ def boxes_of(values: Any) -> Any:
     return lambda image, targets: (image, {**targets, "boxes": values(targets["boxes"])})
 
 
-class Nothing(WrappedSource):
-    """A source that is never looked at."""
+class Photos(Source):
+    """An image that can't be read, and one that can."""
 
-    def __init__(self) -> None:
-        pass
+    classes = ("a", "b", "c", "d", "e")
+    fingerprint = "photos"
+    skipped = ()
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 0:
+            raise UnreadableError("first.jpg", "truncated")
+        return self.sample
 
 
 NONSENSE = {
@@ -151,6 +163,7 @@ def mine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> str:
             "def make():\n    return v2.RandomHorizontalFlip(p=1.0)",
             "def turn(image, targets):\n    return v2.RandomHorizontalFlip(p=1.0)(image, targets)",
             "def broken():\n    raise OSError('no table')",
+            "def wrong(image, targets):\n    return 3",
             "number = 3",
         ]
     )
@@ -188,14 +201,15 @@ def test_a_file_chooses_no_code(mine: str, sample: Sample) -> None:
         ("scale_jiter", r"no 'scale_jiter' \(did you mean 'scale_jitter'\?\); there are detr, scale_jitter, none"),
         ("my_changes:broken", "'my_changes:broken' can't be made: OSError: no table"),
         ("my_changes:number", "'my_changes:number' is 'int', which can't be called"),
+        ("my_changes:wrong", "'my_changes:wrong' returns 'int'; .* [(]image some/photo.jpg[)]"),
         ("my_changes:absent", "augmentation 'my_changes:absent' .*can't be imported"),
         ("no_such_module:T", "can't be imported: No module named 'no_such_module'; put its folder on PYTHONPATH"),
     ],
 )
-def test_what_can_not_be_had_is_said_before_training(mine: str, name: str, says: str) -> None:
+def test_what_can_not_be_had_is_said_before_training(mine: str, name: str, says: str, sample: Sample) -> None:
     def begin() -> None:
         changes_of((), overrides={"task.augmentation": name})
-        Detection(augmentation=name).prepare(Nothing())
+        Detection(augmentation=name).prepare(Photos(sample))
 
     with pytest.raises(ConfigError, match=says):
         begin()
