@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 RULES = ImageRules()
 """Which images are usable, as in a run that does not say otherwise."""
+LARGE = ImageRules(max_pixels=178_000_000)
+"""The same where images are looked at in parts; Pillow decodes no larger ones."""
 
 
 @runtime_checkable
@@ -104,7 +106,7 @@ def evaluate(
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
     opened = _tiled(open_trained(start, weights, step), tiles, tile_overlap, overrides or {})
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, max_dets=max_dets)
-    source = prepared(opened.task, _open(specs, masks=opened.task.needs.masks), training=False)
+    source = prepared(opened.task, _open(specs, _rules(opened), masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
     translate = _translation(opened.classes, source.classes)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
@@ -167,7 +169,7 @@ def predict(
     """
     opened = _tiled(open_trained(start, weights, step), tiles, tile_overlap, overrides or {})
     opened = _measured_otherwise(opened, overrides or {})
-    source = _open((images,) if isinstance(images, str) else images)
+    source = _open((images,) if isinstance(images, str) else images, _rules(opened))
     queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
     finds_patches = isinstance(opened.objective, PatchObjective)
     if queries is None and finds_patches:
@@ -238,6 +240,11 @@ def _drawn(sample: Sample, found: Detections, classes: Sequence[str], threshold:
 
 def _open(specs: Sequence[str], rules: ImageRules = RULES, *, masks: bool = False) -> Source:
     return open_source(specs, rules, masks=masks)
+
+
+def _rules(opened: Opened) -> ImageRules:
+    """Return which images are usable; whoever asks for tiles means large ones."""
+    return LARGE if opened.task.in_parts else RULES
 
 
 def _readable(source: Source, lost: list[Skipped]) -> Iterator[tuple[int, Sample]]:

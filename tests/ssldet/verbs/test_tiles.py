@@ -11,7 +11,9 @@ from downstream.annotations.shapes import write_shapes
 from downstream.detection import Detection
 from pretext.random_query_patch import RandomQueryPatch
 from ssldet import cli
-from ssldet.errors import ConfigError
+from ssldet.data.images import ImageRules
+from ssldet.errors import ConfigError, DataError
+from ssldet.verbs import using
 from ssldet.verbs.opening import open_trained
 from ssldet.verbs.using import _tiled
 
@@ -66,6 +68,15 @@ def test_tiles_no_smaller_than_the_images_change_nothing(
         for choice in ({"overrides": {"task.tile_size": "none"}}, {"tiles": 64})
     )
     assert plain == same
+
+
+def test_images_may_be_larger_where_tiles_are_asked_for(
+    trained: ssldet.Trained, labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(using, "RULES", ImageRules(max_pixels=64 * 64 - 1))
+    with pytest.raises(DataError, match="too-large"):
+        trained.predict(labelled.rsplit(":", 1)[1], out=tmp_path, overrides={"task.tile_size": "none"})
+    assert trained.predict(labelled.rsplit(":", 1)[1], out=tmp_path, draw=False)["images"] == 4
 
 
 def test_whoever_exports_is_told_that_the_file_answers_tiles(
