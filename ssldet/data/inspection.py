@@ -57,9 +57,9 @@ class Inspection:
             lines.append(f"  warning  {len(self.skipped)} files can't be used ({tally(self.skipped)}):")
             lines += [f"           {entry.path}: {entry.reason}" for entry in self.skipped]
         lines += [f"  {count:>8} {what}" for what, count in self.counts.items()]
-        lines += [f"  {count:>8} boxes of {name}" for name, count in self.boxes_per_class.items()]
         for recipe, count in self.small_objects.items():
             lines.append(f"  {count:>8} objects smaller than {SMALL} x {SMALL} pixels in {recipe}")
+        lines += [f"  {count:>8} boxes of {name}" for name, count in self.boxes_per_class.items()]
         return "\n".join(map(printable, lines))
 
     def to_json(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from torchvision.transforms import v2
 import ssldet
 from downstream.detection import Detection
 from ssldet.boxes import to_absolute, to_normalised
+from ssldet.data.geometry import InOrder, ShortSide
+from ssldet.data.loader import training_batches
 from ssldet.data.own_transform import OwnTransform, adopt, register_augmentation, transform_named
 from ssldet.data.problems import same
 from ssldet.errors import ConfigError, UnreadableError
@@ -115,6 +117,21 @@ class Photos(Source):
         if index == 0:
             raise UnreadableError("first.jpg", "truncated")
         return self.sample
+
+
+def test_a_stream_depends_neither_on_workers_nor_on_where_it_starts(sample: Sample) -> None:
+    views = InOrder((OwnTransform(name="mine:T", transform=Chancy()), ShortSide((20,), 40)))
+    source = Photos(replace(sample, targets=replace(sample.targets, masks=None)))
+
+    def images(**how: int) -> list[torch.Tensor]:
+        stream = training_batches(source, views, seed=5, batch_size=2, total_steps=3, **how)
+        return [batch.images for batch in stream]
+
+    whole, apart, rest = images(), images(workers=1), images(start_step=1)
+    assert len(whole) == 3
+    assert not torch.equal(whole[0], whole[1])
+    assert all(map(torch.equal, whole, apart))
+    assert all(map(torch.equal, whole[1:], rest))
 
 
 NONSENSE = {
