@@ -11,6 +11,7 @@ from typing import Any
 
 from ssldet.cli.console import tell
 from ssldet.escapes import printable_lines
+from ssldet.report.wording import ABSENT
 
 MOST_ROWS = 40
 """Largest number of detections that are listed on a terminal."""
@@ -74,6 +75,32 @@ class FoundTable:
     def to_json(self) -> dict[str, Any]:
         """Return the result as it was."""
         return self.result
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What `ssldet.evaluate` returned, as a person reads it.
+
+    Attributes:
+        result: As it was returned; -1 stands for what the data don't hold, as in COCO's own code.
+    """
+
+    result: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Return one line for each figure, a dash for what the data don't hold, and what the dash means."""
+        text = _text(_with_dashes(self.result))
+        return f"{text}\n{ABSENT}: no such object in the data" if ABSENT in text else text
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as it was."""
+        return self.result
+
+
+def _with_dashes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_dashes(inner) for name, inner in value.items()}
+    return ABSENT if isinstance(value, float) and value == -1 else value
 
 
 @contextmanager

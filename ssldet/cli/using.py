@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ssldet.cli.options import AtStep, Data, Json, Overrides, Start, TileOverlap, Tiles, Which, assignments
-from ssldet.cli.printing import FoundTable, prints
+from ssldet.cli.printing import Figures, FoundTable, prints
 
 
 def evaluate(
@@ -41,11 +41,12 @@ def evaluate(
     """
     from ssldet import verbs
 
-    prints(verbs.evaluate)(
+    found = verbs.evaluate(
         start, data, weights=weights, step=step, predictions=predictions, save_predictions=save_predictions,
         metric=metric, iou=iou, max_dets=max_dets, batch_size=batch_size, workers=workers,
-        tiles=tiles, tile_overlap=tile_overlap, overrides=assignments(set_), json_=json_,
+        tiles=tiles, tile_overlap=tile_overlap, overrides=assignments(set_),
     )  # fmt: skip
+    prints(lambda: Figures(found))(json_=json_)
 
 
 def predict(

@@ -12,6 +12,8 @@ import pytest
 from cyclopts import App
 
 from ssldet import cli, registry
+from ssldet.cli.printing import Figures
+from ssldet.report.wording import ABSENT
 
 COMMAND = [sys.executable, "-m", "ssldet"]
 VERBS = [
@@ -254,3 +256,17 @@ def test_processes_started_side_by_side_must_be_told_the_run_folder(
         with pytest.raises(ConfigError, match="name it by --out"):
             _out(None, "pretrain")
         assert _out("runs/a", "pretrain") == Path("runs/a")
+
+
+def test_figures_that_the_data_cannot_give_are_shown_as_a_dash_and_stay_numbers_in_json() -> None:
+    figures = Figures({"AP": 0.25, "APl": -1.0, "per_class": {"dog": -1.0, "cat": 0.0}})
+    assert str(figures).splitlines() == [
+        "AP         0.2500",
+        f"APl        {ABSENT}",
+        "per_class  ",
+        f"  dog  {ABSENT}",
+        "  cat  0.0000",
+        f"{ABSENT}: no such object in the data",
+    ]
+    assert figures.to_json()["APl"] == -1.0
+    assert "no such object" not in str(Figures({"AP": 0.25}))
