@@ -26,6 +26,7 @@ from ssldet.errors import CheckpointError, reason_of, suggest
 from ssldet.escapes import shortened
 from ssldet.recipe import from_document
 from ssldet.regular import enough_files, require_regular
+from ssldet.report.notebook import card
 from ssldet.states import few, infinite, misfits
 from ssldet.task import Objective, Task
 from ssldet.weights.statement import odd_entries
@@ -202,6 +203,14 @@ class TransferReport:
     def __str__(self) -> str:
         """Say it in lines."""
         return "\n".join(self.summary())
+
+    def _repr_html_(self) -> str:
+        """Say it as a table in a notebook."""
+        lost = sum(row.tensors for row in self.rows if row.outcome in {"reshaped", "ignored"})
+        header = ("section", "outcome", "tensors", "parameters")
+        rows = [(row.section or "other", row.outcome, row.tensors, row.parameters) for row in self.rows]
+        text = [f"{what}: {how}" for what, how in (("class head", self.classes), ("queries", self.queries)) if how]
+        return card("Handed over", text=text, grade="so" if lost else "good", table=[header, *rows])
 
 
 def transfer_sections(

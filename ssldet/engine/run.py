@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from ssldet.data.images import ImageRules
 from ssldet.detectors.base import DetectorConfig
-from ssldet.recipe import Within
+from ssldet.recipe import Within, dumps
+from ssldet.report.notebook import card
 from ssldet.task import Task
 
 Precision = Literal["32", "bf16"]
@@ -200,6 +201,17 @@ class Run:
     def total_steps(self, images: int) -> int:
         """Return the number of optimiser steps for a set of this many images."""
         return self.budget.total_steps(images, self.data.batch_size)
+
+    def _repr_html_(self) -> str:
+        """Show the choices in a notebook, all of them when asked for."""
+        rows = {
+            "task": type(self.task).__name__,
+            "detector": type(self.detector).__name__,
+            "images": ", ".join(self.data.train) or "not yet named",
+            "length": f"{self.budget.epochs:g} epochs" if self.budget.steps is None else f"{self.budget.steps} steps",
+            "batch": f"{self.data.batch_size} images a step",
+        }
+        return card("Run", rows=rows, details={"every choice": dumps(self)})
 
     def problems(self) -> list[str]:
         """Return contradictions between fields, one line each."""

@@ -9,8 +9,9 @@ from ssldet.errors import ConfigError
 from ssldet.registry import find, names
 from ssldet.report.counterparts import counterparts
 from ssldet.report.curves import learning_curves
+from ssldet.report.notebook import card
 from ssldet.report.quality import quality, shows_classes
-from ssldet.report.record import Record
+from ssldet.report.record import Record, read_record
 from ssldet.report.sections import Picture, Section, Table
 from ssldet.report.verdict import Verdict, verdict_of
 from ssldet.report.wording import ABSENT, MISSING, duration, in_points, measured, number
@@ -57,6 +58,22 @@ def verdict_on(record: Record, folder: Path) -> Verdict:
     """
     headline = _headline(record)
     return verdict_of(record, _results(record), headline, counterparts(folder, record, headline))
+
+
+def summary_card(folder: Path) -> str:
+    """Return what a notebook shows of a run: its verdict, its key figures, and where the report lies.
+
+    Args:
+        folder: A run folder.
+    """
+    record = read_record(folder)
+    verdict = verdict_on(record, folder)
+    figures = key_figures(record)
+    rows = dict([*figures[:1], *verdict.comparisons, *figures[1:]])
+    state = str(record.status.get("status", "unknown"))
+    text = [verdict.sentence or state, *verdict.reasons]
+    details = {"what to do next": f"ssldet report {folder}\nssldet predict {folder} IMAGES"}
+    return card(f"{record.name}: {state}", text=text, grade=verdict.grade, rows=rows, details=details)
 
 
 def sections_of(record: Record, folder: Path, citation: str = "") -> list[Section]:

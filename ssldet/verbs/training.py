@@ -17,6 +17,7 @@ from ssldet.engine.steps import Checkpoints
 from ssldet.errors import ConfigError
 from ssldet.ranks import rank
 from ssldet.recipe import check, from_document, override
+from ssldet.report.story import summary_card
 from ssldet.verbs.choosing import Specs, changes_of, placed, texts
 from ssldet.verbs.composing import backbone_changes
 from ssldet.verbs.look import draw_batch, report
@@ -87,6 +88,10 @@ class Trained:
         best, steps = self.best, RunFolder(self.path).status().get("steps")
         kept = f"best {best['measure']}: {best['value']:.4g} at step {best['step']} of {steps}\n" if best else ""
         return f"{kept}{self.path}  (next: ssldet report {self.path})"
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook how good it is, compared with what, and where the report lies."""
+        return summary_card(self.path)
 
     def to_json(self) -> dict[str, Any]:
         """Return the run's status with its folder."""
