@@ -57,8 +57,8 @@ def options() -> str:
         for name in names("ssldet.verbs")
     ]
     intro = (
-        "# Options of the command line\n\nEvery verb takes `--help`, and `--json` where it prints something. `--debug` adds a "
-        "traceback to an error; `--install-completion` teaches your shell the options.\n"
+        "# Options of the command line\n\nEvery verb takes `--help`, and `--json` where it prints something. "
+        "`--debug` adds a traceback to an error; `--install-completion` teaches your shell the options.\n"
     )
     own = text[start:].split("\n## ssldet detectron2\n")[0]
     return intro + own + "".join(f"\n{_without_contents(page)}" for page in plugins)
