@@ -9,7 +9,8 @@ Known differences from the two papers, each with the field that chooses:
 
     topic              UP-DETR               MoCo v2                  here
     backbone           pretrained, frozen    from random weights      learns, from random weights or given ones
-    what is compared   -                     two crops of an image    two views of a patch: `view_shift`, `jitter`
+    what is compared   -                     two crops of an image    two views of a patch: `view_shift`,
+                                                                      `view_jitter`
     reconstruction     of the frozen CNN     -                        of the momentum backbone, of the other view;
                                                                       its own with `detach_target=false`
     negatives          -                     a queue of 65,536 keys   the same, of patches: `queue_length`
@@ -23,7 +24,7 @@ that learns, features that are all the same are easy to reconstruct. `feature_st
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -39,7 +40,7 @@ from pretext.proposals import whole_pixels
 from pretext.random_query_patch import PatchDetection, PatchViews, RandomQueryPatch
 from ssldet.boxes import to_absolute
 from ssldet.collapse import effective_rank, spread
-from ssldet.data.photometric import draw_jitter
+from ssldet.data.photometric import Jitter, draw_jitter
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.nn.momentum import follow, follower
 from ssldet.patches import Patches, cut, in_one_row
@@ -60,6 +61,7 @@ class Joint(RandomQueryPatch):
 
     Attributes:
         view_shift: How far the sides of a patch may move for its other view, as a share of its sides.
+        view_jitter: Photometric change of the other view; `jitter` is that of the patch that is looked for.
         contrast_weight: Weight of the contrast in the loss; 0 leaves it out.
         temperature: Temperature of its similarities.
         contrast_hidden: Width of the projection head's hidden layer.
@@ -74,6 +76,7 @@ class Joint(RandomQueryPatch):
 
     freeze_backbone: bool = False
     view_shift: Annotated[float, Within(0, 0.5)] = 0.2
+    view_jitter: Jitter = field(default_factory=Jitter)
     contrast_weight: Annotated[float, Within(0)] = 3.0
     temperature: Annotated[float, Within(1e-3)] = 0.2
     contrast_hidden: Annotated[int, Within(1, 65_536)] = 2048
@@ -137,9 +140,9 @@ class PairedPatchViews:
         moved = boxes + task.view_shift * sides * (2 * torch.rand(boxes.shape, generator=generator) - 1)
         limits = boxes.new_tensor([size[1], size[0]] * 2)
         others = cut(sample.image, whole_pixels(moved.clamp(min=0).minimum(limits), size), task.patch_size)
-        jitter = None
-        if made.problem.jitter is not None:
-            jitter = draw_jitter(task.num_patches, task.jitter, generator)
+        jitter, change = None, task.view_jitter
+        if max(change.probability, change.grey, change.blur) > 0:
+            jitter = draw_jitter(task.num_patches, change, generator)
         plain = made.problem
         pairs = PairedPatches(pixels=plain.pixels, jitter=plain.jitter, others=others, other_jitter=jitter)
         return replace(made, problem=pairs)

@@ -68,3 +68,16 @@ def sides_problems(name: str, sides: tuple[int, ...]) -> list[str]:
     if sides and min(sides) >= 8:
         return []
     return [f"{name}: {sides} must name at least one short side of 8 pixels or more"]
+
+
+def crop_problems(scales: tuple[int, ...], sides: tuple[int, int]) -> list[str]:
+    """Return messages unless images can be cropped as `crop_scales` and `crop_range` say.
+
+    Args:
+        scales: Short sides before a crop, in pixels.
+        sides: Smallest and largest side of a crop, in pixels.
+    """
+    wrong = sides_problems("crop_scales", scales)
+    if not 8 <= sides[0] <= sides[1]:
+        wrong.append(f"crop_range: {sides} must be a smallest and a largest side of 8 pixels or more")
+    return wrong

@@ -1,7 +1,6 @@
 """images -> boxes where objects may be: region proposals, which pretext tasks share."""
 
 from dataclasses import dataclass, replace
-from functools import cache
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,15 +13,15 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pretext.boxes_file import read_boxes
+from pretext.networks import resting_network
 from pretext.normalised_cut import objects_of
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import DataError, suggest
 from ssldet.escapes import shown
-from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
+from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import Within
 from ssldet.source import Source, WrappedSource
 from ssldet.types import Gather, Problem, Sample
-from ssldet.weights.backbone import load_backbone
 
 SEARCH_SIDE = 128
 """Side of the square to which DETReg squeezes an image before it searches for regions."""
@@ -130,7 +129,7 @@ class Proposals:
         square = F.interpolate(image[None], (self.side, self.side), mode="bilinear", antialias=True)[0]
         if self.method == "objectness":
             assert self.backbone is not None
-            network = _network(self.backbone)
+            network = resting_network(self.backbone)
             with torch.no_grad():
                 cells = network(network.normalise(square[None]))[0].float()
             found = objects_of(cells, similarity=self.similarity, count=self.count) * self.side
@@ -262,14 +261,3 @@ def selective_search(image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "R 4"]:
 def _hierarchical(boxes: Float[Tensor, "R 4"], generator: torch.Generator) -> Tensor:
     """Return the order of the paper: the place in the hierarchy, large regions first, times a random number."""
     return (torch.arange(1, len(boxes) + 1) * torch.rand(len(boxes), generator=generator)).argsort()
-
-
-@cache
-def _network(config: BackboneConfig) -> Backbone:
-    """Return the network of a configuration, built once per process."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_backbone(config)
-    if config.weights is not None:
-        load_backbone(network, config.weights, architecture=config.name, coverage=config.coverage)
-    return network.eval().requires_grad_(False)

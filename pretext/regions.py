@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pretext.proposal_task import ProposalTask, sides_problems
+from pretext.proposal_task import ProposalTask, crop_problems
 from pretext.proposals import whole_pixels
 from pretext.region_recall import RegionRecall
 from ssldet.boxes import to_normalised
@@ -58,10 +58,7 @@ class RegionTask(ProposalTask):
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
-        wrong = [*super().problems(), *sides_problems("crop_scales", self.crop_scales)]
-        if not 8 <= self.crop_range[0] <= self.crop_range[1]:
-            wrong.append(f"crop_range: {self.crop_range} must be a smallest and a largest side of 8 pixels or more")
-        return wrong
+        return [*super().problems(), *crop_problems(self.crop_scales, self.crop_range)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def test_the_other_view_shows_the_place_of_the_patch_moved_a_little() -> None:
     sample = replace(photo(0), image=ramp.to(torch.uint8))
     for shift, seeds in ((0.0, range(3)), (0.2, range(10))):
         for seed in seeds:
-            made = replace(TASK, view_shift=shift, jitter=still).views()(sample, generator(seed))
+            made = replace(TASK, view_shift=shift, view_jitter=still).views()(sample, generator(seed))
             assert isinstance(made.problem, PairedPatches)
             assert made.problem.other_jitter is None
             if not shift:
