@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from downstream.export.card import model_card, statement
-from downstream.export.proof import Comparison, ExportReport, same_detector, torch_writer, write_proven
+from downstream.export.proof import Comparison, ExportReport, refusing, same_detector, torch_writer, write_proven
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
 from ssldet.errors import CheckpointError
@@ -33,37 +33,6 @@ checkpoint = torch.load("{name}", weights_only=True)  # model, args
 # model: of fundamentalvision/Deformable-DETR, built with the options in args and this number of classes
 model.load_state_dict(checkpoint["model"])
 ```"""
-
-
-def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
-    """Write a detector in the format of Deformable DETR's authors, and prove it by loading it back.
-
-    Args:
-        objective: The detector inside its task; heads of the task are left out.
-        info: Metadata of the model: the detector's configuration, task and classes, of which the last two become
-            options that the authors' code ignores.
-        out: File to create.
-
-    Raises:
-        ConfigError: The file exists.
-        CheckpointError: Their model can't represent this detector (the message names every field), or the loaded copy
-            differs.
-        SetupError: The file can't be written.
-    """
-    detector = objective.detector
-    config: DetectorConfig = from_document(DetectorConfig, info["detector"])  # type: ignore[type-abstract]
-    if reasons := unfit(detector, config):
-        raise CheckpointError(f"{out}: Deformable DETR's format can't hold this detector: {'; '.join(reasons)}")
-    assert isinstance(config, DeformableDETRConfig)
-    state = {name: value.detach().to("cpu", copy=True) for name, value in detector.state_dict().items()}
-    stated = statement(info, whole=all(name.startswith("detector.") for name in objective.state_dict()))
-    document = {"model": to_authors(state), "args": _options(config) | {STATEMENT: stated}}
-
-    def read_back(path: Path) -> Comparison:
-        return same_detector(detector, detector_from_authors(*read_state(path)).detector)
-
-    card = model_card(objective, info, USE.format(name=out.name))
-    return write_proven(out, torch_writer(document), read_back, card)
 
 
 def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
@@ -93,6 +62,38 @@ def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
             f"with backbone_levels={wanted}"
         )
     return reasons
+
+
+@refusing(unfit)
+def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a detector in the format of Deformable DETR's authors, and prove it by loading it back.
+
+    Args:
+        objective: The detector inside its task; heads of the task are left out.
+        info: Metadata of the model: the detector's configuration, task and classes, of which the last two become
+            options that the authors' code ignores.
+        out: File to create.
+
+    Raises:
+        ConfigError: The file exists.
+        CheckpointError: Their model can't represent this detector (the message names every field), or the loaded copy
+            differs.
+        SetupError: The file can't be written.
+    """
+    detector = objective.detector
+    config: DetectorConfig = from_document(DetectorConfig, info["detector"])  # type: ignore[type-abstract]
+    if reasons := unfit(detector, config):
+        raise CheckpointError(f"{out}: Deformable DETR's format can't hold this detector: {'; '.join(reasons)}")
+    assert isinstance(config, DeformableDETRConfig)
+    state = {name: value.detach().to("cpu", copy=True) for name, value in detector.state_dict().items()}
+    stated = statement(info, whole=all(name.startswith("detector.") for name in objective.state_dict()))
+    document = {"model": to_authors(state), "args": _options(config) | {STATEMENT: stated}}
+
+    def read_back(path: Path) -> Comparison:
+        return same_detector(detector, detector_from_authors(*read_state(path)).detector)
+
+    card = model_card(objective, info, USE.format(name=out.name))
+    return write_proven(out, torch_writer(document), read_back, card)
 
 
 def _options(config: DeformableDETRConfig) -> dict[str, Any]:

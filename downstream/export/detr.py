@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from downstream.export.card import model_card, statement
-from downstream.export.proof import Comparison, ExportReport, same_detector, torch_writer, write_proven
+from downstream.export.proof import Comparison, ExportReport, refusing, same_detector, torch_writer, write_proven
 from ssldet.detectors.base import Detector
 from ssldet.detectors.detr import DETR
 from ssldet.errors import CheckpointError
@@ -37,6 +37,7 @@ model.load_state_dict(checkpoint["model"])
 ```"""
 
 
+@refusing(lambda detector, _: unfit(detector))
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector in DETR's format, and prove it by loading it back.
 
@@ -86,7 +87,7 @@ def unfit(detector: Detector) -> list[str]:
     ]
     names = detector.backbone.body.state_dict()
     if name_resnet(names) is None:
-        reasons.append("detector.backbone.name: DETR knows torchvision's resnets only")
+        reasons.append("detector.backbone.name: DETR knows torchvision's resnets only, such as backbone.name=resnet18")
     elif any(name.endswith("num_batches_tracked") for name in names):
         reasons.append("detector.backbone.frozen_norm: DETR's norms are fixed; train with frozen_norm=true")
     if (detector.backbone.mean, detector.backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):

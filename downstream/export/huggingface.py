@@ -24,6 +24,7 @@ from downstream.export.proof import (
     ExportReport,
     answers,
     largest_difference,
+    refusing,
     same_detector,
     two_images,
     write_proven,
@@ -33,6 +34,7 @@ from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfi
 from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
+from ssldet.nn.backbones.norms import FixedNormAct
 from ssldet.nn.masks import FINER_LEVELS
 from ssldet.recipe import from_document
 from ssldet.regular import read_text
@@ -68,6 +70,41 @@ ALLOWED_DIFFERENCE = 1e-4
 """Largest difference of a logit, box or mask between two programs that add up the same numbers in another order."""
 
 
+def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
+    """Return the reasons why transformers can't represent a detector; an empty list if it can.
+
+    Args:
+        detector: The detector to write.
+        config: Its configuration.
+    """
+    if isinstance(detector, DETR) and isinstance(config, DETRConfig):
+        reasons = [
+            f"detector.{name}: its DETR does no such thing; only models trained with {name}=false can be written"
+            for name in ("normalise_features", "position_at_input")
+            if getattr(config, name)
+        ]
+    elif isinstance(detector, DeformableDETR) and isinstance(config, DeformableDETRConfig):
+        reasons = _unfit_deformable(config)
+    else:
+        return [f"detector: is a {type(detector).__name__}; only 'detr' and 'deformable_detr' can be written"]
+    if any(name.endswith("num_batches_tracked") for name in detector.backbone.body.state_dict()):
+        reasons.append("detector.backbone.frozen_norm: its norms are fixed; train with frozen_norm=true")
+    elif any(isinstance(module, FixedNormAct) for module in detector.backbone.body.modules()):
+        reasons.append(
+            "detector.backbone.name: transformers replaces the norms of timm's network, and loses the activations that "
+            f"these hold in {config.backbone.name!r}; train with a ResNet, such as detector.backbone.name=timm/resnet18"
+        )
+    elif not _holds(config, detector.backbone.body.state_dict()):
+        reasons.append(
+            f"detector.backbone.name: its backbones are those that timm builds in pieces under the same names, such as "
+            f"'resnet50'; {config.backbone.name!r} is none, backbone.name=resnet18 is one"
+        )
+    if isinstance(detector, DETR) and isinstance(config, DETRConfig) and config.masks:
+        reasons += _unfit_masks(config, detector)
+    return reasons
+
+
+@refusing(unfit)
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector as a folder of transformers, and prove it by loading it back.
 
@@ -108,35 +145,6 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         log.warning(OTHER_ROUNDING)
     use = USE.format(folder=out.name, architecture=architecture_of(config))
     return write_proven(out, write, lambda folder: _compare(folder, detector), model_card(objective, info, use))
-
-
-def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
-    """Return the reasons why transformers can't represent a detector; an empty list if it can.
-
-    Args:
-        detector: The detector to write.
-        config: Its configuration.
-    """
-    if isinstance(detector, DETR) and isinstance(config, DETRConfig):
-        reasons = [
-            f"detector.{name}: its DETR does no such thing; only models trained with {name}=false can be written"
-            for name in ("normalise_features", "position_at_input")
-            if getattr(config, name)
-        ]
-    elif isinstance(detector, DeformableDETR) and isinstance(config, DeformableDETRConfig):
-        reasons = _unfit_deformable(config)
-    else:
-        return [f"detector: is a {type(detector).__name__}; only 'detr' and 'deformable_detr' can be written"]
-    if any(name.endswith("num_batches_tracked") for name in detector.backbone.body.state_dict()):
-        reasons.append("detector.backbone.frozen_norm: its norms are fixed; train with frozen_norm=true")
-    elif not _holds(config, detector.backbone.body.state_dict()):
-        reasons.append(
-            f"detector.backbone.name: its backbones are those that timm builds in pieces under the same names, such as "
-            f"'resnet50'; {config.backbone.name!r} is none"
-        )
-    if isinstance(detector, DETR) and isinstance(config, DETRConfig) and config.masks:
-        reasons += _unfit_masks(config, detector)
-    return reasons
 
 
 def _unfit_deformable(config: DeformableDETRConfig) -> list[str]:

@@ -7,19 +7,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ssldet.chance import generator
-from ssldet.detectors.base import Detector
+from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError, ConfigError, SetupError
 
+Exporter = TypeVar("Exporter", bound=Callable[..., Any])
+
 ALLOWED_DIFFERENCE = 1e-5
 """Largest difference of a logit or a box (a share of the image) between a detector and its copy."""
+
+
+def refusing(unfit: Callable[[Detector, DetectorConfig], list[str]]) -> Callable[[Exporter], Exporter]:
+    """Say, for an exporter, which detectors it can't write, so that this can be known before training.
+
+    Args:
+        unfit: Detector, its configuration -> reasons why the format can't hold it; an empty list if it can.
+    """
+
+    def mark(exporter: Exporter) -> Exporter:
+        exporter.unfit = unfit  # type: ignore[attr-defined]
+        return exporter
+
+    return mark
 
 
 @dataclass(frozen=True, kw_only=True)

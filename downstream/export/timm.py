@@ -15,7 +15,9 @@ from torch import Tensor
 
 from downstream.export.backbones import backbone_of, same_backbone, weights_of
 from downstream.export.card import model_card
-from downstream.export.proof import Comparison, ExportReport, write_proven
+from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
+from ssldet.detectors.base import Detector
+from ssldet.detectors.base import backbone_of as configured_backbone
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import Backbone
 from ssldet.task import Objective
@@ -32,6 +34,7 @@ model = timm.create_model("local-dir:{name}", pretrained=True, num_classes=0)
 LIBRARY: Any = timm  # its types are incomplete
 
 
+@refusing(lambda detector, config: unfit(detector, getattr(configured_backbone(config), "name", "")))
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector's backbone in timm's format, and prove it by loading it with timm.
 
@@ -46,7 +49,10 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         SetupError: The folder can't be written.
     """
     backbone = backbone_of(objective, out)
-    name = _name(backbone, str(info.get("detector", {}).get("backbone", {}).get("name", "this one")), out)
+    stated = str(info.get("detector", {}).get("backbone", {}).get("name", "this one"))
+    if reasons := unfit(objective.detector, stated):
+        raise CheckpointError(f"{out}: {'; '.join(reasons)}")
+    name = _name(backbone, stated)
     dilated = info.get("detector", {}).get("backbone", {}).get("output_stride") == 16
     options = {"output_stride": 16} if dilated else {}
     model = LIBRARY.create_model(name, pretrained=False, num_classes=0, **options)
@@ -61,8 +67,8 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     return write_proven(out, write, partial(_read_back, backbone), card)
 
 
-def _name(backbone: Backbone, name: str, out: Path) -> str:
-    """Return timm's name of a backbone, which may be a network of torchvision with the same tensors."""
+def _name(backbone: Backbone, name: str) -> str:
+    """Return timm's name of a backbone, which may be a network of torchvision with the same tensors; else nothing."""
     configuration = getattr(backbone.body, "pretrained_cfg", None)
     if configuration is not None:
         return str(configuration["architecture"])
@@ -71,10 +77,25 @@ def _name(backbone: Backbone, name: str, out: Path) -> str:
         theirs = LIBRARY.create_model(name, pretrained=False, num_classes=0).state_dict()
         if weights_of(backbone).keys() <= theirs.keys():
             return name
-    raise CheckpointError(
-        f"{out}: timm's format can't hold the backbone {name!r}, which is none of timm's; one of torchvision's goes "
-        "--to torchvision, any other --to safetensors"
-    )
+    return ""
+
+
+def unfit(detector: Detector, name: str) -> list[str]:
+    """Return the reason why timm can't hold the backbone of a detector; an empty list if it can.
+
+    Args:
+        detector: The detector.
+        name: Name of the backbone.
+    """
+    backbone = getattr(detector, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return ["the detector has no backbone to write by itself"]
+    if _name(backbone, name):
+        return []
+    return [
+        f"timm's format can't hold the backbone {name.rpartition('/')[2]!r}, which is none of timm's; one of "
+        "torchvision's goes --to torchvision, any other --to safetensors"
+    ]
 
 
 def _read_back(backbone: Backbone, path: Path) -> Comparison:

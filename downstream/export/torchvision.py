@@ -15,9 +15,12 @@ from torchvision import models
 
 from downstream.export.backbones import backbone_of, same_backbone, weights_of
 from downstream.export.card import model_card
-from downstream.export.proof import Comparison, ExportReport, write_proven
+from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
+from ssldet.detectors.base import Detector
+from ssldet.detectors.base import backbone_of as configured_backbone
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
+from ssldet.nn.backbones import Backbone
 from ssldet.task import Objective
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ SIDE = 96
 """Height and width of the random images of the comparison; all of torchvision's backbones accept any size."""
 
 
+@refusing(lambda detector, config: unfit(detector, getattr(configured_backbone(config), "name", "")))
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector's backbone as a state dict of torchvision, and prove it by loading it with torchvision.
 
@@ -50,11 +54,8 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     backbone = backbone_of(objective, out)
     config = info["detector"]["backbone"]
     name = str(config["name"]).rpartition("/")[2]
-    if hasattr(backbone.body, "pretrained_cfg") or name not in models.list_models(module=models):
-        raise CheckpointError(
-            f"{out}: {config['name']!r} is none of torchvision's networks; a network of timm's goes --to timm, any "
-            "other --to safetensors"
-        )
+    if reasons := unfit(objective.detector, str(config["name"])):
+        raise CheckpointError(f"{out}: {'; '.join(reasons)}")
     state = weights_of(backbone)
     options = {"replace_stride_with_dilation": [False, False, True]} if config.get("output_stride") == 16 else {}
     log.info("%s: a detector has no %s; load with strict=False", out, ", ".join(backbone.pruned))
@@ -83,3 +84,20 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         return same_backbone(backbone, model, features, (SIDE, SIDE))
 
     return write_proven(out, write, read_back, model_card(objective, info, USE.format(name=out.name, model=name)))
+
+
+def unfit(detector: Detector, name: str) -> list[str]:
+    """Return the reason why torchvision can't hold the backbone of a detector; an empty list if it can.
+
+    Args:
+        detector: The detector.
+        name: Name of the backbone.
+    """
+    backbone = getattr(detector, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return ["the detector has no backbone to write by itself"]
+    if not hasattr(backbone.body, "pretrained_cfg") and name.rpartition("/")[2] in models.list_models(module=models):
+        return []
+    return [
+        f"{name!r} is none of torchvision's networks; a network of timm's goes --to timm, any other --to safetensors"
+    ]

@@ -14,6 +14,7 @@ from ssldet.registry import name_of
 from ssldet.task import learning_sections
 from ssldet.verbs.choosing import Specs, changes_of, resolve
 from ssldet.verbs.composing import backbone_changes
+from ssldet.verbs.formats import formats_of
 from ssldet.verbs.opening import Which
 from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining
 from ssldet.verbs.quick_choice import weights_in_words
@@ -49,6 +50,7 @@ class Plan:
         memory: Bytes of weights, gradients, optimiser and averaged weights; activations come on top.
         disk: Most bytes that checkpoints and weights take.
         free: Free bytes where the run would be written.
+        exports: Which exporters will take the detector, and which fields open more formats.
         out: The run folder.
     """
 
@@ -73,6 +75,7 @@ class Plan:
     memory: int
     disk: int
     free: int
+    exports: str
     out: str
 
     def __str__(self) -> str:
@@ -92,6 +95,7 @@ class Plan:
             "device": f"{self.device}, precision {self.precision}",
             "memory": f"{_size(self.memory)} for weights and optimiser; activations come on top",
             "disk": f"at most {_size(self.disk)} for checkpoints and weights; {_size(self.free)} are free",
+            "exports": self.exports,
             "out": self.out,
         }
         return "\n".join(
@@ -190,6 +194,7 @@ def _plan(prepared: Prepared) -> Plan:
         # A new checkpoint is written before the oldest is removed.
         disk=BYTES * ((run.checkpoint.keep + 1) * state + kept),
         free=shutil.disk_usage(_existing(prepared.folder.path)).free,
+        exports=str(formats_of(objective.detector, run.detector)),
         out=str(prepared.folder.path),
     )
 

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ssldet.detectors.base import DetectorConfig
 from ssldet.engine.run import Run
 from ssldet.hints import describe, hints_of
 from ssldet.recipe import override, to_document
 from ssldet.verbs.choosing import resolve
+from ssldet.verbs.formats import formats_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +38,15 @@ class Settings:
 
     recipe: str
     fields: tuple[Setting, ...]
+    detector: DetectorConfig
 
     def __str__(self) -> str:
-        """Return two lines a field: path, value and what it accepts; what it means."""
+        """Return two lines a field, path, value and what it accepts, what it means; and the formats for export."""
         lines = [f"{self.recipe}: any of these fields can be set, such as --set {self.fields[-1].path}=…", ""]
         for one in self.fields:
             lines.append(f"{one.path} = {one.value}  ({one.accepts})")
             lines += [f"    {one.about}"] if one.about else []
-        return "\n".join(lines)
+        return "\n".join([*lines, "", f"The detector {formats_of(self.detector.build(), self.detector)}"])
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return one dictionary per field."""
@@ -62,7 +65,7 @@ def show(recipe: str | Path | Run, *, overrides: Mapping[str, object] | None = N
     """
     run = override(resolve(recipe), overrides or {})
     name = type(run.task).__name__ if isinstance(recipe, Run) else str(recipe)
-    return Settings(name, tuple(_settings(run, "")))
+    return Settings(name, tuple(_settings(run, "")), run.detector)
 
 
 def _settings(config: Any, prefix: str) -> Iterator[Setting]:

@@ -1,13 +1,16 @@
 """Overrides, bounds, records: every problem at once, and a record that runs again."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import pytest
 
 from ssldet.errors import ConfigError
+from ssldet.hints import hints_of
 from ssldet.recipe import Within, check, diff, dumps, fingerprint, from_document, leaves, load, override
+from ssldet.registry import find
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,3 +221,22 @@ def test_every_word_for_none_unsets_what_can_be_unset_and_nothing_else(word: str
     assert (got.inner.weights, got.inner.size) == (None, None)
     with pytest.raises(ConfigError, match=r"inner\.rate"):
         override(Outer(), {"inner.rate": word})
+
+
+@pytest.mark.parametrize("word", ["none", "None", "NULL", "null", ""])
+def test_a_field_that_may_be_none_takes_every_word_for_it(word: str) -> None:
+    for name in ("random_query_patch/small", "detection/small", "pseudo_boxes/tiny", "one_shot/voc"):
+        run = find("ssldet.recipes", name)()
+        may_be_none = [path for path, hint in _hints(run) if type(None) in get_args(hint)]
+        assert {"budget.epochs", "checkpoint.best_of", "detector.backbone.weights"} <= set(may_be_none)
+        for path in may_be_none:
+            assert leaves(override(run, {path: word}))[path] == "none", path
+
+
+def _hints(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, hint in hints_of(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            yield from _hints(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint

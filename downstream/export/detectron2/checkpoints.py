@@ -28,7 +28,7 @@ from downstream.export.detectron2.sidecar import (
     wrapper_configuration,
 )
 from downstream.export.detr import unfit as unfit_for_detr
-from downstream.export.proof import Comparison, ExportReport, same_detector, torch_writer, write_proven
+from downstream.export.proof import Comparison, ExportReport, refusing, same_detector, torch_writer, write_proven
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.detectors.base import backbone_of as configured_backbone
 from ssldet.detectors.detr import DETR, DETRConfig
@@ -110,6 +110,7 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     return write_proven(out, _writer(state, args={STATEMENT: stated}), read_back, card, beside)
 
 
+@refusing(lambda detector, _: unfit(detector))
 def export_detr(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector for the model that DETR's authors made for detectron2, and prove it by loading it back.
 
@@ -149,6 +150,7 @@ def export_detr(objective: Objective, info: Mapping[str, Any], out: Path) -> Exp
     return write_proven(out, _writer(state, args=args), read_back, card, beside)
 
 
+@refusing(lambda detector, _: _unfit_backbone(detector))
 def export_backbone(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector's ResNet for any model of detectron2 that has one, and prove it by loading it back.
 
@@ -168,7 +170,7 @@ def export_backbone(objective: Objective, info: Mapping[str, Any], out: Path) ->
     _require_suffix(out)
     backbone, config = backbone_of(objective, out), configured_backbone(_config(info))
     ours = {name: value for name, value in weights_of(backbone).items() if not name.endswith(COUNTER)}
-    reasons = _unfit_backbone(backbone)
+    reasons = _unfit_backbone(objective.detector)
     if reasons or config is None:
         raise CheckpointError(f"{out}: detectron2 can't hold this backbone: {'; '.join(reasons)}")
     state = {resnet_to_detectron2(name): value for name, value in ours.items()}
@@ -204,7 +206,7 @@ def unfit(detector: Detector) -> list[str]:
     """
     reasons = unfit_for_detr(detector)
     if isinstance(detector, DETR):
-        reasons += [reason for reason in _unfit_backbone(detector.backbone) if "output_stride" in reason]
+        reasons += [reason for reason in _unfit_backbone(detector) if "output_stride" in reason]
         if detector.mask_attention is not None and detector.mask_attention.softmax != "joint":
             reasons.append(
                 "detector.mask_attention: its attention maps sum to one jointly and would draw other masks; train with "
@@ -213,7 +215,10 @@ def unfit(detector: Detector) -> list[str]:
     return reasons
 
 
-def _unfit_backbone(backbone: Backbone) -> list[str]:
+def _unfit_backbone(detector: Detector) -> list[str]:
+    backbone = getattr(detector, "backbone", None)
+    if not isinstance(backbone, Backbone):
+        return ["the detector has no backbone to write by itself"]
     if name_resnet(backbone.body.state_dict()) is None:
         return ["detector.backbone.name: detectron2 shares torchvision's resnets only; write it with --to timm"]
     if backbone.stride < 32:
