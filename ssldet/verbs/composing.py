@@ -10,6 +10,7 @@ from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Budget, Run
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import adopt
+from ssldet.nn.backbones.own import own_names
 from ssldet.recipe import override
 from ssldet.registry import name_of
 from ssldet.task import Task
@@ -41,11 +42,10 @@ def compose(
     if detector is not None:
         run = replace(run, detector=detector)
     if isinstance(backbone, nn.Module):
-        changes = {f"detector.backbone.{field}": value for field, value in _own(backbone).items()}
-        # A recipe freezes the published backbone that it names; nobody has trained this one for the purpose.
-        learns = {"task.freeze_backbone": False} if hasattr(run.task, "freeze_backbone") else {}
-        return override(run, changes if isinstance(pretext, Task) else changes | learns)
-    return override(run, backbone_changes(backbone)) if backbone else run
+        backbone = adopt(backbone)
+    return (
+        override(run, backbone_changes(backbone, None if isinstance(pretext, Task) else run.task)) if backbone else run
+    )
 
 
 def _run_around(task: Task, detector: DetectorConfig | None) -> Run:
@@ -59,16 +59,19 @@ def _run_around(task: Task, detector: DetectorConfig | None) -> Run:
     return Run(task=task, detector=detector, budget=Budget())
 
 
-def _own(network: nn.Module) -> dict[str, object]:
-    return {"name": adopt(network), "weights": None, "frozen_stages": 0}
-
-
-def backbone_changes(word: str) -> dict[str, object]:
+def backbone_changes(word: str, task: Task | None = None) -> dict[str, object]:
     """Return changes of recipe fields for a backbone that is named in one word.
+
+    A network of the user's own keeps the weights that it comes with, and learns from its first stage on: a recipe
+    freezes the published backbone that it names, and nobody has trained this one for the purpose.
 
     Args:
         word: A backbone's name; the path of its weights where they tell the network; or a run that taught it.
+        task: The recipe's task, which then lets an own network learn; `None` leaves the task as it is.
     """
+    if word in own_names():
+        own = {"detector.backbone.name": word, "detector.backbone.weights": None, "detector.backbone.frozen_stages": 0}
+        return own | ({"task.freeze_backbone": False} if hasattr(task, "freeze_backbone") else {})
     trained = RunFolder(Path(word).expanduser()).weights
     name, weights = choose_backbone(str(trained) if trained.exists() else word)
     changes: dict[str, object] = {"detector.backbone.name": name}

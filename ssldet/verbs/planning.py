@@ -13,7 +13,6 @@ from ssldet.recipe import diff
 from ssldet.registry import name_of
 from ssldet.task import learning_sections
 from ssldet.verbs.choosing import Specs, changes_of, resolve
-from ssldet.verbs.composing import backbone_changes
 from ssldet.verbs.formats import formats_of
 from ssldet.verbs.opening import Which
 from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining
@@ -126,9 +125,7 @@ def plan_pretraining(
         SsldetError: What `pretrain` would raise before it trains.
     """
     changes = changes_of(images, val, steps, epochs, overrides)
-    if backbone is not None:
-        changes = backbone_changes(backbone) | changes
-    return _plan(prepare_pretraining(images, recipe, changes, out))
+    return _plan(prepare_pretraining(images, recipe, backbone, changes, out))
 
 
 def plan_finetuning(

@@ -24,6 +24,7 @@ from ssldet.recipe import check, from_document, override
 from ssldet.source import Source
 from ssldet.task import Objective
 from ssldet.verbs.choosing import Specs, holding_out, placed
+from ssldet.verbs.composing import backbone_changes
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.opening import Which, open_model
 from ssldet.verbs.quick_choice import Choice, choose_for_finetuning, choose_for_pretraining, warn_of_few_queries
@@ -80,13 +81,18 @@ class Prepared:
 
 
 def prepare_pretraining(
-    images: Specs, recipe: str | Path | Run | None, changes: Mapping[str, object], out: str | Path | None
+    images: Specs,
+    recipe: str | Path | Run | None,
+    backbone: str | None,
+    changes: Mapping[str, object],
+    out: str | Path | None,
 ) -> Prepared:
     """Choose, change and check a run of pretraining, and open its images.
 
     Args:
         images: Training images as the user named them.
         recipe: A recipe's name, a record, or a `Run`; `None` chooses.
+        backbone: A backbone in one word, see `backbone_changes`; `None` keeps the recipe's.
         changes: Dotted fields that the user set, and their values.
         out: Run folder; `None` takes the next free one.
 
@@ -95,6 +101,8 @@ def prepare_pretraining(
         DataError: The images can't be used.
     """
     choice = choose_for_pretraining(recipe, images)
+    if backbone is not None:
+        changes = backbone_changes(backbone, None if isinstance(recipe, Run) else choice.run.task) | dict(changes)
     run = placed(override(choice.run, changes))
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
     _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")

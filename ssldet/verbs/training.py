@@ -132,11 +132,9 @@ def pretrain(
         StoppedError: A signal asked to stop; all is saved, resume to go on.
     """
     changes = changes_of(images, val, steps, epochs, overrides)
-    if backbone is not None:
-        changes = backbone_changes(backbone) | changes
     if resume is not None:
-        return _go_on(resume, changes)
-    return _train(prepare_pretraining(images, recipe, changes, out))
+        return _go_on(resume, changes if backbone is None else backbone_changes(backbone) | changes)
+    return _train(prepare_pretraining(images, recipe, backbone, changes, out))
 
 
 @peers.together()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import ssldet
+from downstream.annotations.shapes import write_shapes
+from pretext.random_query_patch import RandomQueryPatch
 from ssldet import registry
 from ssldet.engine.assemble import assemble
 from ssldet.errors import ConfigError
@@ -17,6 +19,7 @@ from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone, origin
 from ssldet.source import Source
 from ssldet.task import learning_sections
 from ssldet.types import Sample, Targets
+from ssldet.verbs import plan_pretraining
 
 
 class Pyramid(nn.Module):
@@ -155,3 +158,20 @@ def test_what_can_not_serve_is_refused_with_its_reason() -> None:
     ssldet.register_backbone("coarse", nn.Sequential(nn.Conv2d(3, 4, 32, stride=32)))
     with pytest.raises(ConfigError, match=r"frozen_stages=1 would freeze nothing.*use frozen_stages=0"):
         build("coarse")
+
+
+def test_an_own_network_learns_whether_it_is_named_or_given(tmp_path: Path) -> None:
+    ssldet.register_backbone("mine", Pyramid())
+    named = ssldet.compose(pretext="random_query_patch/small", backbone="mine")
+    given = ssldet.compose(pretext="random_query_patch/small", backbone=Pyramid())
+    for run in (named, given):
+        assert run.task.freeze_backbone is False
+        assert (run.detector.backbone.weights, run.detector.backbone.frozen_stages) == (None, 0)
+    kept = ssldet.compose(pretext=RandomQueryPatch(freeze_backbone=True), backbone="mine")
+    assert kept.task.freeze_backbone is True
+    write_shapes(tmp_path / "made", images=3, seed=1)
+    choices = {"backbone": "mine", "recipe": "random_query_patch/tiny", "out": tmp_path / "run", "val": "none"}
+    images = tmp_path / "made" / "images"
+    assert plan_pretraining(images, **choices).changes["task.freeze_backbone"] is False
+    frozen = plan_pretraining(images, **choices, overrides={"task.freeze_backbone": "true"})
+    assert frozen.learning < plan_pretraining(images, **choices).learning
