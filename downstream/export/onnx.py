@@ -4,7 +4,8 @@ Inputs: `images`, B 3 H W, RGB in 0..1, not yet normalised; `padding`, B H W, tr
 Outputs: `logits`, B Q C; `boxes`, B Q 4, normalised cxcywh of the valid image; if the detector has a mask head,
 `masks`, B Q h w, logits on the canvas. Logits are read by a softmax whose last class is "no object", and every query is
 a detection; or, as with Deformable DETR, by a sigmoid per class, and the likeliest pairs of a query and a class are
-detections. The graph's metadata says which (`ssldet.class_scores`), and how many pairs (`ssldet.most_detections`).
+detections. The graph's metadata says which (`ssldet.class_scores`), how many pairs (`ssldet.most_detections`), and how
+images are resized (`ssldet.resize`); a script beside the file does what it says.
 """
 
 import importlib.util
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from downstream.export.card import model_card
-from downstream.export.proof import Comparison, ExportReport, write_proven
+from downstream.export.onnx_use import contract, in_words, script
+from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
 from ssldet.chance import generator
 from ssldet.detectors.base import Detector
 from ssldet.errors import CheckpointError, SetupError
@@ -42,7 +44,11 @@ session = onnxruntime.InferenceSession("{name}")
 images = np.zeros((1, 3, 480, 640), np.float32)  # RGB in 0..1
 padding = np.zeros((1, 480, 640), bool)  # True where a canvas holds no image
 logits, boxes = session.run(["logits", "boxes"], {{"images": images, "padding": padding}})
-```"""
+```
+
+{contract}
+
+The script of the same name beside the file, if there is one, does all of it: `python NAME.py IMAGE`."""
 
 
 class _Graph(nn.Module):
@@ -68,6 +74,7 @@ class _Graph(nn.Module):
         return ["logits", "boxes", *(["masks"] if "mask_head" in self.detector.sections else [])]
 
 
+@refusing(lambda detector, _: unfit(detector))
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector as an ONNX graph, and prove it by running both on batches of several sizes.
 
@@ -84,11 +91,8 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise SetupError(f"ONNX needs {' and '.join(missing)}; pip install 'ssldet[onnx]'")
     detector = objective.detector
-    if kinds := {type(module).__name__ for module in detector.modules()} & set(UNTRACEABLE):
-        raise CheckpointError(
-            f"{out.name}: {kinds.pop()} can't be written as a graph for images of any size; detectors with a ResNet, a "
-            "ConvNeXt or a plain ViT can"
-        )
+    if reasons := unfit(detector):
+        raise CheckpointError(f"{out.name}: {'; '.join(reasons)}")
     was_training, device = detector.training, next(detector.parameters()).device
     try:
         graph = _Graph(detector).to("cpu").eval()
@@ -100,9 +104,26 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
             difference = max(_difference(graph, path, shape) for shape in SHAPES)
             return Comparison(ours={}, theirs={}, difference=lambda: difference, allowed=ALLOWED_DIFFERENCE)
 
-        return write_proven(out, write, read_back, model_card(objective, info, USE.format(name=out.name)))
+        use = USE.format(name=out.name, contract=in_words(info, detector.scores))
+        program = script(info, detector.scores, out.name)
+        beside = {".py": program.encode()} if program else {}
+        return write_proven(out, write, read_back, model_card(objective, info, use), beside)
     finally:
         detector.to(device).train(was_training)
+
+
+def unfit(detector: Detector) -> list[str]:
+    """Return the reasons why a detector can't be written as a graph, as far as they are known before it is tried.
+
+    Args:
+        detector: The detector to write.
+    """
+    kinds = {type(module).__name__ for module in detector.modules()} & set(UNTRACEABLE)
+    return [
+        f"{kind} can't be written as a graph for images of any size; detectors with a ResNet, a ConvNeXt or a plain "
+        "ViT can"
+        for kind in sorted(kinds)
+    ]
 
 
 def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
@@ -126,11 +147,7 @@ def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
             "a ResNet can"
         ) from error
     assert program is not None  # only the older exporter returns `None`
-    metadata = {
-        "classes": info.get("classes", []),
-        "category_ids": info.get("category_ids", []),
-        **graph.detector.scores.described(),
-    }
+    metadata = contract(info, graph.detector.scores)
     program.model.metadata_props.update({f"ssldet.{name}": json.dumps(value) for name, value in metadata.items()})
     program.save(path, external_data=False)
 

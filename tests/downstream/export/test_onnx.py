@@ -13,7 +13,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
+import ssldet
 from downstream.detection import Detection
 from downstream.export import onnx
 from downstream.export.safetensors import export
@@ -24,7 +26,7 @@ from tests.models import SMALL_DETR
 
 TINY = replace(SMALL_DETR, num_classes=3, masks=True)
 INFO = {
-    "task": to_document(Detection()),
+    "task": to_document(Detection(scales=(96,), eval_scale=96, max_size=160)),
     "detector": to_document(TINY),
     "classes": ["cat", "dog", "<yak>"],
     "category_ids": [3, 5, 8],
@@ -68,6 +70,30 @@ def test_a_graph_answers_for_any_number_and_size_of_images(exported) -> None:
 
 
 @pytest.mark.slow
+def test_the_script_beside_the_graph_finds_what_predict_finds(exported, tmp_path: Path) -> None:
+    path, *_ = exported
+    photo = tmp_path / "photo.png"
+    coarse = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(2))
+    smooth = torch.nn.functional.interpolate(coarse, (90, 130), mode="bilinear")[0]
+    Image.fromarray((255 * smooth).byte().permute(1, 2, 0).numpy()).save(photo)
+    run = [sys.executable, str(path.with_suffix(".py")), str(photo)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    ours = ssldet.predict(path.with_suffix(".safetensors"), str(photo), out=tmp_path / "found", draw=False)[
+        "predictions"
+    ]
+    assert len(found) == len(ours) == TINY.num_queries
+    for theirs, row in zip(found, ours, strict=True):
+        assert theirs["bbox"] == pytest.approx(row["bbox"], abs=0.2)
+        assert theirs["score"] == pytest.approx(row["score"], abs=1e-3)
+    known = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    resized = json.loads(known["ssldet.resize"])
+    assert (resized["rule"], resized["short"], resized["max_size"]) == ("detr", 96, 160)
+    assert "short side 96" in path.with_name("model.onnx.md").read_text()
+
+
+@pytest.mark.slow
 def test_the_graph_knows_its_classes_and_nothing_else_is_said(exported) -> None:
     path, _, _, said = exported
     known = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
@@ -79,6 +105,7 @@ def test_the_graph_knows_its_classes_and_nothing_else_is_said(exported) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "model.onnx",
         "model.onnx.md",
+        "model.py",
         "model.safetensors",
         "model.safetensors.md",
     ]

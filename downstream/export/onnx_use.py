@@ -1,0 +1,148 @@
+"""what a file states of its model -> how its ONNX graph is fed and read: in words, as metadata, and as a script."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssldet.class_scores import ClassScores
+from ssldet.data.geometry import EvaluationSize
+from ssldet.errors import ConfigError
+from ssldet.recipe import from_document
+from ssldet.task import Task
+
+SIZES = {
+    "detr": """\
+    side = {short} if high / low * {short} <= {max_size} else max(1, round({max_size} * low / high))
+    size = (side, int(side * height / width)) if width < height else (int(side * width / height), side)""",
+    "transformers": """\
+    exact = {short} if high / low * {short} <= {max_size} else {max_size} * low / high
+    side = max(1, round(exact))
+    size = (side, int(exact * height / width)) if width < height else (int(exact * width / height), side)""",
+    "fixed": """\
+    size = ({columns}, {rows})""",
+    "original": """\
+    size = (width, height)""",
+}
+"""Rule of resizing -> the lines that compute width and height of the graph's input."""
+SCORES = {
+    "softmax": """\
+    shares = np.exp(logits[0] - logits[0].max(-1, keepdims=True))
+    scores = (shares / shares.sum(-1, keepdims=True))[:, :-1]  # the last row stands for "no object"
+    queries, labels = np.arange(len(scores)), scores.argmax(-1)""",
+    "sigmoid": """\
+    scores = 1 / (1 + np.exp(-logits[0]))
+    queries, labels = np.divmod(np.argsort(-scores, axis=None, kind="stable")[:{most}], scores.shape[1])""",
+}
+"""How class logits are read -> the lines that make detections of them."""
+SCRIPT = '''\
+"""Detect objects by the graph beside this file: python THIS_FILE IMAGE …; needs onnxruntime, numpy and pillow."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession(Path(__file__).with_name({name!r}))
+classes = json.loads(session.get_modelmeta().custom_metadata_map["ssldet.classes"])
+for path in sys.argv[1:]:
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    (width, height), low, high = image.size, min(image.size), max(image.size)
+{size}
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float32).transpose(2, 0, 1)[None] / 255
+    padding = np.zeros((1, size[1], size[0]), bool)  # true where a canvas holds no image
+    logits, boxes = session.run(["logits", "boxes"], {{"images": pixels, "padding": padding}})
+{scores}
+    for query, label in zip(queries.tolist(), labels.tolist()):
+        x, y, w, h = (boxes[0, query] * [width, height, width, height]).tolist()  # centre and sides, in pixels
+        row = {{"image": path, "category": classes[label] if classes else label, "score": float(scores[query, label])}}
+        print(json.dumps(row | {{"bbox": [x - w / 2, y - h / 2, w, h]}}))
+'''
+WORDS = {
+    "detr": "short side {short}, or less where the long side would exceed {max_size}, rounded as DETR's authors do",
+    "transformers": "short side {short}, or less where the long side would exceed {max_size}, as transformers round",
+    "fixed": "{columns} wide and {rows} high, whatever the aspect",
+    "within": "the largest size of the same aspect within {columns} by {rows}",
+    "original": "the size of the file",
+}
+
+
+def sizing_of(info: Mapping[str, Any]) -> EvaluationSize | None:
+    """Return how the model's task resizes images that it answers; `None` where that is not known, or tile by tile.
+
+    Args:
+        info: Metadata of the model.
+    """
+    try:
+        views = from_document(Task, info["task"]).views(training=False)  # type: ignore[type-abstract]
+    except (KeyError, ConfigError):
+        return None
+    return views if isinstance(views, EvaluationSize) else None
+
+
+def contract(info: Mapping[str, Any], scores: ClassScores) -> dict[str, Any]:
+    """Return what the graph's metadata says of its input and output, as plain values.
+
+    Args:
+        info: Metadata of the model.
+        scores: How its class logits are read.
+    """
+    sizing = sizing_of(info)
+    resize = {} if sizing is None else {"resize": vars(sizing) | {"size": list(sizing.size), "filter": "bilinear"}}
+    return {
+        "classes": info.get("classes", []),
+        "category_ids": info.get("category_ids", []),
+        "pixels": "RGB in 0..1; the graph itself subtracts the mean and divides by the deviation",
+        "boxes": "centre x, centre y, width, height, as shares of the image",
+        **resize,
+        **scores.described(),
+    }
+
+
+def in_words(info: Mapping[str, Any], scores: ClassScores) -> str:
+    """Return the same as a Markdown list for the model card.
+
+    Args:
+        info: Metadata of the model.
+        scores: How its class logits are read.
+    """
+    sizing, said = sizing_of(info), scores.described()
+    size = "any" if sizing is None else WORDS[sizing.rule].format(**_numbers(sizing))
+    read = (
+        'a softmax over classes and, last, "no object"; every query is a detection'
+        if said["class_scores"] == "softmax"
+        else f"a sigmoid per class; the {said['most_detections']} likeliest pairs of query and class are detections"
+    )
+    return "\n".join(
+        [
+            f"- Size of an image: {size}; bilinear, with antialiasing",
+            "- Pixels: RGB in 0..1; the graph normalises them itself",
+            f"- `logits`: {read}; nothing is suppressed",
+            "- `boxes`: centre x, centre y, width, height, as shares of the image",
+            "- The graph's metadata say the same under names that begin with `ssldet.`",
+        ]
+    )
+
+
+def script(info: Mapping[str, Any], scores: ClassScores, name: str) -> str:
+    """Return a Python program that detects objects with the graph alone; empty where its input is not known.
+
+    Args:
+        info: Metadata of the model.
+        scores: How its class logits are read.
+        name: Name of the graph's file; the script lies beside it.
+    """
+    sizing, said = sizing_of(info), scores.described()
+    if sizing is None or sizing.rule not in SIZES:
+        return ""
+    return SCRIPT.format(
+        name=name,
+        size=SIZES[sizing.rule].format(**_numbers(sizing)),
+        scores=SCORES[said["class_scores"]].format(most=said.get("most_detections")),
+    )
+
+
+def _numbers(sizing: EvaluationSize) -> dict[str, int]:
+    rows, columns = sizing.size or (0, 0)
+    return {"short": sizing.short, "max_size": sizing.max_size, "rows": rows, "columns": columns}
