@@ -23,7 +23,10 @@ IMAGES = 1_281_167
 
 
 def r50() -> Run:
-    """Pretrain ResNet-50 by the authors' command: 100 epochs in batches of 512, SGD at 0.03 for every 256 images."""
+    """Pretrain ResNet-50 by the authors' command: 100 epochs in batches of 512, SGD at 0.03 for every 256 images.
+
+    Needs: GPUs; 224 px.
+    """
     return Run(
         task=DINO(large_scale=(0.14, 1.0), small_scale=(0.05, 0.14)),
         detector=DETRConfig(backbone=BackboneConfig(name="resnet50", frozen_norm=False, frozen_stages=0)),
@@ -46,7 +49,10 @@ def r50() -> Run:
 
 
 def vit_small() -> Run:
-    """Pretrain ViT-S/16 for 300 epochs in batches of 1,024, AdamW at 0.0005 for every 256 images."""
+    """Pretrain ViT-S/16 for 300 epochs in batches of 1,024, AdamW at 0.0005 for every 256 images.
+
+    Needs: GPUs; 224 px.
+    """
     run = r50()
     backbone = BackboneConfig(name="timm/vit_small_patch16_224", frozen_norm=False, frozen_stages=0)
     return replace(
@@ -67,7 +73,10 @@ def vit_small() -> Run:
 
 
 def tiny() -> Run:
-    """Pretrain the backbone of `random_query_patch/tiny` by DINO, on small crops, without an accelerator."""
+    """Pretrain the backbone of `random_query_patch/tiny` by DINO, on small crops, without an accelerator.
+
+    Needs: CPU; 48 px.
+    """
     whole = random_query_patch.tiny()
     assert isinstance(whole.detector, DETRConfig)
     return replace(
@@ -96,7 +105,10 @@ def tiny() -> Run:
 
 
 def small() -> Run:
-    """Go on with the pretrained backbone of `random_query_patch/small` on your own photographs, on two CPU cores."""
+    """Go on with the pretrained backbone of `random_query_patch/small` on your own photographs, on two CPU cores.
+
+    Needs: CPU; 112 px.
+    """
     whole, run = random_query_patch.small(), tiny()
     assert isinstance(whole.detector, DeformableDETRConfig)
     assert isinstance(run.task, DINO)

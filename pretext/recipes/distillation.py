@@ -20,21 +20,30 @@ LEARNING = BackboneConfig(name="tiny", frozen_norm=False, frozen_stages=0)
 
 
 def r50() -> Run:
-    """Align DETR on a SwAV ResNet-50 with DINOv2 ViT-S/14, on the images and at the rates of UP-DETR."""
+    """Align DETR on a SwAV ResNet-50 with DINOv2 ViT-S/14, on the images and at the rates of UP-DETR.
+
+    Needs: GPUs; 320–480 px.
+    """
     run = random_query_patch.r50()
     optim = replace(run.optim, lr_backbone=1e-5, schedule="cosine", warmup_steps=500)
     return replace(run, task=Distillation(), optim=optim, budget=Budget(epochs=10.0))
 
 
 def deformable_r50() -> Run:
-    """Align Deformable DETR likewise."""
+    """Align Deformable DETR likewise.
+
+    Needs: GPUs; 320–480 px.
+    """
     run, whole = r50(), random_query_patch.deformable_r50()
     optim = replace(run.optim, lr=whole.optim.lr, lr_backbone=2e-5, lr_sampling_factor=0.1)
     return replace(run, detector=whole.detector, optim=optim)
 
 
 def small() -> Run:
-    """Warm up the transformer of `detection/small` on a user's photographs; the teacher is its own frozen backbone."""
+    """Warm up the transformer of `detection/small` on a user's photographs; the teacher is its own frozen backbone.
+
+    Needs: CPU; 192–256 px.
+    """
     run = random_query_patch.small()
     assert isinstance(run.detector, DeformableDETRConfig)
     task = Distillation(
@@ -51,12 +60,18 @@ def small() -> Run:
 
 
 def tiny() -> Run:
-    """Align the detector of `random_query_patch/tiny` with a network of fresh weights, without any download."""
+    """Align the detector of `random_query_patch/tiny` with a network of fresh weights, without any download.
+
+    Needs: CPU; 56–72 px.
+    """
     return _small(random_query_patch.tiny())
 
 
 def deformable_tiny() -> Run:
-    """Align the small Deformable DETR of `random_query_patch/deformable-tiny` likewise."""
+    """Align the small Deformable DETR of `random_query_patch/deformable-tiny` likewise.
+
+    Needs: CPU; 56–72 px.
+    """
     return _small(random_query_patch.deformable_tiny())
 
 

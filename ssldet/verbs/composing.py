@@ -70,8 +70,9 @@ def backbone_changes(word: str, task: Task | None = None) -> dict[str, object]:
         task: The recipe's task, which then lets an own network learn; `None` leaves the task as it is.
     """
     if word in own_names():
-        own = {"detector.backbone.name": word, "detector.backbone.weights": None, "detector.backbone.frozen_stages": 0}
-        return own | ({"task.freeze_backbone": False} if hasattr(task, "freeze_backbone") else {})
+        own: dict[str, object] = {"name": word, "weights": None, "frozen_stages": 0}
+        learns: dict[str, object] = {"task.freeze_backbone": False} if hasattr(task, "freeze_backbone") else {}
+        return {f"detector.backbone.{field}": value for field, value in own.items()} | learns
     trained = RunFolder(Path(word).expanduser()).weights
     name, weights = choose_backbone(str(trained) if trained.exists() else word)
     changes: dict[str, object] = {"detector.backbone.name": name}
