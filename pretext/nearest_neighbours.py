@@ -6,20 +6,15 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ssldet.collapse import spread
 from ssldet.errors import DataError, DivergedError
+from ssldet.neighbours import vote
 from ssldet.types import Batch, Embedding, Gather, Problem
 
 log = logging.getLogger(__name__)
-
-TEMPERATURE = 0.07
-"""Temperature of the votes (Wu et al. 2018)."""
-CHUNK = 1024
-"""Number of images whose neighbours are searched at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,22 +85,3 @@ class NearestNeighbours:
         else:
             log.warning("no nearest-neighbour probe: all images lie in one folder; sort them into one folder per class")
         return {"knn_top1": top1, "knn_chance": chance, "folders": len(counts), "feature_std": float(spread(vectors))}
-
-
-def vote(vectors: Float[Tensor, "N E"], labels: Int[Tensor, " N"], neighbours: int) -> Int[Tensor, " N"]:
-    """Return the label that the nearest neighbours of each vector vote for.
-
-    Args:
-        vectors: At least two vectors.
-        labels: Labels of the vectors, counted from 0.
-        neighbours: Number of neighbours that vote; all other vectors if there are fewer.
-    """
-    directions, elected = F.normalize(vectors, dim=1), []
-    for start in range(0, len(vectors), CHUNK):
-        some = directions[start : start + CHUNK]
-        similarity = some @ directions.T
-        similarity[torch.arange(len(some)), torch.arange(start, start + len(some))] = -torch.inf
-        nearest, index = similarity.topk(min(neighbours, len(vectors) - 1))
-        votes = torch.zeros(len(some), int(labels.max()) + 1)
-        elected.append(votes.scatter_add(1, labels[index], (nearest / TEMPERATURE).exp()).argmax(1))
-    return torch.cat(elected)

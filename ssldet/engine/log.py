@@ -94,7 +94,7 @@ class Display:
             else:
                 self._bar.console.print(f"step {step}  {numbers}", highlight=False)
         elif self._stream is not None and (
-            kind == "eval" or now - self._last_shown >= LINE_SECONDS or step == self._total
+            kind != "train" or now - self._last_shown >= LINE_SECONDS or step == self._total
         ):
             self._last_shown = now
             self._stream.write(f"{self._title}  step {step}/{self._total}  {numbers}{eta}\n")
@@ -103,7 +103,7 @@ class Display:
 
 def summary(line: Mapping[str, Any]) -> str:
     """Return the numbers of a metrics line as text."""
-    if line["kind"] == "eval":
+    if line["kind"] != "train":
         return "  ".join(f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float))
     parts = " ".join(
         f"{name.split('/', 1)[1]} {value:.3g}"

@@ -17,6 +17,7 @@ from ssldet.engine.evaluate import at_rest, evaluate
 from ssldet.engine.explaining import explain
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.guard import Part
+from ssldet.engine.health import Health, unreached
 from ssldet.engine.log import Display, Meter, summary
 from ssldet.engine.progress import Progress
 from ssldet.engine.quarantine import note_evaluated
@@ -29,6 +30,7 @@ from ssldet.errors import DataError, DivergedError
 from ssldet.loggers.base import LoggedRun, Loggers
 from ssldet.ranks import gather_objects, rank, reduce_mean
 from ssldet.recipe import leaves
+from ssldet.states import few
 from ssldet.task import Objective
 from ssldet.types import Batch
 
@@ -66,6 +68,8 @@ class Reporter:
         self.results: dict[str, Any] = {}
         self._compare = compare
         self._measured: int | None = None
+        self._checked: int | None = None
+        self._health = Health(run, sources.val or sources.train)
         self._failure: Exception | None = None
         self._run, self._folder, self._sources, self._preview = run, folder, sources, preview
         self._metrics = Lines(folder.path / "metrics.jsonl") if rank() == 0 else None
@@ -124,6 +128,10 @@ class Reporter:
             "seconds": round(progress.seconds, 3),
         }
         self._write(line)
+        if progress.step == 1 and (names := unreached(progress.objective)):
+            log.warning(
+                "no loss reaches what should learn, so that it stays as it is (%d in all): %s", len(names), few(names)
+            )
 
     def evaluate(self, progress: Progress, stop: StopFlag) -> bool:
         """Evaluate the model if that is due, and write the numbers.
@@ -136,6 +144,8 @@ class Reporter:
             False if the evaluation was stopped.
         """
         val, due = self._sources.val, progress.done or progress.every(self._run.evaluate_every)
+        if due or not progress.step:
+            self._check_health(progress)
         if val is None and progress.done:
             self._examine(progress, BoxVariance())
         if val is None or not due or progress.step == self._measured:
@@ -227,6 +237,18 @@ class Reporter:
             log.warning("step %d: %s", progress.step, sentence)
         if found or self._folder.status().get("symptoms"):
             self._folder.note(symptoms=found)
+
+    def _check_health(self, progress: Progress) -> None:
+        """Write whether images still differ to the network; a failure is a warning and does not end the run."""
+        if rank() != 0 or not self._health.on or progress.step == self._checked:
+            return
+        try:
+            figures = self._health.measure(progress.model, self._device)
+        except Exception as error:  # a detector of somebody else's may have no such vectors
+            log.warning("no check of health at step %d: %s: %s", progress.step, type(error).__name__, error)
+            return
+        self._checked = progress.step
+        self._write({"kind": "health", "step": progress.step, **figures})
 
     def _fail(self, step: int, error: Exception) -> None:
         """Write down that an evaluation failed; training goes on."""

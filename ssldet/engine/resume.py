@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "data.workers",
     "device",
     "evaluate_every",
+    "health",
     "log_every",
     "loggers",
     "preview_every",

@@ -178,6 +178,8 @@ class Run:
         evaluate_every: Steps between evaluations on `data.val`; zero evaluates at the end only.
         preview_every: Steps between preview pictures; zero draws one at the start and one at the end.
         loggers: Names of loggers that get every line of the metrics file too; see `ssldet list loggers`.
+        health: Images on which a pretext run is checked beside each evaluation: do they still differ to the network?
+            See `ssldet.engine.health`; zero checks none.
         device: `auto`, `cpu` or `cuda`.
         devices: Number of devices; zero takes all there are.
     """
@@ -195,6 +197,7 @@ class Run:
     evaluate_every: Annotated[int, Within(0)] = 0
     preview_every: Annotated[int, Within(0)] = 0
     loggers: tuple[str, ...] = ()
+    health: Annotated[int, Within(0, 100_000)] = 200
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Annotated[int, Within(0, 65_536)] = 1
 

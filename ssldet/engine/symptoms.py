@@ -33,6 +33,13 @@ HARDLY = 0.1
 """Share of the first loss by which a loss must have fallen."""
 FEWEST_LINES = 10
 """Lines of losses without which none is judged."""
+ONE_DIRECTION = 1.1
+"""Effective rank below which all vectors of images are as good as one: if one singular value holds all but a share e of
+the sum, the rank is about 1 + e (1 - ln e), so that e is below two hundredths here."""
+LOST = 0.25
+"""Share of its first effective rank, below which a part that learns has lost what told images apart."""
+DEVIATIONS = 2
+"""Standard errors of a share of images that neighbours must be better than chance by; less is chance once in 40."""
 
 
 class BoxVariance:
@@ -112,7 +119,44 @@ def symptoms(
         )
     if done >= LATE and (score is None or score < LOW_SCORES[run.task.needs.labels]):
         found.append(_flatness([float(line["loss"]) for line in train if isinstance(line.get("loss"), int | float)]))
+    finds = score is not None and score >= LOW_SCORES[run.task.needs.labels]
+    found += collapse(lines, done, finds=finds)
     return [f"{clause}. {_remedies(run, total_steps)}" for clause in found if clause]
+
+
+def collapse(lines: Sequence[Mapping[str, Any]], done: float, *, finds: bool = False) -> list[str]:
+    """Return clauses about images that no longer differ to the network; none for a healthy run.
+
+    Args:
+        lines: Lines of the metrics file so far.
+        done: Share of the budget that is spent.
+        finds: Whether the score says that the detector finds things, so that its decoder does tell images apart.
+    """
+    checks = [line for line in lines if line.get("kind") == "health"]
+    if not checks:
+        return []
+    first, last, found = checks[0], checks[-1], []
+    for name in (name for name in last if name.startswith("rank_") and not (finds and name == "rank_decoder")):
+        part, before, now = name.removeprefix("rank_"), float(first.get(name, 0)), float(last[name])
+        if now < ONE_DIRECTION:
+            found.append(
+                f"to the {part} all images look the same: their vectors use {now:.2f} directions (effective rank; 1 is "
+                f"a complete collapse, {ONE_DIRECTION} means that all but two hundredths lie in one)"
+            )
+        elif now < LOST * before:
+            found.append(
+                f"the {part} tells images apart by fewer directions: the effective rank of their vectors fell "
+                f"from {before:.1f} to {now:.1f}, to less than a quarter"
+            )
+    chance, share = last.get("knn_chance"), last.get("knn_backbone")
+    if chance is not None and share is not None and done >= LATE:
+        error = (chance * (1 - chance) / last.get("images", 1)) ** 0.5
+        if share < chance + DEVIATIONS * error:
+            found.append(
+                f"neighbours by the backbone share a folder no more often than by chance: {share:.2f} of the images, "
+                f"where the largest folder has {chance:.2f} (within {DEVIATIONS} standard errors, {error:.2f} each)"
+            )
+    return found
 
 
 def _flatness(losses: Sequence[float]) -> str:

@@ -68,6 +68,8 @@ _PANELS = (
     ("Loss terms, last layer", "before weighting"),
     ("Metrics while training", "value"),
     ("Evaluation", "value"),
+    ("Health: rank of the vectors of images", "rank"),
+    ("Health: spread and neighbours", "value"),
     ("Learning rate", "lr"),
 )
 
@@ -156,6 +158,9 @@ def _panel(kind: object, name: str) -> tuple[str, str] | None:
     """Return the title of the drawing for a metric, and the name of its line."""
     if kind == "eval":
         return None if name in {"step", "epoch", "seconds"} else ("Evaluation", name)
+    if kind == "health" and name not in {"step", "images"}:
+        rank = name.startswith("rank_")
+        return "Health: rank of the vectors of images" if rank else "Health: spread and neighbours", name
     if kind != "train":
         return None
     if name == "loss":

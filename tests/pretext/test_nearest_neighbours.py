@@ -5,9 +5,10 @@ from pathlib import PurePath
 import pytest
 import torch
 
-from pretext.nearest_neighbours import Category, NearestNeighbours, vote
+from pretext.nearest_neighbours import Category, NearestNeighbours
 from ssldet.data.collate import collate
 from ssldet.errors import DataError, DivergedError
+from ssldet.neighbours import vote
 from ssldet.types import Batch, Embedding, Sample, Targets
 
 
@@ -45,7 +46,7 @@ def test_votes_don_t_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(0)
     vectors, labels = torch.randn(11, 3), torch.arange(11) % 3
     whole = vote(vectors, labels, 5)
-    monkeypatch.setattr("pretext.nearest_neighbours.CHUNK", 4)
+    monkeypatch.setattr("ssldet.neighbours.CHUNK", 4)
     assert torch.equal(vote(vectors, labels, 5), whole)
 
 
