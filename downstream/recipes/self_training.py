@@ -76,7 +76,7 @@ def _self_training(run: Run, **choices: object) -> Run:
     assert isinstance(run.task, Detection)
     if isinstance(run.detector, DeformableDETRConfig):
         # One sigmoid per class, taught by focal loss, is less sure of what it knows than a softmax.
-        choices = {"threshold": 0.4, "least_threshold": 0.2} | choices
+        choices = {"threshold": 0.5} | choices
     shared = {field.name: getattr(run.task, field.name) for field in fields(Detection)}
     return replace(
         run,

@@ -215,6 +215,7 @@ def a_run(**changes: Any) -> Run:
         budget=Budget(steps=12),
         checkpoint=CheckpointConfig(every_steps=2),
         log_every=1,
+        health=0,
         device="cpu",
     )
     for part, fields in parts.items():

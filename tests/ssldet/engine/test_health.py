@@ -56,7 +56,7 @@ def test_images_that_are_no_files_have_no_neighbours(fakes: ModuleType) -> None:
     health = Health(fakes.a_run(health=9), fakes.FakeSource(30))
     assert not any(name.startswith("knn") for name in health.measure(objective, torch.device("cpu")))
     assert not Health(fakes.a_run(health=0), fakes.FakeSource(30)).on
-    assert not Health(fakes.a_run(), fakes.FakeSource(5)).on
+    assert not Health(fakes.a_run(health=200), fakes.FakeSource(5)).on
 
 
 def test_a_run_is_checked_beside_its_evaluations(
