@@ -154,7 +154,6 @@ def plan_finetuning(
 
 def _plan(prepared: Prepared) -> Plan:
     run, sources = prepared.run, prepared.sources
-    kind, devices, machines = devices_of(run)
     require_usable(run, sources)
     prepared.folder.require_unused(run)
     objective, _ = prepared.handed_over()
@@ -167,12 +166,11 @@ def _plan(prepared: Prepared) -> Plan:
     averaged = stored if run.optim.ema else 0
     kept = stored * (2 if sources.val is not None and run.checkpoint.best_of else 1)
     state = stored + moments * taught + averaged
-    backbone = getattr(getattr(run.detector, "backbone", None), "name", "")
     return Plan(
         recipe=prepared.recipe,
         changes=_changes(prepared.recipe, run),
         task=name_of("ssldet.tasks", type(run.task)),
-        detector=name_of("ssldet.detectors", type(run.detector)) + (f" on {backbone}" if backbone else ""),
+        detector=_detector(run),
         weights=weights_in_words(run.detector),
         start=prepared.start,
         parameters=count,
@@ -185,7 +183,7 @@ def _plan(prepared: Prepared) -> Plan:
         batch_size=run.data.batch_size,
         epochs=steps * run.data.batch_size / len(sources.train),
         evaluate_every=run.evaluate_every,
-        device=kind.upper() if devices * machines == 1 else f"{devices * machines} {kind.upper()}s",
+        device=_devices(run),
         precision=run.precision,
         memory=BYTES * (state + taught),
         # A new checkpoint is written before the oldest is removed.
@@ -194,6 +192,18 @@ def _plan(prepared: Prepared) -> Plan:
         exports=str(formats_of(objective.detector, run.detector)),
         out=str(prepared.folder.path),
     )
+
+
+def _detector(run: Run) -> str:
+    """Return the names of the detector and of its backbone."""
+    backbone = getattr(getattr(run.detector, "backbone", None), "name", "")
+    return name_of("ssldet.detectors", type(run.detector)) + (f" on {backbone}" if backbone else "")
+
+
+def _devices(run: Run) -> str:
+    """Return kind and number of the devices, such as `CPU` or `4 GPUs`."""
+    kind, devices, machines = devices_of(run)
+    return kind.upper() if devices * machines == 1 else f"{devices * machines} {kind.upper()}s"
 
 
 def _changes(recipe: str, run: Run) -> dict[str, Any]:
