@@ -107,8 +107,8 @@ class Difference:
         return f"{direction} in the mean, not significant (p = {self.p:.2g}, {seeds}{self.limit()})"
 
     def limit(self) -> str:
-        """Return in words what could not have been seen; empty where nothing is known of it."""
-        return "" if not self.visible else f", below {PERCENT * self.visible:.2f} points nothing could be seen"
+        """Return in words which differences would have been missed; empty where nothing is known of it."""
+        return "" if not self.visible else f", less than {PERCENT * self.visible:.2f} points would mostly be missed"
 
 
 def summaries(results: Results) -> list[Summary]:

@@ -70,7 +70,7 @@ def test_differences_are_paired_by_seed_and_adjusted() -> None:
     assert [found["a"].p, found["b"].p] == pytest.approx(list(stats.false_discovery_control(raw)))
     assert found["a"].words().startswith("significantly better")
     assert found["b"].words().startswith("worse in the mean, not significant")
-    assert found["b"].words().endswith(", below 163.34 points nothing could be seen)")
+    assert found["b"].words().endswith(", less than 163.34 points would mostly be missed)")
     assert differences(results, "absent") == []
 
 
