@@ -21,6 +21,8 @@ from ssldet.escapes import printable
 from ssldet.importing.base import Opened
 from ssldet.ranks import launched, rank
 from ssldet.recipe import check, from_document, override
+from ssldet.report.record import read_record
+from ssldet.report.verdict import verdict_of
 from ssldet.source import Source
 from ssldet.task import Objective
 from ssldet.verbs.choosing import Specs, holding_out, placed
@@ -77,6 +79,7 @@ class Prepared:
         inherited = inherit(self.opened.objective, objective, self.run.task.stage.parts)
         handed = replace(handed, rows=handed.rows + inherited)
         log.info("handed over by %s:\n%s", self.start, handed)
+        _warn_of_little_learned(self.start, self.opened)
         return objective, {"transfer.json": handed.to_json(), "lineage.json": {"stages": stages(self.opened.info)}}
 
 
@@ -235,6 +238,27 @@ def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
             len(val),
             start,
             seen[0],
+        )
+
+
+def _warn_of_little_learned(start: str, opened: Opened) -> None:
+    """Say if what is started from did hardly better, by its own measure, than what needs no learning.
+
+    Heads that answer every image alike are worse to start from than fresh ones: fine-tuning has to undo them first.
+    """
+    folder = Path(start)
+    if not (folder / "run.json").is_file():
+        return
+    record = read_record(folder, numbers=False)
+    results = record.status.get("results")
+    verdict = verdict_of(record, results if isinstance(results, Mapping) else {}, opened.task.headline, {})
+    if verdict.grade == "bad":
+        log.warning(
+            "%s: %s %s Fine-tuning may find more from fresh weights: compare with ssldet finetune scratch, or pretrain "
+            "for longer",
+            start,
+            verdict.sentence,
+            " ".join(verdict.reasons),
         )
 
 

@@ -1,6 +1,7 @@
 """The whole road in miniature: what one verb leaves behind is what the next one takes."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ssldet.recipe import override
 from ssldet.report.pictures import colour_of
 from ssldet.types import Detections, Segmentation
 from ssldet.verbs.choosing import resolve
+from ssldet.verbs.preparing import prepare_finetuning
 from ssldet.verbs.using import _translation
 from tests.models import SMALL_DETR
 
@@ -135,6 +137,24 @@ def test_finetuning_takes_another_number_of_queries(pretrained: ssldet.Trained, 
     before = pretrained.detector().num_queries
     assert json.loads((run.path / "transfer.json").read_text())["queries"] == {"theirs": before, "ours": 13}
     assert run.detector().num_queries == 13 != before
+
+
+@pytest.mark.parametrize(("found", "said"), [(0.2788, True), (0.25, True), (0.6, False)])
+def test_a_start_that_has_learned_little_is_said(
+    pretrained: ssldet.Trained, labelled: str, tmp_path: Path, caplog, found: float, said: bool
+) -> None:
+    start = tmp_path / "pre"
+    shutil.copytree(pretrained.path, start)
+    document = json.loads((start / "run.json").read_text())
+    document["results"] = {"patch_iou": found, "patch_iou_constant": 0.2635}
+    (start / "run.json").write_text(json.dumps(document))
+    prepared = prepare_finetuning(
+        start, labelled, "last", "detection/tiny", {"data.train": [labelled], **SMALL}, tmp_path / "fine"
+    )
+    caplog.clear()
+    prepared.handed_over()
+    assert ("Fine-tuning may find more from fresh weights" in caplog.text) == said
+    assert (f"patch_iou is {found}" in caplog.text) == said
 
 
 def test_the_page_of_a_run_says_what_to_cite_for_all_of_its_stages(finetuned: ssldet.Trained) -> None:
