@@ -2,16 +2,31 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssldet.regular import read_text
+from ssldet.regular import open_regular, read_text
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of JSON objects, one a line; leave out what is no object, such as a last line torn by a kill."""
     return read_apart(path)[0]
+
+
+def each_line(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a file one after the other, as `read_lines` returns them.
+
+    A file that grows with every step of a run must not be in memory as a whole each time that it is looked through.
+    """
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            if (value := _object(line.decode("utf-8", "replace"))) is not None:
+                yield value
 
 
 def read_apart(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
@@ -26,15 +41,20 @@ def read_apart(path: Path) -> tuple[list[dict[str, Any]], dict[int, str]]:
         return [], {}
     objects, damaged = [], {}
     for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            objects.append(value)
-        else:
+        value = _object(line)
+        if value is None:
             damaged[number] = line
+        else:
+            objects.append(value)
     return objects, damaged
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def finite(value: Any) -> Any:

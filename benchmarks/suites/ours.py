@@ -80,6 +80,8 @@ def zoo(setting: Setting) -> Suite:
     methods = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
     if scale == "tiny":
         methods.append(parts.both(scale))
+    # What a method without published weights starts from.
+    fresh = override(parts.detectors(scale)[0], {"backbone.weights": "none"})
     for name in names("ssldet.tasks"):
         # A task that one of the methods above uses is not added again.
         used = {type(stage.task) for method in methods for stage in method.stages}
@@ -87,7 +89,7 @@ def zoo(setting: Setting) -> Suite:
         if task in used or task.verb != "pretrain":
             continue
         run = parts.recipe(f"{name}/{recipe}") if f"{name}/{recipe}" in names("ssldet.recipes") else None
-        if run is not None and run.task.problems_with(parts.detectors(scale)[0]):
+        if run is not None and run.task.problems_with(fresh):
             methods.append(Method(name=name, title=name, missing="it does not suit this suite's detector"))
         elif f"{name}/{recipe}" in names("ssldet.recipes"):
             methods.append(Method(name=name, title=name, stages=(parts.recipe(f"{name}/{recipe}"),)))

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from ssldet.documents import OddDocumentError, parse_json
 from ssldet.errors import DataError, suggest
 from ssldet.escapes import shown
-from ssldet.regular import read_bytes
+from ssldet.regular import enough_files, read_bytes
 from ssldet.types import Skipped
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -164,7 +164,7 @@ def _walk(folder: Path, pattern: Sequence[str], skipped: list[Skipped]) -> Itera
             continue
         visited.add(identity)
         try:
-            with os.scandir(here) as entries:
+            with enough_files(here), os.scandir(here) as entries:
                 found = sorted(
                     (os.fsencode(entry.name), entry.name, entry.path, _is_folder(entry)) for entry in entries
                 )

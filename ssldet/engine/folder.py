@@ -14,7 +14,7 @@ import logging
 import os
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ssldet.engine.run import Run
 from ssldet.engine.steps import Checkpoints
 from ssldet.engine.writing import Patience
 from ssldet.errors import ConfigError, SetupError, refused
-from ssldet.jsonlines import finite, read_apart, read_lines
+from ssldet.jsonlines import each_line, finite, read_apart, read_lines
 from ssldet.locks import NAME as LOCK
 from ssldet.locks import FolderLock
 from ssldet.ranks import rank
@@ -172,6 +172,10 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Read the metrics file; a line torn by a kill is left out."""
         return read_lines(self.path / "metrics.jsonl")
+
+    def each_metric(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the metrics file one after the other; see `metrics`."""
+        return each_line(self.path / "metrics.jsonl")
 
     def update(self, **facts: Any) -> None:
         """Change some entries of `run.json`."""

@@ -223,7 +223,7 @@ class Reporter:
         """Read the results of an evaluation at this step, made on the same set before the run was interrupted."""
         val, lines = self._run.data.measured_on, []
         if val and self._folder.status().get("measured_on", val) == val:
-            lines = [at for at in self._folder.metrics() if at.get("kind") == "eval" and at.get("step") == step]
+            lines = [at for at in self._folder.each_metric() if at.get("kind") == "eval" and at.get("step") == step]
         results = {name: value for name, value in (lines or [{}])[-1].items() if name not in {"kind", "step"}}
         self.results = gather_objects(results)[0]
         self._measured = step if self.results else None
@@ -232,7 +232,7 @@ class Reporter:
         """Say what shows that the detector does not learn; `run.json` holds what was said last."""
         if rank() != 0:
             return
-        found = symptoms(self._run, progress.total_steps, self._folder.metrics(), self.results, variance)
+        found = symptoms(self._run, progress.total_steps, self._folder.each_metric(), self.results, variance)
         for sentence in found:
             log.warning("step %d: %s", progress.step, sentence)
         if found or self._folder.status().get("symptoms"):

@@ -4,7 +4,8 @@ A detector that answers every image alike is called blind here. It may have a lo
 objects often lie cost little, and only its score shows that it finds nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -96,31 +97,37 @@ def blindness(task: Task, results: Mapping[str, Any], variance: BoxVariance) -> 
 
 
 def symptoms(
-    run: Run, total_steps: int, lines: Sequence[Mapping[str, Any]], results: Mapping[str, Any], variance: BoxVariance
+    run: Run, total_steps: int, lines: Iterable[Mapping[str, Any]], results: Mapping[str, Any], variance: BoxVariance
 ) -> list[str]:
     """Return what shows, at this point of a run, that it does not learn; empty for a run that does.
 
     Args:
         run: The configuration.
         total_steps: Length of the run.
-        lines: Lines of the metrics file so far.
+        lines: Lines of the metrics file so far, which are gone through once and not kept.
         results: What was measured now; empty without an evaluation.
         variance: The boxes that were answered in it.
     """
-    train = [line for line in lines if line.get("kind") == "train"]
-    if not train:
+    step, losses, checks = None, array("d"), []
+    for line in lines:
+        if line.get("kind") == "health":
+            checks.append(line)
+        elif line.get("kind") == "train":
+            step = int(line["step"])
+            if isinstance(line.get("loss"), int | float):
+                losses.append(line["loss"])
+    if step is None:
         return []
-    step, score = int(train[-1]["step"]), _score(run.task, results)
-    done = step / max(1, total_steps)
+    score, done = _score(run.task, results), step / max(1, total_steps)
     found = [blindness(run.task, results, variance)]
     if score is not None and score < NO_SCORE and done >= LATE:
         found.append(
             f"{run.task.headline} is {score:.3f} after {done:.0%} of the budget, step {step:,} of {total_steps:,}"
         )
     if done >= LATE and (score is None or score < LOW_SCORES[run.task.needs.labels]):
-        found.append(_flatness([float(line["loss"]) for line in train if isinstance(line.get("loss"), int | float)]))
+        found.append(_flatness(losses))
     finds = score is not None and score >= LOW_SCORES[run.task.needs.labels]
-    found += collapse(lines, done, finds=finds)
+    found += collapse(checks, done, finds=finds)
     return [f"{clause}. {_remedies(run, total_steps)}" for clause in found if clause]
 
 

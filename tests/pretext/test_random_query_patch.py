@@ -283,9 +283,20 @@ def test_the_paper_states_what_the_code_leaves_out():
     assert 384 in task.image_sides
 
 
-@pytest.mark.parametrize("name", ["r50", "tiny", "deformable_r50", "deformable_tiny"])
-def test_our_own_recipes_match_within_own_groups(name):
+@pytest.mark.parametrize("name", ["small", "tiny", "deformable_tiny", "r50_own_groups"])
+def test_recipes_for_small_machines_match_within_own_groups(name):
     assert run_of(name).task.matching == "own_group"
+
+
+@pytest.mark.parametrize("name", ["released", "paper", "r50", "deformable_r50"])
+def test_recipes_at_full_scale_match_as_the_authors_do(name):
+    assert run_of(name).task.matching == "global"
+
+
+def test_only_the_paper_has_jitter_as_strong_as_simclr():
+    paper, released = run_of("paper").task.jitter, run_of("released").task.jitter
+    assert (paper.brightness, paper.contrast, paper.saturation, paper.hue) == (0.8, 0.8, 0.8, 0.2)
+    assert (released.brightness, released.contrast, released.saturation, released.hue) == (0.4, 0.4, 0.4, 0.1)
 
 
 def test_targets_of_a_batch_can_be_joined():

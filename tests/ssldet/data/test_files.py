@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import random
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssldet.data.files import find_images, list_files, tally
-from ssldet.errors import DataError
+from ssldet.errors import DataError, SetupError
 from ssldet.escapes import shown
 from ssldet.types import Skipped
 
@@ -147,3 +148,16 @@ def test_names_are_shown_with_escapes():
 def test_reasons_are_counted_most_frequent_first():
     entries = [Skipped(path="x", reason=reason) for reason in ["empty", "truncated", "truncated"]]
     assert tally(entries) == "truncated 2, empty 1"
+
+
+def test_a_folder_is_not_passed_by_because_too_many_files_are_open(tree, monkeypatch):
+    whole = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("deep"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return whole(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SetupError, match=r"too many open files at .*deep"):
+        list_files([tree])
