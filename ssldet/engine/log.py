@@ -102,9 +102,10 @@ class Display:
 
 
 def summary(line: Mapping[str, Any]) -> str:
-    """Return the numbers of a metrics line as text."""
+    """Return the numbers of a metrics line as text, without those that the data cannot give (-1, as in COCO's code)."""
     if line["kind"] != "train":
-        return "  ".join(f"{name} {value:.4g}" for name, value in line.items() if isinstance(value, float))
+        given = {name: value for name, value in line.items() if isinstance(value, float) and value != -1}
+        return "  ".join(f"{name} {value:.4g}" for name, value in given.items())
     parts = " ".join(
         f"{name.split('/', 1)[1]} {value:.3g}"
         for name, value in line.items()

@@ -27,7 +27,7 @@ class Terminal(io.StringIO):
 
 def test_a_line_is_for_people() -> None:
     assert summary(LINE) == "loss 3.41 (box 0.61 iou 0.57)  lr 0.0001  612 images/s  waiting for data 2%"
-    assert summary({"kind": "eval", "step": 2, "AP": 41.25, "per_class": {"cat": 1.0}}) == "AP 41.25"
+    assert summary({"kind": "eval", "step": 2, "AP": 41.25, "APl": -1.0, "per_class": {"cat": 1.0}}) == "AP 41.25"
 
 
 def test_without_a_terminal_there_is_a_plain_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
