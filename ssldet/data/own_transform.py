@@ -84,7 +84,7 @@ def transform_named(name: str, built_in: tuple[str, ...]) -> "OwnTransform":
         )
     try:
         made = made() if _is_factory(made) else made
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"task.augmentation: {name!r} can't be made: {_told(error)}") from error
     if not callable(made):
         raise ConfigError(f"task.augmentation: {name!r} is {type(made).__name__!r}, which can't be called")
@@ -132,7 +132,7 @@ class OwnTransform:
         try:
             with chance.lent(generator):
                 answer = self.transform(tv_tensors.Image(sample.image.clone()), given)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._refusal(sample, f"fails: {_told(error)}") from error
         try:
             image, targets = _read(answer, with_masks=sample.targets.masks is not None)
@@ -228,5 +228,5 @@ def _masks(masks: Any, shape: tuple[int, ...]) -> Tensor:
     return masks.as_subclass(Tensor).bool()
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -160,9 +161,10 @@ def _sniff(path: Path) -> Literal["safetensors", "torch"]:
 def _check_archive(path: Path, size: int) -> None:
     """Check the directory of a zip archive: PyTorch stores tensors uncompressed, so no member may grow on reading."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-    except zipfile.BadZipFile as error:
+    # A damaged directory may also hold names that are no text, and versions and sizes that do not exist.
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, struct.error, EOFError) as error:
         raise CheckpointError(f"{path}: is cut off or damaged; copy or download it again") from error
     total = sum(member.file_size for member in members)
     if total > size:

@@ -213,7 +213,7 @@ def _measure(network: Network) -> _Measured:
             with torch.enable_grad(), _noting_sides(body) as sides:
                 levels = list(network.run(body, torch.zeros(1, 3, side, side, device=device)))
             break
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             problem = problem or error
         finally:
             body.train()

@@ -50,7 +50,7 @@ def build_own(name: str, config: BackboneConfig) -> Network:
     registered = _registered[name] if name in _registered else find(GROUP, name)
     try:
         module = deepcopy(registered) if isinstance(registered, nn.Module) else registered()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"its factory fails: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"its factory returns {type(module).__name__!r}; return an nn.Module")

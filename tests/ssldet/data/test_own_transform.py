@@ -136,6 +136,7 @@ def test_a_stream_depends_neither_on_workers_nor_on_where_it_starts(sample: Samp
 
 NONSENSE = {
     "fails: ZeroDivisionError: division by zero": lambda image, targets: 1 / 0,
+    "fails: SystemExit: 3": lambda image, targets: sys.exit(3),
     "returns 'Image'; it must return an image and a dictionary of targets": lambda image, targets: image,
     "returns 2 boxes and 3 labels; remove both": boxes_of(lambda boxes: torch.as_tensor(boxes)[:2]),
     "returns boxes that are not finite": boxes_of(lambda boxes: torch.as_tensor(boxes) * float("nan")),

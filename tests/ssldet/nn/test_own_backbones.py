@@ -1,5 +1,6 @@
 """A network of the user's own behind the door of backbones."""
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -140,12 +141,15 @@ def test_names_of_other_networks_and_odd_names_are_refused(name: str) -> None:
 def test_what_can_not_serve_is_refused_with_its_reason() -> None:
     ssldet.register_backbone("sideways", Sideways())
     ssldet.register_backbone("broken", lambda: 1 / 0)
+    ssldet.register_backbone("leaving", lambda: sys.exit(3))
     ssldet.register_backbone("number", lambda: 5)  # type: ignore[arg-type,return-value]
     ssldet.register_backbone("grey", nn.Conv2d(3, 4, 32, stride=32))
     with pytest.raises(ConfigError, match=r"'sideways': answers images B 3 H W with \(1, 12288\) instead of levels"):
         build("sideways", frozen_stages=0)
     with pytest.raises(ConfigError, match="'broken': its factory fails: ZeroDivisionError"):
         build("broken")
+    with pytest.raises(ConfigError, match="'leaving': its factory fails: SystemExit: 3"):
+        build("leaving")
     with pytest.raises(ConfigError, match="'number': its factory returns 'int'"):
         build("number")
     with pytest.raises(ConfigError, match="'grey': it has no form with output_stride=16"):

@@ -48,6 +48,22 @@ def test_reads_torch_files_of_both_forms(tmp_path, zipped):
     assert (origin.form, origin.wrapper, origin.prefix, origin.ignored) == ("torch", "", "", ())
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{9: 0x08, 46: 0xCA}, {6: 0xFF}],
+    ids=["a name that claims to be UTF-8 and is not", "a version of the future"],
+)
+def test_a_damaged_directory_of_an_archive_is_damage(tmp_path, damage):
+    path = write_torch(tmp_path / "a.pth", STATE)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\x01\x02")
+    for offset, byte in damage.items():
+        data[start + offset] = byte
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_state(path)
+
+
 @pytest.mark.parametrize("name", ["a.safetensors", "renamed.pth"])
 def test_the_first_bytes_tell_the_form_not_the_name(tmp_path, name):
     path = tmp_path / name
