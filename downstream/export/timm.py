@@ -13,7 +13,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from downstream.export.backbones import backbone_of, same_backbone, weights_of
+from downstream.export.backbones import NO_BACKBONE, backbone_of, find_backbone, same_backbone, weights_of
 from downstream.export.card import model_card
 from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
 from ssldet.detectors.base import Detector
@@ -87,9 +87,9 @@ def unfit(detector: Detector, name: str) -> list[str]:
         detector: The detector.
         name: Name of the backbone.
     """
-    backbone = getattr(detector, "backbone", None)
-    if not isinstance(backbone, Backbone):
-        return ["the detector has no backbone to write by itself"]
+    backbone = find_backbone(detector)
+    if backbone is None:
+        return [NO_BACKBONE]
     if _name(backbone, name):
         return []
     return [

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from downstream.export.backbones import backbone_of, same_backbone, weights_of
+from downstream.export.backbones import NO_BACKBONE, backbone_of, find_backbone, same_backbone, weights_of
 from downstream.export.card import model_card, statement
 from downstream.export.detectron2.heads import without_holes
 from downstream.export.detectron2.loading import FEATURES, installed, load_through, require, resnet_of, state_of
@@ -35,7 +35,7 @@ from ssldet.detectors.detr import DETR, DETRConfig
 from ssldet.disk import Disk, write_whole
 from ssldet.engine.checkpoint import load_exactly
 from ssldet.errors import CheckpointError, ConfigError
-from ssldet.nn.backbones import Backbone, build_backbone
+from ssldet.nn.backbones import build_backbone
 from ssldet.recipe import from_document
 from ssldet.task import Objective, Task
 from ssldet.weights.detectron2 import (
@@ -216,9 +216,9 @@ def unfit(detector: Detector) -> list[str]:
 
 
 def _unfit_backbone(detector: Detector) -> list[str]:
-    backbone = getattr(detector, "backbone", None)
-    if not isinstance(backbone, Backbone):
-        return ["the detector has no backbone to write by itself"]
+    backbone = find_backbone(detector)
+    if backbone is None:
+        return [NO_BACKBONE]
     if name_resnet(backbone.body.state_dict()) is None:
         return ["detector.backbone.name: detectron2 shares torchvision's resnets only; write it with --to timm"]
     if backbone.stride < 32:
