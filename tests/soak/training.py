@@ -23,6 +23,10 @@ BYTES_PER_STEP = 1000.0
 """Bytes per step by which the run folder may grow: a line of metrics and one of the log."""
 LOOK = 2.0
 """Seconds between two looks."""
+HELD = ("Anonymous:", "Swap:", "Pss_Shmem:")
+"""What Linux calls the memory that a process holds."""
+WORKERS = 2
+"""Processes that read for the training, all the time; those of an evaluation come and go."""
 
 
 @dataclass
@@ -31,7 +35,7 @@ class Use:
 
     Attributes:
         seconds: Since the start.
-        memory: MiB of the main process and its workers that are theirs alone.
+        memory: MiB that the main process and its workers hold, see `held_by`.
         files: Open files of the main process.
         disk: Bytes of the run folder.
         steps: Steps done.
@@ -87,9 +91,10 @@ def train_for(seconds: float, place: Path) -> Use:
     out = place / "run"
     words = ["pretrain", f"{place}/made/images", "--val", f"{place}/made/images", "--recipe", "random_query_patch/tiny"]
     words += ["--out", str(out), "--steps", "10000000", "--set", *SMALL[:6], "detector.num_queries=10", "device=cpu"]
-    words += ["data.batch_size=8", "data.workers=2", "checkpoint.every_steps=50", "evaluate_every=200", "log_every=10"]
+    words += ["data.batch_size=8", f"data.workers={WORKERS}", "checkpoint.every_steps=50"]
+    words += ["evaluate_every=200", "log_every=10"]
     said, use, begun = place / "said", Use(), time.monotonic()
-    # Not a fork of this process: pages that a fork shares at first become its own one by one, which looks like a leak.
+    # Not a fork of this process, whose memory the figures would hold as well.
     with said.open("w") as err, subprocess.Popen([sys.executable, "-m", "ssldet", *words], stderr=err) as command:
         while time.monotonic() - begun < seconds and command.poll() is None:
             time.sleep(LOOK)
@@ -105,8 +110,8 @@ def look(pid: int, out: Path, use: Use, seconds: float) -> None:
     """Take down what a run uses now; nothing if it has not begun or is ending."""
     try:
         metrics = (out / "metrics.jsonl").read_text().splitlines()
-        family = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-        memory = sum(_own_memory(member) for member in family)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        memory = sum(map(held_by, (pid, *map(int, children[:WORKERS]))))
         files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
         disk = sum(path.stat().st_size for path in out.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
         steps = metrics[-1].split('"step": ')[1].split(",")[0]
@@ -119,7 +124,13 @@ def look(pid: int, out: Path, use: Use, seconds: float) -> None:
     use.steps.append(int(steps))
 
 
-def _own_memory(pid: int) -> float:
-    """Return the MiB of a process that it shares with no other."""
+def held_by(pid: int) -> float:
+    """Return the MiB that a process holds: pages of no file, in memory or swapped out, and its part of shared memory.
+
+    A page that a worker shares with the process that it was forked from counts in each of them. Counting only what a
+    process shares with none would show growth without a leak: whichever of them writes to such a page first, if only to
+    a count of references in it, gets a copy of its own, until all that are ever written to are copied. What counts here
+    bounds those copies, since none is made of a page that is not held.
+    """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith(HELD)) / 1024
