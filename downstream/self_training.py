@@ -237,7 +237,8 @@ class SelfTeaching(SetPrediction):
         """
         if rows:
             return self.criterion(predictions.of_images(rows), targets)
-        losses = self.criterion(predictions.of_images([0]), [no_targets(predictions.boxes.device)])
+        nothing = [no_targets(predictions.boxes.device)]
+        losses = self.criterion(predictions.of_images([0]), nothing, counted=False)
         return Losses(
             terms={name: 0 * term for name, term in losses.terms.items()},
             weights=losses.weights,

@@ -36,6 +36,7 @@ from pretext.patch_iou import PatchIoU
 from pretext.proposal_task import ProposalTask
 from pretext.proposals import whole_pixels
 from pretext.two_views import Box, common_regions, draw_two_views
+from ssldet import chance
 from ssldet.boxes import cxcywh_to_xyxy, to_normalised
 from ssldet.data.geometry import crop, flip, resize_short_side
 from ssldet.data.photometric import apply_jitter, draw_jitter
@@ -258,11 +259,13 @@ class CrossViewDetection(PatchObjective):
         cells = self.detector.features(self.detector.normalise(batch.images, batch.padding)).float()
         canvas = batch.images.shape[-2:]
         regions = []
-        for targets, (height, width) in zip(batch.targets, batch.sizes.tolist(), strict=True):
+        moved = self.training and self.task.disturbance
+        moves = chance.uniform(len(batch), self.task.num_patches, 4, device=cells.device) if moved else None
+        for image, (targets, (height, width)) in enumerate(zip(batch.targets, batch.sizes.tolist(), strict=True)):
             boxes = cxcywh_to_xyxy(targets.boxes)
-            if self.training and self.task.disturbance:
+            if moves is not None:
                 sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-                boxes = (boxes + sides * self.task.disturbance * (2 * torch.rand_like(boxes) - 1)).clamp(0, 1)
+                boxes = (boxes + sides * self.task.disturbance * (2 * moves[image] - 1)).clamp(0, 1)
             scale = boxes.new_tensor([width / canvas[1] * cells.shape[3], height / canvas[0] * cells.shape[2]] * 2)
             regions.append((boxes * scale).float())
         pooled: Tensor = roi_align(cells, regions, output_size=POOLED, aligned=True)

@@ -1,4 +1,8 @@
-"""words -> seed: every random draw is a pure function of its purpose, so no random state needs saving."""
+"""words -> seed: every random draw is a pure function of its purpose, so no random state needs saving.
+
+What a task draws while it computes a step, such as which queries are masked, is drawn for the images of all ranks, and
+each rank takes the rows of its own: two ranks draw what one would. Dropout alone is drawn by each rank for itself.
+"""
 
 import hashlib
 import random
@@ -7,6 +11,15 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ssldet import ranks
+
+_step: dict[str, int] = {}
+"""Seed of what the ranks draw together in the present step; empty where one process draws alone."""
+_together: dict[torch.device, torch.Generator] = {}
+"""What they draw from, on each device."""
 
 
 def seed_of(*words: int | str) -> int:
@@ -35,6 +48,58 @@ def reseed(*words: int | str) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # PyTorch's gap
         torch.cuda.manual_seed(seed)
+
+
+def begin_step(seed: int, step: int, part: int) -> None:
+    """Seed all that is drawn while one part of a step is computed.
+
+    One process draws everything from the global generators. Several draw what concerns their images together, as that
+    one would, and dropout each from numbers of its own.
+
+    Args:
+        seed: Of the run.
+        step: Optimiser steps done.
+        part: Part of the step.
+    """
+    _step.clear()
+    _together.clear()
+    if ranks.connected():
+        _step["seed"] = seed_of(seed, "step", 0, step, part)
+        reseed(seed, "dropout", ranks.rank(), step, part)
+    else:
+        reseed(seed, "step", 0, step, part)
+
+
+def uniform(rows: int, *shape: int, device: torch.device) -> Float[Tensor, "B *N"]:
+    """Return numbers in 0..1 for each image of this rank's batch; they don't depend on the number of ranks.
+
+    Args:
+        rows: Images of this rank's batch; every rank must ask for the same number.
+        shape: Shape of what is drawn for one image.
+        device: Where to draw.
+    """
+    everywhere = torch.rand(rows * ranks.world(), *shape, device=device, generator=_shared(device))
+    first = ranks.rank() * rows if ranks.connected() else 0
+    return everywhere[first : first + rows]
+
+
+def permutation(count: int, device: torch.device) -> Int[Tensor, " N"]:
+    """Return an order that is the same on all ranks.
+
+    Args:
+        count: How many numbers to order.
+        device: Where to draw.
+    """
+    return torch.randperm(count, device=device, generator=_shared(device))
+
+
+def _shared(device: torch.device) -> torch.Generator | None:
+    """Return the generator that the ranks have in common in this step; `None` stands for PyTorch's global one."""
+    if not _step or not ranks.connected():
+        return None
+    if device not in _together:
+        _together[device] = torch.Generator(device).manual_seed(_step["seed"])
+    return _together[device]
 
 
 @contextmanager

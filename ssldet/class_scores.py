@@ -84,6 +84,18 @@ class ClassScores(ABC):
             num_boxes: Number of targets in the batch, for losses that are normalised by it.
         """
 
+    def divisor(self, queries: int, matched: int, no_object_weight: float) -> float | None:
+        """Return the sum of weights that `loss` divides by, of this rank's batch; `None` where it takes `num_boxes`.
+
+        The criterion adds it up over the ranks, so that a mean over queries is one over the queries of all ranks.
+
+        Args:
+            queries: Number of queries of one layer, over all images.
+            matched: How many of them answer a target.
+            no_object_weight: Weight of the others.
+        """
+        return None
+
     def first_bias(self) -> float | None:
         """Return the value at which the biases of a class head start; `None` leaves the layer's own."""
         return None
@@ -141,6 +153,10 @@ class SoftmaxScores(ClassScores):
         loss = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), weight=weights, reduction="none")
         total = weights[labels].flatten(1).sum(1)
         return loss.view(len(logits), -1).sum(1) / total.clamp(min=1e-12)
+
+    def divisor(self, queries: int, matched: int, no_object_weight: float) -> float:
+        """Return the sum of the weights of all queries."""
+        return matched + no_object_weight * (queries - matched)
 
     def described(self) -> dict[str, Any]:
         """Return the name of this reading."""

@@ -150,6 +150,26 @@ class Matcher:
         layer, image, query, target = torch.from_numpy(matched).to(device)
         return Matches(layer=layer, image=image, query=query, target=target)
 
+    def count(self, predictions: Predictions, targets: list[Targets]) -> int:
+        """Return how many targets will be matched in each layer, which is known before any cost.
+
+        Args:
+            predictions: Outputs of the detector.
+            targets: What there was to find, one entry per image.
+        """
+        queries = predictions.logits.shape[2]
+        if self.scope == "global":
+            return sum(min(len(entry), queries) for entry in targets)
+        if predictions.groups is None:
+            return 0  # which `__call__` refuses, in words
+        room = predictions.groups.cpu().bincount()
+        matched = 0
+        for entry in targets:
+            if entry.groups is not None and len(entry):
+                wanted = entry.groups.cpu().bincount(minlength=len(room))[: len(room)]
+                matched += int(torch.minimum(wanted, room).sum())
+        return matched
+
 
 def _pad(targets: list[Targets]) -> PaddedTargets:
     present = [entry.embeddings for entry in targets if entry.embeddings is not None]

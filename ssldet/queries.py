@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ssldet import chance
 from ssldet.errors import ConfigError
 from ssldet.types import Queries
 
@@ -150,7 +151,7 @@ class PatchQueries(nn.Module):
             )
         each = position.shape[1] // self.num_patches
         if self.training and self.shuffle:
-            order = torch.randperm(position.shape[1], device=position.device)
+            order = chance.permutation(position.shape[1], position.device)
             content, position = content[:, order], position[:, order]
         projected: Tensor = self.projection(features)
         if self.normalise:
@@ -168,8 +169,9 @@ class PatchQueries(nn.Module):
 
     def _draw_hidden(self, batch: int, patches: int, each: int, device: torch.device) -> Bool[Tensor, "B Q"]:
         if self.masking == "patch":
-            return (torch.rand(batch, patches, device=device) < self.mask_ratio).repeat_interleave(each, dim=1)
-        return torch.rand(batch, patches * each, device=device) < self.mask_ratio
+            masked = chance.uniform(batch, patches, device=device) < self.mask_ratio
+            return masked.repeat_interleave(each, dim=1)
+        return chance.uniform(batch, patches * each, device=device) < self.mask_ratio
 
 
 def ranks_within_groups(groups: Int[Tensor, " Q"]) -> Int[Tensor, " Q"]:

@@ -1,7 +1,7 @@
 """ranks -> one decision: the few things that processes of one run tell each other; with one process all are no-ops."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -53,18 +53,32 @@ def reduce_mean(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def mean_count(count: int, device: torch.device) -> float:
-    """Return the mean of a count over all ranks; waits for the device only where there are several.
+def totals(numbers: Sequence[float], device: torch.device) -> list[float]:
+    """Return the sum of each number over all ranks; waits for the device only where there are several.
 
     Args:
-        count: This rank's.
+        numbers: This rank's; every rank has as many.
         device: Where the ranks talk to one another.
     """
     if not connected():
-        return float(count)
-    total = torch.tensor(float(count), device=device)
-    distributed.all_reduce(total)
-    return float(total) / distributed.get_world_size()
+        return list(numbers)
+    everywhere = torch.tensor(numbers, dtype=torch.float64, device=device)
+    distributed.all_reduce(everywhere)
+    return cast(list[float], everywhere.tolist())
+
+
+def largest(numbers: Sequence[int], device: torch.device) -> list[int]:
+    """Return the largest of each number over all ranks; waits for the device only where there are several.
+
+    Args:
+        numbers: This rank's; every rank has as many.
+        device: Where the ranks talk to one another.
+    """
+    if not connected():
+        return list(numbers)
+    everywhere = torch.tensor(numbers, device=device)
+    distributed.all_reduce(everywhere, op=distributed.ReduceOp.MAX)
+    return cast(list[int], everywhere.tolist())
 
 
 def share(values: torch.Tensor) -> torch.Tensor:

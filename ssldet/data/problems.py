@@ -98,6 +98,26 @@ def take(problem: Problem, rows: Sequence[int], take_batch: Callable[[Batch, Seq
     return replace(problem, **chosen)
 
 
+def batches(problem: Problem) -> list[Batch]:
+    """Return the batches that are part of a problem, such as that of second views.
+
+    Args:
+        problem: Gathered.
+    """
+    return [getattr(problem, name) for name, how in gathers(problem).items() if how is Gather.SAMPLE]
+
+
+def change_batches(problem: Problem, change: Callable[[Batch], Batch]) -> Problem:
+    """Return a problem with each batch that is part of it changed, in the order of `batches`.
+
+    Args:
+        problem: Gathered.
+        change: What to do to a batch.
+    """
+    parts = [name for name, how in gathers(problem).items() if how is Gather.SAMPLE]
+    return replace(problem, **{name: change(getattr(problem, name)) for name in parts})
+
+
 def same(one: Sample, other: Sample) -> bool:
     """Return whether two samples have equal pixels, boxes, labels, masks and problems."""
     pairs = [

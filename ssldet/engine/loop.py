@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ssldet.chance import reseed
+from ssldet import chance
+from ssldet.data.canvases import of_all_ranks
 from ssldet.engine.guard import TotalLoss, leave_out, not_finite
 from ssldet.engine.keeper import Keeper
 from ssldet.engine.optim import gradient_norm
@@ -17,7 +18,7 @@ from ssldet.engine.run import Run
 from ssldet.engine.sources import training_batches_of
 from ssldet.engine.steps import Restored
 from ssldet.engine.stop import StopFlag
-from ssldet.ranks import any_rank, rank
+from ssldet.ranks import any_rank
 from ssldet.source import Source
 from ssldet.task import Objective
 
@@ -88,9 +89,9 @@ def train(
         total_loss.parts.clear()
         for part, batch in enumerate(islice(stream, accumulate)):
             keeper.quarantine.add(batch.skipped)
-            reseed(run.seed, "step", rank(), progress.step, part)
+            chance.begin_step(run.seed, progress.step, part)
             with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
-                loss = model(batch.to(fabric.device, non_blocking=True))
+                loss = model(of_all_ranks(batch.to(fabric.device, non_blocking=True)))
                 fabric.backward(loss / accumulate)
         norm = gradient_norm(progress.learning)
         bad = not_finite(total_loss.parts, norm)

@@ -1,7 +1,7 @@
 """Predictions, Targets -> Losses: match once, then compute every term of an open list."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,30 @@ from torch import Tensor
 
 from ssldet import ranks
 from ssldet.boxes import cxcywh_to_xyxy, elementwise_iou
-from ssldet.losses.terms import Term
+from ssldet.losses.terms import Mean, Term
 from ssldet.matching import Matcher
 from ssldet.types import Losses, Matches, Predictions, Targets, concatenate
 
 Draw = Callable[[Predictions, Int[Tensor, " N"], Int[Tensor, " N"]], Float[Tensor, "N h w"]]
 """Predictions, images, queries -> masks: `Detector.masks`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What losses are divided by, so that the mean of the gradients of all ranks is the gradient of the whole batch.
+
+    Attributes:
+        boxes: Targets of all ranks, at least one, divided by the number of ranks.
+        shares: For each term, the weight by which this rank's mean counts, 1 on average; empty with one process. The
+            terms of the proposals follow.
+    """
+
+    boxes: float
+    shares: tuple[float, ...] = ()
+
+    def of_proposals(self, terms: int) -> "Counts":
+        """Return the same for the proposals, which come after this many terms."""
+        return replace(self, shares=self.shares[terms:])
 
 
 class Criterion:
@@ -49,30 +67,53 @@ class Criterion:
         if len(set(names)) != len(names):
             raise ValueError(f"two loss terms share a name: {names}")
 
-    def __call__(self, predictions: Predictions, targets: list[Targets]) -> Losses:
-        """Match predictions with targets and compute all terms.
+    def __call__(self, predictions: Predictions, targets: list[Targets], *, counted: bool = True) -> Losses:
+        """Match predictions with targets and compute all terms; every rank must call this equally often.
 
         Args:
             predictions: Outputs of the detector.
             targets: What there was to find, one entry per image.
+            counted: False where the images only stand in for none, so that they don't count in the means of all ranks.
 
         Returns:
             Every term of the predictions and, with the prefix `proposal_`, of the encoder's proposals if there are any.
         """
         # Before anything that can fail on one rank: the others would wait for its count.
-        num_boxes = mean_boxes(sum(map(len, targets)), predictions.boxes.device)
-        losses = self._compare(predictions, targets, num_boxes)
+        counts = self._count(predictions, targets, counted=counted)
+        losses = self._compare(predictions, targets, counts)
         if predictions.proposals is None or self.proposals is None:
             return losses
         objects = [_as_one_class(entry) for entry in targets]
-        proposed = self.proposals._compare(predictions.proposals, objects, num_boxes)
+        proposed = self.proposals._compare(predictions.proposals, objects, counts.of_proposals(len(self.terms)))
         return Losses(
             terms=losses.terms | {f"proposal_{name}": term for name, term in proposed.terms.items()},
             weights=losses.weights | {f"proposal_{name}": weight for name, weight in proposed.weights.items()},
             metrics=losses.metrics,
         )
 
-    def _compare(self, predictions: Predictions, targets: list[Targets], num_boxes: float) -> Losses:
+    def _count(self, predictions: Predictions, targets: list[Targets], *, counted: bool) -> "Counts":
+        """Count what the losses are divided by, over all ranks, in one exchange."""
+        boxes = float(sum(map(len, targets)))
+        if not ranks.connected():
+            return Counts(boxes=max(boxes, 1.0))
+        own = self._divisors(predictions, targets)
+        if predictions.proposals is not None and self.proposals is not None:
+            own += self.proposals._divisors(predictions.proposals, targets)
+        mine = [(divisor or 0.0) if counted else 0.0 for divisor in own]
+        total, *everywhere = ranks.totals([boxes, *mine], predictions.boxes.device)
+        world = ranks.world()
+        shares = [
+            1.0 if divisor is None or not of_all else world * of_this / of_all
+            for divisor, of_this, of_all in zip(own, mine, everywhere, strict=True)
+        ]
+        return Counts(boxes=max(total, 1.0) / world, shares=tuple(shares))
+
+    def _divisors(self, predictions: Predictions, targets: list[Targets]) -> list[float | None]:
+        """Return the sum of weights that each term divides by on this rank; `None` for one that divides by boxes."""
+        matched = self.matcher.count(predictions, targets)
+        return [term.divisor(predictions, matched) if isinstance(term, Mean) else None for term in self.terms]
+
+    def _compare(self, predictions: Predictions, targets: list[Targets], counts: "Counts") -> Losses:
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             matches = self.matcher(predictions, targets)
         if self.draw is not None:
@@ -83,8 +124,11 @@ class Criterion:
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             joined = concatenate(targets, masks=predictions.masks is not None)
             predictions = _on_pixels(predictions, joined)
+            values = [term(predictions, joined, matches, counts.boxes) for term in self.terms]
+            if counts.shares:
+                values = [value * share for value, share in zip(values, counts.shares, strict=False)]
             return Losses(
-                terms={term.name: term(predictions, joined, matches, num_boxes) for term in self.terms},
+                terms={term.name: value for term, value in zip(self.terms, values, strict=True)},
                 weights={term.name: term.weight for term in self.terms},
                 metrics=measure(predictions, targets, matches),
             )
@@ -102,16 +146,6 @@ def _on_pixels(predictions: Predictions, targets: Targets) -> Predictions:
     cells = predictions.masks.float().unsqueeze(1)
     pixels = F.interpolate(cells, size=targets.masks.shape[1:], mode="bilinear", align_corners=False)
     return replace(predictions, masks=pixels.squeeze(1))
-
-
-def mean_boxes(count: int, device: torch.device) -> float:
-    """Return the number of targets averaged over all ranks, at least one.
-
-    Args:
-        count: Targets on this rank.
-        device: Device on which the ranks communicate.
-    """
-    return max(ranks.mean_count(count, device), 1.0)
 
 
 @torch.no_grad()

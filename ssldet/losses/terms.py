@@ -43,6 +43,20 @@ class Term(Protocol):
         ...
 
 
+@runtime_checkable
+class Mean(Protocol):
+    """What a term offers beside its value where it divides by a sum of weights of its own instead of `num_boxes`."""
+
+    def divisor(self, predictions: Predictions, matched: int) -> float | None:
+        """Return that sum over the images of this rank; `None` where it divides by `num_boxes` after all.
+
+        Args:
+            predictions: Outputs of the detector.
+            matched: Queries of one layer that answer a target, over all images.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassTerm:
     """Classification loss of every query, as the detector's class scores define it; unmatched queries are "no object".
@@ -64,6 +78,11 @@ class ClassTerm:
         labels = logits.new_full(logits.shape[:-1], scores.num_classes(logits.shape[-1]), dtype=torch.long)
         labels[matches.layer, matches.image, matches.query] = targets.labels[matches.target]
         return scores.loss(logits, labels, no_object_weight=self.no_object_weight, num_boxes=num_boxes)
+
+    def divisor(self, predictions: Predictions, matched: int) -> float | None:
+        """Return what the detector's class scores divide by."""
+        queries = predictions.logits.shape[1] * predictions.logits.shape[2]
+        return predictions.scores.divisor(queries, matched, self.no_object_weight)
 
 
 @dataclass(frozen=True, kw_only=True)

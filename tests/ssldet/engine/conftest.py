@@ -2,10 +2,7 @@
 
 import functools
 import importlib.util
-import os
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -53,42 +50,3 @@ def train(fakes: ModuleType) -> Callable[..., dict[str, Any]]:
         return fit(run, folder, resume=resume, **more)
 
     return call
-
-
-class Child:
-    """A forked copy of this process that does one thing; torch is warm already, so a start costs nothing."""
-
-    def __init__(self, work: Callable[[], object]) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            signal.alarm(60)
-            try:
-                work()
-            except BaseException as error:
-                if not hasattr(error, "exit_code"):
-                    traceback.print_exc()
-                os._exit(getattr(error, "exit_code", 1))
-            os._exit(0)
-
-    def wait(self) -> int:
-        """Return the exit code, negative for a signal."""
-        _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status)
-
-    def ended(self) -> bool:
-        """Whether it is over; `wait` may still be called."""
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal."""
-        os.kill(self.pid, number)
-
-
-@pytest.fixture
-def fork() -> type[Child]:
-    """`fork(work)` runs `work()` in another process."""
-    return Child

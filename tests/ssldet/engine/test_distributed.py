@@ -1,9 +1,7 @@
 """Two processes that act as one."""
 
 import json
-import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,26 +14,9 @@ import torch
 Train = Callable[..., dict[str, Any]]
 
 
-def pair(fork: Callable[..., Any], work: Callable[[], object]) -> list[Any]:
-    """Start two ranks as torchrun would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def as_rank(number: int) -> None:
-        for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"):
-            os.environ[name] = str(0 if name == "GROUP_RANK" else number)
-        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-            os.environ[name] = "2"
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-        work()
-
-    return [fork(lambda number=number: as_rank(number)) for number in (0, 1)]
-
-
 @pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(
-    tmp_path: Path, fakes: ModuleType, train: Train, fork: Callable[..., Any]
+    tmp_path: Path, fakes: ModuleType, train: Train, two_ranks: Callable[..., Any]
 ) -> None:
     # Without dropout, whose draws belong to a rank, two half batches make the gradient of the whole one.
     def calm(run: Any) -> Any:
@@ -48,7 +29,7 @@ def test_two_ranks_take_the_steps_of_one(
 
     run = fakes.a_run(data__val=("fake:5",))
     expected = train(tmp_path / "one", run, objective=calm(run))
-    ranks = pair(fork, lambda: train(tmp_path / "two", run, objective=calm(run)))
+    ranks = two_ranks(lambda: train(tmp_path / "two", run, objective=calm(run)))
     assert [rank.wait() for rank in ranks] == [0, 0]
     from ssldet.engine.folder import RunFolder
 
@@ -62,13 +43,13 @@ def test_two_ranks_take_the_steps_of_one(
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_rank_that_has_no_loss_leaves_no_other_waiting(
-    tmp_path: Path, fakes: ModuleType, train: Train, fork: Callable[..., Any], accumulate: int
+    tmp_path: Path, fakes: ModuleType, train: Train, two_ranks: Callable[..., Any], accumulate: int
 ) -> None:
     from ssldet.engine.folder import RunFolder
 
     task = fakes.FakeTask(refuse="image-3")
     run = fakes.a_run(task=task, data__train=("fake:40",), budget__steps=10, optim__accumulate=accumulate)
-    ranks = pair(fork, lambda: train(tmp_path / "a", run))
+    ranks = two_ranks(lambda: train(tmp_path / "a", run))
     assert [rank.wait() for rank in ranks] == [0, 0]
     folder = RunFolder(tmp_path / "a")
     assert folder.status()["skipped_steps"] == 1
@@ -79,13 +60,13 @@ def test_a_rank_that_has_no_loss_leaves_no_other_waiting(
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
 def test_a_signal_to_some_ranks_stops_all_of_them(
-    tmp_path: Path, fakes: ModuleType, train: Train, fork: Callable[..., Any], which: tuple[int, ...]
+    tmp_path: Path, fakes: ModuleType, train: Train, two_ranks: Callable[..., Any], which: tuple[int, ...]
 ) -> None:
     from ssldet.engine.steps import Checkpoints
 
     record = tmp_path / "record.txt"
     run = fakes.a_run(task=fakes.FakeTask(record=str(record)), budget__steps=50_000, checkpoint__every_steps=50_000)
-    ranks = pair(fork, lambda: train(tmp_path / "a", run))
+    ranks = two_ranks(lambda: train(tmp_path / "a", run))
     while not record.exists() or len(record.read_text().splitlines()) < 8:
         assert not any(rank.ended() for rank in ranks)
         time.sleep(0.01)

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 from ssldet.boxes import cxcywh_to_xyxy, elementwise_iou
+from ssldet.class_scores import SigmoidScores
 from ssldet.errors import DivergedError
-from ssldet.losses.criterion import Criterion, mean_boxes
+from ssldet.losses.criterion import Criterion
 from ssldet.losses.terms import BoxGIoUTerm, BoxL1Term, ClassTerm
 from ssldet.matching import Matcher
 from ssldet.types import Matches, Predictions, Targets, concatenate
 
 LAYERS, BATCH, QUERIES, CLASSES = 3, 2, 12, 4
+
+Part = tuple[Predictions, list[Targets]]
 
 
 def problem(counts: tuple[int, int] = (3, 0)) -> tuple[Predictions, list[Targets]]:
@@ -115,32 +118,90 @@ def test_what_is_watched_is_the_last_layer() -> None:
     assert not any(value.requires_grad for value in metrics.values())
 
 
-def test_boxes_are_counted_at_least_once() -> None:
-    assert mean_boxes(7, torch.device("cpu")) == 7
-    assert mean_boxes(0, torch.device("cpu")) == 1
+def in_one_of(monkeypatch: pytest.MonkeyPatch, everywhere: list[list[float]]) -> None:
+    """Let this process be one of several ranks, which exchange what is given."""
+    monkeypatch.setattr("ssldet.ranks.connected", lambda: True)
+    monkeypatch.setattr("ssldet.ranks.world", lambda: len(everywhere))
+    monkeypatch.setattr(
+        "ssldet.ranks.totals", lambda mine, device: [sum(each) for each in zip(*everywhere, strict=True)]
+    )
 
 
-def test_ranks_divide_by_their_mean_number_of_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(5 + 6))
-    assert mean_boxes(4, torch.device("cpu")) == 5
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: None)
-    assert mean_boxes(1, torch.device("cpu")) == 1
+def exchanged(monkeypatch: pytest.MonkeyPatch, criterion: Criterion, parts: list[Part]) -> list[list[float]]:
+    """Return what each rank would tell the others."""
+    told: list[list[float]] = []
+
+    def note(mine: list[float], device: torch.device) -> list[float]:
+        told.append(list(mine))
+        return list(mine)
+
+    with monkeypatch.context() as patch:
+        in_one_of(patch, [[], []])
+        patch.setattr("ssldet.ranks.totals", note)
+        for predictions, targets in parts:
+            criterion(predictions, targets)
+    return told
+
+
+def of_image(predictions: Predictions, targets: list[Targets], image: int) -> Part:
+    return predictions.of_images([image]), [targets[image]]
+
+
+@pytest.mark.parametrize("counts", [(3, 0), (0, 0), (1, 0), (5, 2), (15, 3)])
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_the_mean_of_the_losses_of_two_ranks_is_that_of_one(
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int], sigmoid: bool
+) -> None:
+    # More targets than queries, none at all, and numbers that differ between the ranks, in a weighted mean of queries.
+    predictions, targets = problem(counts)
+    if sigmoid:
+        predictions = replace(predictions, logits=predictions.logits[..., :-1], scores=SigmoidScores())
+    whole = detrs()(predictions, targets)
+    parts = [of_image(predictions, targets, image) for image in (0, 1)]
+    in_one_of(monkeypatch, exchanged(monkeypatch, detrs(), parts))
+    shared = [detrs()(*part) for part in parts]
+    for name, value in whole.terms.items():
+        torch.testing.assert_close((shared[0].terms[name] + shared[1].terms[name]) / 2, value, msg=name)
+
+
+def test_proposals_are_shared_out_by_their_own_number_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions, targets = problem((4, 1))
+    proposals = Predictions(
+        logits=torch.randn(1, BATCH, 7, 2), boxes=torch.rand(1, BATCH, 7, 4), states=torch.randn(1, BATCH, 7, 2)
+    )
+    predictions = replace(predictions, proposals=proposals)
+    criterion = Criterion(Matcher(), [ClassTerm(), BoxL1Term()], proposals=Criterion(Matcher(), [ClassTerm()]))
+    whole = criterion(predictions, targets)
+    parts = [of_image(predictions, targets, image) for image in (0, 1)]
+    in_one_of(monkeypatch, exchanged(monkeypatch, criterion, parts))
+    shared = [criterion(*part) for part in parts]
+    for name, value in whole.terms.items():
+        torch.testing.assert_close((shared[0].terms[name] + shared[1].terms[name]) / 2, value, msg=name)
+
+
+def test_images_that_stand_in_for_none_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[float]] = []
+    in_one_of(monkeypatch, [[], []])
+    monkeypatch.setattr("ssldet.ranks.totals", lambda mine, device: told.append(mine) or mine)
+    predictions, targets = problem((0, 0))
+    losses = detrs()(predictions, targets, counted=False)
+    assert told == [[0, 0, 0, 0]]
+    assert losses.total.isfinite()
 
 
 def test_boxes_are_counted_before_a_rank_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[int] = []
+    counted: list[float] = []
 
-    def count(boxes: int, device: torch.device) -> float:
-        counted.append(boxes)
-        return float(boxes)
+    def totals(numbers: list[float], device: torch.device) -> list[float]:
+        counted.extend(numbers)
+        return numbers
 
-    monkeypatch.setattr("ssldet.losses.criterion.mean_boxes", count)
+    in_one_of(monkeypatch, [[], []])
+    monkeypatch.setattr("ssldet.ranks.totals", totals)
     predictions, targets = problem((3, 5))
     with pytest.raises(DivergedError, match="matching cost"):
         detrs()(replace(predictions, boxes=predictions.boxes * torch.nan), targets)
-    assert counted == [8]
+    assert counted[0] == 8
 
 
 def test_losses_are_the_same_under_autocast() -> None:
