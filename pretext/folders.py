@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssldet.data.files import list_files
+from ssldet.data.image_index import usable_images
 from ssldet.data.images import ImageRules, ImageSource
 from ssldet.errors import DataError
 from ssldet.escapes import shown
@@ -83,17 +83,18 @@ def open_folders(rest: str, rules: ImageRules, *, masks: bool = False) -> Folder
         raise DataError(f"{spec}: holds classes of whole images and no masks; use coco:… or panoptic:…")
     if not Path(rest).expanduser().is_dir():
         raise DataError(f"{spec}: no such folder; name one that holds a folder of images for each class")
-    listing = list_files([rest])
-    images = ImageSource(listing, rules)
+    usable = usable_images([rest], rules)
+    images = ImageSource(usable, rules)
     if not len(images):
-        raise DataError(f"{spec}: 0 of {len(listing.names)} images usable; {images.skipped[-1].path} is one")
-    places = [images.path_of(index).relative_to(listing.root).parts for index in range(len(images))]
-    if loose := [parts[0] for parts in places if len(parts) == 1]:
+        raise DataError(f"{spec}: 0 of {usable.listed} images usable; {images.skipped[-1].path} is one")
+    places = [name.partition("/") for name in usable.names]
+    if loose := [name for name, slash, _ in places if not slash]:
         raise DataError(
             f"{spec}: {len(loose)} images lie in no folder of it, such as {shown(loose[0])}, and so have no class; "
             "move them into the folder of their class"
         )
-    classes = sorted({shown(parts[0]) for parts in places})
+    shown_as = {name: shown(name) for name, _, _ in places}
+    classes = sorted(set(shown_as.values()))
     number = {name: label for label, name in enumerate(classes)}
-    labels = torch.tensor([number[shown(parts[0])] for parts in places], dtype=torch.int32)
+    labels = torch.tensor([number[shown_as[name]] for name, _, _ in places], dtype=torch.int32)
     return FolderSource(images, classes, labels)

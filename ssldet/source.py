@@ -11,6 +11,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -93,6 +94,11 @@ class Source(ABC):
         """Return where an image lies, without reading it; `None` where it is no file of its own."""
         return None
 
+    def name_of(self, index: int) -> str | None:
+        """Return what an image is called in messages: its path, or where it lies in a file with others."""
+        path = self.path_of(index)
+        return None if path is None else str(path)
+
     def targets_of(self, index: int) -> Targets | None:
         """Return the boxes and labels of an image without reading it; `None` where that is not possible."""
         return None
@@ -122,7 +128,22 @@ class Source(ABC):
             seed: Seed of the run.
             epoch: Number of the epoch, from 0.
         """
-        return torch.randperm(len(self), generator=chance.generator(seed, "order", epoch))
+        return shuffled(len(self), seed, epoch)
+
+    def part_order(self, indices: Int[np.ndarray, " N"], seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return in which order an epoch of training shows some of the images.
+
+        A source that reads best in an order of its own overrides this together with `order`.
+
+        Args:
+            indices: Numbers of the images.
+            seed: Seed of the run.
+            epoch: Number of the epoch, from 0.
+
+        Returns:
+            A permutation of the places in `indices`.
+        """
+        return shuffled(len(indices), seed, epoch)
 
 
 class Measurable(Source):
@@ -220,6 +241,10 @@ class WrappedSource(Source):
         """Return where an image lies, if the source inside knows."""
         return self.source.path_of(self.inner(index))
 
+    def name_of(self, index: int) -> str | None:
+        """Return what an image is called in messages, if the source inside knows."""
+        return self.source.name_of(self.inner(index))
+
     def targets_of(self, index: int) -> Targets | None:
         """Return the boxes and labels of an image without reading it, if the source inside can."""
         return self.source.targets_of(self.inner(index))
@@ -244,6 +269,23 @@ class WrappedSource(Source):
     def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
         """Return the order of the source inside."""
         return self.source.order(seed, epoch)
+
+    def part_order(self, indices: Int[np.ndarray, " N"], seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return the order of the source inside."""
+        return self.source.part_order(indices, seed, epoch)
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Int[Tensor, " N"]:
+    """Return an order of images that has nothing to do with where they lie.
+
+    Args:
+        count: Number of images.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+    """
+    # The same numbers in half of the memory.
+    width = torch.int32 if count < 2**31 else torch.int64
+    return torch.randperm(count, generator=chance.generator(seed, "order", epoch), dtype=width)
 
 
 def objects_of(source: Source) -> list[int]:

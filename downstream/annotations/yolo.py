@@ -315,7 +315,7 @@ def _images(description: dict[Any, Any], split: str, path: Path) -> tuple[Path, 
         listing = list_files([_found(part, description.get("path"), path) for part in entries])
     except (DataError, OSError, ValueError) as error:
         raise AnnotationError(f"{path}: {split}: {error}") from error
-    return Path(listing.root), listing.names
+    return Path(listing.root), list(listing.names)
 
 
 def _found(entry: str, base: object, path: Path) -> Path:

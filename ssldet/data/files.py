@@ -2,14 +2,19 @@
 
 import glob
 import os
+import time
 import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
+import numpy as np
+
+from ssldet.data.names import Names
 from ssldet.documents import OddDocumentError, parse_json
 from ssldet.errors import DataError, suggest
 from ssldet.escapes import shown
@@ -18,6 +23,11 @@ from ssldet.types import Skipped
 
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings, in any case, of what a folder or a glob is searched for."""
+RECENT = 3_000_000_000
+"""Nanoseconds after a change in which another one may have the same time; file systems count in up to two seconds."""
+ENCODED_ENDINGS = tuple(map(os.fsencode, ENDINGS))
+SEPARATOR = os.fsencode(os.sep)
+"""Between the parts of an encoded path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +38,14 @@ class Listing:
         root: The deepest folder that all of them lie in.
         names: Paths relative to `root`, with `/`, sorted by their bytes.
         skipped: Folders that could not be opened.
+        read: Folders and lists that were read -> the time of their last change before, in nanoseconds; -1 where it
+            can't tell. While all of them are unchanged, so are the names.
     """
 
     root: str
-    names: list[str]
+    names: Names
     skipped: tuple[Skipped, ...]
+    read: Mapping[str, int] = field(compare=False)
 
 
 def list_files(specs: Sequence[str | Path]) -> Listing:
@@ -50,24 +63,23 @@ def list_files(specs: Sequence[str | Path]) -> Listing:
     """
     if not specs:
         raise DataError("no images given; name a folder, a glob or a list of files")
-    files: dict[tuple[int, int] | str, str] = {}
+    found = _Found()
     folders: set[str] = set()
-    skipped: list[Skipped] = []
     for spec in specs:
         path = absolute(Path(spec).expanduser())
         if path.is_dir():
             folders.add(str(path))
-        number = len(skipped)
-        found = list(_expand(path, skipped))
-        if not found:
-            closed = f"; {shown(skipped[number].path)} can't be opened" if skipped[number:] else ""
+        count, number = len(found.files), len(found.skipped)
+        _expand(path, found)
+        if len(found.files) == count:
+            closed = f"; {shown(found.skipped[number].path)} can't be opened" if found.skipped[number:] else ""
             raise DataError(f"no image in {shown(spec)}{closed}; names are searched for {' '.join(ENDINGS)}")
-        for file in found:
-            files.setdefault(_identity(file), file)
-    root = os.path.commonpath(folders | {file.rpartition(os.sep)[0] or os.sep for file in files.values()})
-    prefix = root.rstrip(os.sep) + os.sep
-    names = sorted((file.removeprefix(prefix).replace(os.sep, "/") for file in files.values()), key=os.fsencode)
-    return Listing(root=root, names=names, skipped=tuple(skipped))
+    files = found.without_twins()
+    root = os.path.commonpath(folders | found.parents)
+    prefix = len(os.fsencode(root.rstrip(os.sep) + os.sep))
+    files = [file[prefix:].replace(SEPARATOR, b"/") for file in files]
+    files.sort()
+    return Listing(root=root, names=Names.of(files), skipped=tuple(found.skipped), read=found.read)
 
 
 def find_images(specs: Sequence[str | Path]) -> list[Path]:
@@ -134,50 +146,130 @@ def _first(lost: Mapping[str, str]) -> str:
     return f"{shown}{'; …' if len(lost) > 5 else ''}"
 
 
-def _expand(path: Path, skipped: list[Skipped]) -> Iterable[str]:
-    """Yield the files of one specification."""
+class _Found:
+    """What was found so far, in the order in which it was found.
+
+    Attributes:
+        files: Paths, encoded.
+        parents: The folders that hold them.
+        skipped: Folders that could not be opened.
+        read: Folders and lists that were read -> time of their last change.
+    """
+
+    def __init__(self) -> None:
+        self.files: list[bytes] = []
+        self.parents: set[str] = set()
+        self.skipped: list[Skipped] = []
+        self.read: dict[str, int] = {}
+        self._devices, self._inodes = array("q"), array("Q")
+        self._nameless: dict[bytes, int] = {}
+
+    def add(self, folder: str, names: Sequence[bytes], identities: Sequence[tuple[int, int]]) -> None:
+        """Add files of one folder.
+
+        Args:
+            folder: The folder.
+            names: Their names in it, encoded.
+            identities: Device and inode of each; without an inode, as for a link to nowhere, its path tells it apart.
+        """
+        start = os.fsencode(os.path.join(folder, ""))  # noqa: PTH118
+        self.files += [start + name for name in names]
+        for name, (device, inode) in zip(names, identities, strict=True):
+            nameless = 0 if inode else self._nameless.setdefault(start + name, len(self._nameless))
+            self._devices.append(device if inode else -1)
+            self._inodes.append(inode or nameless)
+        if names:
+            self.parents.add(folder)
+
+    def add_path(self, path: str) -> None:
+        """Add one file."""
+        folder, name = os.path.split(path)
+        self.add(folder, [os.fsencode(name)], [_identity(path)])
+        if folder not in self.read:
+            self.note(folder)
+
+    def note(self, path: str) -> None:
+        """Remember when a folder or a list was last changed; to be called before it is read."""
+        try:
+            changed = os.stat(path).st_mtime_ns  # noqa: PTH116
+        except (OSError, ValueError):
+            changed = -1
+        # A second change within a tick of the clock of a file system would not be seen.
+        self.read[path] = changed if changed < time.time_ns() - RECENT else -1
+
+    def without_twins(self) -> list[bytes]:
+        """Return the first path of each file."""
+        devices, inodes = np.frombuffer(self._devices, np.int64), np.frombuffer(self._inodes, np.uint64)
+        order = np.lexsort((inodes, devices))  # stable
+        twins = order[1:][(np.diff(devices[order]) == 0) & (np.diff(inodes[order]) == 0)]
+        if not len(twins):
+            return self.files
+        first = np.ones(len(order), dtype=bool)
+        first[twins] = False
+        files = [file for file, stays in zip(self.files, first.tolist(), strict=True) if stays]
+        self.parents = {os.fsdecode(file.rpartition(SEPARATOR)[0] or SEPARATOR) for file in files}
+        return files
+
+
+def _expand(path: Path, found: _Found) -> None:
+    """Add the files of one specification."""
     if path.is_dir():
-        return _walk(path, (), skipped)
+        _walk(path, (), found)
+        return
     if os.path.lexists(path):
         read = {".txt": _lines, ".json": _strings}.get(path.suffix.lower())
         # Of what is no regular file, a pipe say, reading might never end.
         if read is None or not path.is_file():
-            return [str(path)]
-        return [str(absolute(path.parent / entry)) for entry in read(_content(path), path)]
+            found.add_path(str(path))
+            return
+        found.note(str(path))
+        for entry in read(_content(path), path):
+            found.add_path(str(absolute(path.parent / entry)))
+        return
     magic = next((place for place, part in enumerate(path.parts) if glob.has_magic(part)), None)
     if magic is None:
         raise _missing(path)
     folder = Path(*path.parts[:magic])
     if not folder.is_dir():
         raise _missing(folder)
-    return _walk(folder, path.parts[magic:], skipped)
+    _walk(folder, path.parts[magic:], found)
 
 
-def _walk(folder: Path, pattern: Sequence[str], skipped: list[Skipped]) -> Iterator[str]:
-    """Yield the image files of a tree that fit a glob, or lie below a folder that does, in a fixed order."""
+def _walk(folder: Path, pattern: Sequence[str], found: _Found) -> None:
+    """Add the image files of a tree that fit a glob, or lie below a folder that does, in a fixed order."""
     visited: set[tuple[int, int] | str] = set()
     stack: list[tuple[str, tuple[str, ...]]] = [(str(folder), ())]
     while stack:
         here, parts = stack.pop()
-        identity = _identity(here)
+        device, inode = _identity(here)
+        identity = (device, inode) if inode else here
         if identity in visited:
             continue
         visited.add(identity)
+        found.note(here)
+        encoded = os.fsencode(here)
         try:
-            with enough_files(here), os.scandir(here) as entries:
-                found = sorted(
-                    (os.fsencode(entry.name), entry.name, entry.path, _is_folder(entry)) for entry in entries
-                )
+            with enough_files(here), os.scandir(encoded) as entries:
+                rows = {entry.name: entry for entry in entries}
         except OSError:
-            skipped.append(Skipped(path=shown(here), reason="closed-folder"))
+            found.skipped.append(Skipped(path=shown(here), reason="closed-folder"))
+            found.read[here] = -1  # who may open it changes without a trace in this time
             continue
-        for _, name, path, is_folder in found:
-            if name.startswith(".") or not _fits((*parts, name), pattern, is_folder):
+        names: list[bytes] = []
+        identities: list[tuple[int, int]] = []
+        for name in sorted(rows):
+            entry = rows[name]
+            is_folder = _is_folder(entry)
+            if name.startswith(b".") or (pattern and not _fits((*parts, os.fsdecode(name)), pattern, is_folder)):
                 continue
             if is_folder:
-                stack.append((path, (*parts, name)))
-            elif name.lower().endswith(ENDINGS):
-                yield path
+                stack.append((os.fsdecode(entry.path), (*parts, os.fsdecode(name))))
+            elif name.lower().endswith(ENCODED_ENDINGS):
+                # What a folder says of a file saves asking the file, on some systems over a network.
+                known = (device, 0 if _is_link(entry) else entry.inode())
+                names.append(name)
+                identities.append(known if known[1] else _identity(os.fsdecode(entry.path)))
+        found.add(here, names, identities)
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str], is_folder: bool) -> bool:
@@ -192,20 +284,27 @@ def _fits(parts: Sequence[str], pattern: Sequence[str], is_folder: bool) -> bool
     return fnmatchcase(parts[0], head) and _fits(parts[1:], rest, is_folder)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
         return False
 
 
-def _identity(path: str) -> tuple[int, int] | str:
-    """Return device and inode, or the path where there is none, as for a link to nowhere."""
+def _is_link(entry: os.DirEntry[bytes]) -> bool:
     try:
-        info = Path(path).stat()
+        return entry.is_symlink()
+    except OSError:
+        return True
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Return device and inode; zeros where there is none, as for a link to nowhere."""
+    try:
+        info = os.stat(path)  # noqa: PTH116  # a million times
     except (OSError, ValueError):
-        return path
-    return (info.st_dev, info.st_ino) if info.st_ino else path
+        return 0, 0
+    return info.st_dev, info.st_ino
 
 
 def absolute(path: Path) -> Path:

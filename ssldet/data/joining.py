@@ -120,6 +120,11 @@ class ConcatSource(Source):
         part, place = self._find(index)
         return self._sources[part].path_of(place)
 
+    def name_of(self, index: int) -> str | None:
+        """Return what an image is called in messages, if its source knows."""
+        part, place = self._find(index)
+        return self._sources[part].name_of(place)
+
     def targets_of(self, index: int) -> Targets | None:
         """Return boxes and labels of an image without reading it, if its source can and all are labelled."""
         part, place = self._find(index)

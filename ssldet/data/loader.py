@@ -221,8 +221,8 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
 
     def name(self, index: int) -> str:
         """Say which file an image is, without reading it, where its source can tell."""
-        path = self.source.path_of(index)
-        return f"image {index}" if path is None else shown(path)
+        name = self.source.name_of(index)
+        return f"image {index}" if name is None else shown(name)
 
 
 def _gather(items: list[Sample | Skipped | SsldetError]) -> WorkerResult:

@@ -101,6 +101,11 @@ class MixedSource(Source):
         part, place, _ = self._find(index)
         return part.path_of(place)
 
+    def name_of(self, index: int) -> str | None:
+        """Return what an image is called in messages, if its own source knows."""
+        part, place, _ = self._find(index)
+        return part.name_of(place)
+
     def targets_of(self, index: int) -> Targets | None:
         """Return boxes and labels of a labelled image without reading it, if its own source can."""
         part, place, _ = self._find(index)
@@ -124,7 +129,7 @@ class MixedSource(Source):
         """
         first = epoch * self._passes
         passes = [self._labelled.order(seed, first + turn) for turn in range(self._passes)]
-        labelled = torch.cat([turn * len(self._labelled) + places for turn, places in enumerate(passes)])
+        labelled = torch.cat([turn * len(self._labelled) + places.long() for turn, places in enumerate(passes)])
         generator = chance.generator(seed, "unlabelled", epoch)
         unlabelled = self._groups + torch.randperm(self._groups * self._ratio, generator=generator)
         return torch.cat([labelled.unsqueeze(1), unlabelled.view(self._groups, self._ratio)], dim=1).flatten()

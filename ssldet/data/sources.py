@@ -3,9 +3,11 @@
 import hashlib
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from glob import has_magic
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -19,6 +21,9 @@ from ssldet.source import Source, WrappedSource
 from ssldet.types import Sample
 
 log = logging.getLogger(__name__)
+
+AT_ONCE = 65_536
+"""Numbers that are hashed together."""
 
 
 def open_source(
@@ -115,9 +120,9 @@ def split_spec(spec: str) -> tuple[str | None, str]:
 
 
 class PartSource(WrappedSource):
-    """Some images of a source, in the given order; in training their order is drawn anew, whatever the whole does."""
+    """Some images of a source, in the given order; in training, in the order that the whole gives to parts of it."""
 
-    def __init__(self, whole: Source, indices: Sequence[int]) -> None:
+    def __init__(self, whole: Source, indices: Sequence[int] | Int[np.ndarray, " N"]) -> None:
         """Choose.
 
         Args:
@@ -125,13 +130,19 @@ class PartSource(WrappedSource):
             indices: Which to keep, in order.
         """
         super().__init__(whole)
-        self._indices = tuple(indices)
+        # An array, because nothing counts references in it: loader workers share it.
+        width = np.int32 if len(whole) < 2**31 else np.int64
+        self._indices = np.array(indices, dtype=width).reshape(-1)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Short hash of the whole and of which images were chosen."""
-        words = f"{self.source.fingerprint}\n{self._indices}"
-        return hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
+        digest = hashlib.blake2b(f"{self.source.fingerprint}\n(".encode(), digest_size=6)
+        for first in range(0, len(self), AT_ONCE):
+            numbers = ", ".join(map(str, self._indices[first : first + AT_ONCE].tolist()))
+            digest.update(f"{', ' if first else ''}{numbers}".encode())
+        digest.update(b",)" if len(self) == 1 else b")")
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         """Number of images in this part."""
@@ -143,11 +154,15 @@ class PartSource(WrappedSource):
         Raises:
             IndexError: There is no such image.
         """
-        return self._indices[super().inner(index)]
+        return int(self._indices[super().inner(index)])
 
     def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
         """Return a permutation of this part; one of the whole would have other numbers."""
-        return Source.order(self, seed, epoch)
+        return self.source.part_order(self._indices, seed, epoch)
+
+    def part_order(self, indices: Int[np.ndarray, " N"], seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return the order of a part of this part."""
+        return self.source.part_order(self._indices[indices], seed, epoch)
 
 
 class Unlabelled(WrappedSource):

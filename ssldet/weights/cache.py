@@ -5,13 +5,14 @@ The cache folder is `SSLDET_HOME`, by default `~/.cache/ssldet`. If `SSLDET_OFFL
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ssldet.errors import SetupError
+from ssldet.home import cache_folder
 from ssldet.weights.fetching import fetch, require_https
 from ssldet.weights.zoo import KnownWeights
 
@@ -19,16 +20,6 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 3600.0
 """Seconds that a process waits for another one that downloads the same file."""
-
-
-def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """Return the folder that holds downloaded files.
-
-    Args:
-        environment: Environment in which `SSLDET_HOME` is looked up; `None` means that of the process.
-    """
-    home = (os.environ if environment is None else environment).get("SSLDET_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".cache" / "ssldet"
 
 
 def at_hand(known: KnownWeights) -> Path | None:

@@ -19,9 +19,9 @@ from ssldet.boxes import to_absolute
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source, split_spec
 from ssldet.errors import DataError
+from ssldet.home import cache_folder
 from ssldet.source import Source
 from ssldet.task import Task
-from ssldet.weights.cache import cache_folder
 
 VOC_YEAR = 2007
 """Year of the metric that detectron2's VOC evaluator computes: the 11-point average precision."""

@@ -83,6 +83,12 @@ def test_links_in_circles_and_twins_are_listed_once(tree):
     assert len(find_images([f"{tree}/**/*.jpg"])) == 3
 
 
+def test_of_twins_in_one_folder_the_first_name_stays(tree):
+    (tree / "a" / "0.jpg").symlink_to("2.PNG")
+    (tree / "a" / "9.jpg").symlink_to("1.jpg")
+    assert list_files([tree / "a"]).names == ["0.jpg", "1.jpg", "deep/3.jpeg"]
+
+
 def test_links_to_nowhere_stay_in_the_list_to_be_counted(tree):
     (tree / "gone.jpg").symlink_to("nowhere")
     (tree / "loop.jpg").symlink_to("loop.jpg")
@@ -154,7 +160,7 @@ def test_a_folder_is_not_passed_by_because_too_many_files_are_open(tree, monkeyp
     whole = os.scandir
 
     def scandir(place):
-        if str(place).endswith("deep"):
+        if os.fsdecode(place).endswith("deep"):
             raise OSError(errno.EMFILE, "Too many open files")
         return whole(place)
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageFile
 
 from ssldet import regular
-from ssldet.data import images
+from ssldet.data import images, judging
 from ssldet.data.images import BACKDROP, ImageRules, image_sizes, open_images, read_image
 from ssldet.errors import DataError, SetupError, UnreadableError
 from ssldet.source import Source
@@ -297,7 +297,7 @@ def test_a_stumbling_file_system_is_asked_again(photo, tmp_path, monkeypatch, fa
         return plain(path, flags)
 
     monkeypatch.setattr(regular, "_without_waiting", stumble)
-    monkeypatch.setattr(images, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(judging, "PAUSES", (0.0, 0.0, 0.0))
     if fails == 2:
         assert read_image(tmp_path / "a.png", RULES).shape == (3, 48, 64)
     else:

@@ -9,8 +9,9 @@ import pytest
 from filelock import FileLock
 
 from ssldet.errors import CheckpointError, SetupError
+from ssldet.home import cache_folder
 from ssldet.weights import cache, fetching
-from ssldet.weights.cache import cache_folder, cached
+from ssldet.weights.cache import cached
 from ssldet.weights.zoo import KnownWeights, known_weights
 
 
