@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -99,14 +100,15 @@ def doctor(images: Sequence[str] = ()) -> Findings:
     checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _optional, _devices, _limits]
     if tuple(images) == (DETECTRON2,):
         checks = [_python, _packages, _detectron2]
-    elif images:
-        checks.append(lambda: _images(images))
+    named = {check.__name__.strip("_"): check for check in checks}
+    if images and tuple(images) != (DETECTRON2,):
+        named["images"] = partial(_images, images)
     findings: list[Finding] = []
-    for check in checks:
+    for name, check in named.items():
         try:
             findings += check()
         except SsldetError as error:
-            findings.append(Finding(check.__name__.strip("_<>"), False, str(error)))
+            findings.append(Finding(name, False, str(error)))
     return Findings(tuple(findings))
 
 

@@ -14,6 +14,8 @@ from ssldet.weights.zoo import known_weights
 HEAD = """\
 ---
 library_name: ssldet
+license: other
+license_name: see-the-section-licence
 pipeline_tag: object-detection
 tags: [object-detection, detr, self-supervised-learning]
 ---

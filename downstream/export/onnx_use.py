@@ -95,6 +95,7 @@ def contract(info: Mapping[str, Any], scores: ClassScores) -> dict[str, Any]:
         "category_ids": info.get("category_ids", []),
         "pixels": "RGB in 0..1; the graph itself subtracts the mean and divides by the deviation",
         "boxes": "centre x, centre y, width, height, as shares of the image",
+        **({"task": info["task"]} if "task" in info else {}),
         **resize,
         **scores.described(),
     }

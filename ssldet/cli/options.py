@@ -45,7 +45,9 @@ Tiles = Annotated[int | None, Parameter(name="--tiles", help="Side of the tiles 
 TileOverlap = Annotated[
     float | None, Parameter(name="--tile-overlap", help="Share of a tile that the next one shows too.")
 ]
-Start = Annotated[str, Parameter(help="A run folder, a weights file (ours, DETR's or UP-DETR's), or 'scratch'.")]
+Start = Annotated[
+    str, Parameter(help="A run folder, a weights file (ours, DETR's, UP-DETR's, ONNX), hub:USER/NAME, or 'scratch'.")
+]
 
 
 def assignments(pairs: Sequence[str] | None) -> dict[str, str]:

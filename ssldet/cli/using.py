@@ -86,13 +86,19 @@ def predict(
 
 
 def export(
-    start: Start, *, to: str, out: Path, weights: Which = "last", step: AtStep = None, json_: Json = False
+    start: Start,
+    *,
+    to: str,
+    out: Path | None = None,
+    weights: Which = "last",
+    step: AtStep = None,
+    json_: Json = False,
 ) -> None:
     """Write a detector in another format, load it back and check that its outputs are the same.
 
     Args:
-        to: A name from 'ssldet list exporters'.
-        out: File to create.
+        to: A name from 'ssldet list exporters'; or hub:USER/NAME, which sends weights and card to the Hugging Face hub.
+        out: File to create; none for hub:.
     """
     from ssldet import verbs
 

@@ -36,6 +36,7 @@ class Opened:
             values.
         fresh: Sections of the detector of which the file holds no tensor, such as a class head that was removed; they
             have fresh weights and must be trained.
+        answers_only: Whether it is a graph, which answers but holds no weights by name.
     """
 
     objective: Objective
@@ -43,6 +44,7 @@ class Opened:
     classes: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
+    answers_only: bool = False
 
     @property
     def precision(self) -> Precision:

@@ -2,13 +2,14 @@
 
 from ssldet.verbs.composing import compose
 from ssldet.verbs.data import check_data, compare_data, convert_data
+from ssldet.verbs.exporting import export
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import preview, report
 from ssldet.verbs.opening import load
 from ssldet.verbs.planning import plan_finetuning, plan_pretraining
 from ssldet.verbs.showing import show
 from ssldet.verbs.training import Trained, finetune, pretrain
-from ssldet.verbs.using import evaluate, export, predict
+from ssldet.verbs.using import evaluate, predict
 
 __all__ = [
     "Trained",

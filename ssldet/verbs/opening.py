@@ -19,6 +19,8 @@ from ssldet.errors import CheckpointError, ConfigError, suggest
 from ssldet.importing.base import Candidate, Opened, importers
 from ssldet.recipe import from_document
 from ssldet.weights.cache import cached
+from ssldet.weights.graphs import GRAPH_ONLY
+from ssldet.weights.hub import fetched, is_on_hub
 from ssldet.weights.zoo import known_detectors
 
 log = logging.getLogger(__name__)
@@ -33,9 +35,9 @@ def open_model(start: str | Path, weights: Which = "last", step: Step | None = N
     """Open a run folder, a weights file, or any other file or folder that a registered importer reads.
 
     Args:
-        start: A run folder; the name of a published detector; or a file or folder of a kind that one of
-            `ssldet list importers` knows, such as a DETR or UP-DETR checkpoint, one that detectron2 wrote of either, or
-            a folder with a DETR of transformers.
+        start: A run folder; the name of a published detector; a repository of the Hugging Face hub,
+            `hub:USER/NAME[@REVISION]`; or a file or folder of a kind that one of `ssldet list importers` knows, such as
+            a DETR or UP-DETR checkpoint, one that detectron2 wrote of either, or a folder with a DETR of transformers.
         weights: Which weights of a run folder: `last` or `best`.
         step: Take a checkpoint of a run, which need not have finished, instead of its weights.
 
@@ -43,6 +45,43 @@ def open_model(start: str | Path, weights: Which = "last", step: Step | None = N
         CheckpointError: There is no such file or folder, or it can't be read or recognised; or no such checkpoint.
         ConfigError: There is no such choice of weights, or weights and a step are chosen at once.
     """
+    opened = _opened(start, weights, step)
+    if opened.answers_only:
+        raise CheckpointError(f"{start}: {GRAPH_ONLY}")
+    return opened
+
+
+def open_trained(start: str | Path, weights: Which = "last", step: Step | None = None) -> Opened:
+    """Open a model like `open_model`, and refuse one that needs training before it can answer.
+
+    Args:
+        start: As for `open_model`.
+        weights: Likewise.
+        step: Likewise.
+
+    Raises:
+        CheckpointError: There is no such file, or it can't be read, or it lacks whole sections of the detector.
+    """
+    return _complete(open_model(start, weights, step), start)
+
+
+def open_answering(start: str | Path, weights: Which = "last", step: Step | None = None) -> Opened:
+    """Open a model that only has to answer images: like `open_trained`, and an ONNX graph of ssldet too.
+
+    Args:
+        start: As for `open_model`, or an ONNX file that `ssldet export` wrote.
+        weights: Likewise.
+        step: Likewise.
+
+    Raises:
+        CheckpointError: As `open_trained`; or the graph is damaged, foreign, or needs more than images.
+        SetupError: It is a graph, and onnxruntime is not installed.
+    """
+    return _complete(_opened(start, weights, step), start)
+
+
+def _opened(start: str | Path, weights: Which, step: Step | None) -> Opened:
+    """Open what the first importer recognises, or a checkpoint of a run."""
     if step is not None:
         if weights != "last":
             raise ConfigError(f"weights and step: choose either the {weights} weights or those of a step, not both")
@@ -57,18 +96,8 @@ def open_model(start: str | Path, weights: Which = "last", step: Step | None = N
     raise CheckpointError(f"{candidate.path}: {_describe(candidate)}; {remedy}")
 
 
-def open_trained(start: str | Path, weights: Which = "last", step: Step | None = None) -> Opened:
-    """Open a model like `open_model`, and refuse one that needs training before it can answer.
-
-    Args:
-        start: As for `open_model`.
-        weights: Likewise.
-        step: Likewise.
-
-    Raises:
-        CheckpointError: There is no such file, or it can't be read, or it lacks whole sections of the detector.
-    """
-    opened = open_model(start, weights, step)
+def _complete(opened: Opened, start: str | Path) -> Opened:
+    """Return a model that needs no training before it answers; refuse others."""
     if opened.fresh:
         raise CheckpointError(
             f"{start}: holds no {' and no '.join(opened.fresh)}, so it finds nothing before it is trained; start from "
@@ -152,6 +181,8 @@ def _place(start: str | Path, weights: Which) -> Path:
     path = Path(start)
     if weights not in get_args(Which):
         raise ConfigError(f"weights: {weights!r} is neither 'last' nor 'best'{suggest(weights, get_args(Which))}")
+    if is_on_hub(start) and weights == "last":
+        return fetched(start, folder=True)
     folder = RunFolder(path)
     if folder.weights.exists() or folder.checkpoints.is_dir():
         return _of_run(folder, weights)

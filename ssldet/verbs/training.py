@@ -20,10 +20,11 @@ from ssldet.recipe import check, from_document, override
 from ssldet.report.story import summary_card
 from ssldet.verbs.choosing import Specs, changes_of, placed, texts
 from ssldet.verbs.composing import backbone_changes
+from ssldet.verbs.exporting import Exported, export
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import Which, load
 from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining
-from ssldet.verbs.using import Exported, evaluate, export, predict
+from ssldet.verbs.using import evaluate, predict
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Trained:
         """Detect with this run's model; see `ssldet.predict`."""
         return predict(self.path, texts(images), **choices)
 
-    def export(self, to: str, out: str | Path, **choices: Any) -> Exported:
+    def export(self, to: str, out: str | Path | None = None, **choices: Any) -> Exported:
         """Write this run's detector in another format; see `ssldet.export`."""
         return export(self.path, to=to, out=out, **choices)
 

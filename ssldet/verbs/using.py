@@ -1,4 +1,4 @@
-"""RUN | FILE -> numbers, pictures, other people's formats: what one does with a trained model."""
+"""RUN | FILE -> numbers and pictures: what one does with a trained model."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -29,11 +29,11 @@ from ssldet.hints import hints_of
 from ssldet.importing.base import Opened
 from ssldet.patches import PatchObjective
 from ssldet.recipe import check, override
-from ssldet.registry import find, find_or_import, name_of, names
+from ssldet.registry import find, name_of, names
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
 from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Skipped
-from ssldet.verbs.opening import Step, Which, open_trained, pick_device
+from ssldet.verbs.opening import Step, Which, open_answering, pick_device
 from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of, save_cut_out
 
 log = logging.getLogger(__name__)
@@ -42,15 +42,6 @@ RULES = ImageRules()
 """Which images are usable, as in a run that does not say otherwise."""
 LARGE = ImageRules(max_pixels=178_000_000)
 """The same where images are looked at in parts; Pillow decodes no larger ones."""
-
-
-@runtime_checkable
-class Exported(Protocol):
-    """What an exporter says when it is done; printing it shows the proof."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        ...
 
 
 def evaluate(
@@ -104,7 +95,7 @@ def evaluate(
         raise ConfigError("nothing to evaluate; name a run folder, a weights file, or --predictions FILE")
     if iou is not None:
         raise ConfigError("--iou goes with --predictions FILE; write that with --save-predictions first")
-    opened = _tiled(open_trained(start, weights, step), tiles, tile_overlap, overrides or {})
+    opened = _tiled(open_answering(start, weights, step), tiles, tile_overlap, overrides or {})
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, max_dets=max_dets)
     source = prepared(opened.task, _open(specs, _rules(opened), masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
@@ -167,7 +158,7 @@ def predict(
         `out`, the number of `images` that were looked at, and `predictions` in COCO results format; where images can't
         be read, `unreadable` names each with the reason.
     """
-    opened = _tiled(open_trained(start, weights, step), tiles, tile_overlap, overrides or {})
+    opened = _tiled(open_answering(start, weights, step), tiles, tile_overlap, overrides or {})
     opened = _measured_otherwise(opened, overrides or {})
     source = _open((images,) if isinstance(images, str) else images, _rules(opened))
     queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
@@ -207,29 +198,6 @@ def predict(
     write_whole(folder / "predictions.json", json.dumps(results, indent=1).encode(), Disk())
     told = _named(lost, "are left out")
     return {"out": str(folder), "images": len(source) + len(source.skipped) - len(lost), "predictions": results, **told}
-
-
-def export(
-    start: str | Path, *, to: str, out: str | Path, weights: Which = "last", step: Step | None = None
-) -> Exported:
-    """Write a detector in another format, load it back and prove that it is the same.
-
-    Args:
-        start: A run folder or a weights file.
-        to: An exporter's name.
-        out: File to create.
-        weights: Which weights of a run folder: `last` or `best`.
-        step: Take a checkpoint of the run, which need not have finished.
-
-    Raises:
-        CheckpointError: The format can't hold this detector, or what came back differs.
-    """
-    exporter = find_or_import("ssldet.exporters", to)
-    opened = open_trained(start, weights, step)
-    report: Exported = exporter(opened.objective, opened.info, Path(out))
-    if opened.task.in_parts:
-        log.warning("%s: answers one tile at a time: cut images before it, and merge what it finds", out)
-    return report
 
 
 def _drawn(sample: Sample, found: Detections, classes: Sequence[str], threshold: float) -> Image.Image:

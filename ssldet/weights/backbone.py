@@ -178,14 +178,14 @@ def weights_path(weights: str, architecture: str | None = None) -> Path:
     """Return the file for a path or a name; it is a path if it exists or looks like one.
 
     Args:
-        weights: Path or name.
+        weights: Path, name, or repository of the Hugging Face hub, `hub:USER/NAME[@REVISION]`.
         architecture: Name of the backbone; `None` where it has no name.
 
     Raises:
         CheckpointError: There is no such name, or the folder holds no weights.
         SetupError: A named file is not here and can't be fetched.
     """
-    path = Path(weights).expanduser()
+    path = fetched(weights) if is_on_hub(weights) else Path(weights).expanduser()
     if path.is_dir():
         file = next((path / name for name in FOLDER_FILES if (path / name).exists()), None)
         if file is None:

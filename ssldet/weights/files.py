@@ -28,6 +28,7 @@ from ssldet.documents import parse_json
 from ssldet.errors import CheckpointError, SetupError, suggest
 from ssldet.regular import enough_files, open_regular, require_regular
 from ssldet.weights.copies import COUNTERS, completed, is_averaged
+from ssldet.weights.graphs import GRAPH_ONLY, begins_a_graph
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,8 @@ def _sniff(path: Path) -> Literal["safetensors", "torch"]:
         if len(start) < 32:
             raise CheckpointError(f"{path}: is cut off; copy or download it again")
         raise CheckpointError(f"{path}: is a plain pickle, which may run code; save its tensors as safetensors instead")
+    if begins_a_graph(start):
+        raise CheckpointError(f"{path}: {GRAPH_ONLY}")
     shown = start[:8].decode("ascii", "replace")
     raise CheckpointError(f"{path}: is neither a safetensors nor a torch file (it begins with {shown!r}); convert it")
 

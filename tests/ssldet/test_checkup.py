@@ -1,6 +1,7 @@
 """What the doctor says of detectron2, on machines that lack it, hold it too new, or hold it broken."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +68,9 @@ def test_what_it_compiled_is_missing(machine: Machine, monkeypatch: pytest.Monke
     assert findings["detectron2._C"].ok is False
     assert "undefined symbol" in findings["detectron2._C"].detail
     assert findings["detectron2.model_zoo"].ok is None  # no pkg_resources here: worth knowing, not a failure
+
+
+def test_images_that_can_not_be_had_are_named_as_such(tmp_path: Path) -> None:
+    (found,) = (one for one in checkup.doctor([str(tmp_path / "nowhere")]).findings if one.name == "images")
+    assert found.ok is False
+    assert "no such file or folder" in found.detail

@@ -19,9 +19,12 @@ import ssldet
 from downstream.detection import Detection
 from downstream.export import onnx
 from downstream.export.safetensors import export
+from downstream.one_shot import OneShot
 from ssldet.errors import CheckpointError, SetupError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
+from ssldet.verbs.opening import open_answering
+from ssldet.weights.files import read_state
 from tests.models import SMALL_DETR
 
 TINY = replace(SMALL_DETR, num_classes=3, masks=True)
@@ -51,6 +54,14 @@ def ours_masks(detector, predictions) -> torch.Tensor:
     return detector.masks(predictions, every // queries, every % queries).unflatten(0, (count, queries))
 
 
+def write_photo(path: Path, *, seed: int) -> Path:
+    """Write a smooth picture, which looks the same after resizing by another library."""
+    coarse = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.interpolate(coarse, (90, 130), mode="bilinear")[0]
+    Image.fromarray((255 * smooth).byte().permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
 @pytest.mark.slow
 def test_a_graph_answers_for_any_number_and_size_of_images(exported) -> None:
     path, detector, report, _ = exported
@@ -72,10 +83,7 @@ def test_a_graph_answers_for_any_number_and_size_of_images(exported) -> None:
 @pytest.mark.slow
 def test_the_script_beside_the_graph_finds_what_predict_finds(exported, tmp_path: Path) -> None:
     path, *_ = exported
-    photo = tmp_path / "photo.png"
-    coarse = torch.rand(1, 3, 5, 7, generator=torch.Generator().manual_seed(2))
-    smooth = torch.nn.functional.interpolate(coarse, (90, 130), mode="bilinear")[0]
-    Image.fromarray((255 * smooth).byte().permute(1, 2, 0).numpy()).save(photo)
+    photo = write_photo(tmp_path / "photo.png", seed=2)
     run = [sys.executable, str(path.with_suffix(".py")), str(photo)]
     done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -109,6 +117,90 @@ def test_the_graph_knows_its_classes_and_nothing_else_is_said(exported) -> None:
         "model.safetensors",
         "model.safetensors.md",
     ]
+
+
+@pytest.mark.slow
+def test_predict_with_the_graph_finds_what_predict_with_its_model_finds(exported, tmp_path: Path) -> None:
+    path, *_ = exported
+    photos = [write_photo(tmp_path / f"{number}.png", seed=number) for number in range(2)]
+    ours, theirs = (
+        ssldet.predict(start, list(map(str, photos)), out=tmp_path / "found", draw=False)["predictions"]
+        for start in (path.with_suffix(".safetensors"), path)
+    )
+    assert len(ours) == len(theirs) == 2 * TINY.num_queries
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one["category_id"], one["image_id"]) == (other["category_id"], other["image_id"])
+        assert one["category_id"] in INFO["category_ids"]
+        assert other["bbox"] == pytest.approx(one["bbox"], abs=0.02)
+        assert other["score"] == pytest.approx(one["score"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_graph_is_cut_into_tiles_like_its_model(exported, tmp_path: Path) -> None:
+    path, *_ = exported
+    photo = str(write_photo(tmp_path / "photo.png", seed=3))
+    ours, theirs = (
+        ssldet.predict(start, photo, out=tmp_path / "found", draw=False, tiles=64)["predictions"]
+        for start in (path.with_suffix(".safetensors"), path)
+    )
+    assert len(ours) == len(theirs) > TINY.num_queries
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["finetune", "export", "load", "weights"])
+def test_other_verbs_say_what_a_graph_can_do(exported, tmp_path: Path, verb: str) -> None:
+    path, *_ = exported
+    calls = {
+        "finetune": lambda: ssldet.finetune(path, "coco:none.json:none", recipe="detection/tiny", out=tmp_path / "run"),
+        "export": lambda: ssldet.export(path, to="safetensors", out=tmp_path / "model.safetensors"),
+        "load": lambda: ssldet.load(path),
+        "weights": lambda: read_state(path),
+    }
+    with pytest.raises(CheckpointError, match="is an ONNX graph, which answers and holds no weights") as told:
+        calls[verb]()
+    assert "ssldet predict and ssldet evaluate take it" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_graph_that_can_not_answer_is_refused(exported, tmp_path: Path) -> None:
+    import onnx as onnx_format
+
+    path, *_ = exported
+    model = onnx_format.load(path)
+    stated = {entry.key: entry for entry in model.metadata_props}
+
+    def opened(name: str) -> None:
+        onnx_format.save(model, tmp_path / name)
+        open_answering(tmp_path / name)
+
+    stated["ssldet.task"].value = json.dumps(to_document(OneShot()))
+    with pytest.raises(CheckpointError, match="taught to find patches, which a graph can't be given"):
+        opened("patches.onnx")
+    stated["ssldet.task"].value = "{"
+    with pytest.raises(CheckpointError, match="its metadata make no sense"):
+        opened("nonsense.onnx")
+    del model.metadata_props[:]
+    with pytest.raises(CheckpointError, match="ssldet did not write"):
+        opened("foreign.onnx")
+    (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="is no ONNX graph that can run"):
+        open_answering(tmp_path / "cut.onnx")
+
+
+@pytest.mark.slow
+def test_a_graph_that_states_sizes_alone_is_a_plain_detector(exported, tmp_path: Path) -> None:
+    import onnx as onnx_format
+
+    path, *_ = exported
+    model = onnx_format.load(path)
+    kept = [entry for entry in model.metadata_props if entry.key != "ssldet.task"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx_format.save(model, tmp_path / "old.onnx")
+    task = open_answering(tmp_path / "old.onnx").task
+    assert (type(task), task.eval_rule, task.eval_scale, task.max_size) == (Detection, "detr", 96, 160)
 
 
 def test_networks_that_no_graph_holds_are_refused_at_once(tmp_path: Path) -> None:

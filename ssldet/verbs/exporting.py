@@ -1,0 +1,108 @@
+"""RUN | FILE -> other people's formats, on this machine or in a repository of the Hugging Face hub."""
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ssldet.errors import ConfigError
+from ssldet.registry import find_or_import, names
+from ssldet.verbs.opening import Step, Which, open_trained
+from ssldet.weights.hub import HubName, hub_name, is_on_hub, published, writable
+
+log = logging.getLogger(__name__)
+
+OWN = "safetensors"
+"""The exporter of what is sent to a repository: a file that states its architecture, and opens again as what it was."""
+CARD_HEADING = "## Use\n"
+
+
+@runtime_checkable
+class Exported(Protocol):
+    """What an exporter says when it is done; printing it shows the proof."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model in a repository.
+
+    Attributes:
+        place: The repository.
+        address: Its page.
+        report: What the exporter proved before anything was sent.
+    """
+
+    place: HubName
+    address: str
+    report: Exported
+
+    def __str__(self) -> str:
+        """Return what was sent where, and what is still up to its owner."""
+        return (
+            f"{self.report}\nsent to {self.address} with its model card; a new repository is private, its licence "
+            f"'other' until its owner chooses one\nopen it with: ssldet predict {self.place} IMAGES"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return self.report.to_json() | {"out": str(self.place), "address": self.address}
+
+
+def export(
+    start: str | Path, *, to: str, out: str | Path | None = None, weights: Which = "last", step: Step | None = None
+) -> Exported:
+    """Write a detector in another format, load it back and prove that it is the same.
+
+    Args:
+        start: A run folder or a weights file.
+        to: An exporter's name; or `hub:USER/NAME`, which sends our own weights file and its model card to that
+            repository of the Hugging Face hub. A repository that does not exist is made, and is private.
+        out: File to create; none for `hub:`.
+        weights: Which weights of a run folder: `last` or `best`.
+        step: Take a checkpoint of the run, which need not have finished.
+
+    Raises:
+        ConfigError: There is no such exporter, or a file is named where none is written, or the reverse.
+        CheckpointError: The format can't hold this detector, or what came back differs.
+        SetupError: The repository can't be reached, or may not be written.
+    """
+    if is_on_hub(to):
+        if out is not None:
+            raise ConfigError("--out names a file, and hub: writes none that stays here; leave it out")
+        return _publish(start, to, weights, step)
+    if out is None:
+        raise ConfigError("--out FILE says where to; only --to hub:USER/NAME does without")
+    if is_on_hub(out):
+        raise ConfigError(f"--out {out}: is no file; to send a model, write --to {hub_name(out)} and no --out")
+    return _write(start, to, Path(out), weights, step)
+
+
+def _write(start: str | Path, to: str, out: Path, weights: Which, step: Step | None) -> Exported:
+    exporter = find_or_import("ssldet.exporters", to)
+    opened = open_trained(start, weights, step)
+    report: Exported = exporter(opened.objective, opened.info, out)
+    if opened.task.in_parts:
+        log.warning("%s: answers one tile at a time: cut images before it, and merge what it finds", out)
+    return report
+
+
+def _publish(start: str | Path, to: str, weights: Which, step: Step | None) -> Published:
+    """Write and prove a weights file in a folder that does not stay, and send it with its card."""
+    place = writable(to)
+    if OWN not in names("ssldet.exporters"):
+        raise ConfigError(f"no exporter {OWN!r}, whose files are what is sent; install ssldet again")
+    with tempfile.TemporaryDirectory(prefix="ssldet-hub-") as folder:
+        out = Path(folder, "model.safetensors")
+        report = _write(start, OWN, out, weights, step)
+        card = out.with_name(f"{out.name}.md")
+        from_here = f"```bash\npip install 'ssldet[hub]'\nssldet predict {place} IMAGES\n```\n"
+        text = card.read_bytes().decode().replace(CARD_HEADING, f"{CARD_HEADING}\n{from_here}", 1)
+        card.unlink()
+        out.with_name("README.md").write_text(text, encoding="utf-8")
+        address = published(to, Path(folder), "Add a model of ssldet")
+    return Published(place, address, report)
