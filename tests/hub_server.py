@@ -74,8 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{wanted.get('organization') or 'ada'}/{wanted['name']}"
         if not name.startswith("ada/"):
             return self._fail(403, "")
+        private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
         status = 409 if name in self.server.repositories else 200
-        self.server.repositories.setdefault(name, Repository(private=bool(wanted.get("private"))))
+        self.server.repositories.setdefault(name, Repository(private=private))
         return self._say({"url": f"{self.server.address}/{name}", "name": name}, status)
 
     def _of_api(self, name: str, what: str | None, revision: str | None, body: bytes) -> None:

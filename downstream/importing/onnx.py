@@ -53,7 +53,7 @@ class GraphDetector(Detector):
         """
         super().__init__()
         self.path, self.scores, self.num_classes, self._session = path, scores, num_classes, session
-        self.num_queries = self.width = self.feature_channels = 0
+        self.num_queries = self.width = self.feature_channels = 1  # nothing is built on them
         self._outputs = [output.name for output in session.get_outputs()]
 
     def normalise(

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ssldet.errors import ConfigError
 from ssldet.registry import find_or_import, names
+from ssldet.regular import read_text
 from ssldet.verbs.opening import Step, Which, open_trained
 from ssldet.weights.hub import HubName, hub_name, is_on_hub, published, writable
 
@@ -101,7 +102,7 @@ def _publish(start: str | Path, to: str, weights: Which, step: Step | None) -> P
         report = _write(start, OWN, out, weights, step)
         card = out.with_name(f"{out.name}.md")
         from_here = f"```bash\npip install 'ssldet[hub]'\nssldet predict {place} IMAGES\n```\n"
-        text = card.read_bytes().decode().replace(CARD_HEADING, f"{CARD_HEADING}\n{from_here}", 1)
+        text = read_text(card).replace(CARD_HEADING, f"{CARD_HEADING}\n{from_here}", 1)
         card.unlink()
         out.with_name("README.md").write_text(text, encoding="utf-8")
         address = published(to, Path(folder), "Add a model of ssldet")

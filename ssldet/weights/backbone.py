@@ -20,6 +20,7 @@ from ssldet.weights.cache import cached
 from ssldet.weights.detectron2 import has_resnet, plain_resnet, require_our_pixels
 from ssldet.weights.efficientnets import has_efficientnet, timm_efficientnet
 from ssldet.weights.files import read_state
+from ssldet.weights.hub import fetched, is_on_hub
 from ssldet.weights.recognition import Inner, find_network, name_kind
 from ssldet.weights.resnets import name_resnet
 from ssldet.weights.zoo import known_weights

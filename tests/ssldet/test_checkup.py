@@ -71,6 +71,6 @@ def test_what_it_compiled_is_missing(machine: Machine, monkeypatch: pytest.Monke
 
 
 def test_images_that_can_not_be_had_are_named_as_such(tmp_path: Path) -> None:
-    (found,) = (one for one in checkup.doctor([str(tmp_path / "nowhere")]).findings if one.name == "images")
+    (found,) = (one for one in doctor([str(tmp_path / "nowhere")]).findings if one.subject == "images")
     assert found.ok is False
     assert "no such file or folder" in found.detail

@@ -165,7 +165,16 @@ def test_general_ones_are_asked_last_whatever_their_names(shelf: list[EntryPoint
     shelf.append(EntryPoint(name="aa-all", value=f"{__name__}:TAKES_ALL", group=GROUP))
     registry._claims.cache_clear()
     order = [importer.reads for importer in importers()]
-    names = ("deformable_detr", "detectron2", "fp_detr", "fp_detr_pretrained", "safetensors", "updetr", "zz-numbers")
+    names = (
+        "deformable_detr",
+        "detectron2",
+        "fp_detr",
+        "fp_detr_pretrained",
+        "onnx",
+        "safetensors",
+        "updetr",
+        "zz-numbers",
+    )
     special = [find(GROUP, name).reads for name in names]
     assert order == [*special, "all", find(GROUP, "detr").reads, find(GROUP, "huggingface").reads]
 
