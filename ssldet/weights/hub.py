@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssldet.errors import CheckpointError, ConfigError, SetupError
-from ssldet.weights.cache import cache_folder
+from ssldet.home import cache_folder
 
 log = logging.getLogger(__name__)
 
