@@ -106,21 +106,43 @@ def speed(*, out: Path = Path("benchmarks/results/speed.json"), images: int = 50
 
 @app.command
 def gpu(
-    *, out: Path = Path("benchmarks/results/gpu.json"), minutes: float = 8.0, device: str = "cuda", tiny: Flag = False
+    *,
+    out: Path = Path("benchmarks/results/gpu.json"),
+    minutes: float = 8.0,
+    device: str = "cuda",
+    tiny: Flag = False,
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    data: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    runs: Path = Path("runs/benchmarks"),
+    jobs: int = 1,
 ) -> None:
-    """Measure training, memory, inference and matching on an accelerator, in order of value, and stop in time.
+    """Measure training, memory, inference and transfer on an accelerator, in order of value, and stop in time.
 
     Args:
         out: JSON file, written after each part.
         minutes: Time to spend; a part that has begun is ended.
         device: Where to compute.
         tiny: Small networks and few steps, to rehearse.
+        only: Parts: tests, steps, memory, against_transformers, transfer.
+        data: images=, train= and val= for the suite ours/small, which the part transfer runs.
+        runs: Folder of that suite's runs and reports.
+        jobs: Number of its processes at a time.
     """
-    from benchmarks.timing.gpu import measure
+    import tempfile
+    import time
 
-    for row in measure(out, minutes=minutes, device=device, tiny=tiny):
-        sys.stdout.write(f"{json.dumps(row)}\n")
-        sys.stdout.flush()
+    import torch
+
+    from benchmarks.timing.gpu import Bench, measure
+
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(
+            device=torch.device(device), until=time.monotonic() + 60 * minutes, tiny=tiny, folder=Path(folder),
+            places=_places(data or []), out=runs, jobs=jobs,
+        )  # fmt: skip
+        for row in measure(out, bench, only or ()):
+            sys.stdout.write(f"{json.dumps(row)}\n")
+            sys.stdout.flush()
 
 
 def _places(pairs: list[str]) -> dict[str, str]:

@@ -253,17 +253,18 @@ def _chain(
     chain: list[str] = []
     backbone = detector = None
     for number, stage in enumerate(method.stages_of.get(kind, method.stages), start=1):
-        purpose = Purpose(verb="pretrain", method=method.name, stage=number, on=downstream.unlabelled.name, model=shown)
+        images = method.labelled or downstream.unlabelled
+        purpose = Purpose(verb="pretrain", method=method.name, stage=number, on=images.name, model=shown)
         run = replace(_pretraining(stage, model, backbone), seed=seed % plan.suite.pretrainings)
         whole = _hands_detector(stage)
-        # Tasks that train a backbone alone need labelled images for their evaluation.
-        val = downstream.unlabelled_val if whole else None
-        chain.append(plan.add(purpose, run, downstream.unlabelled, val, backbone=backbone))
+        # Tasks that train a backbone alone, or on other labels, would need other images for their evaluation.
+        val = downstream.unlabelled_val if whole and method.labelled is None else None
+        chain.append(plan.add(purpose, run, images, val, backbone=backbone))
         backbone, detector = chain[-1], (chain[-1] if whole else None)
     for number, stage in enumerate(downstream.stages_of.get(kind, downstream.stages), start=1):
         kept = backbone if detector is None else None
         changes: dict[str, object] = {"seed": seed, "data.fraction": fraction, "data.fraction_seed": seed}
-        changes |= {} if rate is None else {"optim.lr": rate}
+        changes |= dict(method.finetuning) | ({} if rate is None else {"optim.lr": rate})
         run = override(replace(stage, detector=_with_heads(model, stage, kept)), changes)
         purpose = Purpose(
             verb="finetune",

@@ -61,6 +61,9 @@ class Method:
         role: Whether it is one of the two required baselines: `none` starts with fresh weights, `backbone` with a
             pretrained backbone and a fresh transformer.
         weights: Published weights of the backbone with which it starts; `None` keeps those of its runs.
+        labelled: Labelled images on which its stages train, for a supervised start; `None` takes the images without
+            labels of the downstream task.
+        finetuning: Dotted fields of the fine-tuning runs and the values that this method gives them.
         missing: Why the method can't be run here, which the report states; empty if it can.
     """
 
@@ -70,6 +73,8 @@ class Method:
     stages_of: Mapping[str, tuple[Run, ...]] = field(default_factory=dict)
     role: Literal["none", "backbone", "method"] = "method"
     weights: str | None = None
+    labelled: Data | None = None
+    finetuning: Mapping[str, object] = field(default_factory=dict)
     missing: str = ""
 
 

@@ -1,7 +1,7 @@
 """name -> suite: all comparisons that the project defines, each a function of a `Setting`."""
 
 from benchmarks.suite import Setting, Suite, SuiteFunction
-from benchmarks.suites import detectors, ours, paper, smoke
+from benchmarks.suites import detectors, ours, paper, small, smoke
 from ssldet.errors import ConfigError, suggest
 
 SUITES: dict[str, SuiteFunction] = {
@@ -15,7 +15,8 @@ SUITES: dict[str, SuiteFunction] = {
     "paper/fig6": paper.fig6,
     "paper/fig7": paper.fig7,
     "ours/matching": ours.matching,
-    "ours/small": ours.small,
+    "ours/small": small.small,
+    "ours/small_short": small.small_short,
     "zoo": ours.zoo,
     "zoo/detectors": detectors.detectors,
     "own_data": ours.own_data,

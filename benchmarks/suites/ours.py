@@ -1,10 +1,7 @@
 """`Setting` -> our own comparisons: scopes of matching, all pretext tasks, and pretraining on your own data."""
 
-from dataclasses import replace
-
 from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
 from benchmarks.suites import parts
-from ssldet.detectors.base import backbone_of
 from ssldet.recipe import override
 from ssldet.registry import find, names
 
@@ -42,35 +39,6 @@ def matching(setting: Setting) -> Suite:
     ]
     question = "Does matching within own groups carry over to detection?"
     return _suite("ours/matching", question, setting, methods, downstreams, tuple(claims), 3)
-
-
-def small(setting: Setting) -> Suite:
-    """The recipes named small, minutes on two CPU cores, on your photographs: `images`, `train` and `val`.
-
-    The baseline without any pretraining keeps the frozen first stages of the recipes, here with fresh weights.
-    """
-    images, train, val = setting.given("images", "train", "val")
-    run, pretraining = parts.recipe("detection/small"), parts.recipe("random_query_patch/small")
-    backbone = backbone_of(run.detector)
-    assert backbone is not None
-    downstream = Downstream(name="own", stages=(run,), train=train, val=val, unlabelled=images, metric="AP50")
-    methods = (
-        parts.none(),
-        Method(name="backbone", title="a backbone that knows photographs", role="backbone", weights=backbone.weights),
-        Method(name="updetr", title="UP-DETR on that backbone", stages=(pretraining,), weights=backbone.weights),
-    )
-    return Suite(
-        name="ours/small",
-        question="Does pretraining pay on these photographs, on two CPU cores?",
-        scale=setting.scale,
-        methods=methods,
-        backbones=(replace(backbone, weights=None),),
-        detectors=(run.detector,),
-        downstreams=(downstream,),
-        seeds=setting.numbers(3),
-        threads=1,
-        claims=(Claim(words="pretraining on these images pays", higher="updetr", lower="backbone"),),
-    )
 
 
 def zoo(setting: Setting) -> Suite:

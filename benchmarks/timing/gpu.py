@@ -1,18 +1,17 @@
 """What an accelerator does in the time that it is lent for: `python -m benchmarks gpu`.
 
-The parts come in order of value, and none begins after the time is spent: tests with the marker `gpu`; steps of
-pretraining by batch size and precision, with the real loader beside; memory and the largest batch; fine-tuning and
-inference against transformers' DETR, where that is installed; matching within own groups against global matching.
+The parts come in order of value, each in a process of its own, and end when the time is spent: tests with the marker
+`gpu`; steps of pretraining by batch size and precision against the plain way to write them; the same with the real
+loader; fine-tuning and inference against transformers' DETR, where that is installed; memory and the largest batch;
+and, where images are given, what pretraining brings a detector with a strong backbone (the suite `ours/small_short`).
 Without an accelerator everything but the tests runs on the CPU, to rehearse.
 """
 
-import math
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,21 +19,23 @@ from typing import Any
 
 import torch
 
+from benchmarks.comparing import FinishedComparison, compare
+from benchmarks.timing.apart import Row, rows_apart
 from benchmarks.timing.clock import fastest, write
+from benchmarks.timing.plain import PlainStep, PlainUPDETR
 from downstream.annotations.shapes import write_shapes
-from ssldet.engine.evaluate import at_rest, evaluate
+from ssldet.engine.evaluate import at_rest
 from ssldet.engine.guard import TotalLoss, not_finite
 from ssldet.engine.optim import gradient_norm
 from ssldet.engine.progress import Progress
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, open_sources, training_batches_of
-from ssldet.errors import SetupError
+from ssldet.errors import ConfigError, SetupError, StoppedError, suggest
+from ssldet.patches import patches_of
 from ssldet.ranks import any_rank
 from ssldet.recipe import override
 from ssldet.registry import find
 from ssldet.types import Batch
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +47,18 @@ class Bench:
         until: When no other part may begin, by the monotonic clock.
         tiny: Small networks and few steps.
         folder: Of generated images.
+        places: Name -> data specification, for the suite of the last part; empty leaves that out.
+        out: Folder of the suite's runs and reports.
+        jobs: Runs of the suite at a time.
     """
 
     device: torch.device
     until: float
     tiny: bool
     folder: Path
+    places: Mapping[str, str] = field(default_factory=dict)
+    out: Path = Path("runs/benchmarks")
+    jobs: int = 1
 
     @property
     def seconds_left(self) -> float:
@@ -116,52 +123,13 @@ class Trainer:
         self.progress.step += 1
 
 
-def measure(out: Path, *, minutes: float, device: str, tiny: bool) -> Iterator[Row]:
-    """Measure part after part, and write after each row.
-
-    Args:
-        out: JSON file to write.
-        minutes: Time to spend; a part that has begun is ended.
-        device: Where to compute.
-        tiny: Small networks and few steps.
-
-    Yields:
-        One row for each measurement; a part that fails gives a row that says why, and the next one begins.
-
-    Raises:
-        SetupError: There is no such device.
-    """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SetupError("device: torch sees no CUDA device; rehearse with --device cpu --tiny")
-    place = torch.device(device)
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
-    machine, rows = {"device": name, "torch": torch.__version__, "tiny": tiny}, list[Row]()
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(device=place, until=time.monotonic() + 60 * minutes, tiny=tiny, folder=Path(folder))
-        for part in (tests, steps, memory, against_transformers, matching):
-            if bench.seconds_left <= 0:
-                return
-            try:
-                for row in part(bench):
-                    rows.append({"part": part.__name__, **row, "seconds_left": round(bench.seconds_left)})
-                    write(out, machine, rows)
-                    yield rows[-1]
-            except Exception as error:  # an accelerator may fail in any way, and the other parts are still worth it
-                rows.append({"part": part.__name__, "failed": f"{type(error).__name__}: {str(error)[:300]}"})
-                write(out, machine, rows)
-                yield rows[-1]
-
-
 def tests(bench: Bench) -> Iterator[Row]:
     """Run the tests that need an accelerator."""
     if bench.device.type != "cuda" or not Path("tests").is_dir() or find_spec("pytest") is None:
         yield {"left_out": "needs an accelerator, pytest and the folder tests"}
         return
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", "-p", "no:cacheprovider"]
-    limit = max(30.0, bench.seconds_left / 3)
-    ended = subprocess.run(  # noqa: S603 - our own
-        command, capture_output=True, text=True, timeout=limit, check=False
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
     yield {"exit_code": ended.returncode, "said": ended.stdout.splitlines()[-5:]}
 
 
@@ -169,35 +137,70 @@ def _tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+FORMS = {
+    32: ("plain fp32", "fp32", "tf32", "bf16"),
+    128: ("plain fp32", "tf32", "bf16", "bf16 channels last"),
+    256: ("tf32", "bf16 channels last"),
+}
+"""Images per batch -> ways to take a step. "plain fp32" is `PlainUPDETR`, whose patches come without jitter."""
+
+
 def steps(bench: Bench) -> Iterator[Row]:
-    """Time a step of pretraining by batch size and precision; the first batch size comes in all precisions."""
-    sizes = (4, 8) if bench.tiny else (32, 64, 128, 256)
-    on_gpu = bench.device.type == "cuda"
-    forms = ("fp32", *(("tf32",) if on_gpu else ()), "bf16", *(("bf16 compiled",) if on_gpu else ()))
-    for batch_size in sizes:
-        for form in forms:
+    """Time a step of pretraining by batch size and precision; the first batch size comes in all forms."""
+    forms = {4: ("plain fp32", "fp32", "bf16"), 8: ("fp32", "bf16 channels last")} if bench.tiny else FORMS
+    for batch_size, named in forms.items():
+        trainers = _Trainers(bench, batch_size)
+        for form in named:
             if bench.seconds_left <= 0:
                 return
-            _tf32(form != "fp32")
-            precision = "bf16" if form.startswith("bf16") else "32"
-            run = bench.run("r50", **{"data.batch_size": batch_size, "precision": precision, "data.workers": 0})
+            _tf32("fp32" not in form)
             try:
-                trainer = Trainer(run, bench.device, compiled="compiled" in form)
-                batch = next(iter(trainer.batches())).to(bench.device)
-                seconds = fastest({"step": lambda: trainer.step(batch)}, 3 if bench.tiny else 8)["step"]  # noqa: B023
+                step = trainers.step_of(form)
+                seconds = fastest({"step": step}, 3 if bench.tiny else 6)["step"]
             except torch.cuda.OutOfMemoryError:
                 yield {"batch": batch_size, "form": form, "failed": "out of memory"}
                 torch.cuda.empty_cache()
                 continue
             row = {"batch": batch_size, "form": form, "images_per_second": round(batch_size / seconds, 1)}
             yield row | {"step_ms": round(1000 * seconds, 1)}
-        yield _with_loader(bench, batch_size)
     _tf32(False)
 
 
-def _with_loader(bench: Bench, batch_size: int) -> Row:
-    """Train with the real loader, and return the images per second and the share of time spent waiting for them."""
-    workers, count = (0, 3) if bench.tiny else (12, 20)
+class _Trainers:
+    """One batch on the device, and the ways to take a step with it."""
+
+    def __init__(self, bench: Bench, batch_size: int) -> None:
+        self.bench = bench
+        self.run = bench.run("r50", **{"data.batch_size": batch_size, "data.workers": 0})
+        trainer = Trainer(self.run, bench.device)
+        self.sources, self.batch = trainer.sources, next(iter(trainer.batches())).to(bench.device)
+
+    def step_of(self, form: str) -> Callable[[], object]:
+        """Return a function that takes one step."""
+        if form.startswith("plain"):
+            return self._plain()
+        run = override(self.run, {"precision": "bf16" if form.startswith("bf16") else "32"})
+        trainer = Trainer(run, self.bench.device, sources=self.sources, compiled="compiled" in form)
+        if "channels last" in form:
+            trainer.objective.detector.to(memory_format=torch.channels_last)
+        return lambda: trainer.step(self.batch)
+
+    def _plain(self) -> Callable[[], object]:
+        small = {"width": 64, "heads": 4, "feedforward": 128, "layers": 2, "queries": 10} if self.bench.tiny else {}
+        step, objective = (
+            PlainStep(PlainUPDETR(**small), self.bench.device),
+            Trainer(self.run, self.bench.device).objective,
+        )
+        images = objective.detector.normalise(self.batch.images, self.batch.padding)
+        pixels = patches_of(self.batch).pixels
+        patches = objective.detector.normalise(pixels.flatten(0, 1)).view(*pixels.shape[:2], 3, *pixels.shape[-2:])
+        boxes = torch.stack([one.boxes for one in self.batch.targets])
+        return lambda: step(images, self.batch.padding, patches, boxes)
+
+
+def loading(bench: Bench) -> Iterator[Row]:
+    """Train with the real loader: images per second, and the share of time spent waiting for them."""
+    batch_size, workers, count = (4, 0, 3) if bench.tiny else (128, 12, 20)
     changes = {"data.batch_size": batch_size, "precision": "bf16", "data.workers": workers, "budget.steps": count + 4}
     trainer = Trainer(bench.run("r50", **changes), bench.device)
     batches = trainer.batches()
@@ -207,7 +210,7 @@ def _with_loader(bench: Bench, batch_size: int) -> Row:
             begun, waited = time.perf_counter(), batches.waited
         trainer.step(batch.to(bench.device, non_blocking=True))
     passed = time.perf_counter() - begun
-    return {
+    yield {
         "batch": batch_size,
         "form": "bf16 with loader",
         "images_per_second": round(batch_size * count / passed, 1),
@@ -221,7 +224,7 @@ def memory(bench: Bench) -> Iterator[Row]:
     if bench.device.type != "cuda":
         yield {"left_out": "needs an accelerator"}
         return
-    batch_size = 32
+    batch_size = 128
     while bench.seconds_left > 0 and batch_size <= 4096:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -280,31 +283,72 @@ def _compared(work: str, ours: Callable[[], object], theirs: Callable[[], object
     return {"work": work, "against": "transformers' DETR", "ratio": round(times["theirs"] / times["ours"], 3)}
 
 
-def matching(bench: Bench) -> Iterator[Row]:
-    """Train with matching within own groups and with global matching, and measure how well patches are found."""
-    total, every = (4, 2) if bench.tiny else (2000, 250)
-    side, count = (64, 32) if bench.tiny else (224, 3000)
-    changes: dict[str, object] = {
-        "data.train": (bench.images(count, side, 0),),
-        "data.val": (bench.images(8 if bench.tiny else 200, side, 1),),
-        "task.image_sides": (side,),
-        "task.eval_side": side,
-        "task.longest_side": 2 * side,
-        "data.batch_size": 8 if bench.tiny else 32,
-        "data.workers": 0 if bench.tiny else 6,
-        "budget.steps": total,
-    }
-    runs = {scope: bench.run("tiny", **changes, **{"task.matching": scope}) for scope in ("own_group", "global")}
-    sources = open_sources(next(iter(runs.values())))
-    trainers = {scope: Trainer(run, bench.device, sources=sources) for scope, run in runs.items()}
-    streams = {scope: iter(trainer.batches()) for scope, trainer in trainers.items()}
-    for done in range(every, total + 1, every):
-        for scope, trainer in trainers.items():
-            for _ in range(every):
-                trainer.step(next(streams[scope]).to(bench.device, non_blocking=True))
-            assert sources.val is not None
-            results = evaluate(trainer.run, trainer.objective, sources.val, bench.device) or {}
-            headline = results.get(trainer.run.task.headline, math.nan)
-            yield {"matching": scope, "steps": done, trainer.run.task.headline: round(float(headline), 4)}
+def transfer(bench: Bench) -> Iterator[Row]:
+    """Compare what pretraining brings the recipes named small; their runs share the accelerator."""
+    if not bench.places:
+        yield {"left_out": "needs --data images=… train=… val=…"}
+        return
+    done: FinishedComparison | None = None
+    try:
+        found = compare(
+            "ours/small_short", data=bench.places, out=bench.out, jobs=bench.jobs, budget=bench.seconds_left
+        )
+        done = found if isinstance(found, FinishedComparison) else None
+    except StoppedError as stopped:
+        yield {"stopped": str(stopped)}
+    yield {"finished": done is not None, "report": str(bench.out)}
+
+
+PARTS: dict[str, tuple[Callable[[Bench], Iterator[Row]], float]] = {
+    "tests": (tests, 0.2),
+    "steps": (steps, 0.4),
+    "loading": (loading, 0.2),
+    "against_transformers": (against_transformers, 0.15),
+    "memory": (memory, 0.15),
+    "transfer": (transfer, 1.0),
+}
+"""Name -> part and the share of the whole time after which it is killed."""
+
+
+def measure(
+    out: Path,
+    bench: Bench,
+    only: Sequence[str] = (),
+    parts: Mapping[str, tuple[Callable[[Bench], Iterator[Row]], float]] = PARTS,
+) -> Iterator[Row]:
+    """Measure part after part, each in a process of its own, and write after each row.
+
+    Args:
+        out: JSON file to write.
+        bench: Where and on what is measured.
+        only: Names of parts; empty measures all.
+        parts: As `PARTS`; functions that another process can import.
+
+    Yields:
+        One row for each measurement; a part that fails or takes too long gives a row that says why, and the next one
+        begins.
+
+    Raises:
+        ConfigError: There is no such part.
+        SetupError: There is no such device.
+    """
+    if wrong := [f"--only: no part {name!r}{suggest(name, list(parts))}" for name in only if name not in parts]:
+        raise ConfigError(wrong)
+    if bench.device.type == "cuda" and not torch.cuda.is_available():
+        raise SetupError("device: torch sees no CUDA device; rehearse with --device cpu --tiny")
+    name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else bench.device.type
+    machine, rows, whole = (
+        {"device": name, "torch": torch.__version__, "tiny": bench.tiny},
+        list[Row](),
+        bench.seconds_left,
+    )
+    for name, (part, share) in parts.items():
         if bench.seconds_left <= 0:
             return
+        if only and name not in only:
+            continue
+        until = min(bench.until, time.monotonic() + share * whole)
+        for row in rows_apart(part, bench, until):
+            rows.append({"part": name, **row, "seconds_left": round(bench.seconds_left)})
+            write(out, machine, rows)
+            yield rows[-1]

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +14,17 @@ from ssldet.data import problems
 from ssldet.types import Batch, Sample, Targets
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample], multiple: int = 1) -> Batch:
     """Gather samples; the canvas is as high as the highest and as wide as the widest image.
 
     Args:
         samples: At least one; their problems must be of one kind and shape.
+        multiple: Height and width of the canvas are multiples of this many pixels.
 
     Raises:
         ValueError: Some samples carry a problem of another kind or shape than the others.
     """
-    images, padding = _pad([sample.image for sample in samples])
+    images, padding = _pad([sample.image for sample in samples], multiple)
     return Batch(
         images=images,
         padding=padding,
@@ -30,7 +32,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         targets=[_on_canvas(sample.targets, images) for sample in samples],
         keys=[sample.key for sample in samples],
         original_sizes=torch.tensor([sample.original_size for sample in samples]),
-        problem=problems.gather(samples, collate),
+        problem=problems.gather(samples, partial(collate, multiple=multiple)),
         skipped=tuple(skipped for sample in samples for skipped in sample.skipped),
     )
 
@@ -77,9 +79,10 @@ def _off_canvas(targets: Targets, height: int, width: int) -> Targets:
     return targets if targets.masks is None else replace(targets, masks=targets.masks[:, :height, :width])
 
 
-def _pad(images: Sequence[UInt8[Tensor, "3 _ _"]]) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
-    height = max(image.shape[1] for image in images)
-    width = max(image.shape[2] for image in images)
+def _pad(
+    images: Sequence[UInt8[Tensor, "3 _ _"]], multiple: int
+) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
+    height, width = (-(-max(image.shape[axis] for image in images) // multiple) * multiple for axis in (1, 2))
     canvas = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
     padding = torch.ones(len(images), height, width, dtype=torch.bool)
     for row, image in enumerate(images):

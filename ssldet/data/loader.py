@@ -9,6 +9,7 @@ continues from any step without saved state.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch.utils.data import Dataset
@@ -39,6 +40,7 @@ def training_batches(
     world: int = 1,
     accumulate: int = 1,
     workers: int = 0,
+    canvas_multiple: int = 1,
 ) -> SteadyLoader:
     """Return the batches of one rank, `accumulate` of them per step.
 
@@ -55,6 +57,7 @@ def training_batches(
         world: Number of processes.
         accumulate: Parts of one step.
         workers: Reading processes; zero reads in this process.
+        canvas_multiple: As in `DataConfig`.
 
     Raises:
         ConfigError: The batch can't be split equally over ranks and parts.
@@ -78,7 +81,7 @@ def training_batches(
     )
     reading = ReadingRecord(workers)
     reader = Reader(source, views, reading, seed=seed, replace_bad=True)
-    return SteadyLoader(reader, places, _gather, reading, workers, reader.name)
+    return SteadyLoader(reader, places, partial(_gather, canvas_multiple), reading, workers, reader.name)
 
 
 def evaluation_batches(
@@ -108,7 +111,7 @@ def evaluation_batches(
     places = Once(count=len(source), batch_size=batch_size, rank=rank, world=world)
     reading = ReadingRecord(workers)
     reader = Reader(source, views, reading, seed=seed, replace_bad=False)
-    return SteadyLoader(reader, places, _gather, reading, workers, reader.name)
+    return SteadyLoader(reader, places, partial(_gather, 1), reading, workers, reader.name)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -225,7 +228,7 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
         return f"image {index}" if name is None else shown(name)
 
 
-def _gather(items: list[Sample | Skipped | SsldetError]) -> WorkerResult:
+def _gather(canvas_multiple: int, items: list[Sample | Skipped | SsldetError]) -> WorkerResult:
     for item in items:
         if isinstance(item, SsldetError):
             return item
@@ -233,5 +236,5 @@ def _gather(items: list[Sample | Skipped | SsldetError]) -> WorkerResult:
     samples = [item for item in items if isinstance(item, Sample)]
     if not samples:
         return lost
-    batch = collate(samples)
+    batch = collate(samples, canvas_multiple)
     return replace(batch, skipped=lost + batch.skipped) if lost else batch

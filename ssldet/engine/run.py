@@ -34,6 +34,8 @@ class DataConfig:
         batch_size: Images of one optimiser step, over all ranks and accumulated parts together, unlabelled ones
             included.
         workers: Loader processes per rank; the result does not depend on it.
+        canvas_multiple: Sides of the canvas of a training batch are multiples of this many pixels. An accelerator plans
+            the convolutions of each new size anew; with few sizes, as 32 or 64 give, it does so less often.
         max_bad_fraction: Largest share of unusable files that a run skips; above it the run stops.
         min_side: Shortest usable image side in pixels; shorter images count as bad.
         max_pixels: Largest usable image in pixels, checked before decoding.
@@ -48,6 +50,7 @@ class DataConfig:
     fraction_seed: Annotated[int, Within(0, 2**63 - 1)] = 0
     batch_size: Annotated[int, Within(1, 65_536)] = 32
     workers: Annotated[int, Within(0, 256)] = 2
+    canvas_multiple: Annotated[int, Within(1, 1024)] = 1
     max_bad_fraction: Annotated[float, Within(0, 1)] = 0.001
     min_side: Annotated[int, Within(1)] = ImageRules.min_side
     max_pixels: Annotated[int, Within(1)] = ImageRules.max_pixels

@@ -84,6 +84,7 @@ def training_batches_of(run: Run, source: Source, start_step: int) -> SteadyLoad
         world=world(),
         accumulate=run.optim.accumulate,
         workers=run.data.workers,
+        canvas_multiple=run.data.canvas_multiple,
     )
 
 

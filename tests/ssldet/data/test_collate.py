@@ -75,3 +75,11 @@ def test_parts_of_one_size_are_free_of_padding():
         assert part.original_sizes.tolist() == [list(samples[place].original_size) for place in places]
         assert part.problem.pixels.shape == (len(places), 3, 3, 8, 9)
     assert torch.equal(parts[0][1].targets[0].masks, masks)
+
+
+def test_the_canvas_can_be_a_multiple_of_some_pixels():
+    batch = collate([sample(5, 7, boxes=2), sample(6, 16)], multiple=8)
+    assert batch.images.shape == (2, 3, 8, 16)
+    assert batch.sizes.tolist() == [[5, 7], [6, 16]]
+    assert batch.padding[0].logical_not().sum() == 35
+    assert batch.images[batch.padding[:, None].expand_as(batch.images)].sum() == 0
