@@ -96,7 +96,7 @@ def fit(
             _join(fabric, run, sources.train, 0 if restored is None else restored.step)
             keeper = Keeper(run, folder, sources.train)
             reporter = Reporter(run, folder, sources, preview, keeper.compare)
-            with closing(reporter):
+            with closing(reporter), closing(keeper):
                 train(fabric, run, objective, sources.train, reporter, keeper, stop, restored)
                 reporter.require_measured()
             return reporter.results
@@ -197,7 +197,7 @@ def _take_up(run: Run, folder: RunFolder, restored: Restored) -> None:
     checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
     for path in restored.damaged:
         checkpoints.set_aside(path)
-    checkpoints.sweep()
+    folder.sweep()
     folder.cut_metrics(restored.step)
     folder.write_run(run)
     log.info("going on from step %d", restored.step)

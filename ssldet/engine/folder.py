@@ -106,7 +106,7 @@ class RunFolder:
             raise
         for name in ("run.json", *_LEFT_BEHIND):
             (folder.path / name).unlink(missing_ok=True)
-        Checkpoints(folder.checkpoints).sweep()
+        folder.sweep()
         folder.update(schema=SCHEMA, id=uuid4().hex, status="created", steps=0, seed=run.seed, versions=_versions())
         folder.write_run(run, command)
         return folder
@@ -144,6 +144,13 @@ class RunFolder:
     def release(self) -> None:
         """Give the lock back."""
         self._lock.release()
+
+    def sweep(self) -> None:
+        """Delete what a killed process left half written; only whoever holds the lock may call this."""
+        Checkpoints(self.checkpoints).sweep()
+        for place in (self.path, self.weights.parent):
+            for stage in place.glob("*.tmp-*"):
+                stage.unlink(missing_ok=True)
 
     def run(self) -> Run:
         """Read the configuration.

@@ -1,8 +1,9 @@
-"""Progress -> disk: checkpoints on the way, weights at the end."""
+"""Progress -> disk: checkpoints on the way, written while training goes on, and weights at the end."""
 
 import logging
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 from ssldet.engine.best import BestWeights
@@ -12,6 +13,7 @@ from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
 from ssldet.engine.quarantine import Quarantine
 from ssldet.engine.run import Run
+from ssldet.engine.saving import BackgroundWork, Snapshot
 from ssldet.engine.steps import Checkpoints, Restored, room_for
 from ssldet.engine.writing import Patience
 from ssldet.errors import ConfigError, DataError, SetupError, StoppedError
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 
 class Keeper:
     """Saves on rank 0, and lets all ranks know how it went.
+
+    At most one checkpoint is on its way. How it went is known when it has been waited for: before the next one, before
+    an evaluation and at the end, or as soon as a step finds that it is written.
 
     Attributes:
         folder: Where to.
@@ -46,6 +51,8 @@ class Keeper:
         self._checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
         self._best = BestWeights(run, folder, source)
         self._patience = Patience("a checkpoint", folder.checkpoints)
+        self._writing = BackgroundWork()
+        self._on_its_way: tuple[int, dict[str, Any]] | None = None
         self.quarantine = Quarantine(source, run.data.max_bad_fraction, folder.path / "quarantine.jsonl")
 
     def begin(self, progress: Progress, restored: Restored | None) -> None:
@@ -66,24 +73,57 @@ class Keeper:
         free = shutil.disk_usage(self.folder.checkpoints).free
         if problem := room_for(progress.state_bytes(), self._checkpoints.keep, self.folder.checkpoints, free):
             raise SetupError(problem)
-        self.save(progress)
+        self.save_now(progress)
 
     def save(self, progress: Progress) -> None:
-        """Save a checkpoint; every rank must call this at the same step.
+        """Begin to save a checkpoint of this step; every rank must call this at the same step.
+
+        Args:
+            progress: Between two steps; what follows does not change the checkpoint.
 
         Raises:
             DivergedError: A weight is not finite; nothing has been saved then.
+            SetupError: The one before was the third in a row to fail; on every rank alike.
+        """
+        self.wait()
+        progress.require_finite()
+        facts = {"steps": progress.step, "seconds": round(progress.seconds, 3), "skipped_steps": progress.skipped}
+        self._on_its_way = progress.step, {**facts, "bad_files": self.quarantine.counts()}
+        if rank() == 0:
+            whole = {**progress.state_dict(), "run": self._document, "run_id": self._id, "data": stated(self._source)}
+            snapshot = Snapshot(whole | {"best": self._best.state()})
+            self._writing.start(partial(self._write, progress.step, snapshot), "checkpoint")
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has written a checkpoint, well or not, that was not waited for yet."""
+        return self._writing.over
+
+    def wait(self) -> None:
+        """Wait for the checkpoint on its way, if there is one; every rank must call this at the same step.
+
+        Raises:
             SetupError: Saving failed for the third time in a row; on every rank alike.
         """
-        progress.require_finite()
-        problem = gather_objects(self._attempt(progress) if rank() == 0 else "")[0]
-        if problem:
-            self._patience.failed(problem, f"step {progress.step}")
+        if self._on_its_way is None:
+            return
+        (step, facts), self._on_its_way = self._on_its_way, None
+        if problem := gather_objects(self._outcome())[0]:
+            self._patience.failed(problem, f"step {step}")
             return
         self._patience.succeeded()
         if rank() == 0:
-            counters = {"steps": progress.step, "seconds": round(progress.seconds, 3)}
-            self.folder.note(**counters, skipped_steps=progress.skipped, bad_files=self.quarantine.counts())
+            self.folder.note(**facts)
+
+    def save_now(self, progress: Progress) -> None:
+        """Save a checkpoint, and wait until it is written; otherwise as `save`."""
+        self.save(progress)
+        self.wait()
+
+    def close(self) -> None:
+        """Let the checkpoint on its way be written, where an error has ended the run."""
+        if self._on_its_way is not None and (problem := self._outcome()):
+            log.error("step %d: a checkpoint could NOT be saved (%s)", self._on_its_way[0], problem)
 
     def settle(self, progress: Progress) -> None:
         """Count bad files over all ranks; every rank must call this at the same step.
@@ -94,7 +134,7 @@ class Keeper:
         try:
             self.quarantine.settle()
         except DataError:
-            self.save(progress)
+            self.save_now(progress)
             raise
 
     def compare(self, progress: Progress, results: Mapping[str, Any]) -> None:
@@ -107,10 +147,12 @@ class Keeper:
         Raises:
             ConfigError: There is no such measure. The run is saved first, because resuming may name another.
         """
+        # The best weights that it belongs to are kept only as long as its file is there.
+        self.wait()
         try:
             self._best.take(progress, results)
         except ConfigError as error:
-            self.save(progress)
+            self.save_now(progress)
             raise ConfigError(f"{error}; go on with: {self.folder.resume_command(self._run)} --set …") from error
 
     def hand_over(self, progress: Progress, results: dict[str, Any]) -> None:
@@ -124,10 +166,11 @@ class Keeper:
             DivergedError: A weight is not finite.
             SetupError: They can't be written.
         """
+        self.wait()
         progress.require_finite()
         if progress.enough:
             log.info("ended at step %d of %d: %s", progress.step, progress.total_steps, progress.enough)
-            self.save(progress)
+            self.save_now(progress)
         if rank() == 0:
             info = describe(self._run, stated(self._source), progress.step, self.folder.lineage())
             seconds = round(progress.seconds, 3)
@@ -152,17 +195,20 @@ class Keeper:
         Raises:
             StoppedError: Always.
         """
-        self.save(progress)
+        self.save_now(progress)
         raise StoppedError(
             f"stopped at step {progress.step} of {progress.total_steps} by {by}; all is saved, go on with: "
             f"{self.folder.resume_command(self._run)}"
         )
 
-    def _attempt(self, progress: Progress) -> str:
-        """Save, and say what went wrong; empty where nothing did."""
+    def _write(self, step: int, snapshot: Snapshot) -> None:
+        """Write a checkpoint; the thread."""
+        self._checkpoints.save(step, snapshot.state())
+
+    def _outcome(self) -> str:
+        """Wait for what this rank writes, and say what went wrong; empty where nothing did."""
         try:
-            whole = {**progress.state_dict(), "run": self._document, "run_id": self._id, "data": stated(self._source)}
-            self._checkpoints.save(progress.step, whole | {"best": self._best.state()})
+            self._writing.wait()
         except OSError as error:
             return f"{type(error).__name__}: {error}"
         return ""

@@ -95,13 +95,16 @@ def train(
                 fabric.backward(loss / accumulate)
         norm = gradient_norm(progress.learning)
         bad = not_finite(total_loss.parts, norm)
-        left_out, stopping = any_rank(torch.stack([bad, torch.full_like(bad, bool(stop.raised))]))
+        told = [torch.full_like(bad, flag) for flag in (bool(stop.raised), keeper.written)]
+        left_out, stopping, written = any_rank(torch.stack([bad, *told]))
         if left_out:
             leave_out(progress, total_loss.parts, norm, keeper.folder.captures)
         else:
             progress.take_step(norm)
         progress.step += 1
         with reporter.between_steps():
+            if written:
+                keeper.wait()
             if reporter.line_due(progress):
                 keeper.settle(progress)
                 if not left_out:

@@ -191,6 +191,16 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
     assert [line["step"] for line in measured(tmp_path / "a")] == list(range(1, 13))
 
 
+def test_what_a_killed_process_had_staged_is_deleted(tmp_path: Path, fakes: ModuleType, train: Train) -> None:
+    run = fakes.a_run()
+    train(tmp_path / "a", run)
+    staged = ["run.json.tmp-1", "weights/best-000004.safetensors.tmp-1", "checkpoints/step-000012.ckpt.tmp-1"]
+    for name in staged:
+        (tmp_path / "a" / name).write_bytes(b"half")
+    train(tmp_path / "a", run, resume=True)
+    assert not [name for name in staged if (tmp_path / "a" / name).exists()]
+
+
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change what a checkpoint holds, and let its checksum agree."""
     state = torch.load(path, weights_only=True)
