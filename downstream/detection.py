@@ -30,7 +30,7 @@ from ssldet.losses.set_prediction import set_prediction
 from ssldet.postprocess import detections
 from ssldet.recipe import Within
 from ssldet.source import Measurable, Source
-from ssldet.task import Evaluator, Objective, Task, Views
+from ssldet.task import Evaluator, Needs, Objective, Task, Views
 from ssldet.types import Batch, Detections, Losses, Predictions
 
 BUILT_IN = ("detr", "scale_jitter", "none")
@@ -80,6 +80,7 @@ class Detection(Task):
     """
 
     cite: ClassVar[str] = "carion2020detr"
+    needs: ClassVar[Needs] = Needs(colours=False)
     headline: ClassVar[str] = "AP"
     untiled_because: ClassVar[str] = ""
     unmixed_because: ClassVar[str] = ""

@@ -65,7 +65,7 @@ class MixedImages(WrappedSource):
     ) -> Sample:
         """Fill the four parts of a canvas, each with a window of one image, whose objects move with it."""
         (height, width), (down, across) = size, corner
-        canvas = torch.empty(3, height, width, dtype=torch.uint8)
+        canvas = samples[0].image.new_empty(samples[0].image.shape[0], height, width)
         spans = [
             (top, bottom, left, right)
             for top, bottom in ((0, down), (down, height))
@@ -110,8 +110,9 @@ def _laid_over(sample: Sample, other: Sample, share: float) -> Sample:
     """Mix the pixels of two images, the second at the size of the first; the objects of both are targets."""
     size = (int(sample.image.shape[1]), int(sample.image.shape[2]))
     other = resize(other, size)
-    mixed = (share * sample.image.float() + (1 - share) * other.image.float()).round().to(torch.uint8)
-    return replace(sample, image=mixed, targets=concatenate([sample.targets, other.targets]))
+    mixed = share * sample.image.float() + (1 - share) * other.image.float()
+    pixels = mixed if sample.image.is_floating_point() else mixed.round().to(torch.uint8)
+    return replace(sample, image=pixels, targets=concatenate([sample.targets, other.targets]))
 
 
 def _number(generator: torch.Generator) -> float:

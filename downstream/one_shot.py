@@ -21,7 +21,6 @@ from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from downstream.annotations.one_shot import (
@@ -40,7 +39,7 @@ from ssldet.queries import PatchQueries
 from ssldet.recipe import Within
 from ssldet.source import Measurable, Source
 from ssldet.task import Evaluator, Stage
-from ssldet.types import Batch, Detections, Losses
+from ssldet.types import Batch, Detections, Losses, Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +141,6 @@ class QueryDetection(PatchObjective):
         """Return every query's answer for the patch that comes with each image; the label is always 0."""
         return self.answers(batch, self.describe(patches_of(batch).pixels))
 
-    def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
+    def fit_patch(self, patch: Pixels) -> Tensor:
         """Put a patch into a black square."""
         return square(patch, self.task.patch_size)

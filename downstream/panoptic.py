@@ -58,7 +58,7 @@ class Panoptic(Detection):
     """
 
     headline: ClassVar[str] = "PQ"
-    needs: ClassVar[Needs] = Needs(masks=True)
+    needs: ClassVar[Needs] = Needs(masks=True, colours=False)
     unmixed_because: ClassVar[str] = "masks say what each pixel is, and mixed pixels are two things"
     untiled_because: ClassVar[str] = "the masks and segments of tiles can't be merged"
     stage: ClassVar[Stage] = Stage(learns_from=_with_stuff_of, receives=_with_masks)

@@ -45,7 +45,7 @@ from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.nn.momentum import follow, follower
 from ssldet.patches import Patches, cut, in_one_row
 from ssldet.recipe import Within
-from ssldet.task import Stage, Views
+from ssldet.task import Needs, Stage, Views
 from ssldet.types import Batch, Gather, Losses, Sample
 
 RANKED = 128
@@ -72,6 +72,7 @@ class Joint(RandomQueryPatch):
             their own.
     """
 
+    needs: ClassVar[Needs] = Needs(labels=False)
     stage: ClassVar[Stage] = Stage(hands_over=with_fixed_norms)
 
     freeze_backbone: bool = False

@@ -29,7 +29,7 @@ from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pretext.patch_iou import TEMPLATE_MEANINGS, PatchIoU, template_matching
@@ -44,8 +44,8 @@ from ssldet.patches import Patches, PatchObjective, cut, most_confident, patches
 from ssldet.queries import PatchQueries, unequal_shares
 from ssldet.recipe import Within
 from ssldet.source import Source
-from ssldet.task import Evaluator, PretextTask, Views
-from ssldet.types import Batch, Detections, Losses, Sample, Targets
+from ssldet.task import Evaluator, Needs, PretextTask, Views
+from ssldet.types import Batch, Detections, Losses, Pixels, Sample, Targets
 
 RELEASED_SIDES = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
 """Short sides of the released code."""
@@ -87,6 +87,7 @@ class RandomQueryPatch(PretextTask):
     """
 
     cite: ClassVar[str] = "dai2021updetr"
+    needs: ClassVar[Needs] = Needs(labels=False, colours=False)
     headline: ClassVar[str] = "patch_iou"
 
     num_patches: Annotated[int, Within(1, 10_000)] = 10
@@ -248,7 +249,7 @@ class PatchDetection(PatchObjective):
         embeddings = features.detach() if self.task.detach_target else features
         return self.criterion(predictions, self._targets(batch.targets, embeddings))
 
-    def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
+    def fit_patch(self, patch: Pixels) -> Tensor:
         """Resize a patch to the task's square."""
         return squeeze(patch, self.task.patch_size)
 

@@ -103,5 +103,7 @@ def __getattr__(name: str) -> Any:
     """Import the module of a name on first use."""
     if name not in _HOME:
         raise AttributeError(f"module 'ssldet' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
+    module = import_module(_HOME[name])
+    # All of them at once: the function `report` has the name of a package, which the import of the verbs puts here.
+    globals().update({member: getattr(module, member) for member in _CONTENTS[_HOME[name]].split()})
+    return globals()[name]

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ssldet.data.photometric import apply_jitter
+from ssldet.data.photometric import apply_jitter, in_unit_range
 from ssldet.postprocess import answers_of_queries
 from ssldet.queries import PatchQueries
 from ssldet.task import Objective
-from ssldet.types import Batch, Detections, Gather, Predictions, Problem
+from ssldet.types import Batch, Detections, Gather, ManyPatches, Pixels, Predictions, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Patches(Problem):
             are.
     """
 
-    pixels: Annotated[UInt8[Tensor, "*B P 3 h w"], Gather.PIXELS]
+    pixels: Annotated[UInt8[Tensor, "*B P 3 h w"] | Float[Tensor, "*B P c h w"], Gather.PIXELS]
     jitter: Annotated[Float[Tensor, "*B P J"] | None, Gather.STACK] = None
 
 
@@ -41,7 +41,7 @@ def patches_of(batch: Batch) -> Patches:
     return batch.problem
 
 
-def cut(image: UInt8[Tensor, "3 H W"], boxes_xyxy: Int[Tensor, "P 4"], size: int) -> UInt8[Tensor, "P 3 h w"]:
+def cut(image: Pixels, boxes_xyxy: Int[Tensor, "P 4"], size: int) -> ManyPatches:
     """Cut patches and resize each to a square.
 
     Args:
@@ -52,14 +52,14 @@ def cut(image: UInt8[Tensor, "3 H W"], boxes_xyxy: Int[Tensor, "P 4"], size: int
     return torch.stack([squeeze(image[:, y0:y1, x0:x1], size) for x0, y0, x1, y1 in boxes_xyxy.tolist()])
 
 
-def squeeze(patch: UInt8[Tensor, "3 _ _"], size: int) -> UInt8[Tensor, "3 h w"]:
+def squeeze(patch: Pixels, size: int) -> Tensor:
     """Resize a patch to a square of `size` pixels, whatever its proportions."""
     return F.interpolate(patch[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
 def in_one_row(
-    patches: UInt8[Tensor, "B P 3 h w"], jitter: Float[Tensor, "B P J"] | None
-) -> UInt8[Tensor, "N 3 h w"] | Float[Tensor, "N 3 h w"]:
+    patches: ManyPatches, jitter: Float[Tensor, "B P J"] | None
+) -> UInt8[Tensor, "R 3 h w"] | Float[Tensor, "R c h w"]:
     """Return the patches of all images, one after the other and changed as drawn; floating in 0..1 if they are changed.
 
     Args:
@@ -67,7 +67,7 @@ def in_one_row(
         jitter: Drawn photometric changes; `None` for the patches as they are.
     """
     pixels = patches.flatten(0, 1)
-    return pixels if jitter is None else apply_jitter(pixels.float() / 255, jitter.flatten(0, 1))
+    return pixels if jitter is None else apply_jitter(in_unit_range(pixels), jitter.flatten(0, 1))
 
 
 class PatchObjective(Objective):
@@ -81,12 +81,10 @@ class PatchObjective(Objective):
     patch_queries: PatchQueries
 
     @abstractmethod
-    def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
+    def fit_patch(self, patch: Pixels) -> Tensor:
         """Resize a patch of any size to the size that the task uses."""
 
-    def describe(
-        self, patches: UInt8[Tensor, "B P 3 h w"], jitter: Float[Tensor, "B P J"] | None = None
-    ) -> Float[Tensor, "B P E"]:
+    def describe(self, patches: ManyPatches, jitter: Float[Tensor, "B P J"] | None = None) -> Float[Tensor, "B P E"]:
         """Return the detector's features of the patches, averaged over their cells.
 
         Args:
@@ -116,7 +114,7 @@ class PatchObjective(Objective):
         return [replace(one, labels=predictions.groups.to(one.labels)) for one in per_image]
 
     @torch.no_grad()
-    def localise(self, batch: Batch, patches: Sequence[UInt8[Tensor, "3 _ _"]]) -> list[Detections]:
+    def localise(self, batch: Batch, patches: Sequence[Pixels]) -> list[Detections]:
         """Find any patches in every image of a batch (UP-DETR, figure 5).
 
         Args:

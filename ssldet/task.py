@@ -121,12 +121,14 @@ class Needs:
         unlabelled: Whether it learns from further images without labels too, `data.unlabelled`, which then come mixed
             with the others; see `ssldet.data.mixing`.
         average: Whether it learns from the averaged weights of its own run; see `Objective.set_average`.
+        colours: Whether images must be red, green and blue; a task that says no takes any channels (`data.channels`).
     """
 
     labels: bool = True
     masks: bool = False
     unlabelled: bool = False
     average: bool = False
+    colours: bool = True
 
 
 def _same_task(task: Any, source: Source) -> Any:

@@ -22,6 +22,12 @@ from torch import Tensor
 from ssldet.class_scores import ClassScores, SoftmaxScores
 
 Movable = TypeVar("Movable", bound="OnDevice")
+Pixels = UInt8[Tensor, "3 H W"] | Float[Tensor, "c H W"]
+"""An image: RGB in 0..255, or any channels in 0..1 (see `ssldet.data.bands`); `c` counts the channels of images."""
+ManyPixels = UInt8[Tensor, "*N 3 H W"] | Float[Tensor, "*N c H W"]
+"""Several images of one size."""
+ManyPatches = UInt8[Tensor, "*N 3 h w"] | Float[Tensor, "*N c h w"]
+"""Several patches of one size."""
 
 
 class OnDevice:
@@ -128,7 +134,7 @@ class Sample:
         skipped: Files that were tried before this one and could not be used.
     """
 
-    image: UInt8[Tensor, "3 H W"]
+    image: Pixels
     targets: Targets
     key: str
     original_size: tuple[int, int]
@@ -155,7 +161,7 @@ class Batch(OnDevice):
         skipped: Files that could not be used while this batch was gathered.
     """
 
-    images: UInt8[Tensor, "B 3 H W"]
+    images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B c H W"]
     padding: Bool[Tensor, "B H W"]
     sizes: Int[Tensor, "B 2"]
     targets: list[Targets]

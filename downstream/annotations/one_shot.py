@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
@@ -22,7 +22,7 @@ from ssldet.boxes import to_absolute
 from ssldet.errors import DataError, suggest
 from ssldet.patches import Patches
 from ssldet.source import GroundTruth, Measurable, Source, WrappedSource
-from ssldet.types import Batch, Detections, Sample, Targets
+from ssldet.types import Batch, Detections, Pixels, Sample, Targets
 from ssldet.weights.coco import coco_things
 
 VOC_UNSEEN = ("aeroplane", "cat", "cow", "sheep")
@@ -320,7 +320,7 @@ def _listed(images: Source, index: int) -> Targets:
     return targets
 
 
-def cut_query(image: UInt8[Tensor, "3 H W"], box_xyxy: Float[Tensor, "4"], size: int) -> UInt8[Tensor, "3 h w"]:
+def cut_query(image: Pixels, box_xyxy: Float[Tensor, "4"], size: int) -> Tensor:
     """Cut an object out as a query: every pixel that its box touches, in the middle of a black square.
 
     Args:
@@ -335,7 +335,7 @@ def cut_query(image: UInt8[Tensor, "3 H W"], box_xyxy: Float[Tensor, "4"], size:
     return square(image[:, top : max(bottom, top + 1), left : max(right, left + 1)], size)
 
 
-def square(patch: UInt8[Tensor, "3 _ _"], size: int) -> UInt8[Tensor, "3 h w"]:
+def square(patch: Pixels, size: int) -> Tensor:
     """Put a patch of any proportions in the middle of a black square and resize that.
 
     Args:

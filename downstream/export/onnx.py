@@ -41,7 +41,7 @@ USE = """\
 ```python
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession("{name}")
-images = np.zeros((1, 3, 480, 640), np.float32)  # RGB in 0..1
+images = np.zeros((1, {channels}, 480, 640), np.float32)  # in 0..1
 padding = np.zeros((1, 480, 640), bool)  # True where a canvas holds no image
 logits, boxes = session.run(["logits", "boxes"], {{"images": images, "padding": padding}})
 ```
@@ -74,7 +74,7 @@ class _Graph(nn.Module):
         return ["logits", "boxes", *(["masks"] if "mask_head" in self.detector.sections else [])]
 
 
-@refusing(lambda detector, _: unfit(detector))
+@refusing(lambda detector, _: unfit(detector), any_channels=True)
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a detector as an ONNX graph, and prove it by running both on batches of several sizes.
 
@@ -104,8 +104,8 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
             difference = max(_difference(graph, path, shape) for shape in SHAPES)
             return Comparison(ours={}, theirs={}, difference=lambda: difference, allowed=ALLOWED_DIFFERENCE)
 
-        use = USE.format(name=out.name, contract=in_words(info, detector.scores))
-        program = script(info, detector.scores, out.name)
+        use = USE.format(name=out.name, channels=detector.in_channels, contract=in_words(info, detector))
+        program = script(info, detector, out.name)
         beside = {".py": program.encode()} if program else {}
         return write_proven(out, write, read_back, model_card(objective, info, use), beside)
     finally:
@@ -132,7 +132,7 @@ def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
         with _silence():
             program = torch.onnx.export(
                 graph,
-                _batch(SHAPES[0]),
+                _batch(SHAPES[0], graph.detector.in_channels),
                 dynamo=True,
                 input_names=list(sides),
                 output_names=graph.outputs,
@@ -147,7 +147,7 @@ def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
             "a ResNet can"
         ) from error
     assert program is not None  # only the older exporter returns `None`
-    metadata = contract(info, graph.detector.scores)
+    metadata = contract(info, graph.detector)
     program.model.metadata_props.update({f"ssldet.{name}": json.dumps(value) for name, value in metadata.items()})
     program.save(path, external_data=False)
 
@@ -167,19 +167,19 @@ def _silence() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _batch(shape: tuple[int, int, int]) -> tuple[Float[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
+def _batch(shape: tuple[int, int, int], channels: int) -> tuple[Float[Tensor, "B c H W"], Bool[Tensor, "B H W"]]:
     """Return random images on one canvas, of which the last does not fill it."""
     count, height, width = shape
     padding = torch.zeros(count, height, width, dtype=torch.bool)
     padding[-1, height * 2 // 3 :], padding[-1, :, width * 3 // 4 :] = True, True
-    return torch.rand(count, 3, height, width, generator=generator("export", height)), padding
+    return torch.rand(count, channels, height, width, generator=generator("export", height)), padding
 
 
 def _difference(graph: _Graph, path: Path, shape: tuple[int, int, int]) -> float:
     import onnxruntime
 
     count, height, width = shape
-    images, padding = _batch(shape)
+    images, padding = _batch(shape, graph.detector.in_channels)
     with torch.no_grad():
         ours = graph(images, padding)
     try:

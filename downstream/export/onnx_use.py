@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ssldet.class_scores import ClassScores
+from ssldet.data.bands import RGB
 from ssldet.data.geometry import EvaluationSize
+from ssldet.detectors.base import Detector
 from ssldet.errors import ConfigError
 from ssldet.recipe import from_document
 from ssldet.task import Task
@@ -81,34 +82,35 @@ def sizing_of(info: Mapping[str, Any]) -> EvaluationSize | None:
     return views if isinstance(views, EvaluationSize) else None
 
 
-def contract(info: Mapping[str, Any], scores: ClassScores) -> dict[str, Any]:
+def contract(info: Mapping[str, Any], detector: Detector) -> dict[str, Any]:
     """Return what the graph's metadata says of its input and output, as plain values.
 
     Args:
         info: Metadata of the model.
-        scores: How its class logits are read.
+        detector: The detector, which knows how its class logits are read and what images it takes.
     """
     sizing = sizing_of(info)
     resize = {} if sizing is None else {"resize": vars(sizing) | {"size": list(sizing.size), "filter": "bilinear"}}
     return {
         "classes": info.get("classes", []),
         "category_ids": info.get("category_ids", []),
-        "pixels": "RGB in 0..1; the graph itself subtracts the mean and divides by the deviation",
+        "channels": detector.in_channels,
+        "pixels": f"{_pixels(detector)} in 0..1; the graph itself subtracts the mean and divides by the deviation",
         "boxes": "centre x, centre y, width, height, as shares of the image",
         **({"task": info["task"]} if "task" in info else {}),
         **resize,
-        **scores.described(),
+        **detector.scores.described(),
     }
 
 
-def in_words(info: Mapping[str, Any], scores: ClassScores) -> str:
+def in_words(info: Mapping[str, Any], detector: Detector) -> str:
     """Return the same as a Markdown list for the model card.
 
     Args:
         info: Metadata of the model.
-        scores: How its class logits are read.
+        detector: The detector, which knows how its class logits are read and what images it takes.
     """
-    sizing, said = sizing_of(info), scores.described()
+    sizing, said = sizing_of(info), detector.scores.described()
     size = "any" if sizing is None else WORDS[sizing.rule].format(**_numbers(sizing))
     read = (
         'a softmax over classes and, last, "no object"; every query is a detection'
@@ -118,7 +120,7 @@ def in_words(info: Mapping[str, Any], scores: ClassScores) -> str:
     return "\n".join(
         [
             f"- Size of an image: {size}; bilinear, with antialiasing",
-            "- Pixels: RGB in 0..1; the graph normalises them itself",
+            f"- Pixels: {_pixels(detector)} in 0..1; the graph normalises them itself",
             f"- `logits`: {read}; nothing is suppressed",
             "- `boxes`: centre x, centre y, width, height, as shares of the image",
             "- The graph's metadata say the same under names that begin with `ssldet.`",
@@ -126,22 +128,26 @@ def in_words(info: Mapping[str, Any], scores: ClassScores) -> str:
     )
 
 
-def script(info: Mapping[str, Any], scores: ClassScores, name: str) -> str:
+def script(info: Mapping[str, Any], detector: Detector, name: str) -> str:
     """Return a Python program that detects objects with the graph alone; empty where its input is not known.
 
     Args:
         info: Metadata of the model.
-        scores: How its class logits are read.
+        detector: The detector, which knows how its class logits are read and what images it takes.
         name: Name of the graph's file; the script lies beside it.
     """
-    sizing, said = sizing_of(info), scores.described()
-    if sizing is None or sizing.rule not in SIZES:
+    sizing, said = sizing_of(info), detector.scores.described()
+    if sizing is None or sizing.rule not in SIZES or detector.in_channels != RGB:
         return ""
     return SCRIPT.format(
         name=name,
         size=SIZES[sizing.rule].format(**_numbers(sizing)),
         scores=SCORES[said["class_scores"]].format(most=said.get("most_detections")),
     )
+
+
+def _pixels(detector: Detector) -> str:
+    return "RGB" if detector.in_channels == RGB else f"{detector.in_channels} channels"
 
 
 def _numbers(sizing: EvaluationSize) -> dict[str, int]:

@@ -5,15 +5,17 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ssldet.chance import generator
+from ssldet.data.bands import RGB
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError, ConfigError, SetupError
@@ -24,16 +26,33 @@ ALLOWED_DIFFERENCE = 1e-5
 """Largest difference of a logit or a box (a share of the image) between a detector and its copy."""
 
 
-def refusing(unfit: Callable[[Detector, DetectorConfig], list[str]]) -> Callable[[Exporter], Exporter]:
+def refusing(
+    unfit: Callable[[Detector, DetectorConfig], list[str]], *, any_channels: bool = False
+) -> Callable[[Exporter], Exporter]:
     """Say, for an exporter, which detectors it can't write, so that this can be known before training.
 
     Args:
         unfit: Detector, its configuration -> reasons why the format can't hold it; an empty list if it can.
+        any_channels: Whether the format holds detectors of images that are not red, green and blue.
     """
 
+    def reasons(detector: Detector, config: DetectorConfig) -> list[str]:
+        if detector.in_channels == RGB or any_channels:
+            return unfit(detector, config)
+        return [f"backbone.channels: images have {detector.in_channels}, and this format is for RGB"]
+
     def mark(exporter: Exporter) -> Exporter:
-        exporter.unfit = unfit  # type: ignore[attr-defined]
-        return exporter
+        @wraps(exporter)
+        def checked(objective: Any, info: Mapping[str, Any], out: Path) -> Any:
+            if objective.detector.in_channels != RGB and not any_channels:
+                raise CheckpointError(
+                    f"{out.name}: images have {objective.detector.in_channels} channels, and this format is for RGB; "
+                    "export to safetensors or onnx"
+                )
+            return exporter(objective, info, out)
+
+        checked.unfit = reasons  # type: ignore[attr-defined]
+        return cast("Exporter", checked)
 
     return mark
 
@@ -199,16 +218,16 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def two_images(device: torch.device) -> tuple[Float[Tensor, "2 3 H W"], Bool[Tensor, "2 H W"]]:
+def two_images(device: torch.device, channels: int = RGB) -> tuple[Float[Tensor, "2 c H W"], Bool[Tensor, "2 H W"]]:
     """Return two random images of unequal size on one canvas, and its padding, for comparisons of models."""
-    images = torch.randn(2, 3, 96, 128, generator=generator("export")).to(device)
+    images = torch.randn(2, channels, 96, 128, generator=generator("export")).to(device)
     padding = torch.zeros(2, 96, 128, dtype=torch.bool, device=device)
     padding[1, 64:], padding[1, :, 100:] = True, True
     return images, padding
 
 
 @torch.no_grad()
-def answers(detector: Detector, images: Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> list[Tensor]:
+def answers(detector: Detector, images: Float[Tensor, "B c H W"], padding: Bool[Tensor, "B H W"]) -> list[Tensor]:
     """Return logits and boxes of all layers and, if the detector has a mask head, the masks of all queries.
 
     Args:
@@ -243,5 +262,5 @@ def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> floa
 
 
 def _difference(detector: Detector, copy: Detector) -> float:
-    images, padding = two_images(next(detector.parameters()).device)
+    images, padding = two_images(next(detector.parameters()).device, detector.in_channels)
     return largest_difference(answers(detector, images, padding), answers(copy.to(images.device), images, padding))

@@ -54,17 +54,24 @@ class GraphDetector(Detector):
         super().__init__()
         self.path, self.scores, self.num_classes, self._session = path, scores, num_classes, session
         self.num_queries = self.width = self.feature_channels = 1  # nothing is built on them
+        (images,) = (given for given in session.get_inputs() if given.name == "images")
+        self._channels = int(images.shape[1])
         self._outputs = [output.name for output in session.get_outputs()]
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images that the graph takes."""
+        return self._channels
+
     def normalise(
-        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
-    ) -> Float[Tensor, "B 3 H W"]:
+        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B c H W"], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> Float[Tensor, "B c H W"]:
         """Scale pixels to 0..1 and no further, since the graph subtracts the mean and divides by the deviation."""
         return pixels if pixels.is_floating_point() else pixels.float() / 255
 
     def forward(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "B c H W"],
         padding: Bool[Tensor, "B H W"] | None = None,
         queries: Queries | None = None,
     ) -> Predictions:
@@ -106,7 +113,7 @@ class GraphDetector(Detector):
             raise CheckpointError(f"{self.path}: draws no masks; {AGAIN}")
         return predictions.masks[image * predictions.logits.shape[2] + query]
 
-    def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
+    def features(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:
         """Refuse, since a graph returns answers only."""
         raise CheckpointError(f"{self.path}: a graph gives no features; name the run that it was exported from")
 

@@ -18,7 +18,7 @@ app = App(
     help="Pretrain whole detection transformers on unlabelled images, then fine-tune, evaluate and export them.",
     help_epilogue=(
         "Any verb takes --help; --debug adds a traceback to an error; --install-completion teaches your shell. "
-        "What a recipe lets one set: ssldet show RECIPE."
+        "What a recipe lets one set: ssldet show RECIPE. The documentation: ssldet docs."
     ),
     version=lambda: version("ssldet"),
     help_format="plaintext",
@@ -35,8 +35,10 @@ VERBS: tuple[Callable[..., None] | App, ...] = (
     training.finetune,
     using.evaluate,
     using.predict,
+    using.serve,
     using.export,
     looking.report,
+    looking.docs,
 )
 """Every verb, in the order in which one needs them, which is also that of the help."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ssldet import defaults
-from ssldet.cli.options import Json, Overrides, assignments
+from ssldet.cli.options import Data, Json, Overrides, assignments
 from ssldet.cli.printing import prints
 
 
@@ -63,11 +63,15 @@ def preview(
     )
 
 
-def report(run: Path, *, json_: Json = False) -> None:
-    """Write report.html of a run: curves, pictures, numbers, configuration, in one self-contained file."""
+def report(run: Path, *, data: Data | None = None, json_: Json = False) -> None:
+    """Write report.html of a run: curves, pictures, numbers, configuration, in one self-contained file.
+
+    Args:
+        data: Images to measure on first, for a run that was trained without --val.
+    """
     from ssldet import verbs
 
-    prints(verbs.report)(run, json_=json_)
+    prints(verbs.report)(run, data=data or (), json_=json_)
 
 
 def doctor(*images: str, json_: Json = False) -> None:
@@ -90,3 +94,14 @@ def demo(*, out: Path | None = None, seed: int = 0, json_: Json = False) -> None
     from ssldet.showcase import demo as run_demo
 
     prints(run_demo)(out, seed=seed, json_=json_)
+
+
+def docs(page: str | None = None) -> None:
+    """List the pages of the documentation, which this installation carries, or show one.
+
+    Args:
+        page: Its name; default: all names and titles.
+    """
+    from ssldet import manual
+
+    prints(manual.contents if page is None else lambda: manual.page(page))()

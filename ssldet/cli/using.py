@@ -57,6 +57,7 @@ def predict(
     out: Path | None = None,
     threshold: float = 0.5,
     draw: Annotated[bool, Parameter(negative="--no-draw")] = True,
+    bands: Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())] = None,
     save_crops: Annotated[bool, Parameter(negative=())] = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     tiles: Tiles = None,
@@ -73,6 +74,7 @@ def predict(
         out: Folder for the pictures and predictions.json; default: predictions/.
         threshold: Least confidence that is shown, drawn and cut out; the file holds every detection.
         draw: Draw pictures.
+        bands: Channels, from 1, that are drawn as red, green and blue where images have others; default: the first.
         save_crops: Save each detection as a picture too, in the folder crops, by class.
         device: Where to compute.
     """
@@ -80,7 +82,8 @@ def predict(
 
     found = verbs.predict(
         start, images, weights=weights, step=step, query=query or (), out=out, threshold=threshold, draw=draw,
-        save_crops=save_crops, device=device, tiles=tiles, tile_overlap=tile_overlap, overrides=assignments(set_),
+        bands=bands or (), save_crops=save_crops, device=device, tiles=tiles, tile_overlap=tile_overlap,
+        overrides=assignments(set_),
     )  # fmt: skip
     prints(lambda: FoundTable(found, threshold, draw))(json_=json_)
 
@@ -103,3 +106,24 @@ def export(
     from ssldet import verbs
 
     prints(verbs.export)(start, to=to, out=out, weights=weights, step=step, json_=json_)
+
+
+def serve(
+    start: Start,
+    *,
+    weights: Which = "last",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    step: AtStep = None,
+) -> None:
+    """Show a page on this machine on which images are dropped and answered; needs the extra 'app'.
+
+    Args:
+        device: Where to compute.
+        host: Address to listen on; another than this machine's own lets others in, without a password.
+        port: Port to listen on; 0 takes a free one.
+    """
+    from ssldet import serving
+
+    serving.serve(start, weights=weights, step=step, device=device, host=host, port=port)

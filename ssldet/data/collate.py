@@ -7,11 +7,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from torch import Tensor
 
 from ssldet.data import problems
-from ssldet.types import Batch, Sample, Targets
+from ssldet.types import Batch, ManyPixels, Sample, Targets
 
 
 def collate(samples: Sequence[Sample], multiple: int = 1) -> Batch:
@@ -79,11 +79,9 @@ def _off_canvas(targets: Targets, height: int, width: int) -> Targets:
     return targets if targets.masks is None else replace(targets, masks=targets.masks[:, :height, :width])
 
 
-def _pad(
-    images: Sequence[UInt8[Tensor, "3 _ _"]], multiple: int
-) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
+def _pad(images: Sequence[Tensor], multiple: int) -> tuple[ManyPixels, Bool[Tensor, "B H W"]]:
     height, width = (-(-max(image.shape[axis] for image in images) // multiple) * multiple for axis in (1, 2))
-    canvas = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    canvas = torch.zeros(len(images), images[0].shape[0], height, width, dtype=images[0].dtype)
     padding = torch.ones(len(images), height, width, dtype=torch.bool)
     for row, image in enumerate(images):
         canvas[row, :, : image.shape[1], : image.shape[2]] = image
@@ -91,7 +89,7 @@ def _pad(
     return canvas, padding
 
 
-def _on_canvas(targets: Targets, images: UInt8[Tensor, "B 3 H W"]) -> Targets:
+def _on_canvas(targets: Targets, images: ManyPixels) -> Targets:
     if targets.masks is None:
         return targets
     height, width = (canvas - side for canvas, side in zip(images.shape[2:], targets.masks.shape[1:], strict=True))

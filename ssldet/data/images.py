@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 from torch import Tensor
 
+from ssldet.data.bands import BandImage
 from ssldet.data.files import tally
 from ssldet.data.image_index import Usable, usable_images
 from ssldet.data.judging import ANY_SIZE, Answer, ImageRules, Stamp, Use, judged
@@ -21,7 +22,7 @@ from ssldet.data.parallel import over_parts
 from ssldet.errors import DataError, UnreadableError
 from ssldet.escapes import shown
 from ssldet.source import Source
-from ssldet.types import Sample, Skipped, Targets
+from ssldet.types import Pixels, Sample, Skipped, Targets
 
 __all__ = [
     "ANY_SIZE",
@@ -61,10 +62,10 @@ def open_images(specs: Sequence[str | Path], rules: ImageRules) -> "ImageSource"
     return source
 
 
-def read_image(path: str | Path, rules: ImageRules) -> UInt8[Tensor, "3 H W"]:
+def read_image(path: str | Path, rules: ImageRules) -> Pixels:
     """Decode one image to RGB: upright as its EXIF says, 16-bit greys scaled, transparency over `BACKDROP`.
 
-    Of an animation the first frame is taken.
+    Of an animation the first frame is taken. Where the rules ask for other channels, they are read as floats in 0..1.
 
     Args:
         path: A file.
@@ -101,7 +102,7 @@ def is_turned(path: Path, rules: ImageRules) -> bool:
     Raises:
         UnreadableError: It can't be read any more.
     """
-    return judged(str(path), lambda image, _: changes_sides(image), rules)
+    return judged(str(path), _changes_sides, rules)
 
 
 def thumbnails(
@@ -190,7 +191,7 @@ class ImageSource(Source):
         return self.usable.names[index]
 
 
-def unlabelled(image: UInt8[Tensor, "3 H W"], key: str) -> Sample:
+def unlabelled(image: Pixels, key: str) -> Sample:
     """Return an image as a sample without targets.
 
     Args:
@@ -210,15 +211,22 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _decode_stamped(image: Image.Image, stamp: Stamp) -> tuple[Tensor, Stamp]:
+def _decode_stamped(image: Image.Image | BandImage, stamp: Stamp) -> tuple[Tensor, Stamp]:
     return _decode(image, stamp), stamp
 
 
-def _size(image: Image.Image, _: Stamp) -> tuple[int, int]:
-    return upright_size(image)
+def _size(image: Image.Image | BandImage, _: Stamp) -> tuple[int, int]:
+    return (image.size[1], image.size[0]) if isinstance(image, BandImage) else upright_size(image)
 
 
-def _thumbnail(image: Image.Image, _: Stamp, *, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+def _changes_sides(image: Image.Image | BandImage, _: Stamp) -> bool:
+    return not isinstance(image, BandImage) and changes_sides(image)
+
+
+def _thumbnail(image: Image.Image | BandImage, _: Stamp, *, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    if isinstance(image, BandImage):
+        small = Image.fromarray((255 * image.read().mean(0)).byte().numpy())
+        return np.asarray(small.resize((size[1], size[0]), Image.Resampling.BOX))
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     # A JPEG is decoded to an eighth of its size in a fraction of the time.
     image.draft("L", (8 * max(size), 8 * max(size)))
@@ -241,7 +249,9 @@ def _answers(root: str, names: Sequence[str], use: Use[Answer], rules: ImageRule
     return [answer for part in over_parts(len(names), look) for answer in part]
 
 
-def _decode(image: Image.Image, _: Stamp) -> Tensor:
+def _decode(image: Image.Image | BandImage, _: Stamp) -> Tensor:
+    if isinstance(image, BandImage):
+        return image.read()
     # Other packages switch this on for the whole process; half an image would then pass as grey and whole.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     upright = turned_upright(image)

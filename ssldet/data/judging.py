@@ -8,6 +8,7 @@ one word for a reason:
     empty not-an-image truncated damaged                the content says no
     too-large too-small too-thin                        the size says no
     float-image integer-image odd-colours               pixel values without a declared range, or of no known meaning
+    5-channels odd-axes                                 not the channels that `data.channels` asks for
     closed-folder                                       a folder that can't be listed
 """
 
@@ -20,6 +21,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
+from ssldet.data.bands import RGB, BandImage, open_bands
 from ssldet.errors import SetupError, UnreadableError
 from ssldet.escapes import shown
 from ssldet.regular import NotRegularError, open_regular
@@ -51,10 +53,13 @@ class ImageRules:
     Attributes:
         min_side: Shortest usable image side in pixels.
         max_pixels: Largest usable image in pixels; Pillow's own limit of 178 million stands above it.
+        channels: Channels of an image. Three are a picture, of which everything becomes RGB; others are read as they
+            are, see `ssldet.data.bands`.
     """
 
     min_side: int = 17
     max_pixels: int = 64_000_000
+    channels: int = RGB
 
 
 ANY_SIZE = ImageRules(min_side=1, max_pixels=2**31)
@@ -73,7 +78,7 @@ class Stamp(NamedTuple):
     changed: int
 
 
-Use = Callable[[Image.Image, Stamp], Answer]
+Use = Callable[[Image.Image | BandImage, Stamp], Answer]
 """What is done with an image whose header was judged, and whose pixels are not decoded."""
 
 
@@ -143,6 +148,11 @@ def patiently(once: Callable[[], Answer], name: str) -> Answer:
 def _judged(file: BinaryIO, stamp: Stamp, name: str, use: Use[Answer], rules: ImageRules) -> Answer:
     if stamp.size == 0:
         raise UnreadableError(shown(name), "empty")
+    if rules.channels != RGB:
+        bands = open_bands(file, shown(name), rules.channels, FORMATS)
+        if fault := _fault_of_size(bands.size, rules):
+            raise UnreadableError(shown(name), fault)
+        return use(bands, stamp)
     with Image.open(file, formats=FORMATS) as image:
         fault = _fault(image, rules)
         if fault:
@@ -152,11 +162,17 @@ def _judged(file: BinaryIO, stamp: Stamp, name: str, use: Use[Answer], rules: Im
 
 def _fault(image: Image.Image, rules: ImageRules) -> str | None:
     """Judge an image by its header."""
-    short, long = sorted(image.size)
+    fault = _fault_of_size(image.size, rules)
+    if fault == "too-large" or image.mode in MODES:
+        return fault
+    return {"F": "float-image", "I": "integer-image"}.get(image.mode, "odd-colours")
+
+
+def _fault_of_size(size: tuple[int, int], rules: ImageRules) -> str | None:
+    """Judge width and height."""
+    short, long = sorted(size)
     if short * long > rules.max_pixels:
         return "too-large"
-    if image.mode not in MODES:
-        return {"F": "float-image", "I": "integer-image"}.get(image.mode, "odd-colours")
     if short < rules.min_side:
         return "too-small"
     return "too-thin" if long > MAX_ASPECT * short else None

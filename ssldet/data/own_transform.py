@@ -135,7 +135,7 @@ class OwnTransform:
         except (Exception, SystemExit) as error:
             raise self._refusal(sample, f"fails: {_told(error)}") from error
         try:
-            image, targets = _read(answer, with_masks=sample.targets.masks is not None)
+            image, targets = _read(answer, sample.image, with_masks=sample.targets.masks is not None)
         except ValueError as error:
             raise self._refusal(sample, f"returns {error}") from error
         return replace(sample, image=image, targets=targets)
@@ -161,7 +161,7 @@ class OwnTransform:
         )
 
 
-def _read(answer: Any, *, with_masks: bool) -> tuple[Tensor, Targets]:
+def _read(answer: Any, given: Tensor, *, with_masks: bool) -> tuple[Tensor, Targets]:
     """Return pixels and targets from what a transform returned, without the boxes that have vanished.
 
     Raises:
@@ -169,7 +169,7 @@ def _read(answer: Any, *, with_masks: bool) -> tuple[Tensor, Targets]:
     """
     if not (isinstance(answer, tuple | list) and len(answer) == 2 and isinstance(answer[1], Mapping)):
         raise ValueError(f"{type(answer).__name__!r}; it must return an image and a dictionary of targets")
-    image, targets = _pixels(answer[0]), answer[1]
+    image, targets = _pixels(answer[0], given), answer[1]
     size = (int(image.shape[1]), int(image.shape[2]))
     boxes, labels = _corners(targets.get("boxes"), size), targets.get("labels")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1 or (labels < 0).any():
@@ -187,11 +187,13 @@ def _read(answer: Any, *, with_masks: bool) -> tuple[Tensor, Targets]:
     return image, Targets(boxes=kept, labels=labels[remains].as_subclass(Tensor), masks=masks)
 
 
-def _pixels(image: Any) -> Tensor:
-    """Return bytes from a tensor of bytes, or of numbers from 0 to 1."""
-    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+def _pixels(image: Any, given: Tensor) -> Tensor:
+    """Return bytes from a tensor of bytes, or of numbers from 0 to 1; numbers where the given image has them."""
+    channels = given.shape[0]
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] != channels or not image.numel():
         shape = f" of shape {tuple(image.shape)}" if isinstance(image, Tensor) else ""
-        raise ValueError(f"{type(image).__name__!r}{shape} as the image; a tensor of 3 x height x width is needed")
+        wanted = f"a tensor of {channels} x height x width is needed"
+        raise ValueError(f"{type(image).__name__!r}{shape} as the image; {wanted}")
     pixels = image.as_subclass(Tensor)
     if pixels.dtype == torch.uint8:
         return pixels
@@ -200,7 +202,7 @@ def _pixels(image: Any) -> Tensor:
     low, high = (float(end) for end in pixels.aminmax())
     if not (low >= 0 and high <= 1):
         raise ValueError(f"an image with numbers from {low:g} to {high:g}; they must be from 0 to 1, not normalised")
-    return (pixels * 255).round().to(torch.uint8)
+    return pixels if given.is_floating_point() else (pixels * 255).round().to(torch.uint8)
 
 
 def _corners(boxes: Any, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ssldet.recipe import Within
@@ -81,10 +81,16 @@ def draw_jitter(count: int, strength: Jitter, generator: torch.Generator) -> Flo
     return table
 
 
-def apply_jitter(pixels: Float[Tensor, "N 3 H W"], params: Float[Tensor, "N J"]) -> Float[Tensor, "N 3 H W"]:
+def in_unit_range(pixels: UInt8[Tensor, "*N c H W"] | Float[Tensor, "*N c H W"]) -> Float[Tensor, "*N c H W"]:
+    """Return pixels in 0..1, as floating ones are already."""
+    return pixels if pixels.is_floating_point() else pixels.float() / 255
+
+
+def apply_jitter(pixels: Float[Tensor, "N c H W"], params: Float[Tensor, "N J"]) -> Float[Tensor, "N c H W"]:
     """Apply to each image its drawn parameters: colour operations in the drawn order, then grey, then blur.
 
-    Equal to torchvision's `adjust_*`, `rgb_to_grayscale` and `gaussian_blur` image by image, without the loop.
+    Equal to torchvision's `adjust_*`, `rgb_to_grayscale` and `gaussian_blur` image by image, without the loop. Images
+    with other channels have no colour to change: brightness, contrast and blur alone apply.
 
     Args:
         pixels: Values in 0..1.
@@ -93,8 +99,10 @@ def apply_jitter(pixels: Float[Tensor, "N 3 H W"], params: Float[Tensor, "N J"])
     # Mixed precision would round the sums below to 8 bits of mantissa.
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
         images = pixels.to(torch.float32, copy=True)
-        table = params.to(images)
-        on_cpu = params.cpu()  # the only wait for the device: which rows get which change
+        table = params.to(images, copy=True)
+        if images.shape[1] != 3:
+            table[:, [SATURATION, HUE, GREY]] = torch.tensor([1.0, 0.0, 0.0], device=table.device)
+        on_cpu = table.cpu()  # the only wait for the device: which rows get which change
         for place in range(4):
             operation = table[:, ORDER][:, place].long()
             strength = table.gather(1, operation[:, None])[:, 0]
@@ -112,6 +120,8 @@ def _on_rows(images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], 
 
 
 def _grey(images: Tensor) -> Tensor:
+    if images.shape[1] != 3:
+        return images.mean(dim=1, keepdim=True)
     red, green, blue = images.unbind(dim=1)
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
 

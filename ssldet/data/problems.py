@@ -7,7 +7,6 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
 from torch import Tensor
 
 from ssldet.types import Batch, Gather, Problem, Sample
@@ -155,7 +154,7 @@ def without_pixels(batch: Batch) -> Batch:
     )
 
 
-def pictures(batch: Batch, number: int) -> UInt8[Tensor, "N 3 h w"]:
+def pictures(batch: Batch, number: int) -> Tensor:
     """Return what a task shows beside one image of a batch, enlarged to the size of the largest; empty for nothing.
 
     Args:
@@ -169,7 +168,7 @@ def pictures(batch: Batch, number: int) -> UInt8[Tensor, "N 3 h w"]:
     return torch.cat([F.interpolate(images, (height, width), mode="bilinear") for images in shown])
 
 
-def _shown(batch: Batch, number: int) -> Iterator[UInt8[Tensor, "N 3 _ _"]]:
+def _shown(batch: Batch, number: int) -> Iterator[Tensor]:
     problem = batch.problem
     for name, how in gathers(problem).items() if problem is not None else ():
         value = getattr(problem, name)

@@ -84,20 +84,25 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def normalise(
-        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
-    ) -> Float[Tensor, "B 3 H W"]:
+        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B c H W"], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> Float[Tensor, "B c H W"]:
         """Scale pixels (0..255, or 0..1 where floating) by the mean and deviation the network expects; padding is 0."""
 
     @abstractmethod
-    def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
+    def features(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:
         """Return the map that describes normalised images, for a backbone its last level; patches go the same way."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images it takes."""
+        return int(getattr(getattr(self, "backbone", None), "in_channels", 3))
 
     @property
     def level_channels(self) -> tuple[int, ...]:
         """Channels of each map that `levels` returns."""
         return (self.feature_channels,)
 
-    def levels(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+    def levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
         """Return the maps that describe normalised images, from fine to coarse; `features` returns the last of them."""
         return (self.features(images),)
 
@@ -122,7 +127,7 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def forward(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "B c H W"],
         padding: Bool[Tensor, "B H W"] | None = None,
         queries: Queries | None = None,
     ) -> Predictions:

@@ -113,12 +113,12 @@ class DETR(Detector):
         self.feature_channels = backbone.channels
 
     def normalise(
-        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
-    ) -> Float[Tensor, "B 3 H W"]:
+        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B c H W"], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> Float[Tensor, "B c H W"]:
         """Scale pixels by the backbone's own mean and deviation; padding becomes 0."""
         return self.backbone.normalise(pixels, padding)
 
-    def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
+    def features(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:
         """Return the backbone's last level for normalised images; patches go the same way."""
         result: Tensor = self.backbone(images)
         return result
@@ -128,7 +128,7 @@ class DETR(Detector):
         """Channels of each level of the backbone."""
         return self.backbone.level_channels
 
-    def levels(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+    def levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
         """Return the backbone's levels for normalised images, from fine to coarse."""
         return self.backbone.levels(images)
 
@@ -145,7 +145,7 @@ class DETR(Detector):
 
     def forward(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "B c H W"],
         padding: Bool[Tensor, "B H W"] | None = None,
         queries: Queries | None = None,
     ) -> Predictions:

@@ -2,14 +2,12 @@
 
 import logging
 
-from jaxtyping import UInt8
-from torch import Tensor
-
 from ssldet.engine.folder import RunFolder
 from ssldet.errors import UnreadableError
 from ssldet.report.examples import with_pictures
 from ssldet.source import Source
 from ssldet.task import Evaluator, Explains
+from ssldet.types import Pixels
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +24,7 @@ def explain(source: Source, folder: RunFolder, evaluator: Evaluator) -> None:
         return
     places = {key: index for index, key in enumerate(getattr(source, "keys", ()))}
 
-    def image_of(key: str) -> UInt8[Tensor, "3 H W"] | None:
+    def image_of(key: str) -> Pixels | None:
         try:
             return source[places[key]].image
         except (KeyError, UnreadableError):

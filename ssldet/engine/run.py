@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from ssldet.data.bands import RGB
 from ssldet.data.images import ImageRules
-from ssldet.detectors.base import DetectorConfig
+from ssldet.detectors.base import DetectorConfig, backbone_of
 from ssldet.recipe import Within, dumps
 from ssldet.report.notebook import card
 from ssldet.task import Task
@@ -39,6 +40,8 @@ class DataConfig:
         max_bad_fraction: Largest share of unusable files that a run skips; above it the run stops.
         min_side: Shortest usable image side in pixels; shorter images count as bad.
         max_pixels: Largest usable image in pixels, checked before decoding.
+        channels: Channels of the images; other than three are read from TIFF (also of 16 bits) and `.npy` as they are,
+            for tasks that can do without colours.
     """
 
     train: tuple[str, ...] = ()
@@ -54,6 +57,7 @@ class DataConfig:
     max_bad_fraction: Annotated[float, Within(0, 1)] = 0.001
     min_side: Annotated[int, Within(1)] = ImageRules.min_side
     max_pixels: Annotated[int, Within(1)] = ImageRules.max_pixels
+    channels: Annotated[int, Within(1, 1024)] = ImageRules.channels
 
     @property
     def indivisible(self) -> int:
@@ -63,7 +67,7 @@ class DataConfig:
     @property
     def rules(self) -> ImageRules:
         """Which images are usable."""
-        return ImageRules(min_side=self.min_side, max_pixels=self.max_pixels)
+        return ImageRules(min_side=self.min_side, max_pixels=self.max_pixels, channels=self.channels)
 
     @property
     def measured_on(self) -> list[str]:
@@ -251,6 +255,15 @@ class Run:
             wrong.append(
                 f"data.unlabelled: {name} does not learn from unlabelled images beside its own; leave them out, or "
                 "choose a recipe of self_training"
+            )
+        if self.data.channels != RGB and needs.colours:
+            wrong.append(f"data.channels: {name} looks at red, green and blue; leave it at 3, or choose another task")
+        backbone = backbone_of(self.detector)
+        if self.data.channels != (RGB if backbone is None else backbone.channels):
+            takes = "takes 3" if backbone is None else f"was built for {backbone.channels}"
+            wrong.append(
+                f"data.channels: images have {self.data.channels}, and the detector {takes}; start from one for these "
+                "images, or from scratch"
             )
         if needs.average and not self.optim.ema:
             wrong.append(f"optim.ema: {name} learns from averaged weights, and 0 averages none; set it, to .99 or more")

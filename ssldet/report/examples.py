@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import UInt8
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from ssldet.findings import Example, Findings
+from ssldet.report.bands import seen
+from ssldet.types import Pixels
 
 FOLDER = "examples"
 """Folder of the pictures, inside that of the run."""
@@ -30,9 +30,7 @@ _EDGE, _OUTSIDE, _WHITE = (20, 20, 22), (190, 190, 194), (255, 255, 255)
 Box = tuple[float, float, float, float]
 
 
-def with_pictures(
-    findings: Findings, image_of: Callable[[str], UInt8[Tensor, "3 H W"] | None], folder: Path
-) -> dict[str, Any]:
+def with_pictures(findings: Findings, image_of: Callable[[str], Pixels | None], folder: Path) -> dict[str, Any]:
     """Draw the examples into the run's folder of examples; return the findings as plain values that name the files.
 
     Args:
@@ -46,9 +44,7 @@ def with_pictures(
     return {**findings.figures, "examples": list(_drawn(findings, image_of, place))}
 
 
-def _drawn(
-    findings: Findings, image_of: Callable[[str], UInt8[Tensor, "3 H W"] | None], place: Path
-) -> Iterator[dict[str, Any]]:
+def _drawn(findings: Findings, image_of: Callable[[str], Pixels | None], place: Path) -> Iterator[dict[str, Any]]:
     for number, example in enumerate(findings.examples):
         pixels = image_of(example.key)
         name = f"{number:02d}-{example.outcome}.png"
@@ -58,7 +54,7 @@ def _drawn(
         yield example.to_json() | ({} if pixels is None else {"picture": name})
 
 
-def draw_example(image: UInt8[Tensor, "3 H W"], example: Example) -> Image.Image:
+def draw_example(image: Pixels, example: Example) -> Image.Image:
     """Cut out the place of an example with its surroundings, as a square, and frame the detection and the object.
 
     Args:
@@ -68,6 +64,7 @@ def draw_example(image: UInt8[Tensor, "3 H W"], example: Example) -> Image.Image
     boxes = [box for box in (example.object, example.detected) if box is not None]
     left, top, side = _window(boxes)
     scale = SIDE / side
+    image = seen(image)
     height, width = image.shape[1:]
     picture = Image.new("RGB", (SIDE, SIDE), _OUTSIDE)
     inside = max(0, left), max(0, top), min(width, left + side), min(height, top + side)

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ssldet.boxes import pairwise_iou
+from ssldet.report.bands import seen
 from ssldet.report.wording import one_line
-from ssldet.types import Detections, Segmentation
+from ssldet.types import Detections, ManyPatches, Pixels, Segmentation
 
 LONG_SIDE = 720
 """Images with a shorter long side are enlarged to this many pixels."""
@@ -57,7 +58,7 @@ def colour_of(label: int) -> Colour:
 
 
 def draw_detections(
-    image: UInt8[Tensor, "3 H W"],
+    image: Pixels,
     detections: Detections,
     *,
     classes: Sequence[str] = (),
@@ -92,8 +93,8 @@ def draw_detections(
 
 
 def draw_problem(
-    image: UInt8[Tensor, "3 H W"],
-    patches: UInt8[Tensor, "P 3 h w"],
+    image: Pixels,
+    patches: ManyPatches,
     boxes_xyxy: Float[Tensor, "N 4"],
     names: Sequence[str] = (),
 ) -> Image.Image:
@@ -115,8 +116,8 @@ def draw_problem(
 
 
 def draw_answers(
-    image: UInt8[Tensor, "3 H W"],
-    patches: UInt8[Tensor, "P 3 h w"],
+    image: Pixels,
+    patches: ManyPatches,
     truth_xyxy: Float[Tensor, "T 4"],
     detections: Detections,
 ) -> Image.Image:
@@ -147,9 +148,7 @@ def draw_answers(
     return _beside(drawing, patches, notes, legend="solid: found     dashed: true")
 
 
-def draw_segmentation(
-    image: UInt8[Tensor, "3 H W"], segmentation: Segmentation, *, classes: Sequence[str] = ()
-) -> Image.Image:
+def draw_segmentation(image: Pixels, segmentation: Segmentation, *, classes: Sequence[str] = ()) -> Image.Image:
     """Draw a segmentation: each segment in the colour of its class, with an edge and its name.
 
     Pixels of no segment stay as they are.
@@ -208,8 +207,8 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 3, gap: int = 12
 class _Drawing:
     """An image, enlarged if it is small, with frames and captions that do not cover one another."""
 
-    def __init__(self, image: UInt8[Tensor, "3 H W"], *, crowded: bool = False) -> None:
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    def __init__(self, image: Pixels, *, crowded: bool = False) -> None:
+        picture = Image.fromarray(seen(image).permute(1, 2, 0).contiguous().cpu().numpy())
         self.scale = max(1.0, LONG_SIDE / max(picture.size))
         if self.scale > 1:
             size = (max(1, round(picture.width * self.scale)), max(1, round(picture.height * self.scale)))
@@ -290,9 +289,7 @@ class _Drawing:
         return left, top, left + plate[2] - plate[0], top + plate[3] - plate[1]
 
 
-def _beside(
-    drawing: _Drawing, patches: UInt8[Tensor, "P 3 h w"], notes: Sequence[str], legend: str = ""
-) -> Image.Image:
+def _beside(drawing: _Drawing, patches: ManyPatches, notes: Sequence[str], legend: str = "") -> Image.Image:
     """Put the framed, numbered patches in a strip to the right of the drawing, each with its note below."""
     picture, line = drawing.picture, drawing.line
     font = _font(max(13, round(max(picture.size) / 54)), bold=False)
@@ -328,8 +325,8 @@ def _grid(count: int, width: int, height: int, gap: int, below: int) -> tuple[in
     return columns, max(24, side(columns))
 
 
-def _framed(patch: UInt8[Tensor, "3 h w"], cell: int, line: int, colour: Colour, number: str) -> Image.Image:
-    small = Image.fromarray(patch.permute(1, 2, 0).contiguous().cpu().numpy())
+def _framed(patch: Tensor, cell: int, line: int, colour: Colour, number: str) -> Image.Image:
+    small = Image.fromarray(seen(patch).permute(1, 2, 0).contiguous().cpu().numpy())
     scale = cell / max(small.size)
     small = small.resize((max(1, round(small.width * scale)), max(1, round(small.height * scale))))
     pen = ImageDraw.Draw(small)

@@ -25,7 +25,8 @@ from ssldet.report.page import write_report
 from ssldet.report.pictures import contact_sheet, draw_answers, draw_detections, draw_problem, draw_segmentation
 from ssldet.task import Objective
 from ssldet.types import Batch, Detections
-from ssldet.verbs.choosing import Specs, changes_of, resolve
+from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
+from ssldet.verbs.measuring import measure_for_report
 
 PROBE_BATCHES = 4
 """Batches from which `Objective.probe` measures."""
@@ -151,19 +152,25 @@ def draw_batch(objective: Objective, batch: Batch, classes: Sequence[str] = (), 
     return contact_sheet(drawn)
 
 
-def report(run: str | Path) -> Path:
+def report(run: str | Path, *, data: Specs = ()) -> Path:
     """Write `report.html` into a run folder: curves, pictures, numbers, configuration; one file, no network.
 
     Args:
         run: A run folder.
+        data: Images to measure on first, for a run that was trained without any; as for `ssldet.evaluate`.
 
     Returns:
         The page.
+
+    Raises:
+        ConfigError: It is no run folder, or images are named and the run measured itself already.
     """
     folder = RunFolder(run)
     recipe = folder.path / "run.toml"
     if not recipe.exists():
         raise ConfigError(f"{run}: not a run folder; it has no {recipe.name}")
+    if data:
+        measure_for_report(folder.path, texts(data))
     return write_report(folder.path, citation=cited([*folder.lineage(), read_document(recipe)]))
 
 

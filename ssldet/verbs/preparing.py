@@ -25,6 +25,7 @@ from ssldet.report.record import read_record
 from ssldet.report.verdict import verdict_of
 from ssldet.source import Source
 from ssldet.task import Objective
+from ssldet.verbs.channels import for_channels, normalised
 from ssldet.verbs.choosing import Specs, holding_out, placed
 from ssldet.verbs.composing import backbone_changes
 from ssldet.verbs.handing import transfer
@@ -106,15 +107,19 @@ def prepare_pretraining(
     choice = choose_for_pretraining(recipe, images)
     if backbone is not None:
         changes = backbone_changes(backbone, None if isinstance(recipe, Run) else choice.run.task) | dict(changes)
-    run = placed(override(choice.run, changes))
+    run = for_channels(placed(override(choice.run, changes)))
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
     _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
     run = holding_out(run, images, changes)
     check(run)
     devices_of(run)
     choice.announce(run)
+    sources = open_sources(run)
     return Prepared(
-        run=run, sources=open_sources(run), folder=RunFolder(_out(out, "pretrain")), recipe=_name(recipe, choice)
+        run=normalised(run, sources.train),
+        sources=sources,
+        folder=RunFolder(_out(out, "pretrain")),
+        recipe=_name(recipe, choice),
     )
 
 
@@ -144,7 +149,8 @@ def prepare_finetuning(
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT")
     opened = None if start in (None, "scratch") else open_model(str(start), weights)
     choice = choose_for_finetuning(recipe, data, opened)
-    run = placed(override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes))
+    asked = override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes)
+    run = for_channels(placed(asked)) if opened is None else placed(asked)
     _require(
         bool(run.data.unlabelled) or not run.task.needs.unlabelled,
         "no unlabelled images given, which the recipe's task learns from too; add --unlabelled IMAGES",
@@ -158,7 +164,7 @@ def prepare_finetuning(
     check(run)
     devices_of(run)
     return Prepared(
-        run=run,
+        run=normalised(run, sources.train),
         sources=sources,
         folder=RunFolder(_out(out, "finetune")),
         recipe=_name(recipe, choice),
@@ -195,8 +201,9 @@ def _with_detector_of(opened: Opened, run: Run) -> Run:
         for field in names
         if hasattr(opened.objective, part) and hasattr(opened.task, field)
     }
-    own_weights = {} if backbone_of(config) is None else {"detector.backbone.weights": "none"}
-    return override(replace(run, detector=config), own_weights | shaping)
+    backbone = backbone_of(config)
+    own = {} if backbone is None else {"detector.backbone.weights": "none", "data.channels": backbone.channels}
+    return override(replace(run, detector=config), own | shaping)
 
 
 def _labelled(run: Run, start: str | Path | None) -> Sources:

@@ -80,9 +80,9 @@ class Trained:
         """Write this run's detector in another format; see `ssldet.export`."""
         return export(self.path, to=to, out=out, **choices)
 
-    def report(self) -> Path:
-        """Write and return this run's `report.html`."""
-        return report(self.path)
+    def report(self, **choices: Any) -> Path:
+        """Write and return this run's `report.html`; see `ssldet.verbs.report`."""
+        return report(self.path, **choices)
 
     def __str__(self) -> str:
         """Say where the run is, which weights measured best, and what to do with it."""

@@ -2,9 +2,8 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from ssldet.data.files import nothing_readable, unreadable
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import Unlabelled, open_source
 from ssldet.disk import Disk, naming, write_whole
-from ssldet.engine.evaluate import answers
 from ssldet.engine.sources import evaluation_batches_of, prepared
 from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs
 from ssldet.errors import ConfigError, DataError, UnreadableError
@@ -30,10 +28,12 @@ from ssldet.importing.base import Opened
 from ssldet.patches import PatchObjective
 from ssldet.recipe import check, override
 from ssldet.registry import find, name_of, names
+from ssldet.report.bands import require_bands, seen
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
-from ssldet.types import Answer, Batch, Detections, Sample, Segmentation, Skipped
-from ssldet.verbs.opening import Step, Which, open_answering, pick_device
+from ssldet.types import Detections, Pixels, Sample, Segmentation, Skipped
+from ssldet.verbs.asking import asking
+from ssldet.verbs.opening import Step, Which, open_answering
 from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of, save_cut_out
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def evaluate(
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
     batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers)
     lost, answered_any, variance = list(source.skipped), False, BoxVariance()
-    for batch, answered in _asking(opened)(batches):
+    for batch, answered in asking(opened)(batches):
         lost, answered_any = [*lost, *batch.skipped], True
         variance.update(answered, batch)
         found = [translate(one) for one in answered]
@@ -129,6 +129,7 @@ def predict(
     threshold: float = 0.5,
     step: Step | None = None,
     draw: bool = True,
+    bands: Sequence[int] = (),
     save_crops: bool = False,
     device: str = "auto",
     tiles: int | None = None,
@@ -148,6 +149,8 @@ def predict(
         step: Take a checkpoint of the run, which need not have finished.
         threshold: Least confidence that is drawn and cut out. The file holds every detection.
         draw: Whether to draw pictures.
+        bands: Numbers, from 1, of the three channels that are drawn as red, green and blue, or of one drawn grey, of
+            images with other channels than these; empty takes the first three.
         save_crops: Whether to save what was detected as pictures too, in the folder `crops`, by class.
         device: `auto`, `cpu` or `cuda`.
         tiles: As for `evaluate`.
@@ -161,7 +164,9 @@ def predict(
     opened = _tiled(open_answering(start, weights, step), tiles, tile_overlap, overrides or {})
     opened = _measured_otherwise(opened, overrides or {})
     source = _open((images,) if isinstance(images, str) else images, _rules(opened))
-    queries = _open((query,) if isinstance(query, str) else query, ImageRules(min_side=1)) if query else None
+    queries = (
+        _open((query,) if isinstance(query, str) else query, replace(_rules(opened), min_side=1)) if query else None
+    )
     finds_patches = isinstance(opened.objective, PatchObjective)
     if queries is None and finds_patches:
         raise ConfigError(
@@ -171,6 +176,7 @@ def predict(
         raise ConfigError(
             "--query asks a model that was taught to find patches; this one was fine-tuned to find classes"
         )
+    require_bands(bands, opened.objective.detector.in_channels)
     folder = Path(out or "predictions")
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
@@ -178,7 +184,8 @@ def predict(
     name_of, lost = FileNames(), list(source.skipped)
     category_ids = opened.info.get("category_ids")
     classes = opened.classes if queries is None else tuple(queries[number].key for number in range(len(queries)))
-    ask, views = _asking(opened, queries, device), opened.task.views(training=False)
+    patches = None if queries is None else [queries[number].image for number in range(len(queries))]
+    ask, views = asking(opened, patches, device), opened.task.views(training=False)
     for index, sample in _readable(Unlabelled(source), lost):
         ((_, (found,)),) = ask([collate([views(sample, chance.generator(0, "views", 0, index))])])
         key, segmentation, name = sample.key, found.segmentation, name_of(sample.key)
@@ -186,12 +193,13 @@ def predict(
         if segmentation is not None:
             segmented = segmented or PanopticResults(folder / "panoptic.json")
             segmented.add(segmentation, key, key, category_ids=category_ids or (), classes=classes)
+        shown = seen(sample.image, bands)
         if draw:
             path = folder / f"{name}.png"
             with naming(path):
-                _drawn(sample, found, classes, threshold).save(path)
+                _drawn(shown, found, classes, threshold).save(path)
         if save_crops:
-            save_cut_out(sample.image, found.above(threshold), classes, folder / "crops", name)
+            save_cut_out(shown, found.above(threshold), classes, folder / "crops", name)
     _require_some(len(lost) < len(source) + len(source.skipped), lost)
     if segmented is not None:
         segmented.close()
@@ -200,10 +208,10 @@ def predict(
     return {"out": str(folder), "images": len(source) + len(source.skipped) - len(lost), "predictions": results, **told}
 
 
-def _drawn(sample: Sample, found: Detections, classes: Sequence[str], threshold: float) -> Image.Image:
+def _drawn(shown: Pixels, found: Detections, classes: Sequence[str], threshold: float) -> Image.Image:
     if found.segmentation is not None:
-        return draw_segmentation(sample.image, found.segmentation, classes=classes)
-    return draw_detections(sample.image, found, classes=classes, threshold=threshold)
+        return draw_segmentation(shown, found.segmentation, classes=classes)
+    return draw_detections(shown, found, classes=classes, threshold=threshold)
 
 
 def _open(specs: Sequence[str], rules: ImageRules = RULES, *, masks: bool = False) -> Source:
@@ -212,7 +220,8 @@ def _open(specs: Sequence[str], rules: ImageRules = RULES, *, masks: bool = Fals
 
 def _rules(opened: Opened) -> ImageRules:
     """Return which images are usable; whoever asks for tiles means large ones."""
-    return LARGE if opened.task.in_parts else RULES
+    rules = LARGE if opened.task.in_parts else RULES
+    return replace(rules, channels=opened.objective.detector.in_channels)
 
 
 def _readable(source: Source, lost: list[Skipped]) -> Iterator[tuple[int, Sample]]:
@@ -338,21 +347,3 @@ def _renumber(found: Segmentation, places: Int[Tensor, " C"]) -> Segmentation:
         labels=labels[keep],
         crowd=None if found.crowd is None else found.crowd[keep],
     )
-
-
-def _asking(
-    opened: Opened, queries: Source | None = None, device: str = "auto"
-) -> Callable[[Iterable[Batch]], Iterator[tuple[Batch, list[Any]]]]:
-    """Return what yields every batch with the answer to each of its images, both on the CPU.
-
-    Args:
-        opened: The model.
-        queries: Patches to look for instead, with a model that was taught that.
-        device: Where to compute.
-    """
-    place = pick_device(device)
-    objective = opened.objective.to(place).eval()
-    answer: Callable[[Batch], Sequence[Answer]] = objective.answer
-    if queries is not None and isinstance(objective, PatchObjective):
-        answer = partial(objective.localise, patches=[queries[number].image for number in range(len(queries))])
-    return partial(answers, objective, device=place, precision=opened.precision, answer=answer)

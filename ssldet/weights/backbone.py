@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import Backbone, original_state
+from ssldet.nn.backbones.stem import adapted
 from ssldet.weights.cache import cached
 from ssldet.weights.detectron2 import has_resnet, plain_resnet, require_our_pixels
 from ssldet.weights.efficientnets import has_efficientnet, timm_efficientnet
@@ -151,6 +152,7 @@ def load_backbone(
     children = [name for name, _ in backbone.body.named_children()]
     network = _plain(state, path, backbone)
     inner = find_network(network, wanted, children, origin)
+    inner = inner._replace(state=adapted(backbone, inner.state))
     resampled = _resample(backbone.body, inner.state, wanted)
     fitting = {name: v for name, v in inner.state.items() if name in wanted and v.shape == wanted[name].shape}
     report = _report(weights, path, name_kind(state, inner, origin), network, inner, wanted, fitting, resampled)

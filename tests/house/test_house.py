@@ -109,6 +109,10 @@ def test_every_name_in_the_table_of_contents_exists() -> None:
     assert _python("import ssldet; print(sorted(ssldet._HOME) == sorted(ssldet.__all__))").strip() == "True"
 
 
+def test_report_is_the_verb_after_any_other_verb() -> None:
+    assert _python("import ssldet; ssldet.pretrain; print(callable(ssldet.report))").strip() == "True"
+
+
 def test_listing_imports_nothing() -> None:
     code = "import sys; from ssldet.catalogue import list_names; print(list_names('tasks'), 'torch' in sys.modules)"
     out = _python(code + "; print('pretext' in sys.modules)")

@@ -78,6 +78,7 @@ cfg.MODEL.WEIGHTS = "{name}{query}"
 ```"""
 
 
+@refusing(lambda detector, config: [])
 def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
     """Write a model for `SSLDet`, our own meta-architecture in detectron2, and prove it by loading it back.
 

@@ -9,6 +9,7 @@ from ssldet.nn.backbones.from_torchvision import NO_DILATION, build_torchvision
 from ssldet.nn.backbones.network import IMAGENET_MEAN, IMAGENET_STD, SUITABLE, Backbone, Network, original_state
 from ssldet.nn.backbones.norms import FixedNorm, calibrate
 from ssldet.nn.backbones.own import Factory, build_own, name_for, own_names, remember
+from ssldet.nn.backbones.stem import take_channels
 from ssldet.nn.backbones.tiny import build_tiny
 
 __all__ = [
@@ -41,6 +42,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     build = {"tiny": build_tiny, "own": build_own, "torchvision": build_torchvision, "timm": build_timm}[library]
     try:
         backbone = Backbone(build(name, config), frozen_stages=config.frozen_stages)
+        take_channels(backbone, config.channels, config.mean, config.std)
     except ConfigError as error:
         raise ConfigError(f"backbone {config.name!r}: {error}") from error
     # Some families take the option and ignore it.

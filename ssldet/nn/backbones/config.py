@@ -25,6 +25,11 @@ class BackboneConfig:
             to stride 8, and so on; 0 freezes nothing. A plain vision transformer counts each quarter of its blocks as
             one stage, and its patch embedding to the first.
         tiny_channels: Channels of the layers of `tiny`, whose last level joins them all.
+        channels: Channels of the images; with other than three the first convolution is adapted. `data.channels` sets
+            it.
+        mean: Mean of each channel in 0..1, by which pixels are normalised; empty takes the network's own for RGB, and
+            is measured on the training images for other channels.
+        std: Deviation of each channel, likewise.
     """
 
     name: str = "resnet50"
@@ -34,6 +39,9 @@ class BackboneConfig:
     frozen_norm: bool = True
     frozen_stages: Annotated[int, Within(0, 5)] = 1
     tiny_channels: tuple[int, ...] = (32, 64, 128)
+    channels: Annotated[int, Within(1, 1024)] = 3
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Split `NAME.TAG` into name and weights; a contradiction is left to `problems`."""
@@ -55,6 +63,13 @@ class BackboneConfig:
             wrong.append("output_stride: 'tiny' always has stride 8; leave output_stride at 32")
         if not self.tiny_channels or min(self.tiny_channels) < 1 or max(self.tiny_channels) > WIDEST:
             wrong.append(f"tiny_channels: {self.tiny_channels} must name at least one layer of 1 to {WIDEST} channels")
+        if len(self.mean) != len(self.std) or len(self.mean) not in {0, self.channels}:
+            wrong.append(
+                f"mean, std: {len(self.mean)} and {len(self.std)} numbers; give {self.channels} of each, one per "
+                "channel, or none"
+            )
+        elif not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
+            wrong.append("mean, std: must lie in 0..1, as pixels do, and deviations above 0")
         return wrong
 
 

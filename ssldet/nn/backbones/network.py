@@ -67,6 +67,8 @@ class Backbone(nn.Module):
         interpolation: How the images that it was made for had been resized; for information.
         keeps_weights: Whether its weights are those of its owner, and are not to be replaced or calibrated.
         pruned: Names of the original state that were cut off, because no level needs them.
+        in_channels: Channels of the images it takes; see `ssldet.nn.backbones.stem`.
+        stem: Name of the weights of its first convolution, where that takes other channels than three.
     """
 
     _mean: Tensor
@@ -84,10 +86,9 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.body, self._run = network.body, network.run
-        self.mean, self.std, self.interpolation = tuple(network.mean), tuple(network.std), network.interpolation
-        self.keeps_weights = network.keeps_weights
-        self.register_buffer("_mean", torch.tensor(self.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(self.std).view(3, 1, 1), persistent=False)
+        self.interpolation, self.keeps_weights = network.interpolation, network.keeps_weights
+        self.in_channels, self.stem = 3, ""
+        self.set_statistics(network.mean, network.std)
         measured = _measure(network)
         self.level_channels, self.level_strides = measured.channels, measured.strides
         self.channels, self.stride = self.level_channels[-1], self.level_strides[-1]
@@ -98,6 +99,17 @@ class Backbone(nn.Module):
         names = [name for name, _ in self.body.named_parameters()]
         self._untrained = {name for name in names if name not in measured.learning or _is_inside(name, self._frozen)}
         self.requires_grad_(True)
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalise pixels by these numbers from now on.
+
+        Args:
+            mean: Mean of each channel, in 0..1.
+            std: Deviation of each channel, likewise.
+        """
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.register_buffer("_mean", torch.tensor(self.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(-1, 1, 1), persistent=False)
 
     def requires_grad_(self, requires_grad: bool = True) -> "Backbone":
         """Freeze or unfreeze; the first stages, and parameters on which no level depends, always stay frozen."""
@@ -116,8 +128,8 @@ class Backbone(nn.Module):
         return self
 
     def normalise(
-        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"] | None = None
-    ) -> Float[Tensor, "B 3 H W"]:
+        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B c H W"], padding: Bool[Tensor, "B H W"] | None = None
+    ) -> Float[Tensor, "B c H W"]:
         """Scale pixels by `mean` and `std`.
 
         Args:
@@ -128,7 +140,7 @@ class Backbone(nn.Module):
         scaled = (pixels - self._mean * scale) / (self._std * scale)
         return scaled if padding is None else scaled.masked_fill_(padding.unsqueeze(1), 0)
 
-    def levels(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+    def levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
         """Return all levels, from fine to coarse; the last one is what `forward` returns.
 
         Args:
@@ -138,7 +150,7 @@ class Backbone(nn.Module):
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             return tuple(self._run(self.body, images.contiguous(memory_format=torch.channels_last)))
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E h w"]:
+    def forward(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:
         """Return the last level.
 
         Args:

@@ -95,7 +95,7 @@ def _fixed(norm: Any) -> FixedNorm:
     return fixed
 
 
-def calibrate(network: nn.Module, images: Float[Tensor, "B 3 H W"]) -> None:
+def calibrate(network: nn.Module, images: Float[Tensor, "B c H W"]) -> None:
     """Set the statistics of every batch norm from these images, layer by layer, as training on such images would.
 
     A network with fresh weights needs this before its norms are fixed: nothing else scales its features.
