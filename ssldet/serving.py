@@ -66,7 +66,7 @@ class Served:
         """What it finds."""
         return ("patch",) if self.finds_patches else self.opened.classes
 
-    def answer(self, pixels: Pixels, patch: Pixels | None = None) -> Detections:
+    def answer(self, pixels: UInt8[Tensor, "3 H W"], patch: UInt8[Tensor, "3 _ _"] | None = None) -> Detections:
         """Return everything that it finds, in pixels of the image.
 
         Args:
