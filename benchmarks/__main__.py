@@ -90,6 +90,24 @@ def report(results: Path, *, out: Path | None = None, pictures: Path | None = No
 
 
 @app.command
+def tables(*pages: Path) -> None:
+    """Write the tables of pages from the committed results; a table stands between `<!-- table: NAME -->` and an end.
+
+    Args:
+        pages: Markdown files; default: README.md and those in docs.
+    """
+    from benchmarks.report.pages import write_tables
+    from ssldet.disk import Disk, write_whole
+    from ssldet.regular import read_text
+
+    for page in pages or (Path("README.md"), *sorted(Path("docs").glob("*.md"))):
+        before = read_text(page)
+        if (after := write_tables(before)) != before:
+            write_whole(page, after.encode(), Disk())
+            sys.stdout.write(f"{page}\n")
+
+
+@app.command
 def speed(*, out: Path = Path("benchmarks/results/speed.json"), images: int = 5000, repeats: int = 5) -> None:
     """Measure what is done in a fast way against the plain one, on one thread of the CPU.
 

@@ -1,0 +1,134 @@
+"""committed results -> tables of the documentation: `python -m benchmarks tables`.
+
+A page names a table in a comment, `<!-- table: NAME -->`, and everything up to `<!-- end -->` is written from the
+committed JSON, so that no figure there is typed.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import Results, read_results
+from benchmarks.statistics import PERCENT, Difference, differences, summaries
+from ssldet.errors import ConfigError, suggest
+from ssldet.regular import read_text
+
+RESULTS = Path("benchmarks/results")
+_BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def write_tables(text: str, results: Path = RESULTS) -> str:
+    """Return a page with its tables written anew.
+
+    Args:
+        text: The page.
+        results: Folder of committed results.
+
+    Raises:
+        ConfigError: The page names a table that does not exist.
+    """
+
+    def table(block: re.Match[str]) -> str:
+        name = block["name"]
+        if name not in TABLES:
+            raise ConfigError(f"no table {name!r}{suggest(name, list(TABLES))}")
+        return f"{block[1]}{TABLES[name](results)}\n{block[3]}"
+
+    return _BLOCK.sub(table, text)
+
+
+def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---",) * len(head), *rows])
+
+
+def _suite(results: Path, name: str) -> Results:
+    return read_results(results / f"{name}.json")
+
+
+def _means(results: Results) -> dict[tuple[str, str, str], str]:
+    """Return downstream task, model and method -> mean in points."""
+    return {(one.downstream, one.model, one.method): f"{PERCENT * one.mean:.2f}" for one in summaries(results)}
+
+
+def _words(difference: Difference) -> str:
+    sure = "" if difference.significant else ", not significant"
+    better = "better" if difference.mean > 0 else "**worse**" if difference.significant else "worse"
+    agree = sum(value * difference.mean > 0 for value in difference.values)
+    return f"{better} in {agree} of {len(difference.values)} seeds{sure} (p = {difference.p:.2g})"
+
+
+def _detectors(results: Path) -> str:
+    suite, titles = _suite(results, "zoo-detectors-tiny"), {"detr": "DETR", "deformable_detr": "Deformable DETR"}
+    means = _means(suite)
+    rows = [
+        (
+            titles.get(one.model.partition("-")[2], "FP-DETR, pretrained by contrasting crops"),
+            means[one.downstream, one.model, "none"],
+            means[one.downstream, one.model, one.method],
+            _words(one),
+        )
+        for one in differences(suite, "none")
+    ]
+    return _markdown(("detector", "from scratch", "pretrained", "difference"), rows)
+
+
+def _matching(results: Path) -> str:
+    suite = _suite(results, "ours-matching-tiny")
+    means = {method: mean for (_, _, method), mean in _means(suite).items()}
+    rows = [
+        (words, means[f"own_group/{jitter}"], means[f"global/{jitter}"], means["none"])
+        for jitter, words in (("none", "none"), ("full", "UP-DETR's"))
+    ]
+    return _markdown(("jitter of patches", "`own_group`", "`global`", "no pretraining"), rows)
+
+
+def _pretraining(results: Path) -> str:
+    """Tabulate UP-DETR's suite: what each start gives on generated scenes and on photographs."""
+    suite = _suite(results, "paper-table1-tiny")
+    named = {"short": "scenes, 80 steps", "long": "scenes, 160 steps", "cards": "photographs of cards, 800 steps"}
+    starts = {
+        "backbone": "a backbone pretrained on the same images",
+        "updetr": "UP-DETR on a fresh, frozen backbone",
+        "both": "that backbone, then UP-DETR on it",
+    }
+    means = _means(suite)
+    rows = [
+        (
+            named[one.downstream],
+            starts[one.method],
+            means[one.downstream, one.model, "none"],
+            means[one.downstream, one.model, one.method],
+            _words(one),
+        )
+        for one in differences(suite, "none")
+    ]
+    return _markdown(("fine-tuned on", "start", "AP of fresh weights", "AP", "difference"), rows)
+
+
+def _steps(results: Path) -> str:
+    measured: list[Mapping[str, Any]] = json.loads(read_text(results / "gpu.json"))["results"]
+    rates = {(row["form"], row["batch"]): row["images_per_second"] for row in measured if row["part"] == "steps"}
+    words = {
+        "plain fp32": "plain PyTorch, float32, patches without jitter",
+        "fp32": "`precision=32`",
+        "tf32": "the same with TF32",
+        "bf16": "`precision=bf16`",
+        "bf16 channels last": "the same, weights in channels-last order",
+    }
+    sizes = sorted({batch for _, batch in rates})
+    rows = [
+        (text, *("" if (rate := rates.get((form, size))) is None else f"{rate:.0f}" for size in sizes))
+        for form, text in words.items()
+    ]
+    return _markdown(("images a second", *(f"batch {size}" for size in sizes)), rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "detectors": _detectors,
+    "matching": _matching,
+    "pretraining": _pretraining,
+    "steps": _steps,
+}
+"""Name -> folder of committed results -> table in Markdown."""
