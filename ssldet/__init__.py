@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         export,
         finetune,
         load,
+        pack_data,
         predict,
         pretrain,
         preview,
@@ -47,7 +48,7 @@ _CONTENTS = {
     "ssldet.task": "Task PretextTask Objective Evaluator",
     "ssldet.engine.run": "Run DataConfig OptimConfig Budget CheckpointConfig",
     "ssldet.verbs": "compose pretrain finetune evaluate predict export preview report load transfer "
-    "check_data convert_data compare_data Trained",
+    "check_data convert_data compare_data pack_data Trained",
     "ssldet.showcase": "demo",
     "ssldet.checkup": "doctor",
 }
@@ -89,6 +90,7 @@ __all__ = [
     "export",
     "finetune",
     "load",
+    "pack_data",
     "predict",
     "pretrain",
     "preview",

@@ -33,7 +33,7 @@ def check_labels(spec: str, rules: ImageRules) -> Inspection:
     """
     form, _, rest = spec.partition(":")
     readers: dict[str, Callable[[str, Problems], Annotated]] = {
-        "coco": partial(gather_coco, masks=Masks.CHECKED),
+        "coco": partial(gather_coco, rules=rules, masks=Masks.CHECKED),
         "voc": gather_voc,
         "panoptic": inspect_panoptic,
         "yolo": partial(gather_yolo, rules=rules),

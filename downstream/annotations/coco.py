@@ -12,6 +12,7 @@ from downstream.annotations.numbers import LARGEST, finite_number
 from downstream.annotations.outlines import MISSING, NO_MASK, REACH, Outline, outline_of
 from downstream.annotations.problems import Problems, json_of, records, shown
 from ssldet.data.images import ImageRules
+from ssldet.data.places import place_of
 from ssldet.errors import AnnotationError
 from ssldet.escapes import is_text
 from ssldet.source import with_paths
@@ -35,12 +36,12 @@ UNMASKED = "boxes without segmentation; tasks with masks refuse them"
 """What is counted where segmentations are checked and not needed."""
 
 
-@with_paths(0, 1)
+@with_paths(0, 1, 2)
 def open_coco(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledImages:
     """Open a COCO file with its images.
 
     Args:
-        rest: `ANN.json:IMAGES`; without `:IMAGES` the folder is looked for beside the file.
+        rest: `ANN.json:IMAGES`, a folder or `tar:SHARDS`; without `:IMAGES` the folder is looked for beside the file.
         rules: Which images are usable.
         masks: Give every target its mask; they are drawn when an image is read.
 
@@ -48,7 +49,7 @@ def open_coco(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledI
         AnnotationError: The file is not sound COCO, or images are missing; all problems at once.
     """
     problems = Problems(Path(rest.partition(":")[0]))
-    annotated = gather_coco(rest, problems, masks=Masks.KEPT if masks else Masks.IGNORED)
+    annotated = gather_coco(rest, problems, rules, masks=Masks.KEPT if masks else Masks.IGNORED)
     return LabelledImages(annotated, problems, rules)
 
 
@@ -71,12 +72,13 @@ def read_coco(path: Path, *, masks: bool = False) -> Labels:
     return labels
 
 
-def gather_coco(rest: str, problems: Problems, *, masks: Masks = Masks.IGNORED) -> Annotated:
+def gather_coco(rest: str, problems: Problems, rules: ImageRules, *, masks: Masks = Masks.IGNORED) -> Annotated:
     """Read what is sound of a COCO file, and find its images.
 
     Args:
-        rest: `ANN.json:IMAGES`, or `ANN.json`.
+        rest: `ANN.json:IMAGES`, `ANN.json:tar:SHARDS`, or `ANN.json`.
         problems: Takes what is wrong.
+        rules: Which images are usable.
         masks: What is done with the segmentations.
 
     Raises:
@@ -87,6 +89,9 @@ def gather_coco(rest: str, problems: Problems, *, masks: Masks = Masks.IGNORED) 
     labels, places = _read(path, problems, masks)
     if not labels.files:
         problems.stop()
+    if images.startswith("tar:") and not Path(images).exists():
+        archives = place_of(images, rules)
+        return Annotated(labels=labels, folder=Path(images), origin=path, places=places, archives=archives)
     folder = Path(images) if images else _guess_folder(path, labels.files[:EXAMPLES])
     if not folder.is_dir():
         raise AnnotationError(f"{folder}: no such folder of images; give coco:ANN.json:IMAGES")

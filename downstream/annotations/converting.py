@@ -72,7 +72,7 @@ def write_coco(source: Source, out: Path) -> Converted:
     finally:
         part.unlink()
     counts = {"images": len(labels), "boxes": len(labels.boxes), "classes": len(labels.classes)}
-    return Converted(spec=f"coco:{out}:{source.folder}", counts=counts)
+    return Converted(spec=f"coco:{out}:{source.place.spec}", counts=counts)
 
 
 def _document(labels: Labels) -> dict[str, list[dict[str, Any]]]:

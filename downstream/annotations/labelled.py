@@ -1,7 +1,7 @@
 """Labels, image folder -> Source: labelled images by number, checked against the files on disk before training."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,8 +25,8 @@ from downstream.annotations.masks import RunLengths, encode
 from downstream.annotations.outlines import mask_of, outline_fault
 from downstream.annotations.problems import SHOWN, Problems, shown
 from ssldet.boxes import to_normalised
-from ssldet.data.files import nearest_file
-from ssldet.data.images import ImageRules, image_sizes, is_turned, read_image
+from ssldet.data.images import ImageRules
+from ssldet.data.places import FolderPlace, Place
 from ssldet.errors import AnnotationError, UnreadableError
 from ssldet.source import GroundTruth, Measurable
 from ssldet.types import Batch, Detections, Sample, Skipped, Targets
@@ -50,12 +50,19 @@ class Annotated:
         folder: Where the images lie.
         origin: The annotation file or folder, to name in messages.
         places: Where the annotations speak of each image, to name in messages.
+        archives: Where the images lie instead, if it is no folder.
     """
 
     labels: Labels
     folder: Path
     origin: Path
     places: Sequence[str]
+    archives: Place | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the images lie."""
+        return self.archives or FolderPlace(self.folder)
 
 
 class LabelledImages(Measurable):
@@ -65,7 +72,7 @@ class LabelledImages(Measurable):
         labels: The annotations of the usable images.
         all_labels: Those of every image that is there: one that can't be opened is measured like one whose pixels can't
             be decoded, so that its objects count as missed.
-        folder: Where the images lie.
+        place: Where the images lie.
     """
 
     def __init__(self, annotated: Annotated, problems: Problems, rules: ImageRules) -> None:
@@ -80,7 +87,7 @@ class LabelledImages(Measurable):
             AnnotationError: There were problems, images are missing, or their size is not the stated one; all at once.
         """
         labels, origin = annotated.labels, annotated.origin
-        self.folder, self._rules = annotated.folder, rules
+        self.folder, self.place, self._rules = annotated.folder, annotated.place, rules
         sizes, self._skipped = check_files(annotated, problems, rules)
         problems.stop()
         self.labels = replace(labels, sizes=sizes).subset(sizes[:, 0] > 0)
@@ -132,7 +139,7 @@ class LabelledImages(Measurable):
         Raises:
             UnreadableError: The file can't be decoded.
         """
-        image = read_image(self.path_of(index), self._rules)
+        image = self.place.read(self._file(index), self._rules)
         height, width = image.shape[-2:]
         targets, rows = self._targets(index, (height, width))
         targets = replace(targets, masks=self._draw_masks(index, rows, (height, width)))
@@ -169,11 +176,30 @@ class LabelledImages(Measurable):
         other.labels, other.all_labels = (labels.renumbered(classes) for labels in (self.labels, self.all_labels))
         return other
 
-    def path_of(self, index: int) -> Path:
-        """Return where an image lies."""
+    def path_of(self, index: int) -> Path | None:
+        """Return where an image lies; `None` in an archive."""
+        return self.place.path_of(self._file(index))
+
+    def name_of(self, index: int) -> str:
+        """Return what an image is called in messages."""
+        return self.place.name_of(self._file(index))
+
+    def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return the order in which images that lie here are read."""
+        return self.part_order(np.arange(len(self)), seed, epoch)
+
+    def part_order(self, indices: Int[np.ndarray, " N"], seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return the order in which some of the images are read."""
+        return self._order(indices, seed, epoch)
+
+    @cached_property
+    def _order(self) -> Callable[[Int[np.ndarray, " N"], int, int], Int[Tensor, " N"]]:
+        return self.place.order(self.labels.files)
+
+    def _file(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.folder / self.labels.files[index]
+        return self.labels.files[index]
 
     def ground_truth(self) -> GroundTruth:
         """Return the annotations in COCO's form, with original ids; those of images that can't be opened too."""
@@ -236,24 +262,25 @@ def check_files(
     """
     labels = annotated.labels
     skipped, missing = [], 0
-    if not annotated.folder.is_dir():
-        problems.add(str(annotated.folder), "no such folder of images", "name the folder in which the images lie")
+    where_they_lie = annotated.place
+    if fault := where_they_lie.fault():
+        problems.add(str(annotated.folder), fault, "name the folder in which the images lie")
         return np.zeros((len(labels), 2), dtype=np.int64), ()
     sizes = np.zeros((len(labels), 2), dtype=np.int64)
-    found = image_sizes(annotated.folder, labels.files, rules)
+    found = where_they_lie.sizes(labels.files, rules)
     for place, (size, stated) in enumerate(zip(found, labels.sizes.tolist(), strict=True)):
         if not isinstance(size, UnreadableError):
             sizes[place] = size
             if not any(stated):
                 _report_outlines(problems, annotated, place, size)
             elif tuple(stated) != size:
-                turned = is_turned(annotated.folder / labels.files[place], rules)
+                turned = where_they_lie.is_turned(labels.files[place], rules)
                 _report_size(problems, annotated.places[place], tuple(stated), size, turned=turned)
         elif size.reason == "missing":
             where, remedy = annotated.places[place], "restore the image or take it out of the set"
             missing += 1
             # A look for near misses is slow; the first few show the pattern.
-            near = nearest_file(annotated.folder, labels.files[place]) if missing <= SHOWN else None
+            near = where_they_lie.nearest(labels.files[place]) if missing <= SHOWN else None
             hint = f" (did you mean {shown(near)}?)" if near else ""
             problems.add(where, f"{size.path} is missing{hint}", remedy)
         else:

@@ -6,11 +6,11 @@ from pathlib import Path
 from cyclopts import App
 
 from ssldet import defaults
-from ssldet.cli.options import Json
+from ssldet.cli.options import Data, Json
 from ssldet.cli.printing import prints
 from ssldet.errors import DataError
 
-app = App(name="data", help="Check labelled data, write them in another format, find images in two sets.")
+app = App(name="data", help="Check data, write them in another format or into archives, find images in two sets.")
 
 
 @app.command
@@ -18,7 +18,7 @@ def check(spec: str, *, recipe: str = defaults.FINETUNE_SMALL, json_: Json = Fal
     """List every problem of a data set with its place and remedy, and count its contents.
 
     Args:
-        spec: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT, or images.
+        spec: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT, tar:SHARDS, or images.
         recipe: The recipe, or the run.toml of a run, by whose resize objects count as small.
     """
     from ssldet import verbs
@@ -41,6 +41,22 @@ def convert(spec: str, *, to: str = "coco", out: Path, json_: Json = False) -> N
     from ssldet import verbs
 
     prints(verbs.convert_data)(spec, to=to, out=out, json_=json_)
+
+
+@app.command
+def pack(images: Data, /, *, out: Path, megabytes: int = 256, json_: Json = False) -> None:
+    """Write images into tar archives in WebDataset's layout, which tar:SHARDS reads; nothing is overwritten.
+
+    What was stopped goes on where it was when the same is packed again.
+
+    Args:
+        images: Folders, globs, lists or files.
+        out: Folder to create.
+        megabytes: Size of an archive.
+    """
+    from ssldet import verbs
+
+    prints(verbs.pack_data)(images, out=out, megabytes=megabytes, json_=json_)
 
 
 @app.command

@@ -252,7 +252,7 @@ def _load(place: Path) -> Usable | None:
         document, arrays = read_mapped(place)
         names = Names(arrays["block"], arrays["ends"])
         names.require_whole()
-        if arrays["stamps"].shape != (len(names), 2):
+        if arrays["stamps"].shape != (len(names), 2) or not isinstance(document["read"], dict):
             raise ValueError("lists of different lengths")
         return Usable(
             root=document["root"],

@@ -2,10 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ssldet.data.bands import BandImage
 from ssldet.data.files import tally
 from ssldet.data.image_index import Usable, usable_images
-from ssldet.data.judging import ANY_SIZE, Answer, ImageRules, Stamp, Use, judged
+from ssldet.data.judging import ANY_SIZE, Answer, ImageRules, Stamp, Use, judged, judged_inside
 from ssldet.data.orientation import changes_sides, turned_upright, upright_size
 from ssldet.data.parallel import over_parts
 from ssldet.errors import DataError, UnreadableError
@@ -34,7 +35,10 @@ __all__ = [
     "key_of",
     "open_images",
     "read_image",
+    "read_image_inside",
+    "size_of",
     "thumbnails",
+    "turned",
     "unlabelled",
 ]
 
@@ -78,6 +82,22 @@ def read_image(path: str | Path, rules: ImageRules) -> Pixels:
         return judged(str(path), _decode, rules)
 
 
+def read_image_inside(read: Callable[[], BinaryIO], stamp: Stamp, name: str, rules: ImageRules) -> Pixels:
+    """Decode one image that is a part of a file, as `read_image` does.
+
+    Args:
+        read: Returns the image as a file.
+        stamp: Size of the image, and when the file was changed.
+        name: What to call the image in messages.
+        rules: Which images are usable.
+
+    Raises:
+        UnreadableError: With a reason from the list on top of `judging`.
+    """
+    with _quiet():
+        return judged_inside(read, stamp, name, _decode, rules)
+
+
 def image_sizes(folder: Path, names: Sequence[str], rules: ImageRules) -> list[tuple[int, int] | UnreadableError]:
     """Return height and width of images as `read_image` gives them, from their headers alone.
 
@@ -89,7 +109,7 @@ def image_sizes(folder: Path, names: Sequence[str], rules: ImageRules) -> list[t
     Returns:
         The size of each image, or what is wrong with it.
     """
-    return _answers(str(folder), names, _size, rules)
+    return _answers(str(folder), names, size_of, rules)
 
 
 def is_turned(path: Path, rules: ImageRules) -> bool:
@@ -102,7 +122,7 @@ def is_turned(path: Path, rules: ImageRules) -> bool:
     Raises:
         UnreadableError: It can't be read any more.
     """
-    return judged(str(path), _changes_sides, rules)
+    return judged(str(path), turned, rules)
 
 
 def thumbnails(
@@ -215,11 +235,13 @@ def _decode_stamped(image: Image.Image | BandImage, stamp: Stamp) -> tuple[Tenso
     return _decode(image, stamp), stamp
 
 
-def _size(image: Image.Image | BandImage, _: Stamp) -> tuple[int, int]:
+def size_of(image: Image.Image | BandImage, _: Stamp) -> tuple[int, int]:
+    """Return height and width of an opened image as `read_image` gives it."""
     return (image.size[1], image.size[0]) if isinstance(image, BandImage) else upright_size(image)
 
 
-def _changes_sides(image: Image.Image | BandImage, _: Stamp) -> bool:
+def turned(image: Image.Image | BandImage, _: Stamp) -> bool:
+    """Say whether an opened image states a rotation that exchanges height and width."""
     return not isinstance(image, BandImage) and changes_sides(image)
 
 

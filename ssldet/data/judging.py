@@ -22,7 +22,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from ssldet.data.bands import RGB, BandImage, open_bands
-from ssldet.errors import SetupError, UnreadableError
+from ssldet.errors import DataError, SetupError, UnreadableError
 from ssldet.escapes import shown
 from ssldet.regular import NotRegularError, open_regular
 
@@ -107,7 +107,7 @@ def judged_inside(read: Callable[[], BinaryIO], stamp: Stamp, name: str, use: Us
     """Judge and use an image that is a part of a file, by the rules for files.
 
     Args:
-        read: Returns the bytes of the image.
+        read: Returns the image as a file.
         stamp: Size of the image, and when the file was changed.
         name: What to call the image in messages.
         use: What to do with it.
@@ -134,7 +134,7 @@ def patiently(once: Callable[[], Answer], name: str) -> Answer:
     for pause in (*PAUSES, None):
         try:
             return once()
-        except (UnreadableError, SetupError):
+        except (DataError, SetupError):
             raise
         except OSError as error:
             if error.errno not in PASSING or pause is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8, UInt64
+from jaxtyping import Float, Int, Integer, UInt8, UInt64
 
 from ssldet.data.files import find_images
 from ssldet.data.images import ImageRules, thumbnails
@@ -246,9 +246,12 @@ def _cells(paths: Sequence[str], places: Sequence[int], rules: ImageRules) -> di
     }
 
 
-def _bits_set(words: UInt64[np.ndarray, "N M"]) -> Int[np.ndarray, "N M"]:
-    """Count the ones in each word; NumPy has `bitwise_count` from version 2 on only."""
-    counts: Int[np.ndarray, "N M"] = _ONES[words.view(np.uint16)].reshape(*words.shape, 4).sum(axis=-1)
+def _bits_set(words: UInt64[np.ndarray, "N M"]) -> Integer[np.ndarray, "N M"]:
+    """Count the ones in each word; NumPy has `bitwise_count`, a hundred times as fast, from version 2 on only."""
+    if hasattr(np, "bitwise_count"):
+        fast: Integer[np.ndarray, "N M"] = np.bitwise_count(words)
+        return fast
+    counts: Integer[np.ndarray, "N M"] = _ONES[words.view(np.uint16)].reshape(*words.shape, 4).sum(axis=-1)
     return counts
 
 

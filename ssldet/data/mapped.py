@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 from safetensors.numpy import save
 
 from ssldet.disk import Disk, write_whole
+from ssldet.documents import parse_json_object
 from ssldet.regular import open_regular
 
 KINDS = {"U8": np.uint8, "U32": np.uint32, "I32": np.int32, "I64": np.int64}
@@ -48,9 +49,9 @@ def read_mapped(path: Path) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray
         length = int.from_bytes(file.read(8), "little")
         if length > LARGEST_HEADER:
             raise ValueError(f"a header of {length} bytes")
-        header = json.loads(file.read(length))
+        header = parse_json_object(file.read(length))
         try:
-            document = json.loads(header.pop("__metadata__")["document"])
+            document = parse_json_object(header.pop("__metadata__")["document"])
             arrays = {}
             for name, entry in header.items():
                 kind, (begin, end) = np.dtype(KINDS[entry["dtype"]]), entry["data_offsets"]
@@ -60,6 +61,6 @@ def read_mapped(path: Path) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray
                 # A view, because the class that remembers its file can't be handed to another process.
                 mapped = np.memmap(file, kind, "r", 8 + length + begin, shape) if end > begin else np.zeros(shape, kind)
                 arrays[name] = np.asarray(mapped)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not what is written here ({error!r})") from error
     return document, arrays

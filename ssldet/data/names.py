@@ -59,7 +59,8 @@ class Names(Sequence[str]):
         Raises:
             ValueError: They can't be.
         """
-        rises = len(self.ends) > 0 and self.ends[0] == 0 and bool((self.ends[1:] >= self.ends[:-1]).all())
+        flat = self.ends.ndim == self.block.ndim == 1
+        rises = flat and len(self.ends) > 0 and self.ends[0] == 0 and bool((self.ends[1:] >= self.ends[:-1]).all())
         if not rises or self.ends[-1] != len(self.block):
             raise ValueError("names that begin and end nowhere")
 

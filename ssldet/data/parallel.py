@@ -28,14 +28,15 @@ READERS = 8
 MOST_READERS = 32
 
 
-def over_parts(count: int, look: Callable[[range], Answer]) -> Iterator[Answer]:
+def over_parts(count: int, look: Callable[[range], Answer], together: int = 0) -> Iterator[Answer]:
     """Yield what a function answers about each part of the numbers from 0 to `count`, in order.
 
     Args:
         count: How many files there are.
         look: Looks at some of them. It runs in forked processes if there are many files: what it changes is lost.
+        together: Files of a part; zero takes as many as are looked at in a moment.
     """
-    size = PART if count >= FEW * PART else PART // 4
+    size = together or (PART if count >= FEW * PART else PART // 4)
     parts = [range(first, min(first + size, count)) for first in range(0, count, size)]
     done = 0
     with warnings.catch_warnings():

@@ -16,6 +16,7 @@ from ssldet import chance, registry
 from ssldet.data.files import absolute
 from ssldet.data.images import ImageRules, open_images
 from ssldet.data.joining import joined, without_labels
+from ssldet.data.shard_files import is_there
 from ssldet.errors import DataError, SsldetError, suggest
 from ssldet.source import Source, WrappedSource
 from ssldet.types import Sample
@@ -91,9 +92,13 @@ def absolute_spec(spec: str) -> str:
     if name is None:
         return str(absolute(Path(rest)))
     parts = rest.split(":")
+    formats = registry.names("ssldet.sources")
     for place in places:
+        # A format inside a format, as in coco:ANN.json:tar:SHARDS.
+        if parts[place : place + 1] and parts[place] in formats and parts[place + 1 :]:
+            continue
         # What is not there may be no path at all, such as a number in a format of somebody else's.
-        if parts[place : place + 1] not in ([], [""]) and Path(parts[place]).expanduser().exists():
+        if parts[place : place + 1] not in ([], [""]) and is_there(parts[place]):
             parts[place] = str(absolute(Path(parts[place])))
     return ":".join([name, *parts])
 

@@ -1,7 +1,7 @@
 """The verbs of the command line as public functions, one per verb."""
 
 from ssldet.verbs.composing import compose
-from ssldet.verbs.data import check_data, compare_data, convert_data
+from ssldet.verbs.data import check_data, compare_data, convert_data, pack_data
 from ssldet.verbs.exporting import export
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import preview, report
@@ -21,6 +21,7 @@ __all__ = [
     "export",
     "finetune",
     "load",
+    "pack_data",
     "plan_finetuning",
     "plan_pretraining",
     "predict",

@@ -1,4 +1,4 @@
-"""data specifications -> problems of a data set, a file in another format, images that two sets share."""
+"""data specifications -> problems of a data set, a file in another format, archives, images that two sets share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection, inspect_images
 from ssldet.data.leaks import THRESHOLD, Leaks, find_leaks
 from ssldet.data.object_sizes import Resizing
+from ssldet.data.packing import MEGABYTES, Packed, pack
 from ssldet.data.sources import open_source, split_spec
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError, DataError
@@ -91,6 +92,27 @@ def compare_data(first: Specs, second: Specs, *, threshold: float = THRESHOLD) -
         ConfigError: A set does not know the paths of its images, or the threshold is no percentage.
     """
     return find_leaks(_open(texts(first)), _open(texts(second)), RULES, threshold)
+
+
+def pack_data(images: Specs, *, out: str | Path, megabytes: int = MEGABYTES) -> Packed:
+    """Write images into tar archives in WebDataset's layout, which `tar:` reads.
+
+    Packing again what was stopped goes on where it was; nothing is overwritten.
+
+    Args:
+        images: Folders, globs, lists or files.
+        out: Folder to create.
+        megabytes: Size of an archive.
+
+    Raises:
+        DataError: Nothing usable is named, or it is labelled data.
+        ConfigError: The folder holds something else.
+        SetupError: The disk has not enough space.
+    """
+    specs = texts(images)
+    if formats := [spec for spec in specs if split_spec(spec)[0] is not None]:
+        raise DataError(f"{formats[0]}: pack takes images; name their folder, and train on coco:ANN.json:tar:SHARDS")
+    return pack(specs, Path(out), RULES, megabytes)
 
 
 def _open(specs: Sequence[str]) -> Source:

@@ -1,5 +1,6 @@
 """Every registered data format under every law of sources, wrappers too, and laws that notice when they are broken."""
 
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_voc(place / "voc", coco)
     write_yolo(place / "yolo", coco)
     write_folders(place / "folders", coco)
+    write_tar(place / "tar", coco)
     return place
 
 
@@ -85,6 +87,13 @@ def write_folders(place: Path, source: Source) -> None:
         (place / name / "deeper" / path.name).write_bytes(path.read_bytes())
 
 
+def write_tar(place: Path, source: Source) -> None:
+    place.mkdir()
+    for number, (path, _) in enumerate(objects_of(source)):
+        with tarfile.open(place / f"{number % 2}.tar", "a") as archive:
+            archive.add(path, path.name)
+
+
 def one_shot(place: Path, *, training: bool) -> Source:
     return OneShot(unseen=("square",), patch_size=16, absent_share=0.3).prepare(
         opened(f"coco:{place / 'shapes' / 'instances.json'}"), training=training
@@ -105,6 +114,7 @@ FORMATS: dict[str, Callable[[Path], Source]] = {
     "yolo": lambda place: opened(f"yolo:{place / 'yolo'}"),
     "panoptic": lambda place: opened(panoptic(place)),
     "folders": lambda place: opened(f"folders:{place / 'folders'}"),
+    "tar": lambda place: opened(f"tar:{place / 'tar'}:window=1"),
 }
 OTHERS: dict[str, Callable[[Path], Source]] = {
     "images": lambda place: opened(str(place / "shapes" / "images")),
@@ -113,6 +123,8 @@ OTHERS: dict[str, Callable[[Path], Source]] = {
     "panoptic with masks": lambda place: opened(panoptic(place), masks=True),
     "two sets": lambda place: opened(coco(place), f"yolo:{place / 'yolo'}"),
     "labelled and unlabelled": lambda place: opened(coco(place), str(place / "shapes" / "images")),
+    "coco in archives": lambda place: opened(f"{coco(place)}:tar:{place / 'tar'}:window=1"),
+    "part of archives": lambda place: PartSource(opened(f"tar:{place / 'tar'}:window=1"), [4, 0, 3]),
     "part": lambda place: PartSource(opened(panoptic(place)), [4, 0, 3]),
     "part of two sets": lambda place: PartSource(opened(coco(place), f"voc:{place / 'voc'}"), [9, 0, 5]),
     "without labels": lambda place: Unlabelled(opened(coco(place))),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -149,6 +150,11 @@ def _images(folder: Path) -> Iterator[Format]:
         picture.save(file, **({"exif": exif} if suffix in {"jpg", "png", "tif", "webp"} else {}))
         read = lambda file=file: read_image(file, RULES)  # noqa: E731
         yield Format(name=f"image-{suffix}", file=file, damage=mutation.of_bytes, read=read, cases=120)
+    with tarfile.open(folder / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for number, suffix in enumerate(("jpg", "png")):
+            archive.add(place / f"a.{suffix}", f"{number}-ü-{'x' * 120}.{suffix}")
+    read = _looked_at(f"tar:{folder}/a.tar")
+    yield Format(name="tar", file=folder / "a.tar", damage=mutation.of_bytes, read=read, cases=300)
     for name, text in (("list.txt", "pictures/a.jpg\npictures/*.png\n"), ("list.json", '["pictures/a.jpg", "b.png"]')):
         file = folder / name
         file.write_text(text)
