@@ -1,4 +1,4 @@
-"""step, numbers -> train.log, and a bar on a terminal or plain lines elsewhere; none of them stops a run."""
+"""step, numbers -> train.log, and a bar on a terminal, a line in a notebook or lines elsewhere; none stops a run."""
 
 import logging
 import sys
@@ -31,7 +31,7 @@ class Display:
     """Shows the progress of a run on standard error, as long as somebody reads it."""
 
     def __init__(self, title: str, total_steps: int) -> None:
-        """Choose a bar on a terminal, plain lines elsewhere.
+        """Choose a bar on a terminal, one line that changes in a notebook, plain lines elsewhere.
 
         Args:
             title: Name of the run, such as that of its task.
@@ -44,6 +44,9 @@ class Display:
         self._begun: tuple[float, int] | None = None
         self._bar: Progress | None = None
         self._shown = rank() == 0 and SHOWN.get()
+        # A notebook is no terminal, but goes back to the beginning of a line where it is told to.
+        self._rewrites = type(self._stream).__module__.startswith("ipykernel")
+        self._written = 0
         if self._shown and self._stream is not None and self._stream.isatty():
             whole, rest = Column(no_wrap=True), Column(no_wrap=True, overflow="ellipsis", ratio=1)
             self._bar = Progress(
@@ -82,9 +85,13 @@ class Display:
 
     def close(self) -> None:
         """Remove the bar from the terminal."""
-        if self._bar is not None:
-            with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):
+            if self._bar is not None:
                 self._bar.stop()
+            elif self._written and self._stream is not None:
+                self._stream.write("\n")
+                self._stream.flush()
+                self._written = 0
 
     def _tell(self, kind: str, step: int, numbers: str, eta: str, now: float) -> None:
         place = f"step {step}/{self._total}{eta}"
@@ -93,12 +100,22 @@ class Display:
                 self._bar.update(self._row, completed=step, numbers=numbers, place=place)
             else:
                 self._bar.console.print(f"step {step}  {numbers}", highlight=False)
+        elif self._rewrites:
+            self._rewrite(f"{self._title}  {place}  {numbers}", last=kind != "train")
         elif self._stream is not None and (
             kind != "train" or now - self._last_shown >= LINE_SECONDS or step == self._total
         ):
             self._last_shown = now
             self._stream.write(f"{self._title}  step {step}/{self._total}  {numbers}{eta}\n")
             self._stream.flush()
+
+    def _rewrite(self, text: str, *, last: bool) -> None:
+        """Replace what the line of a notebook said, and leave it there for good if it is the last of its kind."""
+        if self._stream is None:
+            return
+        self._stream.write(f"\r{text.ljust(self._written)}" + ("\n" if last else ""))
+        self._stream.flush()
+        self._written = 0 if last else len(text)
 
 
 def summary(line: Mapping[str, Any]) -> str:

@@ -48,6 +48,22 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then(monkeypatch: pyte
     assert "\r" not in stream.getvalue()
 
 
+def test_a_notebook_shows_one_line_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr("sys.stderr", stream)
+    display = Display("Task", 100)
+    for step in range(1, 51):
+        display.show(LINE | {"step": step})
+    display.show({"kind": "eval", "step": 50, "AP": 1.5})
+    display.show(LINE | {"step": 51})
+    display.close()
+    evaluated, last, rest = stream.getvalue().split("\n")
+    assert evaluated.count("\r") == 51
+    assert evaluated.rpartition("\r")[2].strip() == "Task  step 50/100  AP 1.5"
+    assert last.startswith("\rTask  step 51/100")
+    assert rest == ""
+
+
 def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     monkeypatch.setattr("sys.stderr", stream)
