@@ -48,6 +48,8 @@ def reseed(*words: int | str) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # PyTorch's gap
         torch.cuda.manual_seed(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
 
 
 def begin_step(seed: int, step: int, part: int) -> None:

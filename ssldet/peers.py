@@ -20,7 +20,7 @@ from datetime import timedelta
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # PyTorch's gap
 
-from ssldet import ranks
+from ssldet import ranks, slurm
 from ssldet.errors import DistributedError, SsldetError, StoppedError
 
 INTERVAL = 0.5
@@ -253,6 +253,7 @@ def together() -> Iterator[None]:
     Raises:
         DistributedError: The launcher has not told all that ranks must know.
     """
+    slurm.adopt()
     if _watching or not _several():
         yield
         return

@@ -103,6 +103,19 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
+class SharesRows(Protocol):
+    """What an evaluator may offer so that ranks send each other a few numbers of an image instead of its masks."""
+
+    def take_rows(self) -> Any:
+        """Return what was taken in since the last call, as small picklable values, and forget it."""
+        ...
+
+    def add_rows(self, rows: Any, /) -> None:
+        """Take in what another evaluator of the same source returned from `take_rows`."""
+        ...
+
+
+@runtime_checkable
 class Explains(Protocol):
     """What an evaluator may offer beside its numbers, for the report of a run."""
 

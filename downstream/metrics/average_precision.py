@@ -90,6 +90,15 @@ class BoxAP:
                 )
             self._found[key] = rows
 
+    def take_rows(self) -> dict[str, Rows]:
+        """Return the detections of each image since the last call, and forget them."""
+        taken, self._found = self._found, {}
+        return taken
+
+    def add_rows(self, rows: Mapping[str, Rows]) -> None:
+        """Take in detections that another evaluator of the same source has taken."""
+        self._found.update(rows)
+
     def rows(self) -> Results:
         """Return all detections as COCO results with original ids, in the order of the source."""
         found = [self._found.get(key, np.empty((0, 6))) for key in self.source.keys]
@@ -170,6 +179,16 @@ class MaskAP:
             if found.masks is None:
                 raise DataError(f"image {key}: detections without masks can't be measured by mask AP")
             self._masks[key] = encode(found.masks)
+
+    def take_rows(self) -> tuple[dict[str, Rows], dict[str, list[RunLengths]]]:
+        """Return boxes and run lengths of each image since the last call, and forget them."""
+        taken, self._masks = self._masks, {}
+        return self.boxes.take_rows(), taken
+
+    def add_rows(self, rows: tuple[Mapping[str, Rows], Mapping[str, list[RunLengths]]]) -> None:
+        """Take in what another evaluator of the same source has taken."""
+        self.boxes.add_rows(rows[0])
+        self._masks.update(rows[1])
 
     def results(self) -> dict[str, Any]:
         """Return the figures of the boxes by name and, under `segm`, those of the masks with the same names.

@@ -6,7 +6,7 @@ wrong. Each image is reduced to a few counts at once, so that many images need l
 influence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,15 @@ class PanopticQuality:
                 sizes = " and ".join(" x ".join(map(str, part.segments.shape)) for part in (answer, truth))
                 raise DataError(f"image {key}: answer and truth differ in size, {sizes} (height x width)")
             self._counts[key] = count(truth, answer, classes, areas=self.source.stated(key)[2].numpy())
+
+    def take_rows(self) -> dict[str, Counts]:
+        """Return the counts of each image since the last call, and forget them."""
+        taken, self._counts = self._counts, {}
+        return taken
+
+    def add_rows(self, rows: Mapping[str, Counts]) -> None:
+        """Take in counts that another evaluator of the same source has taken."""
+        self._counts.update(rows)
 
     def results(self) -> dict[str, Any]:
         """Return `PQ`, `SQ` and `RQ` of all classes, of `things` and of `stuff`, and of each class in `per_class`."""

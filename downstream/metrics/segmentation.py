@@ -58,6 +58,17 @@ class SegmentationFigures:
         if self._precision is not None:
             self._precision.update([self._things(answer) for answer in detections], batch)
 
+    def take_rows(self) -> tuple[Any, Any]:
+        """Return what both metrics took in since the last call, and forget it."""
+        quality = None if self._quality is None else self._quality.take_rows()
+        return quality, None if self._precision is None else self._precision.take_rows()
+
+    def add_rows(self, rows: tuple[Any, Any]) -> None:
+        """Take in what another evaluator of the same source has taken."""
+        for metric, part in zip((self._quality, self._precision), rows, strict=True):
+            if metric is not None:
+                metric.add_rows(part)
+
     def results(self) -> dict[str, Any]:
         """Return all figures of `PanopticQuality`, those of boxes under `box` and those of masks under `segm`.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from ssldet import registry
+from ssldet import registry, slurm
 from ssldet.cli import data, looking, training, using
 from ssldet.cli.console import delivered, logging_to_stderr, open_streams, report_error
 from ssldet.errors import ConfigError, SsldetError, nearest
@@ -29,6 +29,7 @@ VERBS: tuple[Callable[..., None] | App, ...] = (
     looking.doctor,
     looking.list_,
     looking.show,
+    looking.plan,
     data.app,
     looking.preview,
     training.pretrain,
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Arguments after the program's name; `None` takes those of this process.
     """
     open_streams()
+    slurm.adopt()
     # PyTorch's own word on a lost connection is a page long, and `peers` says the same in one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     words = list(sys.argv[1:] if arguments is None else arguments)

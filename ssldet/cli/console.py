@@ -30,11 +30,20 @@ def open_streams() -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
+def rank() -> int:
+    """Return which of the processes of one run this is, as its launcher says; 0 where there is one."""
+    # Not by `ssldet.ranks`, which imports torch: help must be quick.
+    told = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK"))
+    return next((int(value) for value in told if value.isdigit()), 0)
+
+
 @contextmanager
 def logging_to_stderr() -> Iterator[None]:
     """Print log messages of our packages on standard error, one line per message."""
     handler = logging.StreamHandler()
-    handler.setFormatter(EscapingFormatter("%(message)s"))
+    handler.setFormatter(EscapingFormatter(f"rank {number}: %(message)s" if (number := rank()) else "%(message)s"))
+    if number:  # rank 0 says what concerns all
+        handler.setLevel(logging.WARNING)
     # `Display` shows the progress of a run on the terminal, and errors are printed at the end.
     handler.addFilter(lambda record: record.levelno > logging.INFO or record.name != "ssldet.engine.reporter")
     handler.addFilter(lambda record: not record.name.endswith(".outcome"))
@@ -50,11 +59,13 @@ def logging_to_stderr() -> Iterator[None]:
 
 
 def tell(text: str) -> None:
-    """Print the result of a verb on standard output, at once.
+    """Print the result of a verb on standard output, at once; of several processes of one run the first does.
 
     Raises:
         OSError: It can't be written; names the output, unless that was closed.
     """
+    if rank():
+        return
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
@@ -65,7 +76,7 @@ def tell(text: str) -> None:
 
 
 def report_error(error: CycloptsError | SsldetError | OSError, verb: Sequence[str]) -> int:
-    """Print an error for the user and return its exit code.
+    """Print an error for the user and return its exit code; what is wrong with a configuration is said by rank 0 alone.
 
     Args:
         error: What went wrong.
@@ -78,7 +89,10 @@ def report_error(error: CycloptsError | SsldetError | OSError, verb: Sequence[st
         lines, code = [f"error: {told} (see: {' '.join(['ssldet', *verb, '--help'])})"], ConfigError.exit_code
     else:
         word = "stopped" if isinstance(error, StoppedError) else "error"
+        word = f"rank {rank()}: {word}" if rank() else word
         lines, code = [f"{word}: {line}" for line in str(error).splitlines()], error.exit_code
+    if rank() and isinstance(error, CycloptsError | ConfigError):
+        lines = []
     with suppress(OSError):  # nobody reads it any more; the exit code still says it
         sys.stderr.writelines(f"{line}\n" for line in lines)
     return code

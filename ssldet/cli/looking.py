@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ssldet import defaults
-from ssldet.cli.options import Data, Json, Overrides, assignments
+from ssldet.cli.options import Data, Epochs, Flag, Json, Overrides, Steps, assignments
 from ssldet.cli.printing import prints
 
 
@@ -36,6 +36,33 @@ def show(recipe: str, *, set_: Overrides = None, json_: Json = False) -> None:
     from ssldet import verbs
 
     prints(verbs.show)(recipe, overrides=assignments(set_), json_=json_)
+
+
+def plan(
+    recipe: str,
+    *,
+    images: int,
+    devices: int = 1,
+    measured: Flag = False,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    set_: Overrides = None,
+    json_: Json = False,
+) -> None:
+    """Say what a recipe would take: steps, hours, memory, disk, each with where the figure is from; no images needed.
+
+    Args:
+        recipe: A name from 'ssldet list recipes', or the run.toml of a run.
+        images: Number of training images.
+        devices: Number of devices, over all machines.
+        measured: Time a few steps on this machine, instead of reading the committed measurement of a GPU.
+    """
+    from ssldet import verbs
+
+    prints(verbs.plan)(
+        recipe, images=images, devices=devices, measured=measured, steps=steps, epochs=epochs,
+        overrides=assignments(set_), json_=json_,
+    )  # fmt: skip
 
 
 def preview(

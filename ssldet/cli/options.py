@@ -18,7 +18,8 @@ Out = Annotated[Path | None, Parameter(name="--out", help="Run folder to create;
 Steps = Annotated[int | None, Parameter(name="--steps", help="Length in optimiser steps.")]
 Epochs = Annotated[float | None, Parameter(name="--epochs", help="Length in passes over the training set.")]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"] | None, Parameter(name="--device", help="Where to compute; default: the recipe's.")
+    Literal["auto", "cpu", "cuda", "mps"] | None,
+    Parameter(name="--device", help="Where to compute; default: the recipe's."),
 ]
 BatchSize = Annotated[int | None, Parameter(name="--batch-size", help="Images of one optimiser step.")]
 Quiet = Annotated[bool, Parameter(name="--quiet", negative=(), help="Show problems only, no progress.")]

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -15,8 +17,8 @@ from ssldet.engine.symptoms import BoxVariance
 from ssldet.errors import ConfigError, DataError, suggest
 from ssldet.ranks import rank, together, world
 from ssldet.source import Measurable, Source
-from ssldet.task import Evaluator, Objective
-from ssldet.types import Answer, Batch
+from ssldet.task import Evaluator, Objective, SharesRows
+from ssldet.types import Answer, Batch, Detections
 
 Answered = TypeVar("Answered", bound=Answer)
 
@@ -97,15 +99,19 @@ def evaluate(
     answered = ((without_pixels(batch), found) for batch, found in answers(objective, batches, device, run.precision))
     waiting: list[Any] = []
     lost = {skipped.path: skipped.reason for skipped in source.skipped}
+    here = run.task.evaluator(source) if world() > 1 and isinstance(evaluator, SharesRows) else None
 
     def turn() -> Any:
         if rank() == 0:
-            for batch, found in waiting:
-                evaluator.update(found, batch)
+            for batch, found, rows in waiting:
+                if rows is not None and isinstance(evaluator, SharesRows):
+                    evaluator.add_rows(rows)
+                else:
+                    evaluator.update(found, batch)
                 if variance is not None:
                     variance.update(found, batch)
                 lost.update({skipped.path: skipped.reason for skipped in batch.skipped})
-        return None if stop() else next(answered, ())
+        return None if stop() else next(map(partial(_shared, here), answered), ())
 
     while True:
         shares = together(turn)
@@ -123,6 +129,16 @@ def evaluate(
     if explain is not None and rank() == 0:
         explain(evaluator)
     return {**results, "unreadable": lost} if lost else results
+
+
+def _shared(here: Any, answered: tuple[Batch, list[Answer]]) -> tuple[Batch, list[Answer], Any]:
+    """Return what rank 0 needs of a batch and its answers: rows instead of masks, where an evaluator makes them."""
+    batch, found = answered
+    if here is None:
+        return batch, found, None
+    here.update(found, batch)
+    light = [replace(one, masks=None, segmentation=None) if isinstance(one, Detections) else one for one in found]
+    return batch, light, here.take_rows()
 
 
 def require_measurable(run: Run, source: Source) -> None:

@@ -1,22 +1,20 @@
 """Run, folder -> trained weights: check everything, choose devices, and only then write and train."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
-import torch
-
 from ssldet import peers, ranks
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import load_exactly
+from ssldet.engine.devices import Devices, account, be_deterministic, devices_for, placement_of, settled
 from ssldet.engine.evaluate import require_measurable
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.keeper import Keeper
 from ssldet.engine.log import logged_to
-from ssldet.engine.loop import Devices, train
+from ssldet.engine.loop import train
 from ssldet.engine.quarantine import Quarantine
 from ssldet.engine.reporter import DrawPreview, Reporter
 from ssldet.engine.resume import fault_of, require_same_run
@@ -24,7 +22,7 @@ from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, open_sources
 from ssldet.engine.steps import Checkpoints, Restored
 from ssldet.engine.stop import StopFlag
-from ssldet.errors import CheckpointError, ConfigError, DivergedError, SetupError, SsldetError, StoppedError
+from ssldet.errors import CheckpointError, ConfigError, DivergedError, SsldetError, StoppedError
 from ssldet.loggers.base import require_loggers
 from ssldet.recipe import check, fingerprint
 from ssldet.source import Source
@@ -71,7 +69,9 @@ def fit(
         SetupError: A device or disk space is missing, or the folder is in use.
     """
     check(run)
-    fabric = _fabric(run)
+    run, placement = settled(run), placement_of(run)
+    if run.deterministic:
+        be_deterministic()
     sources = sources or open_sources(run)
     require_usable(run, sources)
     try:
@@ -92,7 +92,9 @@ def fit(
                 _take_up(run, folder, restored)
             total = run.total_steps(len(sources.train))
             log.info("%d images, %d steps of %d", len(sources.train), total, run.data.batch_size)
+            log.info("%s", account(run, placement))
             peers.join(lambda: stop.raised, partial(_failed, folder))
+            fabric = devices_for(placement, objective)
             _join(fabric, run, sources.train, 0 if restored is None else restored.step)
             keeper = Keeper(run, folder, sources.train)
             reporter = Reporter(run, folder, sources, preview, keeper.compare)
@@ -128,57 +130,11 @@ def _join(fabric: Devices, run: Run, source: Source, step: int) -> None:
     ranks.require_agreement({"configuration": fingerprint(run), "data set": source.fingerprint, "step": str(step)})
 
 
-def devices_of(run: Run) -> tuple[str, int, int]:
-    """Choose devices: `cpu` or `gpu`, their number on each machine, and the number of machines.
-
-    Args:
-        run: The configuration.
-
-    Raises:
-        SetupError: A device that was asked for is not there.
-        ConfigError: A batch can't be split equally among them.
-    """
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise SetupError("device: cuda was asked for, but torch sees no such device; use --set device=auto")
-    accelerator = "gpu" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
-    present = torch.cuda.device_count() if accelerator == "gpu" else 1
-    devices, machines = ranks.launched() or (run.devices or present, 1)
-    if accelerator == "gpu" and devices > present:
-        raise SetupError(f"devices: {devices} asked for, {present} present; use --set devices={present}")
-    shares = devices * machines * run.optim.accumulate * run.data.indivisible
-    if run.data.batch_size % shares:
-        groups = f" in groups of {run.data.indivisible}" if run.data.indivisible > 1 else ""
-        raise ConfigError(
-            f"data.batch_size: {run.data.batch_size} images can't be split equally among {devices * machines} devices "
-            f"and {run.optim.accumulate} parts{groups}; choose a multiple of {shares}"
-        )
-    return accelerator, devices, machines
-
-
-def _fabric(run: Run) -> Devices:
-    """Choose devices; no process is started yet."""
-    accelerator, devices, machines = devices_of(run)
-    if run.deterministic:
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True)
-    # Here, because it imports several libraries that nothing else needs.
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
-    from lightning_fabric.strategies.strategy import Strategy
-
-    strategy: Strategy | str = "auto"
-    if devices * machines > 1:
-        # A task may own a parameter that no loss reaches; that must not work on one device and fail on two.
-        strategy = DDPStrategy(timeout=ranks.TIMEOUT, find_unused_parameters=True)
-    return Fabric(accelerator=accelerator, devices=devices, num_nodes=machines, strategy=strategy)
-
-
 def _restored(run: Run, folder: RunFolder, source: Source) -> Restored:
     folder.lock()
     checkpoints = Checkpoints(folder.checkpoints, run.checkpoint.keep)
     try:
-        restored = checkpoints.newest(partial(fault_of, recorded=folder.run(), run_id=folder.id))
+        restored = checkpoints.newest(partial(fault_of, recorded=settled(folder.run()), run_id=folder.id))
     except SsldetError:
         # Nothing fits run.toml, or that can't be read: what differs is then said field by field.
         restored = checkpoints.newest(partial(fault_of, recorded=None, run_id=folder.id))

@@ -1,15 +1,15 @@
 """Batches -> steps: the loop that every run goes through, in the order of the work."""
 
-from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ssldet import chance
 from ssldet.data.canvases import of_all_ranks
+from ssldet.engine.devices import Devices, all_reached
 from ssldet.engine.guard import TotalLoss, leave_out, not_finite
+from ssldet.engine.health import unreached
 from ssldet.engine.keeper import Keeper
 from ssldet.engine.optim import gradient_norm
 from ssldet.engine.progress import Progress
@@ -21,32 +21,7 @@ from ssldet.engine.stop import StopFlag
 from ssldet.ranks import any_rank
 from ssldet.source import Source
 from ssldet.task import Objective
-
-
-@runtime_checkable
-class Devices(Protocol):
-    """What the loop needs of Lightning's Fabric, which takes long to import."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        ...
-
-    def launch(self) -> Any:
-        """Start the other processes of the run, or find them."""
-        ...
-
-    def setup_module(self, module: nn.Module) -> Any:
-        """Place a module, and have gradients averaged over the ranks."""
-        ...
-
-    def backward(self, tensor: Tensor) -> None:
-        """Compute gradients."""
-        ...
-
-    def no_backward_sync(self, module: Any, enabled: bool = True) -> AbstractContextManager[Any]:
-        """Let gradients add up on each rank for now."""
-        ...
+from ssldet.types import Batch
 
 
 def train(
@@ -75,8 +50,8 @@ def train(
         StoppedError: A stop was requested; everything is saved.
         DivergedError: Losses or gradients were not finite too often in a row.
     """
-    total_loss = TotalLoss(objective, run.precision)
-    model, accumulate = fabric.setup_module(total_loss), run.optim.accumulate
+    total_loss, searching = TotalLoss(objective, run.precision), True
+    model = fabric.setup_module(total_loss)
     progress = Progress(objective, run.optim, run.total_steps(len(source)))
     keeper.begin(progress, restored)
     batches = training_batches_of(run, source, progress.step)
@@ -87,12 +62,9 @@ def train(
     while going and not progress.done:
         progress.begin_step()
         total_loss.parts.clear()
-        for part, batch in enumerate(islice(stream, accumulate)):
+        for part, batch in enumerate(islice(stream, run.optim.accumulate)):
             keeper.quarantine.add(batch.skipped)
-            chance.begin_step(run.seed, progress.step, part)
-            with fabric.no_backward_sync(model, enabled=part < accumulate - 1):
-                loss = model(of_all_ranks(batch.to(fabric.device, non_blocking=True)))
-                fabric.backward(loss / accumulate)
+            _compute(fabric, model, run, batch, progress.step, part)
         norm = gradient_norm(progress.learning)
         bad = not_finite(total_loss.parts, norm)
         told = [torch.full_like(bad, flag) for flag in (bool(stop.raised), keeper.written)]
@@ -100,6 +72,8 @@ def train(
         if left_out:
             leave_out(progress, total_loss.parts, norm, keeper.folder.captures)
         else:
+            if searching and not unreached(objective):
+                model, searching = all_reached(fabric, total_loss), False
             progress.take_step(norm)
         progress.step += 1
         with reporter.between_steps():
@@ -118,3 +92,11 @@ def train(
         keeper.stop(progress, stop.raised or "another rank")
     reporter.draw(progress)
     keeper.hand_over(progress, reporter.results)
+
+
+def _compute(fabric: Devices, model: Any, run: Run, batch: Batch, step: int, part: int) -> None:
+    """Add the gradients of one part of a step; with the last part they are averaged over the ranks."""
+    chance.begin_step(run.seed, step, part)
+    with fabric.no_backward_sync(model, enabled=part < run.optim.accumulate - 1):
+        loss = model(of_all_ranks(batch.to(fabric.device, non_blocking=True)))
+        fabric.backward(loss / run.optim.accumulate)

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "data.val",
     "data.workers",
     "device",
+    "devices",
     "evaluate_every",
     "health",
     "log_every",

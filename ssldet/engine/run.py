@@ -10,8 +10,9 @@ from ssldet.recipe import Within, dumps
 from ssldet.report.notebook import card
 from ssldet.task import Task
 
-Precision = Literal["32", "bf16"]
-"""Precision of a model: 32 bits, or bfloat16 where that is safe; boxes, costs and losses always have 32 bits."""
+Precision = Literal["auto", "32", "bf16"]
+"""Precision of a model: 32 bits, or bfloat16 where that is safe; boxes, costs and losses always have 32 bits. `auto` is
+settled before a run begins, by its device, and its record states what it was: see `ssldet.engine.devices.settled`."""
 
 HEADLINE = "headline"
 """The measure that a task is known by, whatever its name."""
@@ -179,7 +180,8 @@ class Run:
         budget: Length of training.
         checkpoint: When checkpoints are saved.
         seed: The only source of randomness: order, augmentation, initial weights and dropout are functions of it.
-        precision: `32`, or `bf16` for mixed precision; boxes, costs and losses are always computed in 32 bits.
+        precision: `32`, or `bf16` for mixed precision; boxes, costs and losses are always computed in 32 bits. `auto`
+            is `bf16` on a GPU that computes in it and `32` elsewhere; it is settled at the start and stays.
         deterministic: Use deterministic algorithms on an accelerator too, which are slower.
         log_every: Steps between lines of the metrics file.
         evaluate_every: Steps between evaluations on `data.val`; zero evaluates at the end only.
@@ -187,8 +189,9 @@ class Run:
         loggers: Names of loggers that get every line of the metrics file too; see `ssldet list loggers`.
         health: Images on which a pretext run is checked beside each evaluation: do they still differ to the network?
             See `ssldet.engine.health`; zero checks none.
-        device: `auto`, `cpu` or `cuda`.
-        devices: Number of devices; zero takes all there are.
+        device: `auto` (`cuda` where there is such a device, else `cpu`), `cpu`, `cuda` or, not tested yet, `mps`.
+        devices: Number of devices on this machine; zero takes all that can share a batch equally, on a CPU one process.
+            A launcher such as torchrun decides itself.
     """
 
     task: Task
@@ -198,15 +201,15 @@ class Run:
     budget: Budget
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: Annotated[int, Within(0, 2**63 - 1)] = 0
-    precision: Precision = "32"
+    precision: Precision = "auto"
     deterministic: bool = False
     log_every: Annotated[int, Within(1)] = 10
     evaluate_every: Annotated[int, Within(0)] = 0
     preview_every: Annotated[int, Within(0)] = 0
     loggers: tuple[str, ...] = ()
     health: Annotated[int, Within(0, 100_000)] = 200
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: Annotated[int, Within(0, 65_536)] = 1
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Annotated[int, Within(0, 65_536)] = 0
 
     def total_steps(self, images: int) -> int:
         """Return the number of optimiser steps for a set of this many images."""

@@ -2,6 +2,7 @@
 
 from ssldet.verbs.composing import compose
 from ssldet.verbs.data import check_data, compare_data, convert_data, pack_data
+from ssldet.verbs.estimating import plan
 from ssldet.verbs.exporting import export
 from ssldet.verbs.handing import transfer
 from ssldet.verbs.look import preview, report
@@ -22,6 +23,7 @@ __all__ = [
     "finetune",
     "load",
     "pack_data",
+    "plan",
     "plan_finetuning",
     "plan_pretraining",
     "predict",

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssldet.engine.fit import devices_of, require_usable
+from ssldet.engine.devices import placement_of
+from ssldet.engine.fit import require_usable
 from ssldet.engine.optim import build_optimizer, learning
 from ssldet.engine.run import Run
 from ssldet.recipe import diff
 from ssldet.registry import name_of
-from ssldet.task import learning_sections
+from ssldet.task import Objective, learning_sections
 from ssldet.verbs.choosing import Specs, changes_of, resolve
 from ssldet.verbs.formats import formats_of
 from ssldet.verbs.opening import Which
@@ -92,8 +93,8 @@ class Plan:
             "images": f"{self.train:,} to train on, {measured}{classes}{bad}",
             "length": f"{self.steps:,} steps of {self.batch_size} images: {self.epochs:.3g} passes over them",
             "device": f"{self.device}, precision {self.precision}",
-            "memory": f"{_size(self.memory)} for weights and optimiser; activations come on top",
-            "disk": f"at most {_size(self.disk)} for checkpoints and weights; {_size(self.free)} are free",
+            "memory": f"{in_words(self.memory)} for weights and optimiser; activations come on top",
+            "disk": f"at most {in_words(self.disk)} for checkpoints and weights; {in_words(self.free)} are free",
             "exports": self.exports,
             "out": self.out,
         }
@@ -104,6 +105,47 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What can be counted of a run before it begins.
+
+    Attributes:
+        parameters: Number of parameters.
+        learning: Number of those that are trained.
+        memory: Bytes of weights, gradients, optimiser and averaged weights.
+        disk: Most bytes that checkpoints and weights take.
+    """
+
+    parameters: int
+    learning: int
+    memory: int
+    disk: int
+
+    @classmethod
+    def of(cls, run: Run, objective: Objective | None = None, *, measures: bool) -> "Sizes":
+        """Count.
+
+        Args:
+            run: The configuration.
+            objective: What learns; `None` builds it.
+            measures: Whether the run measures anything, so that it keeps its best weights too.
+        """
+        objective = objective or run.task.objective(run.detector.build())
+        objective.detector.train_only(learning_sections(run.task, objective.detector))
+        stored = sum(tensor.numel() for tensor in objective.state_dict().values())
+        taught = sum(p.numel() for p in learning(build_optimizer(objective, run.optim)))
+        moments = {"adamw": 2, "sgd": 1, "lars": 1}[run.optim.optimizer]
+        kept = stored * (2 if measures and run.checkpoint.best_of else 1)
+        state = stored + moments * taught + (stored if run.optim.ema else 0)
+        return cls(
+            parameters=sum(p.numel() for p in objective.parameters()),
+            learning=taught,
+            memory=BYTES * (state + taught),
+            # A new checkpoint is written before the oldest is removed.
+            disk=BYTES * ((run.checkpoint.keep + 1) * state + kept),
+        )
 
 
 def plan_pretraining(
@@ -158,14 +200,7 @@ def _plan(prepared: Prepared) -> Plan:
     prepared.folder.require_unused(run)
     objective, _ = prepared.handed_over()
     objective = objective or run.task.objective(run.detector.build())
-    objective.detector.train_only(learning_sections(run.task, objective.detector))
-    steps, count = run.total_steps(len(sources.train)), sum(p.numel() for p in objective.parameters())
-    stored = sum(tensor.numel() for tensor in objective.state_dict().values())
-    taught = sum(p.numel() for p in learning(build_optimizer(objective, run.optim)))
-    moments = {"adamw": 2, "sgd": 1, "lars": 1}[run.optim.optimizer]
-    averaged = stored if run.optim.ema else 0
-    kept = stored * (2 if sources.val is not None and run.checkpoint.best_of else 1)
-    state = stored + moments * taught + averaged
+    steps, sizes = run.total_steps(len(sources.train)), Sizes.of(run, objective, measures=sources.val is not None)
     return Plan(
         recipe=prepared.recipe,
         changes=_changes(prepared.recipe, run),
@@ -173,8 +208,8 @@ def _plan(prepared: Prepared) -> Plan:
         detector=_detector(run),
         weights=weights_in_words(run.detector),
         start=prepared.start,
-        parameters=count,
-        learning=taught,
+        parameters=sizes.parameters,
+        learning=sizes.learning,
         train=len(sources.train),
         val=0 if sources.val is None else len(sources.val),
         skipped=len(sources.train.skipped),
@@ -183,11 +218,10 @@ def _plan(prepared: Prepared) -> Plan:
         batch_size=run.data.batch_size,
         epochs=steps * run.data.batch_size / len(sources.train),
         evaluate_every=run.evaluate_every,
-        device=_devices(run),
+        device=str(placement_of(run)),
         precision=run.precision,
-        memory=BYTES * (state + taught),
-        # A new checkpoint is written before the oldest is removed.
-        disk=BYTES * ((run.checkpoint.keep + 1) * state + kept),
+        memory=sizes.memory,
+        disk=sizes.disk,
         free=shutil.disk_usage(_existing(prepared.folder.path)).free,
         exports=str(formats_of(objective.detector, run.detector)),
         out=str(prepared.folder.path),
@@ -200,18 +234,14 @@ def _detector(run: Run) -> str:
     return name_of("ssldet.detectors", type(run.detector)) + (f" on {backbone}" if backbone else "")
 
 
-def _devices(run: Run) -> str:
-    """Return kind and number of the devices, such as `CPU` or `4 GPUs`."""
-    kind, devices, machines = devices_of(run)
-    return kind.upper() if devices * machines == 1 else f"{devices * machines} {kind.upper()}s"
-
-
 def _changes(recipe: str, run: Run) -> dict[str, Any]:
     """Return the fields in which a run differs from the recipe of its name, without the images and the classes."""
     if not recipe:
         return {}
     found = {path: value for path, _, value in diff(resolve(recipe), run) if value is not None}
-    return {path: value for path, value in found.items() if path not in {"data.train", "detector.num_classes"}}
+    return {
+        path: value for path, value in found.items() if path not in {"data.train", "detector.num_classes", "precision"}
+    }
 
 
 def _existing(path: Path) -> Path:
@@ -219,5 +249,6 @@ def _existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if place.is_dir())
 
 
-def _size(count: int) -> str:
+def in_words(count: int) -> str:
+    """Return a number of bytes as a person reads it."""
     return f"{count / MEGABYTE:,.0f} MB" if count < 10_000 * MEGABYTE else f"{count / 1024 / MEGABYTE:,.0f} GB"

@@ -12,7 +12,7 @@ from ssldet.detectors.base import DetectorConfig, backbone_of
 from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import inherit, load_weights
 from ssldet.engine.description import stages
-from ssldet.engine.fit import devices_of
+from ssldet.engine.devices import placement_of, settled
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, open_sources
@@ -112,7 +112,8 @@ def prepare_pretraining(
     _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
     run = holding_out(run, images, changes)
     check(run)
-    devices_of(run)
+    placement_of(run)
+    run = settled(run)
     choice.announce(run)
     sources = open_sources(run)
     return Prepared(
@@ -162,7 +163,8 @@ def prepare_finetuning(
     task = run.task.stage.learns_from(run.task, sources.train)
     run = override(replace(run, task=task), {"detector.num_classes": len(sources.train.classes)})
     check(run)
-    devices_of(run)
+    placement_of(run)
+    run = settled(run)
     return Prepared(
         run=normalised(run, sources.train),
         sources=sources,

@@ -68,6 +68,7 @@ MAY_OPEN_FILES = {
     "ssldet/testing/exporters.py": "a file of its own",
     "ssldet/report/page.py": "a template of the package",
     "ssldet/citations.py": "a file of the package",
+    "ssldet/verbs/speed.py": "a file of the package",
     "downstream/export/detectron2/names.py": "a file of the package",
     "benchmarks/address.py": "the code of the packages",
     "benchmarks/comparing.py": "a report that it has just written",

@@ -18,6 +18,7 @@ from ssldet.report.wording import ABSENT
 COMMAND = [sys.executable, "-m", "ssldet"]
 VERBS = [
     "show",
+    "plan",
     "pretrain",
     "finetune",
     "evaluate",

@@ -33,7 +33,8 @@ def inexpressible(run: Run) -> list[str]:
         "optim.accumulate": (optim.accumulate, default.accumulate, "its trainers compute each batch at once"),
         "optim.ema": (optim.ema, default.ema, "its trainers do not average weights"),
         "precision": (
-            run.precision,
+            # `auto` leaves the choice to whoever trains.
+            "32" if run.precision == "auto" else run.precision,
             "32",
             "its mixed precision is float16, by train.amp.enabled or SOLVER.AMP.ENABLED",
         ),

@@ -217,6 +217,7 @@ def a_run(**changes: Any) -> Run:
         log_every=1,
         health=0,
         device="cpu",
+        precision="32",
     )
     for part, fields in parts.items():
         run = replace(run, **{part: replace(getattr(run, part), **fields)})
