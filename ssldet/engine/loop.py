@@ -1,5 +1,6 @@
 """Batches -> steps: the loop that every run goes through, in the order of the work."""
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -62,9 +63,8 @@ def train(
     while going and not progress.done:
         progress.begin_step()
         total_loss.parts.clear()
-        for part, batch in enumerate(islice(stream, run.optim.accumulate)):
+        for batch in _computed(fabric, model, run, stream, progress.step):
             keeper.quarantine.add(batch.skipped)
-            _compute(fabric, model, run, batch, progress.step, part)
         norm = gradient_norm(progress.learning)
         bad = not_finite(total_loss.parts, norm)
         told = [torch.full_like(bad, flag) for flag in (bool(stop.raised), keeper.written)]
@@ -94,9 +94,11 @@ def train(
     keeper.hand_over(progress, reporter.results)
 
 
-def _compute(fabric: Devices, model: Any, run: Run, batch: Batch, step: int, part: int) -> None:
-    """Add the gradients of one part of a step; with the last part they are averaged over the ranks."""
-    chance.begin_step(run.seed, step, part)
-    with fabric.no_backward_sync(model, enabled=part < run.optim.accumulate - 1):
-        loss = model(of_all_ranks(batch.to(fabric.device, non_blocking=True)))
-        fabric.backward(loss / run.optim.accumulate)
+def _computed(fabric: Devices, model: Any, run: Run, stream: Iterator[Batch], step: int) -> Iterator[Batch]:
+    """Add up the gradients of the parts of a step, yielding each; with the last one they are averaged over the ranks."""
+    for part, batch in enumerate(islice(stream, run.optim.accumulate)):
+        chance.begin_step(run.seed, step, part)
+        with fabric.no_backward_sync(model, enabled=part < run.optim.accumulate - 1):
+            loss = model(of_all_ranks(batch.to(fabric.device, non_blocking=True)))
+            fabric.backward(loss / run.optim.accumulate)
+        yield batch
