@@ -72,8 +72,7 @@ def train(
         if left_out:
             leave_out(progress, total_loss.parts, norm, keeper.folder.captures)
         else:
-            if searching and not unreached(objective):
-                model, searching = all_reached(fabric, total_loss), False
+            searching, model = _searching(fabric, model, total_loss) if searching else (False, model)
             progress.take_step(norm)
         progress.step += 1
         with reporter.between_steps():
@@ -95,10 +94,15 @@ def train(
 
 
 def _computed(fabric: Devices, model: Any, run: Run, stream: Iterator[Batch], step: int) -> Iterator[Batch]:
-    """Add up the gradients of the parts of a step, yielding each; with the last one they are averaged over the ranks."""
+    """Add up the gradients of the parts of a step and yield each; with the last they are averaged over the ranks."""
     for part, batch in enumerate(islice(stream, run.optim.accumulate)):
         chance.begin_step(run.seed, step, part)
         with fabric.no_backward_sync(model, enabled=part < run.optim.accumulate - 1):
             loss = model(of_all_ranks(batch.to(fabric.device, non_blocking=True)))
             fabric.backward(loss / run.optim.accumulate)
         yield batch
+
+
+def _searching(fabric: Devices, model: Any, total_loss: TotalLoss) -> tuple[bool, Any]:
+    """Return whether later steps must look for parameters that no loss reaches, and the model wrapped accordingly."""
+    return (True, model) if unreached(total_loss.objective) else (False, all_reached(fabric, total_loss))
