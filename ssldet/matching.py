@@ -117,6 +117,8 @@ class Matcher:
         self.costs = (ClassCost(), BoxL1Cost(), BoxGIoUCost()) if costs is None else tuple(costs)
         self.scope = scope
 
+    # The assignment is solved on the host, so no graph can hold it: the break is here, and nowhere inside.
+    @torch.compiler.disable
     @torch.no_grad()
     def __call__(self, predictions: Predictions, targets: list[Targets]) -> Matches:
         """Match predictions with targets.

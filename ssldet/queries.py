@@ -165,6 +165,7 @@ class PatchQueries(nn.Module):
             position=asked + position if joins == "position" else position,
             groups=groups[: patches * each],
             attend_within_groups=self.grouped_attention,
+            equal_groups=patches,
         )
 
     def _draw_hidden(self, batch: int, patches: int, each: int, device: torch.device) -> Bool[Tensor, "B Q"]:

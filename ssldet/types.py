@@ -184,12 +184,15 @@ class Queries(OnDevice):
         position: Query embedding, added to queries and keys of every decoder layer.
         groups: Group of each query slot, which matching may need; `None` means one group.
         attend_within_groups: Whether queries of different groups are hidden from one another in self-attention.
+        equal_groups: The number of groups, where whoever made them knows that they are of one size and lie one after
+            the other, so that nobody needs to look at their ids; `None` where that is not known.
     """
 
     content: Float[Tensor, "B Q D"]
     position: Float[Tensor, "B Q D"]
     groups: Int[Tensor, " Q"] | None = None
     attend_within_groups: bool = True
+    equal_groups: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

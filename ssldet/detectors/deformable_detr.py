@@ -161,7 +161,9 @@ class DeformableDETR(Detector):
             with torch.autocast(images.device.type, enabled=False):
                 reference = self.queries.points(position.float())
         apart = queries.groups if queries.attend_within_groups else None
-        states, boxes = self.decoder(content, position, reference, encoded, levels, self._locate, apart)
+        states, boxes = self.decoder(
+            content, position, reference, encoded, levels, self._locate, apart, queries.equal_groups
+        )
         with torch.autocast(images.device.type, enabled=False):
             states = states.float()
             logits = torch.stack([self._head(self.class_head, number)(layer) for number, layer in enumerate(states)])
@@ -209,7 +211,8 @@ class DeformableDETR(Detector):
             cells = best_cells(logits[..., 0], queries.content.shape[1])
         else:
             ranks = ranks_within_groups(queries.groups)
-            cells = best_cells(logits[..., 0], int(ranks.max()) + 1)[:, ranks.to(logits.device)]
+            most = int(ranks.max()) + 1 if queries.equal_groups is None else len(ranks) // queries.equal_groups
+            cells = best_cells(logits[..., 0], most)[:, ranks.to(logits.device)]
         reference = boxes.detach().gather(1, cells.unsqueeze(-1).expand(-1, -1, 4))
         proposed = Predictions(
             logits=logits.unsqueeze(0), boxes=boxes.unsqueeze(0), states=states.unsqueeze(0), scores=self.scores

@@ -155,7 +155,9 @@ class DETR(Detector):
         *finer, features = [self.features(images)] if self.mask_head is None else self.backbone.levels(images)
         seen = self._encode(features, padding)
         apart = queries.groups if queries.attend_within_groups else None
-        states = self.decoder(queries.content, queries.position, seen.encoded, seen.position, seen.padding, apart)
+        states = self.decoder(
+            *(queries.content, queries.position, seen.encoded, seen.position, seen.padding, apart, queries.equal_groups)
+        )
         kept = None
         if self.mask_head is not None:
             projected = _as_map(seen.cells, features)

@@ -218,6 +218,7 @@ class FPDETR(Detector):
             encoded.levels,
             adaptor,
             apart,
+            queries.equal_groups,
         )
         return states
 

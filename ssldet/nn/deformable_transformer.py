@@ -210,6 +210,7 @@ class DeformableDecoder(nn.Module):
         levels: Levels,
         locate: Locate,
         groups: Int[Tensor, " Q"] | None = None,
+        equal_groups: int | None = None,
     ) -> tuple[Float[Tensor, "L B Q D"], Float[Tensor, "L B Q 4"]]:
         """Answer the queries; returns states and boxes after every layer.
 
@@ -221,8 +222,9 @@ class DeformableDecoder(nn.Module):
             levels: How the levels lie in the row of cells.
             locate: Turns states into boxes. Boxes that a layer looks around pass no gradient back.
             groups: Group of each query; groups do not see one another. None means one group.
+            equal_groups: Their number, where that is known, see `Queries`.
         """
-        grouping = Grouping.of(groups).to(content.device)
+        grouping = Grouping.of(groups, equal_groups).to(content.device)
         content, position, reference = (grouping.arrange(part) for part in (content, position, reference))
         states, boxes = [], []
         for number, layer in enumerate(self.layers):

@@ -128,6 +128,7 @@ class JoinedEncoder(nn.Module):
         levels: Levels,
         adaptor: TaskAdaptor | None = None,
         groups: Int[Tensor, " Q"] | None = None,
+        equal_groups: int | None = None,
     ) -> Float[Tensor, "L B Q D"]:
         """Return the states of the queries after every layer.
 
@@ -140,8 +141,9 @@ class JoinedEncoder(nn.Module):
             levels: How the levels lie in the row of cells.
             adaptor: What shows queries one another; None leaves it out, with its norms.
             groups: Group of each query; groups do not see one another. None means one group.
+            equal_groups: Their number, where that is known, see `Queries`.
         """
-        grouping = Grouping.of(groups).to(content.device)
+        grouping = Grouping.of(groups, equal_groups).to(content.device)
         content, position, reference = (grouping.arrange(part) for part in (content, position, reference))
         around = levels.references(torch.cat([levels.centres(), reference], dim=1))
         placed = torch.cat([cell_position.expand(content.shape[0], -1, -1), position], dim=1)

@@ -27,15 +27,19 @@ class Grouping:
     hidden: Bool[Tensor, "Q Q"] | None = None
 
     @staticmethod
-    def of(groups: Int[Tensor, " Q"] | None) -> "Grouping":
+    def of(groups: Int[Tensor, " Q"] | None, equal: int | None = None) -> "Grouping":
         """Return the layout of queries in groups.
 
         Args:
             groups: Group of each query, any numbers; `None` means one group. Best kept on the CPU, where reading it
                 does not wait for the device.
+            equal: Their number, where they are known to be of one size and to lie one after the other. They are not
+                read then, which would also interrupt a compiled graph.
         """
         if groups is None:
             return Grouping()
+        if equal is not None:
+            return Grouping(count=equal)
         _, sizes = torch.unique(groups, return_counts=True)
         if len(sizes) == 1:
             return Grouping()
@@ -314,6 +318,7 @@ class Decoder(nn.Module):
         cell_position: Float[Tensor, "#B K D"],
         padding: Bool[Tensor, "B K"] | None = None,
         groups: Int[Tensor, " Q"] | None = None,
+        equal_groups: int | None = None,
     ) -> Float[Tensor, "L B Q D"]:
         """Return the states after every layer, normalised.
 
@@ -325,10 +330,11 @@ class Decoder(nn.Module):
             padding: True for cells without image.
             groups: Group of each query; queries of different groups do not attend to one another; `None`
                 means one group.
+            equal_groups: Their number, where that is known, see `Queries`.
         """
         hidden = None if padding is None else padding.unsqueeze(1)
         # Nothing else in the decoder depends on the order of queries, so they are sorted once and restored once.
-        grouping = Grouping.of(groups).to(content.device)
+        grouping = Grouping.of(groups, equal_groups).to(content.device)
         content, position = grouping.arrange(content), grouping.arrange(position)
         keys = cells + cell_position
         states = []

@@ -17,7 +17,6 @@ from ssldet.engine.guard import TotalLoss, not_finite
 from ssldet.engine.optim import gradient_norm
 from ssldet.engine.progress import Progress
 from ssldet.engine.sources import open_sources, training_batches_of
-from ssldet.nn.transformer import Grouping
 from ssldet.ranks import any_rank
 from ssldet.recipe import override
 from ssldet.registry import find
@@ -35,7 +34,6 @@ class Waits(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: Counter[str] = Counter()
-        self.on_host = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -47,7 +45,7 @@ class Waits(TorchFunctionMode):
             name = "cpu"
         if name in {"__getitem__", "__setitem__"} and _selects(args[1]):
             name = "masked_select"
-        if name in WAITS and not self.on_host:
+        if name in WAITS:
             self.seen[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -71,18 +69,9 @@ def test_a_step_waits_for_costs_and_for_the_finite_check_only(
     objective = run.task.objective(run.detector.build())
     progress, loss_of = Progress(objective, run.optim, 9), TotalLoss(objective, run.precision)
     batch = next(iter(training_batches_of(run, sources.train, 0)))
-    # On an accelerator, padding is not looked at; and the ids of groups are kept on the host.
+    # On an accelerator, padding is not looked at.
     monkeypatch.setattr("ssldet.detectors.detr.is_padded", lambda padding: True)
-    waits, layout = Waits(), Grouping.of
-
-    def on_host(groups: Tensor | None) -> Grouping:
-        waits.on_host = True
-        try:
-            return layout(groups)
-        finally:
-            waits.on_host = False
-
-    monkeypatch.setattr(Grouping, "of", staticmethod(on_host))
+    waits = Waits()
     with waits:
         progress.begin_step()
         loss_of(batch).backward()
