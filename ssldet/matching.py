@@ -118,7 +118,7 @@ class Matcher:
         self.scope = scope
 
     # The assignment is solved on the host, so no graph can hold it: the break is here, and nowhere inside.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch says no types
     @torch.no_grad()
     def __call__(self, predictions: Predictions, targets: list[Targets]) -> Matches:
         """Match predictions with targets.

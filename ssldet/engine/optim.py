@@ -133,9 +133,12 @@ def average_of(objective: Objective, decay: float, ramp: float = 0.0) -> Average
         return AveragedModel(objective, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]  # torch says no types
 
     @torch.no_grad()
-    def move(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
-        # The count is saved with the average, so that a resumed run goes on with the decay that is due.
-        now = min(decay, (1 + int(count)) / (ramp + int(count)))
+    def move(averages: Tensors, values: Tensors, _: Tensor | int) -> None:
+        # The count is saved with the average, so that a resumed run goes on with the decay that is due. It is read on
+        # the host, where it is kept: what is given here is a copy on the device, for which a step would wait.
+        count = int(average.n_averaged)
+        now = min(decay, (1 + count) / (ramp + count))
         torch._foreach_lerp_(averages, values, 1 - now)
 
-    return AveragedModel(objective, multi_avg_fn=move)
+    average = AveragedModel(objective, multi_avg_fn=move)
+    return average

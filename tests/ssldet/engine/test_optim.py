@@ -172,3 +172,12 @@ def test_a_ramped_average_follows_closely_at_first_and_goes_on_where_it_was(fake
     for step in range(1, 7):
         expected.append(expected[-1] * min(0.75, (1 + step) / (3 + step)))
     assert followed == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("ramp", [0.0, 3.0])
+def test_an_average_does_not_wait_for_its_count_on_the_device(fakes: ModuleType, ramp: float) -> None:
+    average = average_of(fakes.FakeTask().objective(fakes.FakeDetector(2, 3)), 0.75, ramp=ramp)
+    assert average.multi_avg_fn is not None
+    # A tensor without content, which nobody can read.
+    average.multi_avg_fn((torch.zeros(2),), (torch.ones(2),), torch.zeros((), device="meta"))
+    assert average.n_averaged.device.type == "cpu"
