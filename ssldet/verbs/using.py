@@ -167,15 +167,7 @@ def predict(
     queries = (
         _open((query,) if isinstance(query, str) else query, replace(_rules(opened), min_side=1)) if query else None
     )
-    finds_patches = isinstance(opened.objective, PatchObjective)
-    if queries is None and finds_patches:
-        raise ConfigError(
-            "the model was taught to find patches and knows no classes; add --query PATCH.png, or fine-tune it"
-        )
-    if queries is not None and not finds_patches:
-        raise ConfigError(
-            "--query asks a model that was taught to find patches; this one was fine-tuned to find classes"
-        )
+    _require_query(opened, given=queries is not None)
     require_bands(bands, opened.objective.detector.in_channels)
     folder = Path(out or "predictions")
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,6 +198,19 @@ def predict(
     write_whole(folder / "predictions.json", json.dumps(results, indent=1).encode(), Disk())
     told = _named(lost, "are left out")
     return {"out": str(folder), "images": len(source) + len(source.skipped) - len(lost), "predictions": results, **told}
+
+
+def _require_query(opened: Opened, *, given: bool) -> None:
+    """Refuse a model that finds patches without a patch to find, and a patch for any other model."""
+    finds_patches = isinstance(opened.objective, PatchObjective)
+    if finds_patches and not given:
+        raise ConfigError(
+            "the model was taught to find patches and knows no classes; add --query PATCH.png, or fine-tune it"
+        )
+    if given and not finds_patches:
+        raise ConfigError(
+            "--query asks a model that was taught to find patches; this one was fine-tuned to find classes"
+        )
 
 
 def _drawn(shown: Pixels, found: Detections, classes: Sequence[str], threshold: float) -> Image.Image:
