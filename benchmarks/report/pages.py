@@ -125,7 +125,23 @@ def _steps(results: Path) -> str:
     return _markdown(("images a second", *(f"batch {size}" for size in sizes)), rows)
 
 
+def _demo(results: Path) -> str:
+    """Tabulate what `ssldet demo --json` printed; its folder and its report are left out of the committed file."""
+    measured: Mapping[str, Any] = json.loads(read_text(results / "demo.json"))
+    starts = {"pretrained": "pretrained on 3,000 scenes without labels", "scratch": "fresh weights, same budget"}
+    rows = [
+        (words, *(" ".join(f"{value:.3f}" for value in measured[f"{name}_{start}"]) for name in ("ap", "ap50")))
+        for start, words in starts.items()
+    ]
+    table = _markdown(("start of fine-tuning, 500 labelled scenes", "AP, three seeds", "AP50, three seeds"), rows)
+    return (
+        f"{table}\n\nPatches of held-out scenes are found with an overlap of {measured['patch_iou']:.3f}; "
+        f"the best constant box reaches {measured['patch_iou_constant']:.3f}."
+    )
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
+    "demo": _demo,
     "detectors": _detectors,
     "matching": _matching,
     "pretraining": _pretraining,
