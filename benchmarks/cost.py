@@ -135,4 +135,5 @@ def _costs_by_kind(records: Iterable[Mapping[str, Any]], measured: str) -> dict[
 
 def _committed() -> list[Mapping[str, Any]]:
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    return [record for document in documents for record in document["runs"].values()]
+    # Some are measurements without runs: the demo's, and those of an accelerator.
+    return [record for document in documents for record in document.get("runs", {}).values()]

@@ -39,7 +39,7 @@ from ssldet.queries import PatchQueries
 from ssldet.recipe import Within
 from ssldet.source import Measurable, Source
 from ssldet.task import Evaluator, Stage
-from ssldet.types import Batch, Detections, Losses, Pixels
+from ssldet.types import Batch, Detections, Losses, OnePatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +141,6 @@ class QueryDetection(PatchObjective):
         """Return every query's answer for the patch that comes with each image; the label is always 0."""
         return self.answers(batch, self.describe(patches_of(batch).pixels))
 
-    def fit_patch(self, patch: Pixels) -> Tensor:
+    def fit_patch(self, patch: OnePatch) -> Tensor:
         """Put a patch into a black square."""
         return square(patch, self.task.patch_size)

@@ -45,7 +45,7 @@ from ssldet.queries import PatchQueries, unequal_shares
 from ssldet.recipe import Within
 from ssldet.source import Source
 from ssldet.task import Evaluator, Needs, PretextTask, Views
-from ssldet.types import Batch, Detections, Losses, Pixels, Sample, Targets
+from ssldet.types import Batch, Detections, Losses, OnePatch, Sample, Targets
 
 RELEASED_SIDES = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)
 """Short sides of the released code."""
@@ -249,7 +249,7 @@ class PatchDetection(PatchObjective):
         embeddings = features.detach() if self.task.detach_target else features
         return self.criterion(predictions, self._targets(batch.targets, embeddings))
 
-    def fit_patch(self, patch: Pixels) -> Tensor:
+    def fit_patch(self, patch: OnePatch) -> Tensor:
         """Resize a patch to the task's square."""
         return squeeze(patch, self.task.patch_size)
 

@@ -18,7 +18,7 @@ from ssldet.data.photometric import apply_jitter, in_unit_range
 from ssldet.postprocess import answers_of_queries
 from ssldet.queries import PatchQueries
 from ssldet.task import Objective
-from ssldet.types import Batch, Detections, Gather, ManyPatches, Pixels, Predictions, Problem
+from ssldet.types import Batch, Detections, Gather, ManyPatches, OnePatch, Pixels, Predictions, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def cut(image: Pixels, boxes_xyxy: Int[Tensor, "P 4"], size: int) -> ManyPatches
     return torch.stack([squeeze(image[:, y0:y1, x0:x1], size) for x0, y0, x1, y1 in boxes_xyxy.tolist()])
 
 
-def squeeze(patch: Pixels, size: int) -> Tensor:
+def squeeze(patch: OnePatch, size: int) -> Tensor:
     """Resize a patch to a square of `size` pixels, whatever its proportions."""
     return F.interpolate(patch[None], (size, size), mode="bilinear", antialias=True)[0]
 
@@ -81,7 +81,7 @@ class PatchObjective(Objective):
     patch_queries: PatchQueries
 
     @abstractmethod
-    def fit_patch(self, patch: Pixels) -> Tensor:
+    def fit_patch(self, patch: OnePatch) -> Tensor:
         """Resize a patch of any size to the size that the task uses."""
 
     def describe(self, patches: ManyPatches, jitter: Float[Tensor, "B P J"] | None = None) -> Float[Tensor, "B P E"]:
@@ -114,7 +114,7 @@ class PatchObjective(Objective):
         return [replace(one, labels=predictions.groups.to(one.labels)) for one in per_image]
 
     @torch.no_grad()
-    def localise(self, batch: Batch, patches: Sequence[Pixels]) -> list[Detections]:
+    def localise(self, batch: Batch, patches: Sequence[OnePatch]) -> list[Detections]:
         """Find any patches in every image of a batch (UP-DETR, figure 5).
 
         Args:

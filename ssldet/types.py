@@ -24,6 +24,8 @@ from ssldet.class_scores import ClassScores, SoftmaxScores
 Movable = TypeVar("Movable", bound="OnDevice")
 Pixels = UInt8[Tensor, "3 H W"] | Float[Tensor, "c H W"]
 """An image: RGB in 0..255, or any channels in 0..1 (see `ssldet.data.bands`); `c` counts the channels of images."""
+OnePatch = UInt8[Tensor, "3 _ _"] | Float[Tensor, "c _ _"]
+"""A patch of any size, whatever the sizes of others."""
 ManyPixels = UInt8[Tensor, "*N 3 H W"] | Float[Tensor, "*N c H W"]
 """Several images of one size."""
 ManyPatches = UInt8[Tensor, "*N 3 h w"] | Float[Tensor, "*N c h w"]

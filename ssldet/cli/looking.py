@@ -17,7 +17,7 @@ def list_(
     *,
     json_: Json = False,
 ) -> None:
-    """List names, each with what it stands for: tasks, recipes, detectors, backbones, published weights, and so on.
+    """List tasks, recipes, detectors, weights, …, and what each is.
 
     Args:
         pattern: Names to list, such as 'timm/convnext*'; without one, one backbone per family is listed.
@@ -28,7 +28,7 @@ def list_(
 
 
 def show(recipe: str, *, set_: Overrides = None, json_: Json = False) -> None:
-    """Show every field of a recipe that --set can change: value, type, bounds and meaning.
+    """Show what --set can change: value, type, bounds and meaning.
 
     Args:
         recipe: A name from 'ssldet list recipes', or the run.toml of a run.
@@ -49,7 +49,9 @@ def plan(
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:
-    """Say what a recipe would take: steps, hours, memory, disk, each with where the figure is from; no images needed.
+    """Say what a recipe takes: steps, hours, memory and disk.
+
+    No images are needed; each figure names its source.
 
     Args:
         recipe: A name from 'ssldet list recipes', or the run.toml of a run.
@@ -74,7 +76,7 @@ def preview(
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:
-    """Draw the problems that a task makes of your images, and measure those of a pretext task untrained.
+    """Draw what a task makes of your images; measure it untrained.
 
     Args:
         images: Folders, globs, file lists or single files; coco:/voc:/yolo: data for a task that reads labels.
@@ -102,7 +104,7 @@ def report(run: Path, *, data: Data | None = None, json_: Json = False) -> None:
 
 
 def doctor(*images: str, json_: Json = False) -> None:
-    """Check this machine, and images or detectron2 if named, and print remedies."""
+    """Check this machine, images and detectron2, and print remedies."""
     from ssldet.checkup import doctor as examine
 
     findings = examine(images)

@@ -117,7 +117,7 @@ def serve(
     port: int = 7860,
     step: AtStep = None,
 ) -> None:
-    """Show a page on this machine on which images are dropped and answered; needs the extra 'app'.
+    """Show a page to drop images on; needs the extra 'app'.
 
     Args:
         device: Where to compute.

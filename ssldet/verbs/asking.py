@@ -7,12 +7,12 @@ from typing import Any
 from ssldet.engine.evaluate import answers
 from ssldet.importing.base import Opened
 from ssldet.patches import PatchObjective
-from ssldet.types import Answer, Batch, Pixels
+from ssldet.types import Answer, Batch, OnePatch
 from ssldet.verbs.opening import pick_device
 
 
 def asking(
-    opened: Opened, patches: Sequence[Pixels] | None = None, device: str = "auto"
+    opened: Opened, patches: Sequence[OnePatch] | None = None, device: str = "auto"
 ) -> Callable[[Iterable[Batch]], Iterator[tuple[Batch, list[Any]]]]:
     """Return what yields every batch with the answer to each of its images, both on the CPU.
 
