@@ -6,14 +6,16 @@ committed JSON, so that no figure there is typed.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report.text import markdown
 from benchmarks.results import Results, read_results
 from benchmarks.statistics import PERCENT, Difference, differences, summaries
 from ssldet.errors import ConfigError, suggest
 from ssldet.regular import read_text
+from ssldet.report.sections import Table
 
 RESULTS = Path("benchmarks/results")
 _BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -37,10 +39,6 @@ def write_tables(text: str, results: Path = RESULTS) -> str:
         return f"{block[1]}{TABLES[name](results)}\n{block[3]}"
 
     return _BLOCK.sub(table, text)
-
-
-def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ("---",) * len(head), *rows])
 
 
 def _suite(results: Path, name: str) -> Results:
@@ -71,7 +69,7 @@ def _detectors(results: Path) -> str:
         )
         for one in differences(suite, "none")
     ]
-    return _markdown(("detector", "from scratch", "pretrained", "difference"), rows)
+    return markdown(Table(columns=("detector", "from scratch", "pretrained", "difference"), rows=rows))
 
 
 def _matching(results: Path) -> str:
@@ -81,7 +79,7 @@ def _matching(results: Path) -> str:
         (words, means[f"own_group/{jitter}"], means[f"global/{jitter}"], means["none"])
         for jitter, words in (("none", "none"), ("full", "UP-DETR's"))
     ]
-    return _markdown(("jitter of patches", "`own_group`", "`global`", "no pretraining"), rows)
+    return markdown(Table(columns=("jitter of patches", "`own_group`", "`global`", "no pretraining"), rows=rows))
 
 
 def _pretraining(results: Path) -> str:
@@ -104,7 +102,7 @@ def _pretraining(results: Path) -> str:
         )
         for one in differences(suite, "none")
     ]
-    return _markdown(("fine-tuned on", "start", "AP of fresh weights", "AP", "difference"), rows)
+    return markdown(Table(columns=("fine-tuned on", "start", "AP of fresh weights", "AP", "difference"), rows=rows))
 
 
 def _steps(results: Path) -> str:
@@ -122,7 +120,7 @@ def _steps(results: Path) -> str:
         (text, *("" if (rate := rates.get((form, size))) is None else f"{rate:.0f}" for size in sizes))
         for form, text in words.items()
     ]
-    return _markdown(("images a second", *(f"batch {size}" for size in sizes)), rows)
+    return markdown(Table(columns=("images a second", *(f"batch {size}" for size in sizes)), rows=rows))
 
 
 def _demo(results: Path) -> str:
@@ -133,7 +131,8 @@ def _demo(results: Path) -> str:
         (words, *(" ".join(f"{value:.3f}" for value in measured[f"{name}_{start}"]) for name in ("ap", "ap50")))
         for start, words in starts.items()
     ]
-    table = _markdown(("start of fine-tuning, 500 labelled scenes", "AP, three seeds", "AP50, three seeds"), rows)
+    columns = ("start of fine-tuning, 500 labelled scenes", "AP, three seeds", "AP50, three seeds")
+    table = markdown(Table(columns=columns, rows=rows))
     return (
         f"{table}\n\nPatches of held-out scenes are found with an overlap of {measured['patch_iou']:.3f}; "
         f"the best constant box reaches {measured['patch_iou_constant']:.3f}."

@@ -26,7 +26,7 @@ def to_markdown(results: Results, parts: Sequence[Part]) -> str:
         # The first part needs no heading.
         blocks += [f"## {part.heading}"] if place else []
         blocks += [part.text] if part.text else []
-        blocks += [_markdown(part.table)] if part.table and part.table.rows else []
+        blocks += [markdown(part.table)] if part.table and part.table.rows else []
         blocks += [f"![{title}](figures/{part.file_of(title)}.svg)" for title in part.drawings]
         if part.code:
             blocks.append("In `report.html`." if part.heading == "Recipes" else f"```bibtex\n{part.code}\n```")
@@ -72,7 +72,12 @@ def to_latex(results: Results) -> str:
     )
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """Return a table as the lines of one in Markdown.
+
+    Args:
+        table: Its cells may be text or numbers.
+    """
     rows = [[_cell(cell).replace("|", r"\|").replace("\n", " ") for cell in row] for row in table.rows]
     head = list(table.columns)
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
