@@ -150,7 +150,7 @@ class RegionObjective(Objective):
         real = torch.arange(regions.pixels.shape[1], device=counts.device) < counts[:, None]
         pixels = regions.pixels[real]
         if regions.jitter is not None:
-            pixels = apply_jitter(pixels.float() / 255, regions.jitter[real])
+            pixels = apply_jitter(pixels, regions.jitter[real])
         level = self.detector.levels(self.detector.normalise(pixels))[self._level]
         return level.mean(dim=(2, 3)).float()
 

@@ -184,7 +184,7 @@ class TwoViews:
         if not self.training:
             return view
         table = draw_jitter(1, self.task.jitter, generator)
-        image = apply_jitter(view.image[None].float() / 255, table)[0]
+        image = apply_jitter(view.image[None], table)[0]
         return replace(view, image=image.mul(255).round().to(torch.uint8))
 
 

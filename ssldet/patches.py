@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ssldet.data.photometric import apply_jitter, in_unit_range
+from ssldet.data.photometric import apply_jitter
 from ssldet.postprocess import answers_of_queries
 from ssldet.queries import PatchQueries
 from ssldet.task import Objective
@@ -67,7 +67,7 @@ def in_one_row(
         jitter: Drawn photometric changes; `None` for the patches as they are.
     """
     pixels = patches.flatten(0, 1)
-    return pixels if jitter is None else apply_jitter(in_unit_range(pixels), jitter.flatten(0, 1))
+    return pixels if jitter is None else apply_jitter(pixels, jitter.flatten(0, 1))
 
 
 class PatchObjective(Objective):

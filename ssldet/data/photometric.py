@@ -24,6 +24,8 @@ COLUMNS = 10
 
 BLUR_RADIUS = 6
 """Half width of the blur kernel: three deviations of the strongest blur. Fixed, so that no row depends on others."""
+NEGLIGIBLE = 1e-9
+"""Weight of the blur kernel below which a pixel is left out."""
 LUMA = (0.2989, 0.587, 0.114)
 
 
@@ -86,31 +88,81 @@ def in_unit_range(pixels: UInt8[Tensor, "*N c H W"] | Float[Tensor, "*N c H W"])
     return pixels if pixels.is_floating_point() else pixels.float() / 255
 
 
-def apply_jitter(pixels: Float[Tensor, "N c H W"], params: Float[Tensor, "N J"]) -> Float[Tensor, "N c H W"]:
+def apply_jitter(
+    pixels: UInt8[Tensor, "N c H W"] | Float[Tensor, "N c H W"], params: Float[Tensor, "N J"]
+) -> Float[Tensor, "N c H W"]:
     """Apply to each image its drawn parameters: colour operations in the drawn order, then grey, then blur.
 
-    Equal to torchvision's `adjust_*`, `rgb_to_grayscale` and `gaussian_blur` image by image, without the loop. Images
-    with other channels have no colour to change: brightness, contrast and blur alone apply.
+    Equal to torchvision's `adjust_*`, `rgb_to_grayscale` and `gaussian_blur` image by image. Images with other channels
+    have no colour to change: brightness, contrast and blur alone apply.
 
     Args:
-        pixels: Values in 0..1.
+        pixels: Values in 0..255, or in 0..1 where floating.
         params: What `draw_jitter` drew.
+
+    Returns:
+        Values in 0..1.
     """
     # Mixed precision would round the sums below to 8 bits of mantissa.
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-        images = pixels.to(torch.float32, copy=True)
+        images = torch.empty(pixels.shape, device=pixels.device)
         table = params.to(images, copy=True)
         if images.shape[1] != 3:
             table[:, [SATURATION, HUE, GREY]] = torch.tensor([1.0, 0.0, 0.0], device=table.device)
-        on_cpu = table.cpu()  # the only wait for the device: which rows get which change
-        for place in range(4):
-            operation = table[:, ORDER][:, place].long()
-            strength = table.gather(1, operation[:, None])[:, 0]
-            _blend(images, operation, strength)
-            _on_rows(images, (on_cpu[:, ORDER][:, place] == HUE) & (on_cpu[:, HUE] != 0), _turn_hue, strength)
-        _on_rows(images, on_cpu[:, GREY] > 0, _without_colour, table[:, GREY])
-        _on_rows(images, on_cpu[:, BLUR] > 0, _blurred, table[:, BLUR])
-        return images.to(pixels.dtype)
+        if images.device.type == "cpu":
+            for image, before, row in zip(images, pixels, table, strict=True):
+                change_one(image.copy_(in_unit_range(before)), row)
+        else:
+            change_all(images.copy_(in_unit_range(pixels)), table)
+        return images.to(pixels.dtype) if pixels.is_floating_point() else images
+
+
+def change_one(image: Float[Tensor, "c H W"], row: Float[Tensor, " J"]) -> None:
+    """Change one image in place: on a CPU, it stays in the cache from one operation to the next.
+
+    What changes nothing is left out, and nothing is clamped that can't leave 0..1.
+
+    Args:
+        image: Values in 0..1.
+        row: Its drawn parameters.
+    """
+    drawn, rests = row.tolist(), (1 - row).tolist()
+    for operation in map(int, drawn[ORDER]):
+        factor, rest = drawn[operation], rests[operation]
+        if operation == HUE:
+            if factor:
+                image.copy_(_turn_hue(image, factor))
+        elif factor != 1:
+            if operation == CONTRAST:
+                partner = _grey(image).mean() * rest
+            elif operation == SATURATION:
+                partner = _grey(image).mul_(rest)
+            image.mul_(factor)
+            if operation != BRIGHTNESS:
+                image.add_(partner)
+            if factor > 1:
+                image.clamp_(0, 1)
+    if drawn[GREY]:
+        image.copy_(_grey(image).expand_as(image))
+    if drawn[BLUR]:
+        image.copy_(_blurred_one(image, drawn[BLUR]))
+
+
+def change_all(images: Float[Tensor, "N c H W"], table: Float[Tensor, "N J"]) -> None:
+    """Change all images in place by the same few operations, of which accelerators need no more than for one image.
+
+    Args:
+        images: Values in 0..1.
+        table: Their drawn parameters.
+    """
+    on_cpu = table.cpu()  # the only wait for the device: which rows get which change
+    for place in range(4):
+        operation = table[:, ORDER][:, place].long()
+        strength = table.gather(1, operation[:, None])[:, 0]
+        _blend(images, operation, strength)
+        _on_rows(images, (on_cpu[:, ORDER][:, place] == HUE) & (on_cpu[:, HUE] != 0), _turn_hue, strength)
+    _on_rows(images, on_cpu[:, GREY] > 0, _without_colour, table[:, GREY])
+    _on_rows(images, on_cpu[:, BLUR] > 0, _blurred, table[:, BLUR])
 
 
 def _on_rows(images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor], values: Tensor) -> None:
@@ -120,10 +172,10 @@ def _on_rows(images: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], 
 
 
 def _grey(images: Tensor) -> Tensor:
-    if images.shape[1] != 3:
-        return images.mean(dim=1, keepdim=True)
-    red, green, blue = images.unbind(dim=1)
-    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
+    if images.shape[-3] != 3:
+        return images.mean(dim=-3, keepdim=True)
+    red, green, blue = images.unbind(dim=-3)
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze(-3)
 
 
 def _without_colour(images: Tensor, _: Tensor) -> Tensor:
@@ -140,24 +192,49 @@ def _blend(images: Tensor, operation: Tensor, strength: Tensor) -> None:
     images.mul_(factor).add_(partner.mul_(1 - factor)).clamp_(0, 1)
 
 
-def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Rotate the colour wheel; the largest value and the range of the channels stay.
+def _turn_hue(images: Tensor, turns: Tensor | float) -> Tensor:
+    """Rotate the colour wheel; the largest value v, the smallest one and the range r of the channels stay.
 
-    With h in sixths of a turn, channel n (5, 3, 1 for red, green, blue) of a colour of value v and range r is
-    v - r · clamp(min(k, 4 - k), 0, 1) for k = (n + h) mod 6: the HSV hexcone without a table of its six faces.
+    In the HSV hexcone, a channel is v - clamp(d - r, 0, r), where d is r times the distance of the hue from the
+    channel's own place on the wheel, in sixths of a turn. With s the sum of the channels, this distance is
+    s - 2 · channel + v - 2 · smallest, in the direction of the larger neighbour: no division, and no sector to look up.
+
+    Args:
+        images: RGB in 0..1.
+        turns: Turns of the wheel, from -0.5 to 0.5; one for each image, or one for all.
     """
-    value = images.amax(dim=1)
-    spread = value - images.amin(dim=1)
-    divisor = torch.where(spread > 0, spread, 1.0)
-    red, green, blue = images.unbind(dim=1)
-    sixths = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
-    sixths = torch.where(value == red, (green - blue) / divisor, sixths) + 6 * turns[:, None, None]
+    red, green, blue = images.unbind(dim=-3)
+    high = torch.maximum(red, green)
+    low = torch.minimum(red, green)
+    high, low = torch.maximum(high, blue, out=high), torch.minimum(low, blue, out=low)
+    spread = high - low
+    base = (red + green).add_(blue).add_(high).sub_(low, alpha=2)
+    top, whole = high + spread, 6 * spread
+    shift = whole * (turns[:, None, None] if isinstance(turns, Tensor) else turns)
     turned = torch.empty_like(images)
-    for channel, offset in enumerate((5, 3, 1)):
-        position = (sixths + offset).remainder_(6)
-        share = torch.minimum(position, 4 - position).clamp_(0, 1)
-        torch.addcmul(value, spread, share, value=-1, out=turned[:, channel])
+    channels = (red, green, blue)
+    for place, (own, after, before) in enumerate(zip(channels, (green, blue, red), (blue, red, green), strict=True)):
+        distance = torch.sub(base, own, alpha=2).copysign_(after - before).add_(shift).abs_()
+        distance = torch.minimum(distance, whole - distance, out=distance)
+        torch.clamp(torch.sub(top, distance, out=distance), low, high, out=turned.select(-3, place))
     return turned
+
+
+def _blurred_one(image: Tensor, sigma: float) -> Tensor:
+    """Blur one image along both axes, by sums of shifted images."""
+    for axis in (-1, -2):
+        size = image.shape[axis]
+        radius = min(BLUR_RADIUS, size - 1)
+        weights = torch.softmax(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2, dim=0)
+        centre, *sides = weights[radius:].tolist()
+        before, after = (image.narrow(axis, start, radius).flip(axis) for start in (1, size - 1 - radius))
+        wide = torch.cat([before, image, after], dim=axis)
+        image = image * centre
+        for step, weight in enumerate(sides, start=1):
+            if weight > NEGLIGIBLE:
+                below, above = (wide.narrow(axis, radius + shift, size) for shift in (-step, step))
+                image.add_(below + above, alpha=weight)
+    return image
 
 
 def _blurred(images: Tensor, sigma: Tensor) -> Tensor:

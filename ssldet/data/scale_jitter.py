@@ -61,7 +61,7 @@ class ScaleJitter:
             brightness=self.colour, contrast=self.colour, saturation=self.colour, hue=0.0, grey=0.0, blur=0.0
         )
         drawn = draw_jitter(1, strength, generator)
+        changed = apply_jitter(sample.image[None], drawn)[0]
         if sample.image.is_floating_point():
-            return replace(sample, image=apply_jitter(sample.image[None], drawn)[0])
-        changed = apply_jitter(sample.image[None] / 255, drawn)[0]
+            return replace(sample, image=changed)
         return replace(sample, image=(changed * 255).round().to(sample.image.dtype))

@@ -137,7 +137,7 @@ class Backbone(nn.Module):
             padding: True where the canvas holds no image; becomes 0.
         """
         scale = 1.0 if pixels.is_floating_point() else 255.0
-        scaled = (pixels - self._mean * scale) / (self._std * scale)
+        scaled = (pixels - self._mean * scale).div_(self._std * scale)
         return scaled if padding is None else scaled.masked_fill_(padding.unsqueeze(1), 0)
 
     def levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:

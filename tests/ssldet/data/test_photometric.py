@@ -12,8 +12,10 @@ from ssldet.data.photometric import (
     GREY,
     HUE,
     ORDER,
+    SATURATION,
     Jitter,
     apply_jitter,
+    change_all,
     draw_jitter,
 )
 from ssldet.errors import ConfigError
@@ -71,6 +73,23 @@ def test_input_is_left_alone_and_rows_do_not_depend_on_company(generator):
     assert torch.equal(pixels, before)
     alone = torch.cat([apply_jitter(pixels[i : i + 1], params[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_accelerators_change_all_images_as_a_cpu_changes_each(channels, generator):
+    pixels = torch.rand(24, channels, 21, 34, generator=generator)
+    params = draw_jitter(24, Jitter(hue=0.5, blur=0.7), generator)
+    if channels != 3:
+        params[:, [SATURATION, HUE, GREY]] = torch.tensor([1.0, 0.0, 0.0])
+    together = pixels.clone()
+    change_all(together, params)
+    torch.testing.assert_close(apply_jitter(pixels, params), together, atol=5e-6, rtol=0)
+
+
+def test_whole_numbers_count_as_their_shares_of_255(generator):
+    pixels = torch.randint(256, (6, 3, 20, 12), dtype=torch.uint8, generator=generator)
+    params = draw_jitter(6, Jitter(), generator)
+    assert torch.equal(apply_jitter(pixels, params), apply_jitter(pixels / 255, params))
 
 
 def test_blur_works_on_images_smaller_than_its_kernel(generator):
