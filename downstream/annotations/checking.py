@@ -1,4 +1,4 @@
-"""coco:…, voc:…, yolo:… or panoptic:… -> Inspection: everything that is wrong with labelled data, and what it holds."""
+"""coco:…, voc:…, yolo:…, hf:… or panoptic:… -> Inspection: all that is wrong with labelled data, and what it holds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +12,16 @@ from downstream.annotations.labelled import Annotated, check_files, suspicions
 from downstream.annotations.labels import Labels
 from downstream.annotations.panoptic import inspect_panoptic
 from downstream.annotations.problems import Problems
+from downstream.annotations.tables import OBJECTS, gather
 from downstream.annotations.voc import gather_voc
 from downstream.annotations.yolo import gather_yolo
 from ssldet.data.files import tally
 from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection
 from ssldet.data.object_sizes import ObjectSizes
-from ssldet.errors import AnnotationError
+from ssldet.data.table_images import TableSource
+from ssldet.data.tables import open_table
+from ssldet.errors import AnnotationError, DataError
 
 NAMED = 40
 """Classes without a box that a warning names."""
@@ -38,9 +41,31 @@ def check_labels(spec: str, rules: ImageRules) -> Inspection:
         "panoptic": inspect_panoptic,
         "yolo": partial(gather_yolo, rules=rules),
     }
-    problems = Problems(Path(rest.partition(":")[0]))
+    return _inspected(spec, Path(rest.partition(":")[0]), partial(readers[form], rest), rules)
+
+
+def check_table(spec: str, rules: ImageRules) -> Inspection:
+    """Check a dataset of Hugging Face in the same way; where it has no labels, only its images.
+
+    Args:
+        spec: `hf:PATH:SPLIT`.
+        rules: Which images are usable.
+    """
     try:
-        annotated = readers[form](rest, problems)
+        table = open_table(spec.partition(":")[2])
+        if OBJECTS not in table.rows.features:
+            source = TableSource(table, rules)
+            return Inspection(spec=spec, skipped=source.skipped, counts={"images": len(source)})
+        return _inspected(spec, Path(table.spec), partial(gather, table), rules)
+    except DataError as error:
+        problem = {"where": spec, "what": str(error).removeprefix(f"{spec}: "), "remedy": ""}
+        return Inspection(spec=spec, problems=(problem,), problem_count=1)
+
+
+def _inspected(spec: str, path: Path, read: Callable[[Problems], Annotated], rules: ImageRules) -> Inspection:
+    problems = Problems(path)
+    try:
+        annotated = read(problems)
         sizes, skipped = check_files(annotated, problems, rules)
     except AnnotationError as error:
         if str(error) != problems.message():

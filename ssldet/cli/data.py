@@ -18,7 +18,7 @@ def check(spec: str, *, recipe: str = defaults.FINETUNE_SMALL, json_: Json = Fal
     """List every problem of a data set with its place and remedy, and count its contents.
 
     Args:
-        spec: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT, tar:SHARDS, or images.
+        spec: coco:ANN.json:IMAGES, voc:ROOT:SPLIT, yolo:ROOT:SPLIT, hf:PATH:SPLIT, tar:SHARDS, or images.
         recipe: The recipe, or the run.toml of a run, by whose resize objects count as small.
     """
     from ssldet import verbs

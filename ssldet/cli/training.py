@@ -43,7 +43,7 @@ def pretrain(
     """Pretrain a detection transformer on images without labels.
 
     Args:
-        images: Folders, globs, file lists, tar:SHARDS, or coco:/voc: data whose labels are then not read.
+        images: Folders, globs, file lists, tar:SHARDS, hf:PATH, or coco:/voc: data whose labels are then not read.
         recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run; by default one that suits this
             machine, the images and the labels, and that is said.
         backbone: A name from 'ssldet list backbones'.

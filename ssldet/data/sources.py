@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 65_536
 """Numbers that are hashed together."""
+HUB = "hub"
+"""Begins what is no path, but a name on the Hugging Face hub, as in hf:hub:USER/NAME."""
 
 
 def open_source(
@@ -95,7 +97,7 @@ def absolute_spec(spec: str) -> str:
     formats = registry.names("ssldet.sources")
     for place in places:
         # A format inside a format, as in coco:ANN.json:tar:SHARDS.
-        if parts[place : place + 1] and parts[place] in formats and parts[place + 1 :]:
+        if parts[place : place + 1] and parts[place] in (*formats, HUB) and parts[place + 1 :]:
             continue
         # What is not there may be no path at all, such as a number in a format of somebody else's.
         if parts[place : place + 1] not in ([], [""]) and is_there(parts[place]):

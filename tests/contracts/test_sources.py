@@ -20,6 +20,7 @@ from ssldet.registry import names
 from ssldet.source import Source
 from ssldet.testing import sources as laws
 from ssldet.types import Sample, Targets
+from tests.tables import as_dataset
 
 CLASSES = ("circle", "square", "triangle")
 
@@ -94,6 +95,14 @@ def write_tar(place: Path, source: Source) -> None:
             archive.add(path, path.name)
 
 
+def hf(place: Path, *columns: str) -> str:
+    """Save the set as a dataset of Hugging Face, if its library is installed."""
+    saved = place / "-".join(("hf", *columns))
+    if not saved.exists():
+        as_dataset(place / "shapes" / "instances.json").select_columns(list(columns)).save_to_disk(str(saved))
+    return f"hf:{saved}"
+
+
 def one_shot(place: Path, *, training: bool) -> Source:
     return OneShot(unseen=("square",), patch_size=16, absent_share=0.3).prepare(
         opened(f"coco:{place / 'shapes' / 'instances.json'}"), training=training
@@ -115,6 +124,7 @@ FORMATS: dict[str, Callable[[Path], Source]] = {
     "panoptic": lambda place: opened(panoptic(place)),
     "folders": lambda place: opened(f"folders:{place / 'folders'}"),
     "tar": lambda place: opened(f"tar:{place / 'tar'}:window=1"),
+    "hf": lambda place: opened(hf(place, "image", "objects")),
 }
 OTHERS: dict[str, Callable[[Path], Source]] = {
     "images": lambda place: opened(str(place / "shapes" / "images")),
@@ -125,6 +135,8 @@ OTHERS: dict[str, Callable[[Path], Source]] = {
     "labelled and unlabelled": lambda place: opened(coco(place), str(place / "shapes" / "images")),
     "coco in archives": lambda place: opened(f"{coco(place)}:tar:{place / 'tar'}:window=1"),
     "part of archives": lambda place: PartSource(opened(f"tar:{place / 'tar'}:window=1"), [4, 0, 3]),
+    "hf without labels": lambda place: opened(hf(place, "image")),
+    "part of hf": lambda place: PartSource(opened(hf(place, "image")), [4, 0, 3]),
     "part": lambda place: PartSource(opened(panoptic(place)), [4, 0, 3]),
     "part of two sets": lambda place: PartSource(opened(coco(place), f"voc:{place / 'voc'}"), [9, 0, 5]),
     "without labels": lambda place: Unlabelled(opened(coco(place))),

@@ -1,6 +1,7 @@
 """folder -> every format that ssldet reads, each with a sound file that is then damaged."""
 
 import hashlib
+import importlib.util
 import json
 import tarfile
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ from ssldet.weights.files import read_state
 from tests.faults import mutation
 from tests.faults.fuzzing import Format
 from tests.models import SMALL_DEFORMABLE_DETR, SMALL_DETR
+from tests.tables import as_dataset
 
 RULES = ImageRules()
 SMALL = {
@@ -155,6 +157,10 @@ def _images(folder: Path) -> Iterator[Format]:
             archive.add(place / f"a.{suffix}", f"{number}-ü-{'x' * 120}.{suffix}")
     read = _looked_at(f"tar:{folder}/a.tar")
     yield Format(name="tar", file=folder / "a.tar", damage=mutation.of_bytes, read=read, cases=300)
+    if importlib.util.find_spec("datasets"):
+        as_dataset(folder / "made" / "instances.json").to_parquet(folder / "a.parquet")
+        read = _looked_at(f"hf:{folder}/a.parquet")
+        yield Format(name="parquet", file=folder / "a.parquet", damage=mutation.of_bytes, read=read, cases=12)
     for name, text in (("list.txt", "pictures/a.jpg\npictures/*.png\n"), ("list.json", '["pictures/a.jpg", "b.png"]')):
         file = folder / name
         file.write_text(text)
