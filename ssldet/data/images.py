@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 from torch import Tensor
 
+from ssldet.data import jpegs
 from ssldet.data.bands import BandImage
 from ssldet.data.files import tally
 from ssldet.data.image_index import Usable, usable_images
@@ -276,6 +277,8 @@ def _decode(image: Image.Image | BandImage, _: Stamp) -> Tensor:
         return image.read()
     # Other packages switch this on for the whole process; half an image would then pass as grey and whole.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if (decoded := jpegs.decoded(image)) is not None:
+        return decoded
     upright = turned_upright(image)
     if upright.mode.startswith("I;16"):
         # Pillow's own conversion cuts off at 255 and returns white.
@@ -285,5 +288,5 @@ def _decode(image: Image.Image | BandImage, _: Stamp) -> Tensor:
         backdrop = Image.new("RGBA", upright.size, (*BACKDROP, 255))
         pixels = np.array(Image.alpha_composite(backdrop, upright.convert("RGBA")).convert("RGB"))
     else:
-        pixels = np.array(upright.convert("RGB"))
+        pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -53,6 +53,18 @@ def take_orientation(image: Image.Image) -> int:
     return stated if stated in TURNS else 1
 
 
+def is_upright(image: Image.Image) -> bool:
+    """Say whether the EXIF of an opened JPEG asks for no turn, or is damaged; it is left as it is.
+
+    Args:
+        image: A JPEG as `Image.open` returns it, before `load`.
+    """
+    try:
+        return image.getexif().get(Base.Orientation, 1) not in TURNS
+    except Exception:  # damaged EXIF around whole pixels
+        return True
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return height and width of an opened image after it was turned upright; no pixel is decoded."""
     width, height = image.size
