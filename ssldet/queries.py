@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssldet import chance
@@ -156,9 +156,7 @@ class PatchQueries(nn.Module):
         projected: Tensor = self.projection(features)
         if self.normalise:
             projected = F.layer_norm(projected, projected.shape[-1:])
-        asked = projected.repeat_interleave(each, dim=1)
-        if self.training and self.mask_ratio > 0:
-            asked = asked.masked_fill(self._draw_hidden(batch, patches, each, asked.device).unsqueeze(-1), 0)
+        projected, asked = self._hide(projected, each)
         content, position = (part[:, : patches * each].expand(batch, -1, -1) for part in (content, position))
         return Queries(
             content=asked + content if joins == "content" else content,
@@ -166,13 +164,21 @@ class PatchQueries(nn.Module):
             groups=groups[: patches * each],
             attend_within_groups=self.grouped_attention,
             equal_groups=patches,
+            asked=projected,
         )
 
-    def _draw_hidden(self, batch: int, patches: int, each: int, device: torch.device) -> Bool[Tensor, "B Q"]:
+    def _hide(self, patches: Tensor, each: int) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B Q D"]]:
+        """Return the patches, and what their queries are given of them."""
+        if not self.training or self.mask_ratio == 0:
+            return patches, patches.repeat_interleave(each, dim=1)
         if self.masking == "patch":
-            masked = chance.uniform(batch, patches, device=device) < self.mask_ratio
-            return masked.repeat_interleave(each, dim=1)
-        return chance.uniform(batch, patches * each, device=device) < self.mask_ratio
+            patches = self._hide_some(patches)
+            return patches, patches.repeat_interleave(each, dim=1)
+        return patches, self._hide_some(patches.repeat_interleave(each, dim=1))
+
+    def _hide_some(self, rows: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        hidden = chance.uniform(*rows.shape[:2], device=rows.device) < self.mask_ratio
+        return rows.masked_fill(hidden.unsqueeze(-1), 0)
 
 
 def ranks_within_groups(groups: Int[Tensor, " Q"]) -> Int[Tensor, " Q"]:

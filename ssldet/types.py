@@ -188,6 +188,8 @@ class Queries(OnDevice):
         attend_within_groups: Whether queries of different groups are hidden from one another in self-attention.
         equal_groups: The number of groups, where whoever made them knows that they are of one size and lie one after
             the other, so that nobody needs to look at their ids; `None` where that is not known.
+        asked: What each group asks for, such as the feature of a patch; groups are numbered from 0. `None` where
+            queries ask for any object.
     """
 
     content: Float[Tensor, "B Q D"]
@@ -195,6 +197,7 @@ class Queries(OnDevice):
     groups: Int[Tensor, " Q"] | None = None
     attend_within_groups: bool = True
     equal_groups: int | None = None
+    asked: Float[Tensor, "B G D"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +233,8 @@ class Predictions(OnDevice):
             canvas with its padding; set by the criterion.
         scores: How class logits are read.
         proposals: Proposals of the encoder of a two-stage detector: one layer, with a number of queries of its own.
+            Where groups of queries ask for something, each group has as many proposals as there are cells, one group
+            after the other, and `groups` says which.
         image_states: Output of the encoder, averaged over the cells of each image; `None` where a detector has none.
     """
 

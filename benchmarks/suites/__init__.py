@@ -16,7 +16,6 @@ SUITES: dict[str, SuiteFunction] = {
     "paper/fig7": paper.fig7,
     "ours/matching": ours.matching,
     "ours/small": small.small,
-    "ours/small_short": small.small_short,
     "zoo": ours.zoo,
     "zoo/detectors": detectors.detectors,
     "own_data": ours.own_data,

@@ -19,11 +19,11 @@ CLAIMS = (
 def small(setting: Setting) -> Suite:
     """The recipes named small, on your photographs: `images`, `train`, `val` and, for a supervised start, `labelled`.
 
-    The baseline without any pretraining keeps the frozen first stages of the recipes, here with fresh weights.
+    Each run has the budget of its recipe at full scale, and a third of that or less at the tiny one. The baseline
+    without any pretraining keeps the frozen first stages of the recipes, here with fresh weights.
     """
     images, train, val = setting.given("images", "train", "val")
-    # One loader process each, because several runs share the cores.
-    run = override(parts.recipe("detection/small"), {"data.workers": 1})
+    run = _budgeted("detection/small", setting, steps=800, evaluate_every=200)
     backbone = backbone_of(run.detector)
     assert backbone is not None
     downstream = Downstream(
@@ -45,8 +45,15 @@ def small(setting: Setting) -> Suite:
     )
 
 
+def _budgeted(recipe: str, setting: Setting, *, steps: int, evaluate_every: int) -> Run:
+    """Return a recipe, at the tiny scale with this budget."""
+    # One loader process each, because runs share the cores; few sizes of canvas, because accelerators plan for each.
+    changes: dict[str, object] = {"data.workers": 1, "data.canvas_multiple": 32, "evaluate_every": evaluate_every}
+    return override(parts.recipe(recipe), changes | ({"budget.steps": steps} if setting.scale == "tiny" else {}))
+
+
 def _methods(setting: Setting, run: Run, strong: str | None) -> tuple[Method, ...]:
-    own_group = override(parts.recipe("random_query_patch/small"), {"data.workers": 1, "evaluate_every": 250})
+    own_group = _budgeted("random_query_patch/small", setting, steps=600, evaluate_every=300)
     all_queries = override(own_group, {"task.matching": "global"})
     return (
         Method(name="backbone", title="a backbone that knows photographs", role="backbone", weights=strong),
@@ -69,32 +76,5 @@ def _supervised_start(setting: Setting, run: Run, weights: str | None) -> Method
     if "labelled" not in setting.places:
         return Method(name="supervised", title=title, missing="it needs --data labelled=SPECIFICATION")
     labelled = setting.given("labelled")[0]
-    stage = override(run, {"budget.steps": 1500, "evaluate_every": 0})
+    stage = override(run, {"budget.steps": 600 if setting.scale == "tiny" else 1500, "evaluate_every": 0})
     return Method(name="supervised", title=title, stages=(stage,), weights=weights, labelled=labelled)
-
-
-def small_short(setting: Setting) -> Suite:
-    """The comparison of `ours/small` in less than half of its steps, for an accelerator that several runs share."""
-    whole = small(setting)
-    shared: dict[str, object] = {"data.canvas_multiple": 32}
-
-    def shorter(run: Run, **changes: object) -> Run:
-        return override(run, shared | changes)
-
-    def method(entry: Method) -> Method:
-        pretrains = entry.labelled is None
-        changes: dict[str, object] = {"budget.steps": 1000 if pretrains else 600}
-        if pretrains:
-            changes |= {"data.workers": 2, "evaluate_every": 500}
-        return replace(entry, stages=tuple(shorter(stage, **changes) for stage in entry.stages))
-
-    def downstream(entry: Downstream) -> Downstream:
-        changes: dict[str, object] = {"budget.steps": 600, "evaluate_every": 200, "data.workers": 0}
-        return replace(entry, stages=tuple(shorter(stage, **changes) for stage in entry.stages))
-
-    return replace(
-        whole,
-        name="ours/small_short",
-        methods=tuple(map(method, whole.methods)),
-        downstreams=tuple(map(downstream, whole.downstreams)),
-    )

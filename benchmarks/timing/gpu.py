@@ -3,8 +3,8 @@
 The parts come in order of value, each in a process of its own, and end when the time is spent: tests with the marker
 `gpu`; steps of pretraining by batch size and precision against the plain way to write them; the same with the real
 loader; fine-tuning and inference against transformers' DETR, where that is installed; memory and the largest batch;
-and, where images are given, what pretraining brings a detector with a strong backbone (the suite `ours/small_short`).
-Without an accelerator everything but the tests runs on the CPU, to rehearse.
+and, where images are given, what pretraining brings a detector with a strong backbone (the suite `ours/small` at its
+tiny scale). Without an accelerator everything but the tests runs on the CPU, to rehearse.
 """
 
 import subprocess
@@ -290,9 +290,7 @@ def transfer(bench: Bench) -> Iterator[Row]:
         return
     done: FinishedComparison | None = None
     try:
-        found = compare(
-            "ours/small_short", data=bench.places, out=bench.out, jobs=bench.jobs, budget=bench.seconds_left
-        )
+        found = compare("ours/small", data=bench.places, out=bench.out, jobs=bench.jobs, budget=bench.seconds_left)
         done = found if isinstance(found, FinishedComparison) else None
     except StoppedError as stopped:
         yield {"stopped": str(stopped)}

@@ -183,7 +183,14 @@ def small() -> Run:
         detector=small_detector(),
         data=DataConfig(batch_size=4),
         optim=OptimConfig(
-            lr=3e-4, lr_backbone=1e-4, schedule="cosine", warmup_steps=100, clip=1.0, ema=0.995, weight_decay=1e-4
+            lr=3e-4,
+            lr_backbone=1e-4,
+            schedule="cosine",
+            warmup_steps=100,
+            clip=1.0,
+            ema=0.995,
+            ema_ramp=10.0,
+            weight_decay=1e-4,
         ),
         budget=Budget(steps=2500),
         checkpoint=CheckpointConfig(every_steps=500),

@@ -136,7 +136,7 @@ def small() -> Run:
             two_stage=True,
         ),
         data=DataConfig(batch_size=8),
-        optim=OptimConfig(lr=4e-4, clip=1.0, schedule="cosine", warmup_steps=100, ema=0.995),
+        optim=OptimConfig(lr=4e-4, clip=1.0, schedule="cosine", warmup_steps=100, ema=0.995, ema_ramp=10.0),
         budget=Budget(steps=1500),
         checkpoint=CheckpointConfig(every_steps=500),
         log_every=20,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssldet.class_scores import SigmoidScores
 from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.proposed import first_cells, for_groups
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.deformable import Levels
@@ -20,9 +21,9 @@ from ssldet.nn.deformable_transformer import DeformableDecoder, DeformableEncode
 from ssldet.nn.heads import MLP
 from ssldet.nn.padding import is_padded, mean_over_cells, resize_padding
 from ssldet.nn.position import SinePosition
-from ssldet.nn.proposals import Proposals, best_cells
+from ssldet.nn.proposals import Proposals
 from ssldet.nn.pyramid import NORM_GROUPS, LevelEmbedding, Pyramid
-from ssldet.queries import PlacedQueries, ranks_within_groups
+from ssldet.queries import PlacedQueries
 from ssldet.recipe import Within
 from ssldet.types import Predictions, Queries
 
@@ -197,7 +198,9 @@ class DeformableDETR(Detector):
     def _propose(self, encoded: Tensor, levels: Levels, queries: Queries) -> tuple[Predictions, Tensor]:
         """Return what all cells propose, and the box that each query begins with.
 
-        Groups of queries get the best proposals each: what one group begins with does not depend on the others.
+        Groups of queries get the best proposals each: what one group begins with does not depend on the others. Where a
+        group asks for something, a proposal is the better the more its cell agrees with that: sampling points lie
+        around the first boxes, so a query that begins far from what it asks for never sees it.
         """
         assert self.proposals is not None
         states, first = self.proposals(encoded, levels)
@@ -206,17 +209,14 @@ class DeformableDETR(Detector):
             states = states.float()
             logits = self._head(self.class_head, last)(states)
             boxes = (self._head(self.box_head, last)(states) + first).sigmoid()
+            proposed = Predictions(
+                logits=logits.unsqueeze(0), boxes=boxes.unsqueeze(0), states=states.unsqueeze(0), scores=self.scores
+            )
+            if queries.asked is not None:
+                proposed = for_groups(proposed, states, queries.asked.float())
         # An object is class 0 to the proposals, whatever it is.
-        if queries.groups is None:
-            cells = best_cells(logits[..., 0], queries.content.shape[1])
-        else:
-            ranks = ranks_within_groups(queries.groups)
-            most = int(ranks.max()) + 1 if queries.equal_groups is None else len(ranks) // queries.equal_groups
-            cells = best_cells(logits[..., 0], most)[:, ranks.to(logits.device)]
+        cells = first_cells(proposed.logits[0, ..., 0], queries)
         reference = boxes.detach().gather(1, cells.unsqueeze(-1).expand(-1, -1, 4))
-        proposed = Predictions(
-            logits=logits.unsqueeze(0), boxes=boxes.unsqueeze(0), states=states.unsqueeze(0), scores=self.scores
-        )
         return proposed, reference
 
     def _locate(self, layer: int, states: Tensor, reference: Tensor) -> Tensor:

@@ -79,26 +79,34 @@ class Criterion:
             Every term of the predictions and, with the prefix `proposal_`, of the encoder's proposals if there are any.
         """
         # Before anything that can fail on one rank: the others would wait for its count.
-        counts = self._count(predictions, targets, counted=counted)
+        proposals, objects = _apart(predictions.proposals, targets)
+        counts = self._count(predictions, targets, proposals, objects, counted=counted)
         losses = self._compare(predictions, targets, counts)
-        if predictions.proposals is None or self.proposals is None:
+        if proposals is None or self.proposals is None:
             return losses
-        objects = [_as_one_class(entry) for entry in targets]
-        proposed = self.proposals._compare(predictions.proposals, objects, counts.of_proposals(len(self.terms)))
+        proposed = self.proposals._compare(proposals, objects, counts.of_proposals(len(self.terms)))
         return Losses(
             terms=losses.terms | {f"proposal_{name}": term for name, term in proposed.terms.items()},
             weights=losses.weights | {f"proposal_{name}": weight for name, weight in proposed.weights.items()},
             metrics=losses.metrics,
         )
 
-    def _count(self, predictions: Predictions, targets: list[Targets], *, counted: bool) -> "Counts":
+    def _count(
+        self,
+        predictions: Predictions,
+        targets: list[Targets],
+        proposals: Predictions | None,
+        objects: list[Targets],
+        *,
+        counted: bool,
+    ) -> "Counts":
         """Count what the losses are divided by, over all ranks, in one exchange."""
         boxes = float(sum(map(len, targets)))
         if not ranks.connected():
             return Counts(boxes=max(boxes, 1.0))
         own = self._divisors(predictions, targets)
-        if predictions.proposals is not None and self.proposals is not None:
-            own += self.proposals._divisors(predictions.proposals, targets)
+        if proposals is not None and self.proposals is not None:
+            own += self.proposals._divisors(proposals, objects)
         mine = [(divisor or 0.0) if counted else 0.0 for divisor in own]
         total, *everywhere = ranks.totals([boxes, *mine], predictions.boxes.device)
         world = ranks.world()
@@ -134,9 +142,37 @@ class Criterion:
             )
 
 
-def _as_one_class(targets: Targets) -> Targets:
-    """Return targets for proposals, which only tell objects from background: all are of class 0."""
-    return Targets(boxes=targets.boxes, labels=torch.zeros_like(targets.labels))
+def _apart(proposals: Predictions | None, targets: list[Targets]) -> tuple[Predictions | None, list[Targets]]:
+    """Return proposals and their targets, where each group of an image stands as an image of its own.
+
+    Proposals only tell objects from background: all targets are of class 0.
+    """
+    objects = [Targets(boxes=entry.boxes, labels=torch.zeros_like(entry.labels)) for entry in targets]
+    if proposals is None or proposals.groups is None:
+        return proposals, objects
+    groups = int(proposals.groups[-1]) + 1
+
+    def by_group(part: Tensor) -> Tensor:
+        return part.view(1, len(targets) * groups, -1, part.shape[-1])
+
+    apart = replace(
+        proposals,
+        logits=by_group(proposals.logits),
+        boxes=by_group(proposals.boxes),
+        states=by_group(proposals.states),
+        groups=None,
+    )
+    return apart, [
+        share for entry, full in zip(objects, targets, strict=True) for share in _shares(entry, full, groups)
+    ]
+
+
+def _shares(objects: Targets, targets: Targets, groups: int) -> list[Targets]:
+    """Return the objects that each group may answer: its own, and those that any may."""
+    if targets.groups is None:
+        return [objects] * groups
+    own = [targets.groups == group for group in range(groups)]
+    return [Targets(boxes=objects.boxes[chosen], labels=objects.labels[chosen]) for chosen in own]
 
 
 def _on_pixels(predictions: Predictions, targets: Targets) -> Predictions:

@@ -7,7 +7,7 @@ from torch import Tensor
 from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import BackboneConfig
-from ssldet.queries import PatchQueries
+from ssldet.queries import PatchQueries, group_ids
 from ssldet.recipe import check, from_document, to_document
 
 TINY = DeformableDETRConfig(
@@ -161,12 +161,11 @@ def test_a_patch_is_answered_without_the_others_only_where_attention_is_grouped(
         assert not torch.allclose(first.logits[:, :, 8:], second.logits[:, :, 8:], atol=1e-6)
 
 
-def test_every_group_begins_with_the_best_proposals() -> None:
+def test_every_group_that_asks_for_nothing_begins_with_the_best_proposals() -> None:
     detector, images = build(refine_boxes=True, two_stage=True), some_images()
     begun = []
     detector.decoder.register_forward_pre_hook(lambda _, given: begun.append(given[2]))
-    asking = PatchQueries(14, 64, num_patches=3).eval()
-    predictions = detector(images, None, asking(torch.randn(2, 3, 14), detector.default_queries(1), "content"))
+    predictions = detector(images, None, replace(detector.default_queries(2), groups=group_ids(12, 3)))
     detector(images)
     groups, alone = begun[0].unflatten(1, (3, 4)), begun[1]
     assert torch.equal(groups[:, 0], groups[:, 2])
@@ -175,6 +174,50 @@ def test_every_group_begins_with_the_best_proposals() -> None:
     best = predictions.proposals.logits[0, :, :, 0].argsort(1, descending=True)
     expected = predictions.proposals.boxes[0, 1, best[1, :4]]
     torch.testing.assert_close(groups[1, 1], expected)
+
+
+def test_a_group_begins_with_the_cells_that_agree_with_what_it_asks_for() -> None:
+    detector, images = build(refine_boxes=True, two_stage=True), some_images()
+    begun, states = [], []
+    detector.decoder.register_forward_pre_hook(lambda _, given: begun.append(given[2]))
+    assert detector.proposals is not None
+    detector.proposals.register_forward_hook(lambda _module, _given, made: states.append(made[0]))
+    detector(images)
+    # Two cells of the finest level of each image, as if a patch looked just like them.
+    cells = torch.tensor([[37, 101], [150, 82]])
+    asked = states[0][torch.arange(2)[:, None], cells]
+    plain = detector.default_queries(2)
+    predictions = detector(images, None, replace(plain, groups=group_ids(12, 2), equal_groups=2, asked=10 * asked))
+    proposals = predictions.proposals
+    assert proposals is not None
+    assert proposals.groups is not None
+    assert proposals.groups.bincount().tolist() == [252, 252]
+    boxes = proposals.boxes[0].unflatten(1, (2, 252))
+    for image in range(2):
+        for group in range(2):
+            own = proposals.logits[0, image].unflatten(0, (2, 252))[group, :, 0]
+            assert own.argmax() == cells[image, group]
+            first = begun[1][image].unflatten(0, (2, 6))[group]
+            torch.testing.assert_close(first, boxes[image, group, own.argsort(descending=True)[:6]])
+    # The score of attention: a product, divided by the root of the width.
+    added = proposals.logits[0, 0, 252:, 0] - detector(images).proposals.logits[0, 0, :, 0]
+    torch.testing.assert_close(added, 10 * states[0][0] @ asked[0, 1] / 8, atol=1e-4, rtol=1e-4)
+
+
+def test_queries_of_patches_ask_for_them() -> None:
+    asking = PatchQueries(14, 64, num_patches=3, mask_ratio=0.5)
+    own = build(refine_boxes=True, two_stage=True).default_queries(1)
+    features = torch.randn(2, 3, 14)
+    queries = asking(features, own, "content")
+    # Hidden from single queries, the patch is still what their group asks for.
+    assert (queries.content == 0).all(-1).any()
+    torch.testing.assert_close(queries.asked, asking.projection(features))
+    asking.masking = "patch"
+    queries = asking(features, own, "content")
+    hidden = (queries.content.unflatten(1, (3, 4)) == 0).all(-1).all(-1)
+    assert 0 < hidden.sum() < 6
+    assert queries.asked is not None
+    assert torch.equal((queries.asked == 0).all(-1), hidden)
 
 
 def test_a_level_of_one_cell_is_normalised() -> None:

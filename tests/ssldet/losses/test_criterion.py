@@ -209,3 +209,46 @@ def test_losses_are_the_same_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = detrs()(predictions, targets)
     torch.testing.assert_close(mixed.total, detrs()(predictions, targets).total)
+
+
+def test_the_proposals_of_a_group_are_compared_with_its_own_targets() -> None:
+    predictions, targets = problem((3, 2))
+    targets = [replace(entry, groups=torch.arange(len(entry))) for entry in targets]
+    cells, groups = 5, 3
+    proposals = Predictions(
+        logits=torch.randn(1, BATCH, groups * cells, 1),
+        boxes=torch.rand(1, BATCH, groups * cells, 4) * 0.5 + 0.2,
+        states=torch.randn(1, BATCH, groups * cells, 2),
+        groups=torch.arange(groups).repeat_interleave(cells),
+        scores=SigmoidScores(),
+    )
+    terms = [ClassTerm(), BoxL1Term(), BoxGIoUTerm()]
+    criterion = Criterion(Matcher(), terms, proposals=Criterion(Matcher(), terms))
+    losses = criterion(replace(predictions, proposals=proposals), targets)
+    # By hand: the proposals of one group of one image at a time, each divided by all boxes.
+    for name, value in losses.terms.items():
+        if name.startswith("proposal_"):
+            by_hand = torch.zeros(1)
+            for image, entry in enumerate(targets):
+                for group in range(groups):
+                    own = [
+                        part[:, image, group * cells : (group + 1) * cells].unsqueeze(1)
+                        for part in (proposals.logits, proposals.boxes, proposals.states)
+                    ]
+                    one = Predictions(logits=own[0], boxes=own[1], states=own[2], scores=SigmoidScores())
+                    boxes = entry.boxes[group : group + 1]
+                    alone = [Targets(boxes=boxes, labels=torch.zeros(len(boxes), dtype=torch.int64))]
+                    by_hand += Criterion(Matcher(), terms)(one, alone).terms[name.removeprefix("proposal_")]
+            torch.testing.assert_close(value, by_hand / 5, msg=name)
+
+
+def test_targets_of_no_group_may_be_answered_by_all() -> None:
+    predictions, targets = problem((3, 2))
+    proposals = Predictions(
+        logits=torch.randn(1, BATCH, 5, 2), boxes=torch.rand(1, BATCH, 5, 4), states=torch.randn(1, BATCH, 5, 2)
+    )
+    criterion = Criterion(Matcher(), [BoxL1Term()], proposals=Criterion(Matcher(), [BoxL1Term()]))
+    ungrouped = criterion(replace(predictions, proposals=proposals), targets)
+    one_group = replace(proposals, groups=torch.zeros(5, dtype=torch.int64))
+    losses = criterion(replace(predictions, proposals=one_group), targets)
+    torch.testing.assert_close(losses.terms["proposal_box_l1"], ungrouped.terms["proposal_box_l1"])
