@@ -103,6 +103,10 @@ class Source(ABC):
         """Return the boxes and labels of an image without reading it; `None` where that is not possible."""
         return None
 
+    def size_of(self, index: int) -> tuple[int, int] | None:
+        """Return height and width of an image without reading it; `None` where that is not possible."""
+        return None
+
     def with_classes(self, classes: Sequence[str]) -> "Source | None":
         """Return the same images with their classes counted in another order; `None` where that is not possible.
 
@@ -248,6 +252,10 @@ class WrappedSource(Source):
     def targets_of(self, index: int) -> Targets | None:
         """Return the boxes and labels of an image without reading it, if the source inside can."""
         return self.source.targets_of(self.inner(index))
+
+    def size_of(self, index: int) -> tuple[int, int] | None:
+        """Return height and width of an image without reading it, if the source inside can."""
+        return self.source.size_of(self.inner(index))
 
     def with_classes(self, classes: Sequence[str]) -> "WrappedSource | None":
         """Return the same wrapper around the source with its classes in another order, if the source inside can.

@@ -147,10 +147,14 @@ class LabelledImages(Measurable):
 
     def targets_of(self, index: int) -> Targets:
         """Return the boxes and labels of one image without reading it."""
+        return self._targets(index, self.size_of(index))[0]
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Return height and width of an image without reading it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         height, width = self.labels.sizes[index].tolist()
-        return self._targets(index, (height, width))[0]
+        return height, width
 
     def _targets(self, index: int, size: tuple[int, int]) -> tuple[Targets, Int[np.ndarray, " N"]]:
         """Return the targets of an image of this size, without masks, and the rows that they stand in."""

@@ -130,6 +130,11 @@ class ConcatSource(Source):
         part, place = self._find(index)
         return self._sources[part].targets_of(place) if self._classes else None
 
+    def size_of(self, index: int) -> tuple[int, int] | None:
+        """Return height and width of an image without reading it, if its source can."""
+        part, place = self._find(index)
+        return self._sources[part].size_of(place)
+
     def with_classes(self, classes: Sequence[str]) -> Source | None:
         """Return the same images with their classes counted in another order, if every source can do that.
 

@@ -7,9 +7,9 @@ continues from any step without saved state.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch.utils.data import Dataset
@@ -93,8 +93,9 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
     seed: int = 0,
+    by_size: bool = False,
 ) -> SteadyLoader:
-    """Return every image of this rank once, in order; over all ranks, every image exactly once.
+    """Return every image of this rank once; over all ranks, every image exactly once.
 
     An image that can't be read is left out, since another one in its place would count twice, and is named in
     `Batch.skipped`.
@@ -107,8 +108,12 @@ def evaluation_batches(
         rank: Number of this process.
         world: Number of processes.
         seed: Seed of what chance the views may use.
+        by_size: Put images of one size into one batch, as far as their source knows sizes, because those that lie on
+            one canvas without padding are looked at together. Otherwise, the images come in order.
     """
-    places = Once(count=len(source), batch_size=batch_size, rank=rank, world=world)
+    places = Once(
+        count=len(source), batch_size=batch_size, rank=rank, world=world, size_of=source.size_of if by_size else None
+    )
     reading = ReadingRecord(workers)
     reader = Reader(source, views, reading, seed=seed, replace_bad=False)
     return SteadyLoader(reader, places, partial(_gather, 1), reading, workers, reader.name)
@@ -153,12 +158,16 @@ class Stream(ResumableSampler):
 
 @dataclass(kw_only=True, eq=False)
 class Once(ResumableSampler):
-    """Places of each batch of one rank, where every image is shown once; the epoch is always 0."""
+    """Places of each batch of one rank, where every image is shown once; the epoch is always 0.
+
+    With sizes, batches of one size come first; what is left over of all sizes is gathered in order of size.
+    """
 
     count: int
     batch_size: int
     rank: int
     world: int
+    size_of: Callable[[int], tuple[int, int] | None] | None = None
     start: int = 0
 
     def __len__(self) -> int:
@@ -167,9 +176,27 @@ class Once(ResumableSampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the places of one batch after the other, from `start` on."""
-        mine = range(self.rank, self.count, self.world)
+        mine = self._ordered
         for first in range(self.start * self.batch_size, len(mine), self.batch_size):
             yield [(0, index) for index in mine[first : first + self.batch_size]]
+
+    @cached_property
+    def _ordered(self) -> Sequence[int]:
+        """Images of this rank in the order in which they are shown."""
+        mine = range(self.rank, self.count, self.world)
+        if self.size_of is None or self.batch_size == 1:
+            return mine
+        alike: dict[tuple[int, int], list[int]] = {}
+        for index in mine:
+            alike.setdefault(self.size_of(index) or (0, 0), []).append(index)
+        if len(alike) == 1:
+            return mine
+        whole, rest = [], []
+        for _, images in sorted(alike.items()):
+            full = len(images) - len(images) % self.batch_size
+            whole += images[:full]
+            rest += images[full:]
+        return whole + rest
 
 
 class Reader(Dataset[Sample | Skipped | SsldetError]):

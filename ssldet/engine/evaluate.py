@@ -94,7 +94,14 @@ def evaluate(
     evaluator, answered_any = run.task.evaluator(source), False
     size = 1 if run.task.in_parts else max(1, run.data.batch_size // (run.optim.accumulate * world()))
     batches = evaluation_batches_of(
-        run.task, source, batch_size=size, workers=run.data.workers, rank=rank(), world=world(), seed=run.seed
+        run.task,
+        source,
+        batch_size=size,
+        workers=run.data.workers,
+        rank=rank(),
+        world=world(),
+        seed=run.seed,
+        by_size=True,
     )
     answered = ((without_pixels(batch), found) for batch, found in answers(objective, batches, device, run.precision))
     waiting: list[Any] = []

@@ -94,6 +94,6 @@ def evaluation_batches_of(task: Task, source: Source, **how: int) -> SteadyLoade
     Args:
         task: The task.
         source: The images.
-        how: Batch size, workers, seed, rank and world; see `ssldet.data.loader.evaluation_batches`.
+        how: Batch size, workers, seed, rank, world and order; see `ssldet.data.loader.evaluation_batches`.
     """
     return evaluation_batches(source, task.views(training=False), **how)

@@ -130,10 +130,12 @@ def what_is_said_of_classes_agrees(source: Source, again: Source) -> None:
 
 
 def what_is_known_without_reading_is_true(source: Source, again: Source) -> None:
-    """A path is that of a file, and targets are those that the image has when it is read."""
+    """A path is that of a file, and size and targets are those that the image has when it is read."""
     for index, sample in _samples(source):
         path, targets = source.path_of(index), source.targets_of(index)
         require(path is None or path.is_file(), f"path_of({index}) is {path}, which is no file")
+        size = source.size_of(index)
+        require(size in {None, sample.original_size}, f"size_of({index}) is {size}, not {sample.original_size}")
         require(targets is None or _alike(targets, sample.targets), f"targets_of({index}) are not those of the image")
 
 

@@ -101,7 +101,8 @@ def evaluate(
     evaluator = opened.task.evaluator(source)
     translate = _translation(opened.classes, source.classes)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
-    batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers)
+    # What is written down stays in the order of the data.
+    batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers, by_size=saved is None)
     lost, answered_any, variance = list(source.skipped), False, BoxVariance()
     for batch, answered in asking(opened)(batches):
         lost, answered_any = [*lost, *batch.skipped], True

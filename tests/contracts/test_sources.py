@@ -254,6 +254,11 @@ class KnowsOtherTargets(Colours):
         return Targets(boxes=torch.full((1, 4), 0.5), labels=torch.ones(1, dtype=torch.int64))
 
 
+class AnotherSize(Colours):
+    def size_of(self, index: int) -> tuple[int, int]:
+        return (30, 20)
+
+
 class NoSuchFile(Colours):
     def path_of(self, index: int) -> Path:
         if not 0 <= index < len(self):
@@ -286,6 +291,7 @@ class FromAnotherPlace(Colours):
         (TooFewIds, laws.what_is_said_of_classes_agrees, "1 category_ids for 2 classes"),
         (ForgetsIds, laws.what_is_said_of_classes_agrees, "category_ids in the old order"),
         (KnowsOtherTargets, laws.what_is_known_without_reading_is_true, "not those of the image"),
+        (AnotherSize, laws.what_is_known_without_reading_is_true, r"size_of\(0\) is \(30, 20\), not \(20, 30\)"),
         (NoSuchFile, laws.what_is_known_without_reading_is_true, "which is no file"),
         (StaysAtHome, laws.it_travels_into_workers, "reads another image"),
     ],

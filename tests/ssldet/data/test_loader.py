@@ -210,6 +210,30 @@ def test_evaluation_shows_every_image_once(world, workers):
     assert everything == set(seen(evaluation_batches(Numbers(11), noise, batch_size=4)))
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_evaluation_gathers_images_of_one_size(world):
+    sizes = [(30, 40), (40, 30), (30, 40), (20, 20), (30, 40), (40, 30), (30, 40), (40, 30), (30, 40)]
+
+    class Sized(Numbers):
+        def size_of(self, index):
+            return sizes[index]
+
+    ranks = [
+        [
+            [int(key) for key in batch.keys]
+            for batch in evaluation_batches(Sized(9), noise, batch_size=2, rank=rank, world=world, by_size=True)
+        ]
+        for rank in range(world)
+    ]
+    if world == 1:
+        assert ranks == [[[0, 2], [4, 6], [1, 5], [3, 8], [7]]]
+    assert sorted(index for part in ranks for batch in part for index in batch) == list(range(9))
+    mixed = [batch for part in ranks for batch in part if len({sizes[index] for index in batch}) > 1]
+    assert len(mixed) <= world
+    plain = [batch.keys for batch in evaluation_batches(Numbers(9), noise, batch_size=2, by_size=True)]
+    assert plain == [batch.keys for batch in evaluation_batches(Numbers(9), noise, batch_size=2)]
+
+
 def test_evaluation_leaves_bad_images_out_and_names_them():
     batches = list(evaluation_batches(Numbers(7, bad={0, 1, 4}), noise, batch_size=2))
     assert [batch.keys for batch in batches] == [["2", "3"], ["5"], ["6"]]
