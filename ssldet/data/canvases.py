@@ -4,44 +4,42 @@ A network sees padding, since its convolutions reach across the border of an ima
 would compute something else than one process that has all images of the step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch.nn.functional as F
 
-from ssldet import ranks
 from ssldet.data import problems
 from ssldet.types import Batch, Targets
 
 
-def of_all_ranks(batch: Batch) -> Batch:
-    """Return the batch on a canvas as high and wide as the largest of any rank; the batch itself with one process.
+def sides(batch: Batch) -> list[int]:
+    """Return height and width of a batch's canvas, then those of the batches in its problem.
 
-    Every rank must call this for the same part of the same step.
+    Args:
+        batch: On any device.
+    """
+    own = list(batch.images.shape[-2:])
+    parts = [] if batch.problem is None else problems.batches(batch.problem)
+    return own + [side for part in parts for side in sides(part)]
+
+
+def enlarged(batch: Batch, most: Sequence[int]) -> Batch:
+    """Return a batch on larger canvases.
 
     Args:
         batch: On the device.
+        most: The largest of any rank of each of `sides`.
     """
-    if not ranks.connected():
-        return batch
-    sides = ranks.largest(list(_sides(batch)), batch.images.device)
-    return _enlarged(batch, iter(sides))
+    return _enlarged(batch, iter(most))
 
 
-def _sides(batch: Batch) -> Iterator[int]:
-    """Yield height and width of a batch's canvas, then those of the batches in its problem."""
-    yield from batch.images.shape[-2:]
-    if batch.problem is not None:
-        for part in problems.batches(batch.problem):
-            yield from _sides(part)
-
-
-def _enlarged(batch: Batch, sides: Iterator[int]) -> Batch:
-    """Return a batch on the canvases of the given sides, in the order of `_sides`."""
-    height, width = (next(sides) - side for side in batch.images.shape[-2:])
+def _enlarged(batch: Batch, most: Iterator[int]) -> Batch:
+    """Return a batch on the canvases of the given sides."""
+    height, width = (next(most) - side for side in batch.images.shape[-2:])
     problem = batch.problem
     if problem is not None:
-        problem = problems.change_batches(problem, lambda part: _enlarged(part, sides))
+        problem = problems.change_batches(problem, lambda part: _enlarged(part, most))
     if not (height or width):
         return batch if problem is batch.problem else replace(batch, problem=problem)
     beyond = (0, width, 0, height)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from ssldet.engine.progress import Progress
 from ssldet.engine.run import Precision
 from ssldet.errors import DivergedError
 from ssldet.jsonlines import finite
-from ssldet.ranks import rank
+from ssldet.ranks import connected, rank
 from ssldet.task import Objective
 from ssldet.types import Batch
 
@@ -76,18 +77,21 @@ class TotalLoss(nn.Module):
                 losses = self.objective(batch)
         except DivergedError as error:
             self.parts.append(Part(keys=batch.keys, problem=str(error)))
-            # The other ranks wait for this rank's gradients, so it gives them zeros.
+            # The other ranks wait for this rank's gradients, so it gives them some, by which they see that all is lost.
             learning = [parameter.sum() for parameter in self.parameters() if parameter.requires_grad]
-            return torch.stack(learning).sum() * 0
+            return torch.stack(learning).sum() * math.nan
         total: Float[Tensor, ""] = losses.total
         terms = {name: term.detach() for name, term in losses.terms.items()}
         metrics = {name: value.detach() for name, value in losses.metrics.items()}
         self.parts.append(Part(keys=batch.keys, total=total.detach(), terms=terms, metrics=metrics))
-        return total
+        # A gradient may be finite where the loss is not; the other ranks see only the gradient.
+        return total * torch.where(torch.isfinite(total.detach()), 1.0, math.nan) if connected() else total
 
 
 def not_finite(parts: Sequence[Part], norm: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return 1 where this rank's losses or the gradient are not finite, else 0; does not wait for the device.
+    """Return 1 where losses or the gradient are not finite, else 0; does not wait for the device.
+
+    All ranks find the same: they share the gradient, and it is not finite where a loss of any of them is not.
 
     Args:
         parts: What the step measured.
@@ -140,6 +144,5 @@ def _describe(parts: Sequence[Part], norm: Float[Tensor, ""]) -> tuple[str, list
         if wrong:
             return f"loss {', '.join(wrong)} is not finite", part.keys
     everything = [key for part in parts for key in part.keys]
-    if not bool(torch.isfinite(norm)):
-        return f"gradient norm is {float(norm)}", everything
-    return "another rank's loss or gradient is not finite", everything
+    whose = ", by this rank's gradient or another's" if connected() else ""
+    return f"gradient norm is {float(norm)}{whose}", everything

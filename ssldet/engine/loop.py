@@ -1,14 +1,11 @@
 """Batches -> steps: the loop that every run goes through, in the order of the work."""
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
-import torch
-
 from ssldet import chance
-from ssldet.data.canvases import of_all_ranks
 from ssldet.engine.devices import Devices, all_reached
+from ssldet.engine.exchange import Exchange
 from ssldet.engine.guard import TotalLoss, leave_out, not_finite
 from ssldet.engine.health import unreached
 from ssldet.engine.keeper import Keeper
@@ -19,7 +16,6 @@ from ssldet.engine.run import Run
 from ssldet.engine.sources import training_batches_of
 from ssldet.engine.steps import Restored
 from ssldet.engine.stop import StopFlag
-from ssldet.ranks import any_rank
 from ssldet.source import Source
 from ssldet.task import Objective
 from ssldet.types import Batch
@@ -56,19 +52,17 @@ def train(
     progress = Progress(objective, run.optim, run.total_steps(len(source)))
     keeper.begin(progress, restored)
     batches = training_batches_of(run, source, progress.step)
-    stream = iter(batches)
+    exchange = Exchange(iter(batches), fabric.device, lambda: (bool(stop.raised), keeper.written))
     reporter.begin(progress, batches, fabric.device)
     going = reporter.evaluate(progress, stop)
     objective.train()
     while going and not progress.done:
         progress.begin_step()
         total_loss.parts.clear()
-        for batch in _computed(fabric, model, run, stream, progress.step):
+        for batch in _computed(fabric, model, run, exchange, progress.step):
             keeper.quarantine.add(batch.skipped)
         norm = gradient_norm(progress.learning)
-        bad = not_finite(total_loss.parts, norm)
-        told = [torch.full_like(bad, flag) for flag in (bool(stop.raised), keeper.written)]
-        left_out, stopping, written = any_rank(torch.stack([bad, *told]))
+        left_out, stopping, written = exchange.agreed(not_finite(total_loss.parts, norm))
         if left_out:
             leave_out(progress, total_loss.parts, norm, keeper.folder.captures)
         else:
@@ -93,12 +87,12 @@ def train(
     keeper.hand_over(progress, reporter.results)
 
 
-def _computed(fabric: Devices, model: Any, run: Run, stream: Iterator[Batch], step: int) -> Iterator[Batch]:
+def _computed(fabric: Devices, model: Any, run: Run, exchange: Exchange, step: int) -> Iterator[Batch]:
     """Add up the gradients of the parts of a step and yield each; with the last they are averaged over the ranks."""
-    for part, batch in enumerate(islice(stream, run.optim.accumulate)):
+    for part, batch in enumerate(exchange.parts(run.optim.accumulate)):
         chance.begin_step(run.seed, step, part)
         with fabric.no_backward_sync(model, enabled=part < run.optim.accumulate - 1):
-            loss = model(of_all_ranks(batch.to(fabric.device, non_blocking=True)))
+            loss = model(batch)
             fabric.backward(loss / run.optim.accumulate)
         yield batch
 

@@ -88,12 +88,13 @@ def training_batches_of(run: Run, source: Source, start_step: int) -> SteadyLoad
     )
 
 
-def evaluation_batches_of(task: Task, source: Source, **how: int) -> SteadyLoader:
+def evaluation_batches_of(task: Task, source: Source, *, by_size: bool = False, **how: int) -> SteadyLoader:
     """Return the images of a source as a task's evaluation sees them.
 
     Args:
         task: The task.
         source: The images.
-        how: Batch size, workers, seed, rank, world and order; see `ssldet.data.loader.evaluation_batches`.
+        by_size: Images of one size come together, see `ssldet.data.loader.evaluation_batches`.
+        how: Batch size, workers, seed, rank and world; see there.
     """
-    return evaluation_batches(source, task.views(training=False), **how)
+    return evaluation_batches(source, task.views(training=False), by_size=by_size, **how)

@@ -78,9 +78,25 @@ def train(folder: Path, run: Any) -> None:
     fit(run, RunFolder.create(folder, run))
 
 
+def _counted(owner: Any, name: str) -> list[None]:
+    """Have calls of a function noted in a list; in a forked process."""
+    calls: list[None] = []
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def note(*given: Any, **named: Any) -> Any:
+        calls.append(None)
+        return function(*given, **named)
+
+    setattr(owner, name, note)
+    return calls
+
+
 def train_and_look(folder: Path, run: Any) -> None:
-    """Train as one of two ranks, and require that only the first step looked for parameters without a loss."""
+    """Train as one of two ranks; only the first step may look for parameters without a loss, and sums are counted."""
     from torch.nn.parallel import DistributedDataParallel
+
+    from ssldet.engine import reporter
 
     built: list[bool] = []
     wrap = DistributedDataParallel.__init__
@@ -91,8 +107,12 @@ def train_and_look(folder: Path, run: Any) -> None:
         wrap(self, *given, **named)
 
     DistributedDataParallel.__init__ = note  # type: ignore[method-assign]  # in a forked process
+    sums = [_counted(torch.distributed, "all_reduce"), _counted(reporter, "reduce_mean")]
     train(folder, run)
     assert built == [True, False]
+    # Gradients are added up elsewhere, and what is written of a run is no part of a step.
+    in_steps = len(sums[0]) - len(sums[1])
+    assert in_steps == run.optim.accumulate * STEPS + 1, "one for the boxes of each part, one for the first canvas"
     gc.collect()
     alive = [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
     assert len(alive) <= 1, "the first wrapper still averages gradients"
@@ -138,8 +158,8 @@ def test_what_a_step_draws_for_an_image_does_not_depend_on_the_number_of_ranks(m
     assert len({parts[0][3], parts[1][3], whole[3]}) == 3
 
 
-def test_a_batch_lies_on_the_canvas_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssldet.data.canvases import of_all_ranks
+def test_a_batch_lies_on_the_canvas_of_all_ranks() -> None:
+    from ssldet.data.canvases import enlarged, sides
     from ssldet.data.collate import collate, take
     from ssldet.types import Sample, Targets
 
@@ -152,12 +172,9 @@ def test_a_batch_lies_on_the_canvas_of_all_ranks(monkeypatch: pytest.MonkeyPatch
         return Sample(image=image, targets=targets, key=f"{height}", original_size=(height, width))
 
     whole = collate([sample(8, 12), sample(10, 6)])
-    assert of_all_ranks(whole) is whole
-    monkeypatch.setattr("ssldet.ranks.connected", lambda: True)
-    monkeypatch.setattr("ssldet.ranks.largest", lambda numbers, device: [10, 12])
+    assert enlarged(whole, sides(whole)) is whole
     for row in (0, 1):
-        given = take(whole, [row])
-        own = of_all_ranks(given)
+        own = enlarged(take(whole, [row]), [10, 12])
         assert torch.equal(own.images, whole.images[row : row + 1])
         assert torch.equal(own.padding, whole.padding[row : row + 1])
         assert torch.equal(own.sizes, whole.sizes[row : row + 1])
