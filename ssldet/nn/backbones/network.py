@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from ssldet.errors import ConfigError
+from ssldet.nn.backbones.folding import FoldedCopy
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PROBE_SIDES = (64, 128)
@@ -40,6 +41,7 @@ class Network:
         std: Channel deviations of the same.
         interpolation: How those images had been resized.
         keeps_weights: Whether its weights are those of its owner, and are not to be replaced or calibrated.
+        folds: Whether it is worth to fold its norms into its convolutions while it is frozen.
     """
 
     body: nn.Module
@@ -51,10 +53,13 @@ class Network:
     std: Sequence[float] = IMAGENET_STD
     interpolation: str = "bilinear"
     keeps_weights: bool = False
+    folds: bool = True
 
 
 class Backbone(nn.Module):
     """A network without its head. Frozen parts run without autograd and keep their statistics.
+
+    One that is frozen as a whole and at rest computes with its fixed norms inside its convolutions; see `folding`.
 
     Attributes:
         body: The original module tree.
@@ -86,6 +91,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.body, self._run = network.body, network.run
+        self._folded, self._folds = FoldedCopy(), network.folds
         self.interpolation, self.keeps_weights = network.interpolation, network.keeps_weights
         self.in_channels, self.stem = 3, ""
         self.set_statistics(network.mean, network.std)
@@ -147,8 +153,10 @@ class Backbone(nn.Module):
             images: Normalised images.
         """
         learns = images.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            return tuple(self._run(self.body, images.contiguous(memory_format=torch.channels_last)))
+            body = self._folded.of(self.body, self._run, images) if self._folds and not learns else self.body
+            return tuple(self._run(body, images))
 
     def forward(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:
         """Return the last level.
