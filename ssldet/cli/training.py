@@ -25,6 +25,8 @@ from ssldet.cli.printing import prints, progress_shown
 
 def pretrain(
     *images: str,
+    start: str | None = None,
+    weights: Which = "last",
     recipe: str | None = None,
     backbone: str | None = None,
     val: Data | None = None,
@@ -44,15 +46,17 @@ def pretrain(
 
     Args:
         images: Folders, globs, file lists, tar:SHARDS, hf:PATH, or coco:/voc: data whose labels are then not read.
+        start: A run folder or a weights file to go on from; default: the recipe's own detector.
         recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run; by default one that suits this
             machine, the images and the labels, and that is said.
-        backbone: A name from 'ssldet list backbones'.
+        backbone: A name from 'ssldet list backbones', in place of the recipe's or the start's.
         val: Images to measure the pretext task on; default: one in twenty of the images, held out; 'none': nothing.
     """
     from ssldet import verbs
 
     chosen: dict[str, Any] = {
-        "recipe": recipe, "backbone": backbone, "val": val or (), "out": out, "steps": steps, "epochs": epochs,
+        "start": start, "weights": weights, "recipe": recipe, "backbone": backbone, "val": val or (), "out": out,
+        "steps": steps, "epochs": epochs,
         "overrides": choices(set_, device=device, data__batch_size=batch_size, loggers=logger),
     }  # fmt: skip
     with progress_shown(not quiet):
@@ -71,6 +75,7 @@ def finetune(
     unlabelled: Data | None = None,
     weights: Which = "last",
     recipe: str | None = None,
+    backbone: str | None = None,
     out: Out = None,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -91,12 +96,13 @@ def finetune(
         unlabelled: Images without labels, for recipes of self_training.
         recipe: A name from 'ssldet list recipes', or the run.toml of an earlier run; by default one that suits this
             machine, the images and the labels, and that is said.
+        backbone: A name from 'ssldet list backbones', in place of the start's; its transformer stays.
     """
     from ssldet import verbs
 
     chosen: dict[str, Any] = {
-        "val": val or (), "unlabelled": unlabelled or (), "weights": weights, "recipe": recipe, "out": out,
-        "steps": steps, "epochs": epochs,
+        "val": val or (), "unlabelled": unlabelled or (), "weights": weights, "recipe": recipe,
+        "backbone": backbone, "out": out, "steps": steps, "epochs": epochs,
         "overrides": choices(set_, device=device, data__batch_size=batch_size, loggers=logger),
     }  # fmt: skip
     with progress_shown(not quiet):

@@ -151,6 +151,8 @@ class Sizes:
 def plan_pretraining(
     images: Specs,
     *,
+    start: str | Path | None = None,
+    weights: Which = "last",
     recipe: str | Path | Run | None = None,
     backbone: str | None = None,
     val: Specs = (),
@@ -167,7 +169,7 @@ def plan_pretraining(
         SsldetError: What `pretrain` would raise before it trains.
     """
     changes = changes_of(images, val, steps, epochs, overrides)
-    return _plan(prepare_pretraining(images, recipe, backbone, changes, out))
+    return _plan(prepare_pretraining(images, start, weights, recipe, backbone, changes, out))
 
 
 def plan_finetuning(
@@ -178,6 +180,7 @@ def plan_finetuning(
     unlabelled: Specs = (),
     weights: Which = "last",
     recipe: str | Path | Run | None = None,
+    backbone: str | None = None,
     out: str | Path | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -191,7 +194,7 @@ def plan_finetuning(
         SsldetError: What `finetune` would raise before it trains.
     """
     changes = changes_of(data, val, steps, epochs, overrides, unlabelled)
-    return _plan(prepare_finetuning(start, data, weights, recipe, changes, out))
+    return _plan(prepare_finetuning(start, data, weights, recipe, backbone, changes, out))
 
 
 def _plan(prepared: Prepared) -> Plan:
@@ -207,7 +210,7 @@ def _plan(prepared: Prepared) -> Plan:
         task=name_of("ssldet.tasks", type(run.task)),
         detector=_detector(run),
         weights=weights_in_words(run.detector),
-        start=prepared.start,
+        start="" if prepared.start is None else prepared.start.name,
         parameters=sizes.parameters,
         learning=sizes.learning,
         train=len(sources.train),

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ssldet.data.leaks import seen_before
-from ssldet.detectors.base import DetectorConfig, backbone_of
+from ssldet.detectors.base import backbone_of
 from ssldet.engine.assemble import assemble
-from ssldet.engine.checkpoint import inherit, load_weights
+from ssldet.engine.checkpoint import load_weights
 from ssldet.engine.description import stages
 from ssldet.engine.devices import placement_of, settled
 from ssldet.engine.folder import RunFolder
@@ -18,19 +18,16 @@ from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, open_sources
 from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
 from ssldet.escapes import printable
-from ssldet.importing.base import Opened
 from ssldet.ranks import launched, rank
-from ssldet.recipe import check, from_document, override
-from ssldet.report.record import read_record
-from ssldet.report.verdict import verdict_of
+from ssldet.recipe import check, override
 from ssldet.source import Source
 from ssldet.task import Objective
 from ssldet.verbs.channels import for_channels, normalised
 from ssldet.verbs.choosing import Specs, holding_out, placed
 from ssldet.verbs.composing import backbone_changes
-from ssldet.verbs.handing import transfer
-from ssldet.verbs.opening import Which, open_model
+from ssldet.verbs.opening import Which
 from ssldet.verbs.quick_choice import Choice, choose_for_finetuning, choose_for_pretraining, warn_of_few_queries
+from ssldet.verbs.starting import Start
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +49,14 @@ class Prepared:
         sources: Its images, opened.
         folder: Where it is to be written; not created yet.
         recipe: Name of the recipe; empty for a `Run`.
-        start: What fine-tuning starts from; empty for the recipe's own detector.
-        opened: The model there; `None` for the recipe's own detector.
+        start: The trained model that it starts from; `None` for the recipe's own detector.
     """
 
     run: Run
     sources: Sources
     folder: RunFolder
     recipe: str = ""
-    start: str = ""
-    opened: Opened | None = None
+    start: Start | None = None
 
     def handed_over(self) -> tuple[Objective | None, dict[str, Mapping[str, Any]]]:
         """Build what learns and hand the model of the start over to it.
@@ -73,28 +68,29 @@ class Prepared:
         Raises:
             CheckpointError: The start hands over something else than announced.
         """
-        if self.opened is None:
+        if self.start is None:
             return None, _origin(self.run)
-        objective = assemble(self.run, self.sources.train)
-        handed = transfer(self.opened, objective.detector, classes=self.sources.train.classes)
-        inherited = inherit(self.opened.objective, objective, self.run.task.stage.parts)
-        handed = replace(handed, rows=handed.rows + inherited)
-        log.info("handed over by %s:\n%s", self.start, handed)
-        _warn_of_little_learned(self.start, self.opened)
-        return objective, {"transfer.json": handed.to_json(), "lineage.json": {"stages": stages(self.opened.info)}}
+        documents: dict[str, Mapping[str, Any]] = {}
+        objective = assemble(self.run, self.sources.train, documents)
+        handed = self.start.hand_over(objective, self.run.task, self.sources.train.classes)
+        return objective, documents | {"transfer.json": handed.to_json(), "lineage.json": self.start.lineage()}
 
 
 def prepare_pretraining(
     images: Specs,
+    start: str | Path | None,
+    weights: Which,
     recipe: str | Path | Run | None,
     backbone: str | None,
     changes: Mapping[str, object],
     out: str | Path | None,
 ) -> Prepared:
-    """Choose, change and check a run of pretraining, and open its images.
+    """Choose, change and check a run of pretraining, and open its images and what it starts from.
 
     Args:
         images: Training images as the user named them.
+        start: A run folder or a weights file; `None` starts with the recipe's own detector.
+        weights: Which weights of a run folder it starts from.
         recipe: A recipe's name, a record, or a `Run`; `None` chooses.
         backbone: A backbone in one word, see `backbone_changes`; `None` keeps the recipe's.
         changes: Dotted fields that the user set, and their values.
@@ -103,11 +99,13 @@ def prepare_pretraining(
     Raises:
         ConfigError: With every problem of the configuration.
         DataError: The images can't be used.
+        CheckpointError: The start can't be read.
     """
-    choice = choose_for_pretraining(recipe, images)
-    if backbone is not None:
+    choice, begins = choose_for_pretraining(recipe, images), Start.open(start, weights, backbone)
+    if backbone is not None and begins is None:
         changes = backbone_changes(backbone, None if isinstance(recipe, Run) else choice.run.task) | dict(changes)
-    run = for_channels(placed(override(choice.run, changes)))
+    run = placed(override(choice.run if begins is None else begins.shape(choice.run), changes))
+    run = for_channels(run) if begins is None else run
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
     _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
     run = holding_out(run, images, changes)
@@ -121,6 +119,7 @@ def prepare_pretraining(
         sources=sources,
         folder=RunFolder(_out(out, "pretrain")),
         recipe=_name(recipe, choice),
+        start=begins,
     )
 
 
@@ -129,6 +128,7 @@ def prepare_finetuning(
     data: Specs,
     weights: Which,
     recipe: str | Path | Run | None,
+    backbone: str | None,
     changes: Mapping[str, object],
     out: str | Path | None,
 ) -> Prepared:
@@ -139,6 +139,7 @@ def prepare_finetuning(
         data: Training data as the user named them.
         weights: Which weights of a run folder it starts from.
         recipe: A recipe's name, a record, or a `Run`; `None` chooses.
+        backbone: A backbone in one word in place of the start's, or of the recipe's, see `backbone_changes`.
         changes: Dotted fields that the user set, and their values.
         out: Run folder; `None` takes the next free one.
 
@@ -148,10 +149,12 @@ def prepare_finetuning(
         CheckpointError: The start can't be read.
     """
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT")
-    opened = None if start in (None, "scratch") else open_model(str(start), weights)
-    choice = choose_for_finetuning(recipe, data, opened)
-    asked = override(choice.run if opened is None else _with_detector_of(opened, choice.run), changes)
-    run = for_channels(placed(asked)) if opened is None else placed(asked)
+    begins = Start.open(start, weights, backbone)
+    choice = choose_for_finetuning(recipe, data, None if begins is None else begins.opened)
+    if backbone is not None and begins is None:
+        changes = backbone_changes(backbone, choice.run.task) | dict(changes)
+    run = placed(override(choice.run if begins is None else begins.shape(choice.run), changes))
+    run = for_channels(run) if begins is None else run
     _require(
         bool(run.data.unlabelled) or not run.task.needs.unlabelled,
         "no unlabelled images given, which the recipe's task learns from too; add --unlabelled IMAGES",
@@ -170,8 +173,7 @@ def prepare_finetuning(
         sources=sources,
         folder=RunFolder(_out(out, "finetune")),
         recipe=_name(recipe, choice),
-        start="" if opened is None else str(start),
-        opened=opened,
+        start=begins,
     )
 
 
@@ -188,24 +190,6 @@ def _origin(run: Run) -> dict[str, Mapping[str, Any]]:
     except CheckpointError:
         return {}  # someone else's weights, or none, or what the run will refuse by itself
     return {"lineage.json": {"stages": stages(info)}}
-
-
-def _with_detector_of(opened: Opened, run: Run) -> Run:
-    """Take the architecture from a file, with the choices that shape what the task inherits from it.
-
-    What the file holds replaces whatever weights its own backbone once started from.
-    """
-    taught: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
-    config = run.task.stage.receives(opened.task.stage.hands_over(taught))
-    shaping = {
-        f"task.{field}": getattr(opened.task, field)
-        for part, names in run.task.stage.parts.items()
-        for field in names
-        if hasattr(opened.objective, part) and hasattr(opened.task, field)
-    }
-    backbone = backbone_of(config)
-    own = {} if backbone is None else {"detector.backbone.weights": "none", "data.channels": backbone.channels}
-    return override(replace(run, detector=config), own | shaping)
 
 
 def _labelled(run: Run, start: str | Path | None) -> Sources:
@@ -247,27 +231,6 @@ def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
             len(val),
             start,
             seen[0],
-        )
-
-
-def _warn_of_little_learned(start: str, opened: Opened) -> None:
-    """Say if what is started from did hardly better, by its own measure, than what needs no learning.
-
-    Heads that answer every image alike are worse to start from than fresh ones: fine-tuning has to undo them first.
-    """
-    folder = Path(start)
-    if not (folder / "run.json").is_file():
-        return
-    record = read_record(folder, numbers=False)
-    results = record.status.get("results")
-    verdict = verdict_of(record, results if isinstance(results, Mapping) else {}, opened.task.headline, {})
-    if verdict.grade == "bad":
-        log.warning(
-            "%s: %s %s Fine-tuning may find more from fresh weights: compare with ssldet finetune scratch, or pretrain "
-            "for longer",
-            start,
-            verdict.sentence,
-            " ".join(verdict.reasons),
         )
 
 

@@ -64,6 +64,10 @@ class Trained:
         """Return the trained detector as a plain `nn.Module`, with the weights of the last step or the best ones."""
         return load(self.path, weights)
 
+    def pretrain(self, images: Specs, **choices: Any) -> "Trained":
+        """Go on with this run's detector on images without labels; see `ssldet.pretrain`."""
+        return pretrain(images, start=self.path, **choices)
+
     def finetune(self, data: Specs, **choices: Any) -> "Trained":
         """Fine-tune this run's detector; see `ssldet.finetune`."""
         return finetune(self.path, data, **choices)
@@ -103,6 +107,8 @@ class Trained:
 def pretrain(
     images: Specs = (),
     *,
+    start: str | Path | None = None,
+    weights: Which = "last",
     recipe: str | Path | Run | None = None,
     backbone: str | None = None,
     val: Specs = (),
@@ -116,9 +122,13 @@ def pretrain(
 
     Args:
         images: Folders, globs, file lists, or labelled data whose labels are then not read.
+        start: A run folder or a weights file to go on from with these images; a task of the same kind takes its heads
+            over too. `None` starts with the recipe's own detector.
+        weights: Which weights of a run folder it starts from: `last` or `best`.
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`; `None` chooses one and says why.
-        backbone: A backbone's name in place of the recipe's, whose weights must fit it or be overridden; or the path of
-            weights that tell their network; or a run, such as one that taught the backbone alone.
+        backbone: A backbone's name in place of the recipe's or the start's, whose weights must fit it or be overridden;
+            or the path of weights that tell their network; or a run, such as one that taught the backbone alone. The
+            transformer of a start stays, and what joins it to the backbone begins anew.
         val: Images to measure the pretext task on; without any, one in twenty of the images, 200 at most, is held out
             for it; the word `none` measures on nothing.
         out: Run folder to create; `None` takes the next free one in `runs/`.
@@ -130,12 +140,13 @@ def pretrain(
     Raises:
         ConfigError: With every problem of the configuration; nothing has been written then.
         DataError: The images can't be used.
+        CheckpointError: The start can't be read, or hands over something else than announced.
         StoppedError: A signal asked to stop; all is saved, resume to go on.
     """
     changes = changes_of(images, val, steps, epochs, overrides)
     if resume is not None:
         return _go_on(resume, changes if backbone is None else backbone_changes(backbone) | changes)
-    return _train(prepare_pretraining(images, recipe, backbone, changes, out))
+    return _train(prepare_pretraining(images, start, weights, recipe, backbone, changes, out))
 
 
 @peers.together()
@@ -147,6 +158,7 @@ def finetune(
     unlabelled: Specs = (),
     weights: Which = "last",
     recipe: str | Path | Run | None = None,
+    backbone: str | None = None,
     out: str | Path | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -164,6 +176,7 @@ def finetune(
         unlabelled: Images without labels, or whose labels are then not read, for tasks that learn from both kinds.
         weights: Which weights of a run folder it starts from: `last` or `best`.
         recipe: A recipe's name, the `run.toml` of an earlier run, or a `Run`; `None` chooses one and says why.
+        backbone: A backbone in place of the start's or the recipe's, as for `pretrain`.
         out: Run folder to create; `None` takes the next free one in `runs/`.
         steps: Length in optimiser steps.
         epochs: Length in passes over the images.
@@ -177,8 +190,8 @@ def finetune(
     """
     changes = changes_of(data, val, steps, epochs, overrides, unlabelled)
     if resume is not None:
-        return _go_on(resume, changes)
-    return _train(prepare_finetuning(start, data, weights, recipe, changes, out))
+        return _go_on(resume, changes if backbone is None else backbone_changes(backbone) | changes)
+    return _train(prepare_finetuning(start, data, weights, recipe, backbone, changes, out))
 
 
 def _train(prepared: Prepared) -> Trained:

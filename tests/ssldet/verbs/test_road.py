@@ -149,7 +149,7 @@ def test_a_start_that_has_learned_little_is_said(
     document["results"] = {"patch_iou": found, "patch_iou_constant": 0.2635}
     (start / "run.json").write_text(json.dumps(document))
     prepared = prepare_finetuning(
-        start, labelled, "last", "detection/tiny", {"data.train": [labelled], **SMALL}, tmp_path / "fine"
+        start, labelled, "last", "detection/tiny", None, {"data.train": [labelled], **SMALL}, tmp_path / "fine"
     )
     caplog.clear()
     prepared.handed_over()
