@@ -146,6 +146,8 @@ def tiny() -> Run:
             extra_levels=1,
             encoder_points=2,
             decoder_points=4,
+            refine_boxes=True,
+            two_stage=True,
         ),
         optim=replace(run.optim, lr_sampling_factor=0.1),
     )

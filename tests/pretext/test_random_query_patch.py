@@ -264,7 +264,9 @@ def run_of(name):
     return getattr(recipes, name)()
 
 
-@pytest.mark.parametrize("name", ["r50", "paper", "released", "tiny", "deformable_r50", "deformable_tiny"])
+@pytest.mark.parametrize(
+    "name", ["r50", "paper", "released", "tiny", "deformable_r50", "deformable_two_stage_r50", "deformable_tiny"]
+)
 def test_recipes_can_run_and_are_recorded_whole(name):
     run = run_of(name)
     check(run)
