@@ -10,10 +10,7 @@ images are resized (`ssldet.resize`); a script beside the file does what it says
 
 import importlib.util
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from torch.export import Dim
 from downstream.export.card import model_card
 from downstream.export.onnx_use import contract, in_words, script
 from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
+from downstream.export.tracing import silence, traceable_padding
 from ssldet.chance import generator
 from ssldet.detectors.base import Detector
 from ssldet.errors import CheckpointError, SetupError
@@ -129,7 +127,7 @@ def unfit(detector: Detector) -> list[str]:
 def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
     sides = {"images": {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}, "padding": {0: Dim.AUTO, 1: Dim.AUTO, 2: Dim.AUTO}}
     try:
-        with _silence():
+        with silence(), traceable_padding():
             program = torch.onnx.export(
                 graph,
                 _batch(SHAPES[0], graph.detector.in_channels),
@@ -150,21 +148,6 @@ def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
     metadata = contract(info, graph.detector)
     program.model.metadata_props.update({f"ssldet.{name}": json.dumps(value) for name, value in metadata.items()})
     program.save(path, external_data=False)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Hide the exporter's progress messages and warnings."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _batch(shape: tuple[int, int, int], channels: int) -> tuple[Float[Tensor, "B c H W"], Bool[Tensor, "B H W"]]:

@@ -12,6 +12,7 @@ import torch
 
 from downstream.detection import Detection
 from downstream.export.safetensors import export
+from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
 from ssldet.verbs.opening import open_model
 from tests.models import SMALL_DEFORMABLE_DETR, SMALL_FP_DETR
@@ -19,7 +20,13 @@ from tests.models import SMALL_DEFORMABLE_DETR, SMALL_FP_DETR
 SMALL = replace(SMALL_DEFORMABLE_DETR, encoder_layers=1, decoder_layers=2, num_queries=40)
 KINDS = {
     "plain": SMALL,
-    "two stages": replace(SMALL, refine_boxes=True, two_stage=True),
+    "two stages, same padding": replace(
+        SMALL,
+        backbone=BackboneConfig(name="timm/tf_efficientnet_lite0"),
+        extra_levels=0,
+        refine_boxes=True,
+        two_stage=True,
+    ),
     "fp_detr": replace(SMALL_FP_DETR, encoder_layers=1, joined_layers=2),
 }
 
