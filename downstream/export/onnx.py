@@ -6,35 +6,40 @@ Outputs: `logits`, B Q C; `boxes`, B Q 4, normalised cxcywh of the valid image; 
 a detection; or, as with Deformable DETR, by a sigmoid per class, and the likeliest pairs of a query and a class are
 detections. The graph's metadata says which (`ssldet.class_scores`), how many pairs (`ssldet.most_detections`), and how
 images are resized (`ssldet.resize`); a script beside the file does what it says.
+
+The weights of `onnx-int8` have 8 bits. Its graph is made from one that was proven, and answers a little differently.
 """
 
 import importlib.util
 import json
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
 from torch.export import Dim
 
+from downstream.export.answering import SHAPES, Answering, batch, difference
 from downstream.export.card import model_card
-from downstream.export.onnx_use import contract, in_words, script
+from downstream.export.graph_use import contract, in_words, script
 from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
 from downstream.export.tracing import silence, traceable_padding
-from ssldet.chance import generator
+from downstream.graphs import PREFIX, first_line, onnx_graph
 from ssldet.detectors.base import Detector
 from ssldet.errors import CheckpointError, SetupError
 from ssldet.task import Objective
 
 ALLOWED_DIFFERENCE = 1e-3
 """Largest difference of a logit or a box: runtimes order and fuse sums differently."""
-SHAPES = ((2, 96, 128), (1, 160, 64), (3, 101, 75))
-"""Batches whose answers are compared; the first is the one that the graph is traced with."""
+ANY_DIFFERENCE = sys.float_info.max
+"""Where weights are rounded: any but infinity, since nobody knows what is too much; AP says it."""
 UNTRACEABLE = ("SwinTransformer", "SwinTransformerV2")
 """Networks whose windows depend on the size of the image in such a way that tracing fails only after hours."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
+ROUNDED = "its weights have 8 bits, which changes answers; --data LABELLED measures by how much"
 USE = """\
 ```python
 import numpy as np, onnxruntime
@@ -47,67 +52,6 @@ logits, boxes = session.run(["logits", "boxes"], {{"images": images, "padding": 
 {contract}
 
 The script of the same name beside the file, if there is one, does all of it: `python NAME.py IMAGE`."""
-
-
-class _Graph(nn.Module):
-    """Pixels -> the answers of the last decoder layer."""
-
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, ...]:
-        predictions = self.detector(self.detector.normalise(images, padding), padding)
-        logits, boxes = predictions.logits[-1], predictions.boxes[-1]
-        if predictions.encoded_images is None:
-            return logits, boxes
-        count, queries = logits.shape[:2]
-        every = torch.arange(count * queries, device=logits.device)
-        masks = self.detector.masks(predictions, every // queries, every % queries)
-        return logits, boxes, masks.view(count, queries, *masks.shape[-2:])
-
-    @property
-    def outputs(self) -> list[str]:
-        """Names of the outputs."""
-        return ["logits", "boxes", *(["masks"] if "mask_head" in self.detector.sections else [])]
-
-
-@refusing(lambda detector, _: unfit(detector), any_channels=True)
-def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
-    """Write a detector as an ONNX graph, and prove it by running both on batches of several sizes.
-
-    Args:
-        objective: The detector inside its task; heads of the task are left out.
-        info: Metadata of the model; class names and category ids go into the graph's metadata.
-        out: File to create.
-
-    Raises:
-        ConfigError: The file exists.
-        CheckpointError: The detector can't be traced, or the graph's answers differ.
-        SetupError: A package is missing, or the file can't be written.
-    """
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise SetupError(f"ONNX needs {' and '.join(missing)}; pip install 'ssldet[onnx]'")
-    detector = objective.detector
-    if reasons := unfit(detector):
-        raise CheckpointError(f"{out.name}: {'; '.join(reasons)}")
-    was_training, device = detector.training, next(detector.parameters()).device
-    try:
-        graph = _Graph(detector).to("cpu").eval()
-
-        def write(path: Path) -> None:
-            _write(graph, info, path)
-
-        def read_back(path: Path) -> Comparison:
-            difference = max(_difference(graph, path, shape) for shape in SHAPES)
-            return Comparison(ours={}, theirs={}, difference=lambda: difference, allowed=ALLOWED_DIFFERENCE)
-
-        use = USE.format(name=out.name, channels=detector.in_channels, contract=in_words(info, detector))
-        program = script(info, detector, out.name)
-        beside = {".py": program.encode()} if program else {}
-        return write_proven(out, write, read_back, model_card(objective, info, use), beside)
-    finally:
-        detector.to(device).train(was_training)
 
 
 def unfit(detector: Detector) -> list[str]:
@@ -124,53 +68,175 @@ def unfit(detector: Detector) -> list[str]:
     ]
 
 
-def _write(graph: _Graph, info: Mapping[str, Any], path: Path) -> None:
+@refusing(lambda detector, _: unfit(detector), any_channels=True)
+def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a detector as an ONNX graph, and prove it by running both on batches of several sizes.
+
+    Args:
+        objective: The detector inside its task; heads of the task are left out.
+        info: Metadata of the model; class names and category ids go into the graph's metadata.
+        out: File to create.
+
+    Raises:
+        ConfigError: The file exists.
+        CheckpointError: The detector can't be traced, or the graph's answers differ.
+        SetupError: A package is missing, or the file can't be written.
+    """
+    return _export(objective, info, out, write_graph)
+
+
+@refusing(lambda detector, _: unfit(detector), any_channels=True)
+def export_int8(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportReport:
+    """Write a detector as an ONNX graph whose weights have 8 bits; the graph that it is made from is proven first.
+
+    Args:
+        objective: As for `export`.
+        info: Likewise.
+        out: Likewise.
+
+    Raises:
+        ConfigError: As `export`.
+        CheckpointError: As `export`; or the graph fails once it is rounded.
+        SetupError: As `export`.
+    """
+    return _export(objective, info, out, write_rounded, allowed=ANY_DIFFERENCE, remark=ROUNDED)
+
+
+def _export(
+    objective: Objective,
+    info: Mapping[str, Any],
+    out: Path,
+    write: Callable[[Answering, Mapping[str, Any], Path], None],
+    *,
+    allowed: float = ALLOWED_DIFFERENCE,
+    remark: str = "",
+) -> ExportReport:
+    detector = objective.detector
+    use = USE.format(name=out.name, channels=detector.in_channels, contract=in_words(info, detector))
+    program = script(info, detector, out.name)
+    with traceable(detector, out, NEEDED, "onnx") as answering:
+        return write_proven(
+            out,
+            lambda path: write(answering, info, path),
+            lambda path: compared(answering, path, allowed, remark),
+            model_card(objective, info, use),
+            {".py": program.encode()} if program else {},
+        )
+
+
+@contextmanager
+def traceable(detector: Detector, out: Path, needed: Sequence[str], extra: str) -> Iterator[Answering]:
+    """Give a detector as what a graph computes, on the CPU and in evaluation mode; it is put back afterwards.
+
+    Args:
+        detector: The detector.
+        out: What is written, for messages.
+        needed: Packages that are needed.
+        extra: Extra of ssldet that brings them.
+
+    Raises:
+        SetupError: A package is missing.
+        CheckpointError: The detector is known to be untraceable.
+    """
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        raise SetupError(f"{out.name}: needs {' and '.join(missing)}; pip install 'ssldet[{extra}]'")
+    if reasons := unfit(detector):
+        raise CheckpointError(f"{out.name}: {'; '.join(reasons)}")
+    was_training, device = detector.training, next(detector.parameters()).device
+    try:
+        yield Answering(detector).to("cpu").eval()
+    finally:
+        detector.to(device).train(was_training)
+
+
+def write_graph(answering: Answering, info: Mapping[str, Any], path: Path) -> None:
+    """Trace a detector and write its graph, with what its metadata say of its use.
+
+    Args:
+        answering: From `traceable`.
+        info: Metadata of the model.
+        path: File to write.
+
+    Raises:
+        CheckpointError: It can't be traced.
+    """
     sides = {"images": {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}, "padding": {0: Dim.AUTO, 1: Dim.AUTO, 2: Dim.AUTO}}
     try:
         with silence(), traceable_padding():
             program = torch.onnx.export(
-                graph,
-                _batch(SHAPES[0], graph.detector.in_channels),
+                answering,
+                batch(SHAPES[0], answering.detector.in_channels),
                 dynamo=True,
                 input_names=list(sides),
-                output_names=graph.outputs,
+                output_names=answering.outputs,
                 dynamic_shapes=sides,
                 verbose=False,
             )
     # The exporter raises exceptions of any class, depending on the operation that it does not know.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path.name}: this detector can't be written as a graph for images of any size ({reason}); detectors with "
-            "a ResNet can"
+            f"{path.name}: this detector can't be written as a graph for images of any size ({first_line(error)}); "
+            "detectors with a ResNet can"
         ) from error
     assert program is not None  # only the older exporter returns `None`
-    metadata = contract(info, graph.detector)
-    program.model.metadata_props.update({f"ssldet.{name}": json.dumps(value) for name, value in metadata.items()})
+    metadata = contract(info, answering.detector)
+    program.model.metadata_props.update({f"{PREFIX}{name}": json.dumps(value) for name, value in metadata.items()})
     program.save(path, external_data=False)
 
 
-def _batch(shape: tuple[int, int, int], channels: int) -> tuple[Float[Tensor, "B c H W"], Bool[Tensor, "B H W"]]:
-    """Return random images on one canvas, of which the last does not fill it."""
-    count, height, width = shape
-    padding = torch.zeros(count, height, width, dtype=torch.bool)
-    padding[-1, height * 2 // 3 :], padding[-1, :, width * 3 // 4 :] = True, True
-    return torch.rand(count, channels, height, width, generator=generator("export", height)), padding
+def write_rounded(answering: Answering, info: Mapping[str, Any], path: Path) -> None:
+    """Write a graph, prove it, and write it again with weights of 8 bits; its input and output stay in 32.
+
+    Args:
+        answering: As for `write_graph`.
+        info: Likewise.
+        path: Likewise.
+
+    Raises:
+        CheckpointError: The detector can't be traced, its graph answers differently, or that can't be rounded.
+    """
+    with tempfile.TemporaryDirectory(prefix="ssldet-onnx-") as folder:
+        exact = Path(folder, "model.onnx")
+        write_graph(answering, info, exact)
+        if not (found := compared(answering, exact).difference()) <= ALLOWED_DIFFERENCE:
+            raise CheckpointError(f"{path.name}: not written, since its graph in 32 bits differs by {found:.1e}")
+        round_weights(exact, path)
 
 
-def _difference(graph: _Graph, path: Path, shape: tuple[int, int, int]) -> float:
-    import onnxruntime
+def round_weights(exact: Path, path: Path) -> None:
+    """Write a graph again with weights of 8 bits.
 
-    count, height, width = shape
-    images, padding = _batch(shape, graph.detector.in_channels)
-    with torch.no_grad():
-        ours = graph(images, padding)
+    Args:
+        exact: The graph.
+        path: File to write.
+
+    Raises:
+        CheckpointError: onnxruntime can't round it.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        theirs = session.run(graph.outputs, {"images": images.numpy(), "padding": padding.numpy()})
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path.name}: not written, since its graph can't take {count} images of {height}x{width} ({reason})"
-        ) from error
-    return max(float((one - torch.from_numpy(other)).abs().max()) for one, other in zip(ours, theirs, strict=True))
+        with silence():
+            quantize_dynamic(exact, path, weight_type=QuantType.QInt8)
+    except OSError:
+        raise
+    except Exception as error:  # of any class, as above
+        raise CheckpointError(f"{path.name}: can't be rounded to 8 bits ({first_line(error)})") from error
+
+
+def compared(answering: Answering, path: Path, allowed: float = ALLOWED_DIFFERENCE, remark: str = "") -> Comparison:
+    """Return the comparison of a detector with its graph.
+
+    Args:
+        answering: The detector.
+        path: The graph.
+        allowed: Largest allowed difference of a logit or a box.
+        remark: What the report adds.
+    """
+    return Comparison(
+        ours={},
+        theirs={},
+        difference=lambda: difference(answering, onnx_graph(path).run, path.name),
+        allowed=allowed,
+        remark=remark,
+    )

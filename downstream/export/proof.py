@@ -66,12 +66,14 @@ class Comparison:
         theirs: Tensors of the copy, under the same names; may be on another device.
         difference: Computes the largest difference between the answers of model and copy to the same images.
         allowed: Largest allowed difference.
+        remark: What the report adds, of a copy that is meant to differ.
     """
 
     ours: Mapping[str, Tensor]
     theirs: Mapping[str, Tensor]
     difference: Callable[[], float]
     allowed: float = ALLOWED_DIFFERENCE
+    remark: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class ExportReport:
         parameters: Number of elements of those tensors.
         difference: Largest difference between the answers of the model and of the loaded copy.
         size: Bytes of the file, or of all files of the folder.
+        remark: What else is to be said; mostly nothing.
     """
 
     out: Path
@@ -93,6 +96,7 @@ class ExportReport:
     parameters: int
     difference: float
     size: int
+    remark: str = ""
 
     def __str__(self) -> str:
         """Return the report as one line."""
@@ -102,7 +106,8 @@ class ExportReport:
     def proof(self) -> str:
         """The result of the comparison; for a graph, which has no named tensors, only that of the answers."""
         tensors = f"{self.equal}/{self.tensors} tensors, {self.parameters:,} parameters, " if self.tensors else ""
-        return f"{tensors}max |Δ| {self.difference:.1e}"
+        remark = f" ({self.remark})" if self.remark else ""
+        return f"{tensors}max |Δ| {self.difference:.1e}{remark}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -203,6 +208,7 @@ def _report(out: Path, comparison: Comparison, size: int) -> ExportReport:
         parameters=sum(value.numel() for value in ours.values()),
         difference=comparison.difference(),
         size=size,
+        remark=comparison.remark,
     )
 
 

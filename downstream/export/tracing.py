@@ -24,25 +24,25 @@ def traceable_padding() -> Iterator[None]:
         padding.get_same_padding = original
 
 
-def same_padding(side: int, kernel: int, stride: int, dilation: int) -> int:
+def same_padding(x: int, kernel_size: int, stride: int, dilation: int) -> int:
     """Return by how many pixels a side is padded, so that a convolution gives one cell for each begun stride.
 
     Args:
-        side: Pixels of the side; a symbol in a trace.
-        kernel: Pixels of the kernel along it.
+        x: Pixels of the side; a symbol in a trace. The names are timm's.
+        kernel_size: Pixels of the kernel along it.
         stride: Stride along it.
         dilation: Distance of the kernel's pixels.
     """
     # No division of negative numbers, which graphs round towards zero.
-    reach = dilation * (kernel - 1) + 1
-    missing = (side - 1) // stride * stride + reach - side
+    reach = dilation * (kernel_size - 1) + 1
+    missing = (x - 1) // stride * stride + reach - x
     return missing if reach >= stride else max(missing, 0)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Hide progress messages and warnings of torch's exporter."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
+    """Hide progress messages and warnings of torch's exporter, and of onnxruntime, which uses the root logger."""
+    loggers = [logging.getLogger(name) for name in ("", "onnxscript", "onnx_ir", "torch.onnx", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -93,6 +93,7 @@ def export(
     *,
     to: str,
     out: Path | None = None,
+    data: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
     weights: Which = "last",
     step: AtStep = None,
     json_: Json = False,
@@ -102,10 +103,11 @@ def export(
     Args:
         to: A name from 'ssldet list exporters'; or hub:USER/NAME, which sends weights and card to the Hugging Face hub.
         out: File to create; none for hub:.
+        data: Labelled images on which the detector is measured before and after, as by 'ssldet evaluate'.
     """
     from ssldet import verbs
 
-    prints(verbs.export)(start, to=to, out=out, weights=weights, step=step, json_=json_)
+    prints(verbs.export)(start, to=to, out=out, data=data or (), weights=weights, step=step, json_=json_)
 
 
 def serve(

@@ -237,15 +237,38 @@ def sample_by_gather(
     shares: Float[Tensor, "B N H S P"],
     levels: Levels,
 ) -> Float[Tensor, "B N D"]:
-    """Sample by indexing, in operations that every runtime computes alike; see `sample`."""
-    rows, weights = _corners(places, shares, levels, values.shape[1])
-    table = values.reshape(-1, values.shape[-1] // places.shape[2])
+    """Sample by indexing, in operations that every runtime computes alike; see `sample`.
+
+    No array has more than six axes: OpenVINO computes some operations wrongly on seven.
+    """
+    batch, _, heads, *_ = places.shape
+    low = places.detach().floor()
+    ends = [_ends(low, places - low, levels.sizes, axis) for axis in (0, 1)]
+    width = levels.sizes[:, 0].int().view(-1, 1)
+    image = torch.arange(batch, dtype=torch.int32, device=places.device).view(-1, 1, 1, 1, 1) * values.shape[1]
+    head = torch.arange(heads, dtype=torch.int32, device=places.device).view(-1, 1, 1)
+    first = levels.starts.view(-1, 1) + image
+    corners = [(across, down) for down in ends[1] for across in ends[0]]
+    rows = torch.stack([(first + row * width + column) * heads + head for (column, _), (row, _) in corners], dim=-1)
+    weights = torch.stack([shares * below * beside for (_, beside), (_, below) in corners], dim=-1)
+    rows, weights = rows.flatten(4), weights.flatten(4)
+    table = values.reshape(-1, values.shape[-1] // heads)
     # Level by level, since every sample is stored.
     parts = []
     for level in range(rows.shape[3]):
         samples = table[rows[:, :, :, level].long()]
         parts.append((weights[:, :, :, level].unsqueeze(-2).to(table.dtype) @ samples).squeeze(-2))
     return torch.stack(parts).sum(0).flatten(2)
+
+
+def _ends(low: Tensor, part: Tensor, sizes: Tensor, axis: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the two cells around each point along an axis, the nearest ones inside the level, and their weights."""
+    last = (sizes[:, axis] - 1).view(-1, 1)
+    ends = []
+    for side, weight in ((low[..., axis], 1 - part[..., axis]), (low[..., axis] + 1, part[..., axis])):
+        inside = ((side >= 0) & (side <= last)).to(weight)
+        ends.append((side.int().clamp(min=0).minimum(last.int()), weight * inside))
+    return ends
 
 
 def sample_by_grid(

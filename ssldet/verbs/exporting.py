@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -10,6 +11,7 @@ from ssldet.errors import ConfigError
 from ssldet.registry import find_or_import, names
 from ssldet.regular import read_text
 from ssldet.verbs.opening import Step, Which, open_trained
+from ssldet.verbs.using import evaluate
 from ssldet.weights.hub import HubName, hub_name, is_on_hub, published, writable
 
 log = logging.getLogger(__name__)
@@ -17,6 +19,8 @@ log = logging.getLogger(__name__)
 OWN = "safetensors"
 """The exporter of what is sent to a repository: a file that states its architecture, and opens again as what it was."""
 CARD_HEADING = "## Use\n"
+MOST_FIGURES = 3
+"""How many figures are compared on a terminal: of detection AP, AP50 and AP75."""
 
 
 @runtime_checkable
@@ -54,8 +58,45 @@ class Published:
         return self.report.to_json() | {"out": str(self.place), "address": self.address}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """An exported file, and what it and the model that it was made from measure on the same images.
+
+    Attributes:
+        report: What the exporter proved.
+        data: On what they were measured.
+        before: Figures of the model by name.
+        after: Those of the exported file.
+    """
+
+    report: Exported
+    data: tuple[str, ...]
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """Return the report, and a line for each of the first figures."""
+        plain = [name for name, value in self.before.items() if isinstance(value, float) and value >= 0][:MOST_FIGURES]
+        lines = [
+            f"{name:<6} {self.before[name]:.4f} -> {self.after[name]:.4f}  "
+            f"({100 * (self.after[name] - self.before[name]):+.2f} points)"
+            for name in plain
+        ]
+        return "\n".join([str(self.report), f"before and after, on {' '.join(self.data)}:", *lines])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return self.report.to_json() | {"before": dict(self.before), "after": dict(self.after)}
+
+
 def export(
-    start: str | Path, *, to: str, out: str | Path | None = None, weights: Which = "last", step: Step | None = None
+    start: str | Path,
+    *,
+    to: str,
+    out: str | Path | None = None,
+    weights: Which = "last",
+    step: Step | None = None,
+    data: str | Sequence[str] = (),
 ) -> Exported:
     """Write a detector in another format, load it back and prove that it is the same.
 
@@ -66,21 +107,30 @@ def export(
         out: File to create; none for `hub:`.
         weights: Which weights of a run folder: `last` or `best`.
         step: Take a checkpoint of the run, which need not have finished.
+        data: Labelled images, named as for `evaluate`, on which model and file are both measured.
 
     Raises:
         ConfigError: There is no such exporter, or a file is named where none is written, or the reverse.
+        DataError: The labelled images can't be used; nothing is written.
         CheckpointError: The format can't hold this detector, or what came back differs.
         SetupError: The repository can't be reached, or may not be written.
     """
     if is_on_hub(to):
         if out is not None:
             raise ConfigError("--out names a file, and hub: writes none that stays here; leave it out")
+        if data:
+            raise ConfigError("--data measures a file that stays here; leave it out, or export to a file first")
         return _publish(start, to, weights, step)
     if out is None:
         raise ConfigError("--out FILE says where to; only --to hub:USER/NAME does without")
     if is_on_hub(out):
         raise ConfigError(f"--out {out}: is no file; to send a model, write --to {hub_name(out)} and no --out")
-    return _write(start, to, Path(out), weights, step)
+    if not data:
+        return _write(start, to, Path(out), weights, step)
+    specs = (data,) if isinstance(data, str) else tuple(data)
+    before = evaluate(start, specs, weights=weights, step=step)
+    report = _write(start, to, Path(out), weights, step)
+    return Measured(report, specs, before, evaluate(out, specs))
 
 
 def _write(start: str | Path, to: str, out: Path, weights: Which, step: Step | None) -> Exported:

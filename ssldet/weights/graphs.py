@@ -1,8 +1,8 @@
 """first bytes of a file -> whether it is an ONNX graph, so that every reader of weights can say what such a file is."""
 
 GRAPH_ONLY = (
-    "is an ONNX graph, which answers and holds no weights that could be trained or written again: ssldet predict and "
-    "ssldet evaluate take it; name the run or the weights file that it was exported from"
+    "is an exported graph, which answers and holds no weights that could be trained or written again: ssldet predict "
+    "and ssldet evaluate take it; name the run or the weights file that it was exported from"
 )
 """What every verb says of a graph that it can't use."""
 VERSION, NEXT = 0x08, frozenset((0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42))

@@ -4,6 +4,7 @@ They are traced in a process of their own: the shape checks of the tests would t
 """
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,15 +19,19 @@ from PIL import Image
 import ssldet
 from downstream.detection import Detection
 from downstream.export import onnx
+from downstream.export.answering import in_order_of
 from downstream.export.safetensors import export
 from downstream.one_shot import OneShot
-from ssldet.errors import CheckpointError, SetupError
+from ssldet.errors import CheckpointError, DataError, SetupError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import to_document
+from ssldet.registry import find
+from ssldet.showcase import SCENES
 from ssldet.verbs.opening import open_answering
 from ssldet.weights.files import read_state
 from tests.models import SMALL_DETR
 
+write_scenes = find("ssldet.datasets", "shapes")
 TINY = replace(SMALL_DETR, num_classes=3, masks=True)
 INFO = {
     "task": to_document(Detection(scales=(96,), eval_scale=96, max_size=160)),
@@ -156,7 +161,7 @@ def test_other_verbs_say_what_a_graph_can_do(exported, tmp_path: Path, verb: str
         "load": lambda: ssldet.load(path),
         "weights": lambda: read_state(path),
     }
-    with pytest.raises(CheckpointError, match="is an ONNX graph, which answers and holds no weights") as told:
+    with pytest.raises(CheckpointError, match="is an exported graph, which answers and holds no weights") as told:
         calls[verb]()
     assert "ssldet predict and ssldet evaluate take it" in str(told.value)
     assert "\n" not in str(told.value)
@@ -203,6 +208,70 @@ def test_a_graph_that_states_sizes_alone_is_a_plain_detector(exported, tmp_path:
     assert (type(task), task.eval_rule, task.eval_scale, task.max_size) == (Detection, "detr", 96, 160)
 
 
+@pytest.mark.slow
+def test_a_graph_with_weights_of_8_bits_answers_almost_alike(exported, tmp_path: Path) -> None:
+    path, *_ = exported
+    onnx.round_weights(path, tmp_path / "small.onnx")
+    assert (tmp_path / "small.onnx").stat().st_size < 0.6 * path.stat().st_size
+    photo = str(write_photo(tmp_path / "photo.png", seed=4))
+    ours, theirs = (
+        ssldet.predict(start, photo, out=tmp_path / "found", draw=False)["predictions"]
+        for start in (path, tmp_path / "small.onnx")
+    )
+    assert len(ours) == len(theirs) == TINY.num_queries
+    scores, rounded = ([row["score"] for row in rows] for rows in (ours, theirs))
+    assert scores != rounded
+    assert rounded == pytest.approx(scores, abs=0.2)
+
+
+@pytest.mark.slow
+def test_a_graph_of_openvino_finds_what_its_model_finds(exported, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    from downstream.export import openvino
+    from downstream.graphs import onnx_graph
+
+    path, *_ = exported
+    stated = {name: json.loads(value) for name, value in onnx_graph(path).metadata.items()}
+    (tmp_path / "graph").mkdir()
+    openvino.convert(path, stated, tmp_path / "graph")
+    photos = [str(write_photo(tmp_path / f"{number}.png", seed=number)) for number in range(2)]
+    ours, theirs = (
+        ssldet.predict(start, photos, out=tmp_path / "found", draw=False)["predictions"]
+        for start in (path.with_suffix(".safetensors"), tmp_path / "graph")
+    )
+    assert len(ours) == len(theirs) == 2 * TINY.num_queries
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["category_id"] == other["category_id"]
+        assert other["bbox"] == pytest.approx(one["bbox"], abs=0.02)
+    (tmp_path / "graph" / "model.xml").write_text("<net")
+    with pytest.raises(CheckpointError, match="holds no graph of OpenVINO that can run"):
+        open_answering(tmp_path / "graph")
+
+
+@pytest.mark.slow
+def test_a_file_is_measured_beside_its_model(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "made", images=3, seed=5, **SCENES)
+    data = f"coco:{tmp_path}/made/instances.json:{tmp_path}/made/images"
+    start = tmp_path / "model.safetensors"
+    export(Detection().objective(TINY.build()).eval(), INFO | {"classes": ["circle", "square", "star"]}, start)
+    found = ssldet.export(start, to="safetensors", out=tmp_path / "copy.safetensors", data=data)
+    assert found.before == found.after
+    assert re.search(r"\nAP +0\.\d{4} -> 0\.\d{4}  \(\+0\.00 points\)\n", str(found))
+    with pytest.raises(DataError):
+        ssldet.export(start, to="safetensors", out=tmp_path / "late.safetensors", data="coco:none.json:none")
+    assert not (tmp_path / "late.safetensors").exists()
+
+
+def test_queries_that_rounding_exchanged_are_compared_with_their_own() -> None:
+    logits, boxes = torch.rand(2, 7, 3), torch.rand(2, 7, 4)
+    order = torch.tensor([0, 2, 1, 3, 4, 6, 5])
+    theirs = in_order_of((logits, boxes), [logits[:, order], boxes[:, order] + 1e-6])
+    torch.testing.assert_close(theirs[0], logits)
+    torch.testing.assert_close(theirs[1], boxes, atol=1e-5, rtol=0)
+    broken = in_order_of((logits, boxes), [logits * torch.nan, boxes])
+    assert broken[0].isnan().all()
+
+
 def test_networks_that_no_graph_holds_are_refused_at_once(tmp_path: Path) -> None:
     detector = replace(TINY, backbone=BackboneConfig(name="timm/swin_tiny_patch4_window7_224")).build()
     with pytest.raises(CheckpointError, match="SwinTransformer can't be written as a graph for images of any size"):
@@ -212,6 +281,6 @@ def test_networks_that_no_graph_holds_are_refused_at_once(tmp_path: Path) -> Non
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "NEEDED", ("onnx", "no_such_package"))
-    with pytest.raises(SetupError, match=r"ONNX needs no_such_package; pip install 'ssldet\[onnx\]'"):
+    with pytest.raises(SetupError, match=r"model.onnx: needs no_such_package; pip install 'ssldet\[onnx\]'"):
         onnx.export(Detection().objective(TINY.build()), INFO, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

@@ -35,31 +35,49 @@ SCORES = {
 }
 """How class logits are read -> the lines that make detections of them."""
 SCRIPT = '''\
-"""Detect objects by the graph beside this file: python THIS_FILE IMAGE …; needs onnxruntime, numpy and pillow."""
+"""Detect objects by the graph beside this file: python THIS_FILE IMAGE …; needs {package}, numpy and pillow."""
 
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import {package}
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession(Path(__file__).with_name({name!r}))
-classes = json.loads(session.get_modelmeta().custom_metadata_map["ssldet.classes"])
+{load}
 for path in sys.argv[1:]:
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     (width, height), low, high = image.size, min(image.size), max(image.size)
 {size}
     pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float32).transpose(2, 0, 1)[None] / 255
     padding = np.zeros((1, size[1], size[0]), bool)  # true where a canvas holds no image
-    logits, boxes = session.run(["logits", "boxes"], {{"images": pixels, "padding": padding}})
+{run}
 {scores}
     for query, label in zip(queries.tolist(), labels.tolist()):
         x, y, w, h = (boxes[0, query] * [width, height, width, height]).tolist()  # centre and sides, in pixels
         row = {{"image": path, "category": classes[label] if classes else label, "score": float(scores[query, label])}}
         print(json.dumps(row | {{"bbox": [x - w / 2, y - h / 2, w, h]}}))
 '''
+RUNTIMES = {
+    "onnxruntime": {
+        "load": """\
+session = onnxruntime.InferenceSession(Path(__file__).with_name({name!r}))
+classes = json.loads(session.get_modelmeta().custom_metadata_map["ssldet.classes"])""",
+        "run": """\
+    logits, boxes = session.run(["logits", "boxes"], {"images": pixels, "padding": padding})""",
+    },
+    "openvino": {
+        "load": """\
+model = openvino.Core().read_model(Path(__file__).with_name({name!r}))
+graph = openvino.compile_model(model, "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+classes = json.loads(model.get_rt_info(["ssldet", "classes"]).value)""",
+        "run": """\
+    found = graph({"images": pixels, "padding": padding})
+    logits, boxes = found["logits"], found["boxes"]""",
+    },
+}
+"""Package that runs a graph -> the lines that open it, and those that run it."""
 WORDS = {
     "detr": "short side {short}, or less where the long side would exceed {max_size}, rounded as DETR's authors do",
     "transformers": "short side {short}, or less where the long side would exceed {max_size}, as transformers round",
@@ -128,19 +146,22 @@ def in_words(info: Mapping[str, Any], detector: Detector) -> str:
     )
 
 
-def script(info: Mapping[str, Any], detector: Detector, name: str) -> str:
+def script(info: Mapping[str, Any], detector: Detector, name: str, package: str = "onnxruntime") -> str:
     """Return a Python program that detects objects with the graph alone; empty where its input is not known.
 
     Args:
         info: Metadata of the model.
         detector: The detector, which knows how its class logits are read and what images it takes.
         name: Name of the graph's file; the script lies beside it.
+        package: What runs the graph: `onnxruntime` or `openvino`.
     """
     sizing, said = sizing_of(info), detector.scores.described()
     if sizing is None or sizing.rule not in SIZES or detector.in_channels != RGB:
         return ""
     return SCRIPT.format(
-        name=name,
+        package=package,
+        load=RUNTIMES[package]["load"].format(name=name),
+        run=RUNTIMES[package]["run"],
         size=SIZES[sizing.rule].format(**_numbers(sizing)),
         scores=SCORES[said["class_scores"]].format(most=said.get("most_detections")),
     )
