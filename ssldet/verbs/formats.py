@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.errors import ConfigError
 from ssldet.registry import find, names
@@ -63,6 +65,16 @@ def formats_of(detector: Detector, config: DetectorConfig) -> Formats:
             continue  # its package is broken, which exporting says
         reasons[name] = tuple(unfit(detector, config)) if unfit else ()
     return Formats(reasons)
+
+
+def formats_of_built(config: DetectorConfig) -> Formats:
+    """Ask the same of a detector that is built for the question alone; what is drawn at random later does not change.
+
+    Args:
+        config: The detector's configuration.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return formats_of(config.build(), config)
 
 
 def _whole_path(switch: str) -> str:

@@ -50,6 +50,7 @@ class Prepared:
         folder: Where it is to be written; not created yet.
         recipe: Name of the recipe; empty for a `Run`.
         start: The trained model that it starts from; `None` for the recipe's own detector.
+        chosen: Whether no recipe was named, so that what it brings along is said.
     """
 
     run: Run
@@ -57,6 +58,7 @@ class Prepared:
     folder: RunFolder
     recipe: str = ""
     start: Start | None = None
+    chosen: bool = False
 
     def handed_over(self) -> tuple[Objective | None, dict[str, Mapping[str, Any]]]:
         """Build what learns and hand the model of the start over to it.
@@ -120,6 +122,7 @@ def prepare_pretraining(
         folder=RunFolder(_out(out, "pretrain")),
         recipe=_name(recipe, choice),
         start=begins,
+        chosen=bool(choice.recipe),
     )
 
 
@@ -174,6 +177,7 @@ def prepare_finetuning(
         folder=RunFolder(_out(out, "finetune")),
         recipe=_name(recipe, choice),
         start=begins,
+        chosen=bool(choice.recipe),
     )
 
 

@@ -12,7 +12,7 @@ from ssldet.engine.run import Run
 from ssldet.hints import describe, hints_of
 from ssldet.recipe import override, to_document
 from ssldet.verbs.choosing import resolve
-from ssldet.verbs.formats import formats_of
+from ssldet.verbs.formats import formats_of_built
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Settings:
         for one in self.fields:
             lines.append(f"{one.path} = {one.value}  ({one.accepts})")
             lines += [f"    {one.about}"] if one.about else []
-        return "\n".join([*lines, "", f"The detector {formats_of(self.detector.build(), self.detector)}"])
+        return "\n".join([*lines, "", f"The detector {formats_of_built(self.detector)}"])
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return one dictionary per field."""

@@ -21,6 +21,7 @@ from ssldet.report.story import summary_card
 from ssldet.verbs.choosing import Specs, changes_of, placed, texts
 from ssldet.verbs.composing import backbone_changes
 from ssldet.verbs.exporting import Exported, export
+from ssldet.verbs.formats import formats_of_built
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import Which, load
 from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining
@@ -196,6 +197,8 @@ def finetune(
 
 def _train(prepared: Prepared) -> Trained:
     objective, documents = prepared.handed_over()
+    if prepared.chosen and rank() == 0:
+        log.info("the detector %s", formats_of_built(prepared.run.detector))
     preview = partial(draw_batch, classes=prepared.sources.train.classes)
     fit(
         prepared.run, prepared.folder, objective=objective, sources=prepared.sources, preview=preview,
