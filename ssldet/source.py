@@ -91,16 +91,30 @@ class Source(ABC):
         return ()
 
     def path_of(self, index: int) -> Path | None:
-        """Return where an image lies, without reading it; `None` where it is no file of its own."""
+        """Return where an image lies, without reading it; `None` where it is no file of its own.
+
+        Args:
+            index: Number of the image, from zero.
+        """
         return None
 
     def name_of(self, index: int) -> str | None:
-        """Return what an image is called in messages: its path, or where it lies in a file with others."""
+        """Return what an image is called in messages: its path, or where it lies in a file with others.
+
+        Args:
+            index: Number of the image, from zero.
+        """
         path = self.path_of(index)
         return None if path is None else str(path)
 
     def targets_of(self, index: int) -> Targets | None:
-        """Return the boxes and labels of an image without reading it; `None` where that is not possible."""
+        """Return the boxes and labels of an image without reading it; `None` where that is not possible.
+
+        Boxes are cxcywh, as shares of the upright image.
+
+        Args:
+            index: Number of the image, from zero.
+        """
         return None
 
     def size_of(self, index: int) -> tuple[int, int] | None:
@@ -122,6 +136,13 @@ class Source(ABC):
 
         A source whose items depend on chance overrides this: all chance must come from the generator, which is made
         from (seed, epoch, index) and goes on to the task's views.
+
+        Args:
+            index: Number of the image, from zero.
+            generator: Where chance comes from.
+
+        Raises:
+            UnreadableError: The image can't be used; the loader notes it and takes another in its place.
         """
         return self[index]
 

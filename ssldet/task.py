@@ -40,7 +40,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def answer(self, batch: Batch) -> Sequence[Answer]:
-        """Return what the model says of each image of a batch.
+        """Return what the model says of each image of a batch; called in evaluation, without gradients.
+
+        Args:
+            batch: Images as the task's views make them outside training; targets are not looked at.
 
         Returns:
             One entry per image, of the kind that the task's evaluator takes: `Detections` (in pixels of the images on
@@ -255,7 +258,14 @@ class Task(ABC):
         return source
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
-        """Say what keeps this task and a detector from working together; empty if nothing does."""
+        """Return one message for each thing that keeps this task and a detector from working together.
+
+        They are shown together with all other problems of a run before anything is written. A message begins with the
+        field that is wrong and ends with a value that would do.
+
+        Args:
+            detector: The detector's configuration.
+        """
         return []
 
 

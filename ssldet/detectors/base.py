@@ -86,7 +86,12 @@ class Detector(nn.Module, ABC):
     def normalise(
         self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B c H W"], padding: Bool[Tensor, "B H W"] | None = None
     ) -> Float[Tensor, "B c H W"]:
-        """Scale pixels (0..255, or 0..1 where floating) by the mean and deviation the network expects; padding is 0."""
+        """Scale pixels by the mean and deviation that the network expects.
+
+        Args:
+            pixels: Bytes from 0 to 255, or floating numbers from 0 to 1.
+            padding: True where the canvas holds no image; the result is zero there.
+        """
 
     @abstractmethod
     def features(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:

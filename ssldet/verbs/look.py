@@ -82,6 +82,10 @@ def preview(
         count: Images to show.
         overrides: Dotted recipe fields and their values.
         draw: Whether to draw; false only measures.
+
+    Raises:
+        ConfigError: There is no such recipe or field, or the task learns from labels and these images have none.
+        DataError: The images can't be used.
     """
     run = override(resolve(recipe or f"{task}/tiny"), changes_of(images, overrides=overrides))
     check(run)

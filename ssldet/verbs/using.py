@@ -84,6 +84,11 @@ def evaluate(
     Returns:
         The metrics by name; `per_class` holds a number for each class. Where images can't be read, `unreadable` names
         each with the reason; their objects count as not found.
+
+    Raises:
+        ConfigError: Options that exclude one another, or a field that the task does not have.
+        DataError: The images or labels can't be used, or no class of the model is among those of the data.
+        CheckpointError: The model can't be opened, or needs training before it answers.
     """
     specs = (data,) if isinstance(data, str) else tuple(data)
     if predictions is not None:
