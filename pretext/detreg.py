@@ -9,7 +9,9 @@ between the paper, the authors' code and this file, each with the field that cho
     order of regions  hierarchy times chance    the C library's chance           the same rule, seeded
     few regions       not stated                another image if below two       fewer targets, or none
     embedding         of the frozen SwAV        mean of the level of stride 8    `embedding_level`
+    its head          MLP                       two layers                       three layers
     its loss          L1                        mean L1, last layer only         mean L1, last layer only
+    colours searched  RGB                       red and blue exchanged           as they are
     classes           object or not             the class head of COCO, class 1  one class
     augmentation      not stated                DETR's at UP-DETR's scales       the same, 384 included
     borders           not stated                last row and column never cut    every border is reached

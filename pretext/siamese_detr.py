@@ -12,10 +12,12 @@ paper, the authors' code and this file, each with the field that chooses:
     size of the views   -                        both of one size               each its own, on a canvas of its own
     query features      RoIAlign, 7 by 7         of the last level; Deformable  of the detector's `features`, which is
                                                  DETR joins three levels        the last level
+                        middle of cells          half a cell before it          aligned
     box disturbance     yes                      up to 10 % of the sides        `disturbance`
     attention mask      no                       no                             `grouped_attention`
     matching            over all queries         over all queries               `matching`
     global term         as in BYOL               stopped gradient, no momentum  stopped gradient, no momentum
+    its projector       as in BYOL               three layers, norm after each  two layers, as in BYOL
     its weight          -                        10; 0.3 on COCO                `global_weight`
     classes             matched or not           a third logit                  `num_classes` of the detector
 """

@@ -11,6 +11,7 @@ import torch
 from ssldet.data.collate import of_one_size
 from ssldet.data.files import nothing_readable
 from ssldet.data.problems import without_pixels
+from ssldet.data.workers import SteadyLoader
 from ssldet.engine.run import HEADLINE, Precision, Run
 from ssldet.engine.sources import evaluation_batches_of
 from ssldet.engine.symptoms import BoxVariance
@@ -92,17 +93,7 @@ def evaluate(
         DataError: Not one image can be read.
     """
     evaluator, answered_any = run.task.evaluator(source), False
-    size = 1 if run.task.in_parts else max(1, run.data.batch_size // (run.optim.accumulate * world()))
-    batches = evaluation_batches_of(
-        run.task,
-        source,
-        batch_size=size,
-        workers=run.data.workers,
-        rank=rank(),
-        world=world(),
-        seed=run.seed,
-        by_size=True,
-    )
+    batches = _batches(run, source)
     answered = ((without_pixels(batch), found) for batch, found in answers(objective, batches, device, run.precision))
     waiting: list[Any] = []
     lost = {skipped.path: skipped.reason for skipped in source.skipped}
@@ -136,6 +127,15 @@ def evaluate(
     if explain is not None and rank() == 0:
         explain(evaluator)
     return {**results, "unreadable": lost} if lost else results
+
+
+def _batches(run: Run, source: Source) -> SteadyLoader:
+    """Return this rank's share of the images, those of one size together."""
+    size = 1 if run.task.in_parts else max(1, run.data.batch_size // (run.optim.accumulate * world()))
+    share = {"rank": rank(), "world": world()}
+    return evaluation_batches_of(
+        run.task, source, batch_size=size, workers=run.data.workers, seed=run.seed, by_size=True, **share
+    )
 
 
 def _shared(here: Any, answered: tuple[Batch, list[Answer]]) -> tuple[Batch, list[Answer], Any]:
