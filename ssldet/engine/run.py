@@ -32,6 +32,8 @@ class DataConfig:
         unlabelled: Specifications of further images whose labels are never read, for tasks that learn from both kinds.
         unlabelled_ratio: Unlabelled images of a batch for each labelled one.
         fraction: Share of the training images that is used; with one seed, a smaller share is a subset of a larger one.
+        shots: Objects of each class in the training images, of which only so many are taken; 0 takes them all. An image
+            is taken whole, so that classes which lie beside others get more. Seeds as for `fraction`.
         fraction_seed: Seed of the choice of these images.
         batch_size: Images of one optimiser step, over all ranks and accumulated parts together, unlabelled ones
             included.
@@ -51,6 +53,7 @@ class DataConfig:
     unlabelled: tuple[str, ...] = ()
     unlabelled_ratio: Annotated[int, Within(1, 1024)] = 1
     fraction: Annotated[float, Within(1e-6, 1)] = 1.0
+    shots: Annotated[int, Within(0, 1_000_000)] = 0
     fraction_seed: Annotated[int, Within(0, 2**63 - 1)] = 0
     batch_size: Annotated[int, Within(1, 65_536)] = 32
     workers: Annotated[int, Within(0, 256)] = 2

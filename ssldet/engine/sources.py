@@ -7,6 +7,7 @@ from functools import partial
 from ssldet.data.holding_out import hold_out
 from ssldet.data.loader import evaluation_batches, training_batches
 from ssldet.data.mixing import MixedSource
+from ssldet.data.shots import take_shots
 from ssldet.data.sources import Unlabelled, open_source, take_fraction
 from ssldet.data.workers import SteadyLoader
 from ssldet.engine.run import Run
@@ -41,6 +42,8 @@ def open_sources(run: Run) -> Sources:
     opened = partial(open_source, rules=data.rules, masks=task.needs.masks)
     whole, held = hold_out(opened(data.train), data.held_out or 0.0)
     part = whole if data.fraction == 1 else take_fraction(whole, data.fraction, data.fraction_seed)
+    if data.shots:
+        part = take_shots(part, data.shots, data.fraction_seed)
     train = prepared(task, part)
     if data.unlabelled:
         further = opened(data.unlabelled, masks=False)
