@@ -72,5 +72,5 @@ def address_of(run: Run, *, threads: int | None, **inputs: str | None) -> str:
     recipe: Mapping[str, Any] = to_document(run)
     relevant = {name: value for name, value in recipe.items() if name not in IGNORED}
     data = recipe["data"].items()
-    relevant["data"] = {name: value for name, value in data if name not in {"train", "val", "workers"}}
+    relevant["data"] = {name: value for name, value in data if name not in {"train", "val", "unlabelled", "workers"}}
     return digest({"code": code_version(), "recipe": relevant, "threads": threads, "inputs": inputs})

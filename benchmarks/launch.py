@@ -167,6 +167,8 @@ class Runner:
         if verb == "finetune":
             start = "scratch" if job.start is None else str(run_of(self.out, job.start).path)
             words = [verb, start, *words[1:], "--data", *train, *(["--val", *val] if val else [])]
+            if job.unlabelled is not None:
+                words += ["--unlabelled", *specifications(job.unlabelled, self.out / "data")]
         return command_of(words, self.launcher, job.address)
 
     @staticmethod

@@ -67,6 +67,7 @@ class Job:
         val: Data set to evaluate on; `None` means no evaluation.
         start: Address of the run from whose detector it starts, or `None`.
         backbone: Address of the run from whose backbone it starts, or `None`.
+        unlabelled: Further images, whose labels are never read, for a task that learns from both kinds; or `None`.
         threads: Number of threads, as in `Suite.threads`.
     """
 
@@ -77,6 +78,7 @@ class Job:
     val: Data | None
     start: str | None = None
     backbone: str | None = None
+    unlabelled: Data | None = None
     threads: int | None = None
 
     @property
@@ -145,7 +147,15 @@ class Plan:
     jobs: dict[str, Job] = field(default_factory=dict)
     arms: list[Arm] = field(default_factory=list)
 
-    def add(self, purpose: Purpose, run: Run, train: Data, val: Data | None, **origin: str | None) -> str:
+    def add(
+        self,
+        purpose: Purpose,
+        run: Run,
+        train: Data,
+        val: Data | None,
+        unlabelled: Data | None = None,
+        **origin: str | None,
+    ) -> str:
         """Add a run, unless the plan has it, and return its address.
 
         Args:
@@ -153,15 +163,18 @@ class Plan:
             run: The configuration.
             train: Training images.
             val: Images to evaluate on, or `None`.
+            unlabelled: Further images without labels, or `None`.
             origin: `start` and `backbone` of the job.
         """
         threads = self.suite.threads
         measured = None if val is None else data_version(val)[0]
-        address = address_of(run, threads=threads, train=data_version(train)[0], val=measured, **origin)
+        further = {} if unlabelled is None else {"unlabelled": data_version(unlabelled)[0]}
+        address = address_of(run, threads=threads, train=data_version(train)[0], val=measured, **further, **origin)
         if address not in self.jobs:
             self.jobs[address] = Job(
-                address=address, purpose=purpose, run=run, train=train, val=val, threads=threads, **origin
-            )
+                address=address, purpose=purpose, run=run, train=train, val=val, unlabelled=unlabelled,
+                threads=threads, **origin,
+            )  # fmt: skip
         return address
 
     def only(self, keeps: Callable[[str], bool]) -> "Plan":
@@ -190,7 +203,7 @@ def plan_suite(suite: Suite, measured_value: MeasuredValue = lambda address, met
     for downstream in suite.downstreams:
         for model in suite.models():
             for method in suite.methods:
-                for fraction in suite.fractions:
+                for fraction in downstream.fractions or suite.fractions:
                     plan.arms += _arms(plan, method, model, downstream, fraction, measured_value)
     return plan
 
@@ -275,7 +288,8 @@ def _chain(
             fraction=fraction,
             seed=seed,
         )
-        chain.append(plan.add(purpose, run, downstream.train, downstream.val, start=detector, backbone=kept))
+        further = downstream.unlabelled if stage.task.needs.unlabelled else None
+        chain.append(plan.add(purpose, run, downstream.train, downstream.val, further, start=detector, backbone=kept))
         detector = chain[-1]
     return tuple(chain)
 

@@ -92,6 +92,7 @@ class Downstream:
         unlabelled_val: Images to evaluate pretraining on, or `None`.
         metric: Name of the metric that is compared.
         row: Method -> the corresponding row of the suite's published table.
+        fractions: Shares of the labelled images for this task; empty takes the suite's.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Downstream:
     stages_of: Mapping[str, tuple[Run, ...]] = field(default_factory=dict)
     metric: str = "AP"
     row: Mapping[str, str] = field(default_factory=dict)
+    fractions: tuple[float, ...] = ()
 
 
 def all_stages(entry: Method | Downstream) -> list[Run]:
@@ -184,7 +186,8 @@ class Suite:
         ):
             twice = sorted({name for name in values if values.count(name) > 1})
             wrong += [f"{what}: {name} occurs twice" for name in twice]
-        wrong += [f"fractions: {share:g} is not between 0 and 1" for share in self.fractions if not 0 < share <= 1]
+        shares = [*self.fractions, *chain.from_iterable(entry.fractions for entry in self.downstreams)]
+        wrong += [f"fractions: {share:g} is not between 0 and 1" for share in shares if not 0 < share <= 1]
         if self.pretrainings < 1:
             wrong.append(f"pretrainings: {self.pretrainings}; at least one")
         known = [name_of(DetectorConfig.group, type(detector)) for detector in self.detectors]

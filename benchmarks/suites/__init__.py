@@ -16,7 +16,9 @@ SUITES: dict[str, SuiteFunction] = {
     "paper/fig7": paper.fig7,
     "ours/matching": ours.matching,
     "ours/small": small.small,
-    "zoo": ours.zoo,
+    "ours/few_labels": small.few_labels,
+    "ours/matching_small": small.matching,
+    "zoo/methods": ours.methods,
     "zoo/detectors": detectors.detectors,
     "own_data": ours.own_data,
 }

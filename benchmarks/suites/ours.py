@@ -1,5 +1,7 @@
 """`Setting` -> our own comparisons: scopes of matching, all pretext tasks, and pretraining on your own data."""
 
+from dataclasses import replace
+
 from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
 from benchmarks.suites import parts
 from ssldet.recipe import override
@@ -21,7 +23,7 @@ def matching(setting: Setting) -> Suite:
                     scale,
                     f"{kind}/{name}",
                     f"matched within {words}, jitter {name}",
-                    {"task.matching": kind} | _jitter(JITTER[name]),
+                    {"task.matching": kind} | jitter(JITTER[name]),
                 )
             )
     if scale == "full":
@@ -41,34 +43,35 @@ def matching(setting: Setting) -> Suite:
     return _suite("ours/matching", question, setting, methods, downstreams, tuple(claims), 3)
 
 
-def zoo(setting: Setting) -> Suite:
+def methods(setting: Setting) -> Suite:
     """Every registered pretext task against the baselines. Full: `imagenet`, `voc_train`, `voc_test`."""
     scale = setting.scale
     recipe = "tiny" if scale == "tiny" else "r50"
-    methods = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
+    compared = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
     if scale == "tiny":
-        methods.append(parts.both(scale))
+        compared.append(parts.both(scale))
     # What a method without published weights starts from.
     fresh = override(parts.detectors(scale)[0], {"backbone.weights": "none"})
     for name in names("ssldet.tasks"):
         # A task that one of the methods above uses is not added again.
-        used = {type(stage.task) for method in methods for stage in method.stages}
+        used = {type(stage.task) for method in compared for stage in method.stages}
         task = find("ssldet.tasks", name)
         if task in used or task.verb != "pretrain":
             continue
         run = parts.recipe(f"{name}/{recipe}") if f"{name}/{recipe}" in names("ssldet.recipes") else None
         if run is not None and run.task.problems_with(fresh):
-            methods.append(Method(name=name, title=name, missing="it does not suit this suite's detector"))
+            compared.append(Method(name=name, title=name, missing="it does not suit this suite's detector"))
         elif f"{name}/{recipe}" in names("ssldet.recipes"):
-            methods.append(Method(name=name, title=name, stages=(parts.recipe(f"{name}/{recipe}"),)))
+            compared.append(Method(name=name, title=name, stages=(parts.recipe(f"{name}/{recipe}"),)))
         else:
-            methods.append(Method(name=name, title=name, missing=f"it has no recipe {name}/{recipe}"))
+            compared.append(Method(name=name, title=name, missing=f"it has no recipe {name}/{recipe}"))
     if scale == "full":
         imagenet, train, val = setting.given("imagenet", "voc_train", "voc_test")
         downstream = parts.full_detection("voc-150", (train, val, imagenet), 150, {})
     else:
         downstream = parts.detection_on_scenes("short", parts.SHORT)
-    return _suite("zoo", "Which pretext task pays?", setting, methods, (downstream,), (), 3)
+    suite = _suite("zoo/methods", "Which pretext task pays?", setting, compared, (downstream,), (), 3)
+    return replace(suite, pretrainings=3)
 
 
 def own_data(setting: Setting) -> Suite:
@@ -85,7 +88,7 @@ def own_data(setting: Setting) -> Suite:
     return _suite("own_data", "Does pretraining pay on these images?", setting, methods, (downstream,), (claim,), 3)
 
 
-def _jitter(strength: float) -> dict[str, object]:
+def jitter(strength: float) -> dict[str, object]:
     """Return UP-DETR's jitter of patches, multiplied by a strength."""
     usual = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grey": 0.2, "blur": 0.5}
     chances: dict[str, object] = {"task.jitter.probability": 0.8 if strength else 0.0}

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
 from benchmarks.suites import parts
+from benchmarks.suites.ours import JITTER, jitter
 from ssldet.detectors.base import backbone_of
 from ssldet.engine.run import Run
 from ssldet.recipe import override
@@ -42,6 +43,60 @@ def small(setting: Setting) -> Suite:
         pretrainings=3,
         threads=1,
         claims=CLAIMS,
+    )
+
+
+def few_labels(setting: Setting) -> Suite:
+    """The same starts with 1, 2, 5, 10 % of the labels, with ten objects of each class, and self-training on top."""
+    whole = small(setting)
+    (own,) = whole.downstreams
+    run = own.stages[0]
+    with_images = _budgeted("self_training/small", setting, steps=400, evaluate_every=200)
+    return replace(
+        whole,
+        name="ours/few_labels",
+        question="What pays with few labels: pretraining, a detector trained on others, self-training, or several?",
+        methods=tuple(method for method in whole.methods if method.name != "global"),
+        downstreams=(
+            own,
+            replace(own, name="ten_shots", stages=(override(run, {"data.shots": 10}),), fractions=(1.0,)),
+            # After the same fine-tuning, so that the teacher knows the labels.
+            replace(own, name="self_training", stages=(run, override(with_images, {"task.burn_in": 0.0}))),
+        ),
+        fractions=(0.01, 0.02, 0.05, 0.1),
+        claims=tuple(claim for claim in CLAIMS if "global" not in (claim.higher, claim.lower)),
+    )
+
+
+def matching(setting: Setting) -> Suite:
+    """Matching in own groups or over all queries x strength of jitter, on a backbone that knows photographs."""
+    whole = small(setting)
+    kept = [method for method in whole.methods if method.name in {"backbone", "none"}]
+    (own_group,) = (method for method in whole.methods if method.name == "own_group")
+    methods = [
+        replace(
+            own_group,
+            name=f"{kind}/{name}",
+            title=f"matched within {words}, jitter {name}",
+            stages=(override(own_group.stages[0], {"task.matching": kind} | jitter(strength)),),
+        )
+        for name, strength in JITTER.items()
+        for kind, words in (("own_group", "own groups"), ("global", "all queries"))
+    ]
+    return replace(
+        whole,
+        name="ours/matching_small",
+        question="Does matching within own groups carry over to detection, once the backbone is good?",
+        methods=(*kept, *methods),
+        fractions=(1.0,),
+        claims=tuple(
+            Claim(
+                words=f"own groups are at least as good as all queries, jitter {name}",
+                higher=f"own_group/{name}",
+                lower=f"global/{name}",
+            )
+            for name in JITTER
+        ),
     )
 
 

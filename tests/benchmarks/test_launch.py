@@ -155,3 +155,16 @@ def test_a_launcher_is_a_template() -> None:
     assert command_of(words, "torchrun -m ssldet {arguments}", "x") == ["torchrun", "-m", "ssldet", *words]
     with pytest.raises(ConfigError, match="--launcher"):
         command_of(words, "srun 'open", "x")
+
+
+def test_further_images_are_named_on_the_command_line(suite: Suite, tmp_path: Path) -> None:
+    job = next(job for job in plan_suite(suite).jobs.values() if job.start is None and job.purpose.verb == "finetune")
+    folders = [
+        JobFolder(tmp_path / name, each) for name, each in (("a", job), ("b", replace(job, unlabelled=job.train)))
+    ]
+    for folder in folders:
+        folder.path.mkdir(parents=True)
+    without, with_images = (Runner(out=tmp_path)._prepare(folder) for folder in folders)
+    assert "--unlabelled" not in without
+    place = with_images.index("--unlabelled")
+    assert with_images[place + 1 :] == without[without.index("--data") + 1 : without.index("--val")]

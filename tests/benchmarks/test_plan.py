@@ -148,3 +148,19 @@ def test_a_dry_run_writes_nothing_and_says_what_it_does_not_know(suite: Suite, t
     assert "5 runs of kinds that were never measured" in str(found)
     assert "2 rows: left out of this test" in str(found)
     assert data_version(suite.downstreams[0].train)[1] == 7
+
+
+def test_few_labels_are_shares_or_shots_and_self_training_sees_the_other_images(places: dict[str, str]) -> None:
+    plan = plan_suite(find_suite("ours/few_labels", Setting(places=places, seeds=1)))
+    shares = {
+        task: {arm.fraction for arm in plan.arms if arm.downstream == task}
+        for task in ("own", "ten_shots", "self_training")
+    }
+    assert shares == {"own": {0.01, 0.02, 0.05, 0.1}, "ten_shots": {1.0}, "self_training": {0.01, 0.02, 0.05, 0.1}}
+    for job in plan.jobs.values():
+        learns_from_both = job.run.task.needs.unlabelled
+        assert (job.unlabelled is not None) == learns_from_both
+        assert job.run.data.shots == (10 if job.purpose.on == "ten_shots" else 0)
+    # On top of the same fine-tuning, which both tasks share.
+    arms = {(arm.downstream, arm.method, arm.fraction): arm.jobs for arm in plan.arms}
+    assert arms["self_training", "own_group", 0.1][:-1] == arms["own", "own_group", 0.1]
