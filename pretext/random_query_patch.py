@@ -24,6 +24,7 @@ trained with them; our recipes for small machines match within own groups.
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
@@ -36,11 +37,12 @@ from pretext.patch_iou import TEMPLATE_MEANINGS, PatchIoU, template_matching
 from ssldet.boxes import to_normalised
 from ssldet.data.geometry import resize_short_side
 from ssldet.data.photometric import Jitter, draw_jitter
-from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.losses.terms import FeatureReconstruction, Term
+from ssldet.nn.backbones import Backbone
 from ssldet.nn.heads import MLP
-from ssldet.patches import Patches, PatchObjective, cut, most_confident, patches_of, squeeze
+from ssldet.patches import Patches, PatchObjective, cut, most_confident, patches_of, pooled, squeeze
 from ssldet.queries import PatchQueries, unequal_shares
 from ssldet.recipe import Within
 from ssldet.source import Source
@@ -57,6 +59,9 @@ class RandomQueryPatch(PretextTask):
 
     Attributes:
         num_patches: Number of patches per image (M); one is the paper's single-query pretraining (section 3.1).
+        patch_source: Describe a patch by the backbone's features of its pixels (`crop`), or by what the features of the
+            whole image are there (`feature_map`). The latter takes less time, but is another task: patches are not
+            jittered, and know what lies around them. It needs a frozen backbone.
         patch_size: Side in pixels of the square to which every patch is resized, whatever its proportions.
         smallest_pixels: Shortest side of a patch, in pixels of the image on disk. A patch is shorter than the image by
             at least as much, too.
@@ -91,6 +96,7 @@ class RandomQueryPatch(PretextTask):
     headline: ClassVar[str] = "patch_iou"
 
     num_patches: Annotated[int, Within(1, 10_000)] = 10
+    patch_source: Literal["crop", "feature_map"] = "crop"
     patch_size: Annotated[int, Within(8, 10_000)] = 128
     smallest_pixels: Annotated[int, Within(1)] = 8
     smallest_share: Annotated[float, Within(0, 1)] = 0.0
@@ -140,6 +146,8 @@ class RandomQueryPatch(PretextTask):
         wrong = []
         if not self.image_sides or min(self.image_sides) < 8:
             wrong.append(f"image_sides: {self.image_sides} must name at least one short side of 8 pixels or more")
+        if self.patch_source == "feature_map" and not self.freeze_backbone:
+            wrong.append("patch_source: a feature map describes patches only if freeze_backbone is true; use 'crop'")
         if self.smallest_share > self.largest_share:
             wrong.append(
                 f"smallest_share: {self.smallest_share:g} is above largest_share {self.largest_share:g}; swap them"
@@ -147,10 +155,13 @@ class RandomQueryPatch(PretextTask):
         return wrong
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
-        """Return a message if the detector's queries can't be divided equally among the patches."""
-        if detector.num_queries % self.num_patches == 0:
-            return []
-        return [f"num_patches: {unequal_shares(detector.num_queries, self.num_patches)}"]
+        """Return what the detector lacks: a backbone with a feature map, queries that patches can share equally."""
+        wrong = []
+        if detector.num_queries % self.num_patches:
+            wrong.append(f"num_patches: {unequal_shares(detector.num_queries, self.num_patches)}")
+        if self.patch_source == "feature_map" and backbone_of(detector) is None:
+            wrong.append("patch_source: this detector has no backbone whose feature map describes patches; use 'crop'")
+        return wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +185,7 @@ class PatchViews:
         side, jitter = task.eval_side, None
         if self.training:
             side = task.image_sides[int(torch.randint(len(task.image_sides), (), generator=generator))]
-            if max(task.jitter.probability, task.jitter.grey, task.jitter.blur) > 0:
+            if task.patch_source == "crop" and max(task.jitter.probability, task.jitter.grey, task.jitter.blur) > 0:
                 jitter = draw_jitter(task.num_patches, task.jitter, generator)
         patches = Patches(pixels=cut(sample.image, boxes_xyxy, task.patch_size), jitter=jitter)
         return resize_short_side(replace(sample, targets=targets, problem=patches), side, task.longest_side)
@@ -243,9 +254,10 @@ class PatchDetection(PatchObjective):
 
     def forward(self, batch: Batch) -> Losses:
         """Detect the patches and compare with their boxes, in the order of the paper's figure 2."""
-        patches = patches_of(batch)
-        features = self.describe(patches.pixels, patches.jitter)
-        predictions = self.ask(batch, features)
+        images = self.detector.normalise(batch.images, batch.padding)
+        with self._looking_once():
+            features = self._features(batch, images, patches_of(batch).jitter)
+            predictions = self.ask(batch, features, images)
         embeddings = features.detach() if self.task.detach_target else features
         return self.criterion(predictions, self._targets(batch.targets, embeddings))
 
@@ -259,8 +271,10 @@ class PatchDetection(PatchObjective):
 
         Labels are the numbers of the patches.
         """
-        pixels = patches_of(batch).pixels
-        return [most_confident(answers, pixels.shape[1]) for answers in self.answers(batch, self.describe(pixels))]
+        images = self.detector.normalise(batch.images, batch.padding)
+        with self._looking_once():
+            features = self._features(batch, images)
+            return [most_confident(one, features.shape[1]) for one in self.answers(batch, features, images)]
 
     def probe(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Find the patches by their nearest feature, without a transformer.
@@ -274,9 +288,30 @@ class PatchDetection(PatchObjective):
     @torch.no_grad()
     def describe_all(self, batch: Batch) -> tuple[Float[Tensor, "B E h w"], Float[Tensor, "B P E"]]:
         """Return the backbone's features of the images and of their jittered patches."""
-        patches = patches_of(batch)
-        images = self.detector.features(self.detector.normalise(batch.images, batch.padding))
-        return images, self.describe(patches.pixels, patches.jitter)
+        images = self.detector.normalise(batch.images, batch.padding)
+        with self._looking_once():
+            return self.detector.features(images), self._features(batch, images, patches_of(batch).jitter)
+
+    def _features(
+        self, batch: Batch, images: Float[Tensor, "B c H W"], jitter: Float[Tensor, "B P J"] | None = None
+    ) -> Float[Tensor, "B P E"]:
+        """Return what describes the patches of a batch.
+
+        Args:
+            batch: Images with their patches.
+            images: The same images, normalised.
+            jitter: Drawn photometric changes of the patches' pixels; `None` for the patches as they are.
+        """
+        if self.task.patch_source == "feature_map":
+            return pooled(self.detector.features(images), batch, [one.boxes for one in batch.targets])
+        return self.describe(patches_of(batch).pixels, jitter)
+
+    def _looking_once(self) -> AbstractContextManager[None]:
+        """Let the backbone look once at images whose feature map describes patches."""
+        backbone = getattr(self.detector, "backbone", None)
+        if self.task.patch_source == "feature_map" and isinstance(backbone, Backbone):
+            return backbone.remembering()
+        return nullcontext()
 
     def _targets(self, targets: Sequence[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
         """Return targets with the detector's last class, which stands for "matched", and the feature of each patch."""

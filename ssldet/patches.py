@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ssldet.boxes import cxcywh_to_xyxy
 from ssldet.data.photometric import apply_jitter
 from ssldet.postprocess import answers_of_queries
 from ssldet.queries import PatchQueries
@@ -70,6 +71,27 @@ def in_one_row(
     return pixels if jitter is None else apply_jitter(pixels, jitter.flatten(0, 1))
 
 
+def pooled(
+    maps: Float[Tensor, "B E h w"], batch: Batch, boxes: Sequence[Float[Tensor, "P 4"]], cells: int = 4
+) -> Float[Tensor, "B P E"]:
+    """Return the features of regions of images, averaged over RoIAlign's cells, from maps that describe the images.
+
+    Args:
+        maps: Of the whole canvas.
+        batch: The images.
+        boxes: Equally many regions of each image, as normalised cxcywh.
+        cells: Cells of a region along each side.
+    """
+    from torchvision.ops import roi_align  # here, because torchvision takes as long to import as torch
+
+    # A share of an image is a smaller share of its canvas.
+    shares = batch.sizes.to(maps) / torch.tensor(batch.images.shape[-2:]).to(maps)
+    scale = (shares * torch.tensor(maps.shape[-2:]).to(maps)).flip(-1).repeat(1, 2)
+    regions = [cxcywh_to_xyxy(some.float()) * each for some, each in zip(boxes, scale, strict=True)]
+    found: Tensor = roi_align(maps.float(), regions, output_size=cells, sampling_ratio=2, aligned=True)
+    return found.mean(dim=(2, 3)).view(len(batch), -1, maps.shape[1])
+
+
 class PatchObjective(Objective):
     """Asks a detector to find patches in images.
 
@@ -94,21 +116,32 @@ class PatchObjective(Objective):
         cells = self.detector.features(self.detector.normalise(in_one_row(patches, jitter)))
         return cells.mean(dim=(2, 3)).view(*patches.shape[:2], -1)
 
-    def ask(self, batch: Batch, features: Float[Tensor, "B P E"]) -> Predictions:
+    def ask(
+        self, batch: Batch, features: Float[Tensor, "B P E"], images: Float[Tensor, "B c H W"] | None = None
+    ) -> Predictions:
         """Add the features of the patches to the detector's own queries, and detect.
 
         Args:
             batch: Where to look.
             features: Features of the patches to find in each image.
+            images: The images of the batch, normalised, where they are already.
         """
         queries = self.patch_queries(features, self.detector.default_queries(1), self.detector.patches_join)
-        images = self.detector.normalise(batch.images, batch.padding)
+        images = self.detector.normalise(batch.images, batch.padding) if images is None else images
         predictions: Predictions = self.detector(images, batch.padding, queries)
         return predictions
 
-    def answers(self, batch: Batch, features: Float[Tensor, "B P E"]) -> list[Detections]:
-        """Return a detection per query; labels are the numbers of the patches, boxes are in pixels on disk."""
-        predictions = self.ask(batch, features)
+    def answers(
+        self, batch: Batch, features: Float[Tensor, "B P E"], images: Float[Tensor, "B c H W"] | None = None
+    ) -> list[Detections]:
+        """Return a detection per query; labels are the numbers of the patches, boxes are in pixels on disk.
+
+        Args:
+            batch: Where to look.
+            features: Features of the patches to find in each image.
+            images: The images of the batch, normalised, where they are already.
+        """
+        predictions = self.ask(batch, features, images)
         per_image = answers_of_queries(predictions, batch.original_sizes)
         assert predictions.groups is not None
         return [replace(one, labels=predictions.groups.to(one.labels)) for one in per_image]

@@ -15,7 +15,7 @@ from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
 from ssldet.losses.terms import FeatureReconstruction
 from ssldet.nn.backbones import BackboneConfig
-from ssldet.patches import cut, squeeze
+from ssldet.patches import cut, pooled, squeeze
 from ssldet.recipe import check, from_document, to_document
 from ssldet.task import learning_sections
 from ssldet.types import Matches, Predictions, Sample, Targets, concatenate
@@ -115,6 +115,38 @@ def test_a_patch_is_described_by_the_mean_over_its_cells():
     model, made = objective().eval(), batch()
     cells = model.detector.features(model.detector.normalise(made.problem.pixels[1]))
     assert torch.allclose(model.describe(made.problem.pixels)[1], cells.mean((2, 3)), atol=1e-6)
+
+
+def test_a_feature_map_describes_patches_and_is_computed_once(monkeypatch):
+    task = replace(TASK, patch_source="feature_map")
+    model, asked = objective(task), batch(task)
+    assert asked.problem.jitter is None
+    backbone = model.detector.backbone
+    compute, computed = backbone._levels, []
+    monkeypatch.setattr(backbone, "_levels", lambda images: computed.append(images.shape) or compute(images))
+    assert model(asked).total.isfinite()
+    model.answer(asked)
+    _, features = model.describe_all(asked)
+    assert computed == [asked.images.shape] * 3
+    assert features.shape == (len(asked), task.num_patches, model.detector.feature_channels)
+
+
+def test_what_is_pooled_is_the_mean_of_the_map_under_a_patch():
+    asked = batch()
+    assert asked.sizes[0, 1] != asked.sizes[1, 1]
+    canvas = asked.images.shape[3]
+    ramp = (torch.arange(12) + 0.5).expand(2, 5, 9, 12).contiguous()
+    boxes = torch.tensor([[0.5, 0.5, 0.3, 0.4], [0.4, 0.6, 0.1, 0.1], [0.6, 0.5, 0.2, 0.6]])
+    found = pooled(ramp, asked, [boxes, boxes])
+    assert found.shape == (2, 3, 5)
+    for row in range(2):
+        middles = boxes[:, 0] * asked.sizes[row, 1] / canvas * 12
+        torch.testing.assert_close(found[row], middles[:, None].expand(3, 5), atol=1e-4, rtol=0)
+
+
+def test_a_feature_map_needs_a_frozen_backbone():
+    with pytest.raises(ConfigError, match=r"patch_source: .*freeze_backbone"):
+        check(replace(TASK, patch_source="feature_map", freeze_backbone=False))
 
 
 def test_what_trains_and_what_is_handed_over():

@@ -92,6 +92,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.body, self._run = network.body, network.run
         self._folded, self._folds = FoldedCopy(), network.folds
+        self._remembers, self._remembered = False, list[tuple[Tensor, tuple[Tensor, ...]]]()
         self.interpolation, self.keeps_weights = network.interpolation, network.keeps_weights
         self.in_channels, self.stem = 3, ""
         self.set_statistics(network.mean, network.std)
@@ -152,6 +153,25 @@ class Backbone(nn.Module):
         Args:
             images: Normalised images.
         """
+        for known, levels in self._remembered:
+            if known is images:
+                return levels
+        levels = self._levels(images)
+        if self._remembers:
+            self._remembered.append((images, levels))
+        return levels
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Compute the levels of the same tensor only once inside."""
+        self._remembers = True
+        try:
+            yield
+        finally:
+            self._remembers = False
+            self._remembered.clear()
+
+    def _levels(self, images: Tensor) -> tuple[Tensor, ...]:
         learns = images.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
