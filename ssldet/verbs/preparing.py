@@ -106,7 +106,7 @@ def prepare_pretraining(
     choice, begins = choose_for_pretraining(recipe, images), Start.open(start, weights, backbone)
     if backbone is not None and begins is None:
         changes = backbone_changes(backbone, None if isinstance(recipe, Run) else choice.run.task) | dict(changes)
-    run = placed(override(choice.run if begins is None else begins.shape(choice.run), changes))
+    run = placed(override(choice.run, changes) if begins is None else begins.shape(choice.run, changes))
     run = for_channels(run) if begins is None else run
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
     _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
@@ -156,7 +156,7 @@ def prepare_finetuning(
     choice = choose_for_finetuning(recipe, data, None if begins is None else begins.opened)
     if backbone is not None and begins is None:
         changes = backbone_changes(backbone, choice.run.task) | dict(changes)
-    run = placed(override(choice.run if begins is None else begins.shape(choice.run), changes))
+    run = placed(override(choice.run, changes) if begins is None else begins.shape(choice.run, changes))
     run = for_channels(run) if begins is None else run
     _require(
         bool(run.data.unlabelled) or not run.task.needs.unlabelled,

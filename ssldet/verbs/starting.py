@@ -26,6 +26,7 @@ from ssldet.verbs.opening import Which, open_model
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = "detector.backbone.weights"
 JOINING = ("backbone", "projection")
 """Sections that start anew behind another backbone."""
 
@@ -60,7 +61,7 @@ class Start:
             return None
         return cls(name=str(name), opened=open_model(str(name), weights), backbone=backbone)
 
-    def shape(self, run: Run) -> Run:
+    def shape(self, run: Run, changes: Mapping[str, object]) -> Run:
         """Give a run the architecture of the model, with the choices that shape what the task inherits from it.
 
         What the model holds replaces whatever weights its own backbone once started from. A task of another kind brings
@@ -68,9 +69,11 @@ class Start:
 
         Args:
             run: The recipe's.
+            changes: Dotted fields that the user set, and their values.
 
         Raises:
-            ConfigError: The model has no backbone that could be exchanged.
+            ConfigError: The model has no backbone that could be exchanged, or nobody says whether the new one begins
+                with weights.
         """
         task, taught = run.task, from_document(DetectorConfig, self.opened.info["detector"])  # type: ignore[type-abstract]
         config = task.stage.receives(self.opened.task.stage.hands_over(taught))
@@ -84,12 +87,18 @@ class Start:
             shaping["detector.num_classes"] = run.detector.num_classes
         backbone = backbone_of(config)
         if backbone is not None:
-            shaping |= {"detector.backbone.weights": "none", "data.channels": backbone.channels}
+            shaping |= {WEIGHTS: "none", "data.channels": backbone.channels}
         if self.backbone is not None:
             if backbone is None:
                 raise ConfigError(f"{self.name}: its detector has no backbone to exchange; leave --backbone out")
-            shaping |= backbone_changes(self.backbone, task)
-        return override(replace(run, detector=config), shaping)
+            exchanged = backbone_changes(self.backbone, task)
+            if WEIGHTS not in exchanged and WEIGHTS not in changes:
+                raise ConfigError(
+                    f"--backbone {self.backbone}: say which weights it begins with, such as --set {WEIGHTS}=imagenet, a "
+                    f"file, or none for fresh ones"
+                )
+            shaping |= exchanged
+        return override(replace(run, detector=config), {**shaping, **changes})
 
     def hand_over(self, objective: Objective, task: Task, classes: Sequence[str]) -> TransferReport:
         """Copy what the task takes over into an objective; warn if the model has learned little.

@@ -146,3 +146,15 @@ def test_a_detector_without_a_backbone_has_none_to_exchange(images: Path, tmp_pa
     with pytest.raises(ConfigError, match="has no backbone to exchange; leave --backbone out"):
         start.pretrain(images, recipe="fp_detr_contrast/tiny", backbone=wider, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_backbone_are_not_left_to_chance(
+    finetuned: ssldet.Trained, images: Path, tmp_path: Path
+) -> None:
+    recipe, out = "random_query_patch/tiny", tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"--backbone resnet18: say which weights .*backbone\.weights=imagenet"):
+        finetuned.pretrain(images, recipe=recipe, backbone="resnet18", out=out)
+    assert not out.exists()
+    fresh = STILL | {"detector.backbone.weights": "none"}
+    run = finetuned.pretrain(images, recipe=recipe, val="none", backbone="resnet18", steps=1, out=out, overrides=fresh)
+    assert outcomes(run)["projection"] == {"reshaped"} or outcomes(run)["projection"] == {"fresh", "reshaped"}
