@@ -75,7 +75,7 @@ class Prepared:
         documents: dict[str, Mapping[str, Any]] = {}
         objective = assemble(self.run, self.sources.train, documents)
         handed = self.start.hand_over(objective, self.run.task, self.sources.train.classes)
-        return objective, documents | {"transfer.json": handed.to_json(), "lineage.json": self.start.lineage()}
+        return objective, documents | {"transfer.json": handed.to_json(), "lineage.json": self.start.lineage(handed)}
 
 
 def prepare_pretraining(

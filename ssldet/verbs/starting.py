@@ -21,7 +21,7 @@ from ssldet.report.record import read_record
 from ssldet.report.verdict import verdict_of
 from ssldet.task import Objective, Task
 from ssldet.verbs.composing import backbone_changes
-from ssldet.verbs.handing import transfer
+from ssldet.verbs.handing import HANDED_OVER, transfer
 from ssldet.verbs.opening import Which, open_model
 
 log = logging.getLogger(__name__)
@@ -94,8 +94,8 @@ class Start:
             exchanged = backbone_changes(self.backbone, task)
             if WEIGHTS not in exchanged and WEIGHTS not in changes:
                 raise ConfigError(
-                    f"--backbone {self.backbone}: say which weights it begins with, such as --set {WEIGHTS}=imagenet, a "
-                    f"file, or none for fresh ones"
+                    f"--backbone {self.backbone}: say which weights it begins with, such as --set {WEIGHTS}=imagenet, "
+                    "a file, or none for fresh ones"
                 )
             shaping |= exchanged
         return override(replace(run, detector=config), {**shaping, **changes})
@@ -132,9 +132,15 @@ class Start:
         self._warn_of_little_learned()
         return handed
 
-    def lineage(self) -> Mapping[str, Any]:
-        """Return the record of the stages behind the model."""
-        return {"stages": stages(self.opened.info)}
+    def lineage(self, handed: TransferReport) -> Mapping[str, Any]:
+        """Return the record of the stages behind the model, and of what the last of them handed over.
+
+        Args:
+            handed: What was handed over.
+        """
+        *earlier, last = stages(self.opened.info)
+        loaded = sorted({row.section for row in handed.rows if row.outcome == "loaded" and row.section})
+        return {"stages": [*earlier, last | {HANDED_OVER: loaded}]}
 
     def _teaches_the_same(self, task: Task) -> bool:
         return type(task) is type(self.opened.task)

@@ -158,3 +158,24 @@ def test_weights_of_another_backbone_are_not_left_to_chance(
     fresh = STILL | {"detector.backbone.weights": "none"}
     run = finetuned.pretrain(images, recipe=recipe, val="none", backbone="resnet18", steps=1, out=out, overrides=fresh)
     assert outcomes(run)["projection"] == {"reshaped"} or outcomes(run)["projection"] == {"fresh", "reshaped"}
+
+
+def test_a_stage_that_leaves_the_decoder_alone_hands_it_on(
+    finetuned: ssldet.Trained, images: Path, labelled: str, tmp_path: Path
+) -> None:
+    between = finetuned.pretrain(
+        images,
+        recipe="moco_v2/tiny",
+        val="none",
+        steps=1,
+        out=tmp_path / "between",
+        overrides=STILL | {"detector.backbone.frozen_norm": False},
+    )
+    last = between.finetune(labelled, recipe="detection/tiny", steps=1, out=tmp_path / "last", overrides=STILL)
+    ours, theirs = last.detector().state_dict(), finetuned.detector().state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith(("decoder", "queries")))
+    # Without a detector before it, that task hands over its backbone alone.
+    alone = ssldet.pretrain(
+        images, recipe="moco_v2/tiny", val="none", steps=1, out=tmp_path / "alone", overrides=STILL
+    ).finetune(labelled, recipe="detection/tiny", steps=1, out=tmp_path / "after", overrides=STILL)
+    assert "loaded" not in outcomes(alone)["decoder"]
