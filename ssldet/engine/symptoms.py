@@ -15,6 +15,7 @@ from torch import Tensor
 from ssldet import defaults
 from ssldet.detectors.base import backbone_of
 from ssldet.engine.run import Run
+from ssldet.registry import name_of
 from ssldet.task import Task
 from ssldet.types import Answer, Batch, Detections
 
@@ -186,12 +187,13 @@ def _remedies(run: Run, total_steps: int) -> str:
 
 
 def recipe_that_knows_photographs(task: Task) -> str:
-    """Return the option that takes a recipe whose backbone has learned from photographs.
+    """Return the option that takes a backbone which has learned from photographs: a recipe, where the task has one.
 
     Args:
         task: What is taught.
     """
-    return f"--recipe {defaults.FINETUNE_SMALL if task.needs.labels else defaults.PRETRAIN_SMALL}"
+    recipe = f"{name_of('ssldet.tasks', type(task))}/small"
+    return f"--recipe {recipe}" if recipe in defaults.SMALL else f"--set {defaults.BACKBONE_OF_SMALL}"
 
 
 def _score(task: Task, results: Mapping[str, Any]) -> float | None:

@@ -91,7 +91,7 @@ def _mistakes(record: Record) -> Section | None:
         Bar(
             name=str(row.get("kind", "")),
             share=max(0.0, cost) / most,
-            value=f"{points(max(0.0, cost))} points, {number(count)} times",
+            value=f"{points(max(0.0, cost))} points, {number(count)} {'time' if count == 1 else 'times'}",
             note=str(row.get("meaning", "")),
         )
         for row, cost, count in rows

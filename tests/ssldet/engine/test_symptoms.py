@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from ssldet.engine.symptoms import BoxVariance, blindness, symptoms
+from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs, symptoms
+from ssldet.recipe import override
 from ssldet.report.page import write_report
 from ssldet.types import Batch, Detections, Targets
+from ssldet.verbs.choosing import resolve
 
 IMAGES, QUERIES, SIDES = 6, 5, (40, 80)
 
@@ -85,6 +87,23 @@ def test_a_loss_that_has_not_fallen_is_said_with_both_figures(run: Any) -> None:
     assert "8.99 in the first tenth" in sentence
     assert "8.51 in the last" in sentence
     assert not symptoms(run, 20, lines(9, 8.5), {"score": 0.6}, variance_of(0.1, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "option"),
+    [
+        ("detection/tiny", "--recipe detection/small"),
+        ("one_shot/tiny", "--recipe one_shot/small"),
+        ("panoptic/tiny", "--set detector.backbone.name=timm/tf_efficientnet_lite0 detector.backbone.weights=imagenet"),
+    ],
+)
+def test_the_remedy_suits_the_task(recipe: str, option: str) -> None:
+    run = resolve(recipe)
+    assert recipe_that_knows_photographs(run.task) == option
+    kind, _, words = option.partition(" ")
+    better = resolve(words) if kind == "--recipe" else override(run, dict(word.split("=") for word in words.split()))
+    assert type(better.task) is type(run.task)
+    assert better.detector.backbone.weights == "imagenet"  # type: ignore[attr-defined]
 
 
 def test_a_healthy_run_hears_nothing(run: Any) -> None:
