@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 OURS = ("ssldet", "pretext", "downstream")
 """The packages of this distribution."""
 
+MOST_LISTED = 20
+"""How many names an error lists; a reader of more is sent to the list."""
 GROUPS = {
     "ssldet.tasks": "task",
     "ssldet.recipes": "recipe",
@@ -102,8 +104,9 @@ def find(group: str, name: str) -> Any:
     """
     claims = _claims(group)
     if name not in claims:
-        known = ", ".join(sorted(claims)) or "none"
-        raise ConfigError(f"no {_word(group)} {name!r}{suggest(name, claims)}; installed: {known}")
+        many = f"what is installed: ssldet list {group.removeprefix('ssldet.')}"
+        known = many if len(claims) > MOST_LISTED else f"installed: {', '.join(sorted(claims)) or 'none'}"
+        raise ConfigError(f"no {_word(group)} {name!r}{suggest(name, claims)}; {known}")
     entries = _ours_first(claims[name])
     if len(entries) > 1:
         rivals = " and ".join(sorted(entry.value for entry in entries))

@@ -100,7 +100,7 @@ def blindness(task: Task, results: Mapping[str, Any], variance: BoxVariance) -> 
 def symptoms(
     run: Run, total_steps: int, lines: Iterable[Mapping[str, Any]], results: Mapping[str, Any], variance: BoxVariance
 ) -> list[str]:
-    """Return what shows, at this point of a run, that it does not learn; empty for a run that does.
+    """Return what shows, at this point of a run, that it does not learn, and last what may help; empty if it learns.
 
     Args:
         run: The configuration.
@@ -129,7 +129,9 @@ def symptoms(
         found.append(_flatness(losses))
     finds = score is not None and score >= LOW_SCORES[run.task.needs.labels]
     found += collapse(checks, done, finds=finds)
-    return [f"{clause}. {_remedies(run, total_steps)}" for clause in found if clause]
+    clauses = [clause for clause in found if clause]
+    # What helps is the same for all of them, and said once.
+    return [*clauses[:-1], f"{clauses[-1]}. {_remedies(run, total_steps)}"] if clauses else []
 
 
 def collapse(lines: Sequence[Mapping[str, Any]], done: float, *, finds: bool = False) -> list[str]:

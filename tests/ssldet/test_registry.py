@@ -45,6 +45,12 @@ def test_one_name_loads_one_thing() -> None:
     assert registry.name_of("ssldet.tasks", collections.ChainMap) == "collections:ChainMap"
 
 
+def test_many_names_are_not_listed_in_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'detectoin/small' \(did you mean .*ssldet list recipes$") as told:
+        registry.find("ssldet.recipes", "detectoin/small")
+    assert len(str(told.value)) < 150
+
+
 @pytest.mark.usefixtures("shelf")
 @pytest.mark.parametrize(
     ("name", "says"),

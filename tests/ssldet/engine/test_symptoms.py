@@ -89,11 +89,20 @@ def test_a_loss_that_has_not_fallen_is_said_with_both_figures(run: Any) -> None:
     assert not symptoms(run, 20, lines(9, 8.5), {"score": 0.6}, variance_of(0.1, 0.2))
 
 
+def test_what_may_help_is_said_once(run: Any) -> None:
+    blind, late = symptoms(run, 20, lines(9, 4), {"score": 0.0}, variance_of(0.0, 0.2))
+    assert "hardly depend on the image" in blind
+    assert "score is 0.000 after" in late
+    assert "--steps 40" in late
+    assert "--steps" not in blind
+
+
 @pytest.mark.parametrize(
     ("recipe", "option"),
     [
         ("detection/tiny", "--recipe detection/small"),
         ("one_shot/tiny", "--recipe one_shot/small"),
+        ("self_training/tiny", "--recipe self_training/small"),
         ("panoptic/tiny", "--set detector.backbone.name=timm/tf_efficientnet_lite0 detector.backbone.weights=imagenet"),
     ],
 )
