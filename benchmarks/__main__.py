@@ -108,18 +108,41 @@ def tables(*pages: Path) -> None:
 
 
 @app.command
-def speed(*, out: Path = Path("benchmarks/results/speed.json"), images: int = 5000, repeats: int = 5) -> None:
-    """Measure what is done in a fast way against the plain one, on one thread of the CPU.
+def speed(
+    *,
+    out: Path = Path("benchmarks/results/speed.json"),
+    images: int = 5000,
+    repeats: int = 5,
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    check: Flag = False,
+) -> None:
+    """Measure what is done in a fast way against the plain one, in turns, on one thread of the CPU.
 
     Args:
-        out: JSON file to write.
+        out: JSON file, written after each row; rows of parts that are left out stay in it.
         images: Images of the evaluation.
         repeats: Rounds of the short measurements.
+        only: Parts: views, backbone, matching, optimiser, sampling, processes, step, evaluation.
+        json_: Print each row as one JSON object.
+        check: Only measure parts that take seconds, and fail if a ratio fell by a third below that in the file.
     """
-    from benchmarks.timing.speed import measure
+    import tempfile
 
-    for row in measure(out, images=images, repeats=repeats):
-        sys.stdout.write(f"{row.ratio:8.2f}  {row.work}, against {row.against}\n")
+    from benchmarks.timing.speed import Amount, fallen, measure
+
+    with tempfile.TemporaryDirectory() as folder:
+        amount = Amount(images=images, repeats=repeats, folder=Path(folder))
+        if check:
+            slower = fallen(out, amount, only or ())
+            sys.stdout.writelines(f"{line}\n" for line in slower or ["nothing fell by a third"])
+            sys.exit(1 if slower else 0)
+        for row in measure(out, amount, only or ()):
+            text = (
+                f"{row['ratio']:8.2f}  ({row['low']:.2f} to {row['high']:.2f})  {row['work']}, against {row['against']}"
+            )
+            sys.stdout.write(f"{json.dumps(row) if json_ else text}\n")
+            sys.stdout.flush()
 
 
 @app.command

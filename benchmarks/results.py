@@ -140,7 +140,7 @@ def collect(plan: Plan, out: Path) -> Results:
     return Results(
         suite=_document_of(plan.suite),
         code=code_version(),
-        hardware=_hardware(),
+        hardware=hardware(),
         rows=[_row(arm, plan, runs) for arm in plan.arms],
         runs=runs,
         recipes=recipes,
@@ -205,7 +205,8 @@ def _document_of(suite: Suite) -> dict[str, Any]:
     }
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """Return what this machine computes with."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

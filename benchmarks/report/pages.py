@@ -139,11 +139,30 @@ def _demo(results: Path) -> str:
     )
 
 
+def _speed(results: Path) -> str:
+    measured: Mapping[str, Any] = json.loads(read_text(results / "speed.json"))
+    rows = [
+        (
+            f"{row['work']} ({row['note']})" if row["note"] else row["work"],
+            row["against"],
+            f"{row['ratio']:.2f}",
+            f"{row['low']:.2f} to {row['high']:.2f}",
+        )
+        for row in measured["results"]
+    ]
+    loads = [row["load"] for row in measured["results"]]
+    machine = measured["machine"]
+    table = markdown(Table(columns=("work", "against", "times as fast", "half of all rounds"), rows=rows))
+    where = f"{machine['processor']}, one thread, torch {machine['torch']}"
+    return f"{table}\n\n{where}; {min(loads):.0f} to {max(loads):.0f} programs shared {machine['cores']} cores."
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "demo": _demo,
     "detectors": _detectors,
     "matching": _matching,
     "pretraining": _pretraining,
+    "speed": _speed,
     "steps": _steps,
 }
 """Name -> folder of committed results -> table in Markdown."""

@@ -1,11 +1,12 @@
 """functions -> ratios: timed in turns, so that whatever else the machine does hits all of them alike."""
 
 import json
-import math
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -20,20 +21,79 @@ class Ratio:
     Attributes:
         work: What was timed.
         against: The other way.
-        ratio: Time of the other way divided by the time of the work; above 1 the work is faster.
-        repeats: Rounds, of each of which the fastest counts.
+        ratio: Median time of the other way divided by that of the work; above 1 the work is faster.
+        low: A quarter of the rounds gave a smaller ratio.
+        high: A quarter of the rounds gave a larger one.
+        seconds: Median time of the work.
+        repeats: Rounds.
         note: What bounds or explains the number.
     """
 
     work: str
     against: str
     ratio: float
+    low: float
+    high: float
+    seconds: float
     repeats: int
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**vars(self), "ratio": float(f"{self.ratio:.3g}")}
+        rounded = {name: float(f"{getattr(self, name):.3g}") for name in ("ratio", "low", "high", "seconds")}
+        return {**vars(self), **rounded}
+
+
+def in_turns(ways: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float]) -> list[tuple[float, ...]]:
+    """Return the seconds that each function took in each round, after one that warms up.
+
+    Args:
+        ways: Functions, called in turns.
+        repeats: Rounds that count.
+        clock: Tells the seconds.
+    """
+    rounds = [tuple(_seconds_of(way, clock) for way in ways) for _ in range(repeats + 1)]
+    return rounds[1:]
+
+
+def _seconds_of(way: Callable[[], object], clock: Callable[[], float]) -> float:
+    begun = clock()
+    way()
+    return clock() - begun
+
+
+def of_processor() -> float:
+    """Return the seconds that processors worked for this process and those that it waited for, whoever else kept them.
+
+    Other programs still take caches, and the other half of a core; hence rounds in turns.
+    """
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def of_wall() -> float:
+    """Return the seconds that pass, the work of an accelerator included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def compared(work: str, against: str, rounds: Sequence[tuple[float, ...]], note: str = "") -> Ratio:
+    """Return what rounds of two functions say.
+
+    Args:
+        work: Name of the first function.
+        against: Name of the second one.
+        rounds: Seconds of both in each round.
+        note: What bounds or explains the number.
+    """
+    ours, theirs = zip(*rounds, strict=True)
+    ratios = sorted(other / own for own, other in rounds)
+    low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return Ratio(
+        work=work, against=against, ratio=median(theirs) / median(ours), low=low, high=high, seconds=median(ours),
+        repeats=len(rounds), note=note,
+    )  # fmt: skip
 
 
 def fastest(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -43,23 +103,14 @@ def fastest(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
         ways: Functions by name; called in turns.
         repeats: Rounds that count.
     """
-    best = dict.fromkeys(ways, math.inf)
-    for number in range(repeats + 1):
-        for name, way in ways.items():
-            begun = time.perf_counter()
-            way()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            passed = time.perf_counter() - begun
-            if number:
-                best[name] = min(best[name], passed)
-    return best
+    rounds = in_turns(list(ways.values()), repeats, of_wall)
+    return {name: min(seconds) for name, seconds in zip(ways, zip(*rounds, strict=True), strict=True)}
 
 
 def ratio(
     work: tuple[str, Callable[[], object]], against: tuple[str, Callable[[], object]], repeats: int, note: str = ""
 ) -> Ratio:
-    """Time two functions in turns.
+    """Compare the processor's time for two functions, in turns.
 
     Args:
         work: Name and function.
@@ -67,8 +118,7 @@ def ratio(
         repeats: Rounds.
         note: What bounds or explains the number.
     """
-    times = fastest({"work": work[1], "against": against[1]}, repeats)
-    return Ratio(work=work[0], against=against[0], ratio=times["against"] / times["work"], repeats=repeats, note=note)
+    return compared(work[0], against[0], in_turns([work[1], against[1]], repeats, of_processor), note)
 
 
 def write(path: Path, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -149,7 +149,7 @@ def steps(bench: Bench) -> Iterator[Row]:
     """Time a step of pretraining by batch size and precision; the first batch size comes in all forms."""
     forms = {4: ("plain fp32", "fp32", "bf16"), 8: ("fp32", "bf16 channels last")} if bench.tiny else FORMS
     for batch_size, named in forms.items():
-        trainers = _Trainers(bench, batch_size)
+        trainers = Trainers(bench, batch_size)
         for form in named:
             if bench.seconds_left <= 0:
                 return
@@ -166,7 +166,7 @@ def steps(bench: Bench) -> Iterator[Row]:
     _tf32(False)
 
 
-class _Trainers:
+class Trainers:
     """One batch on the device, and the ways to take a step with it."""
 
     def __init__(self, bench: Bench, batch_size: int) -> None:

@@ -1,51 +1,114 @@
 """What ssldet does in a fast way, against the plain one: `python -m benchmarks speed`."""
 
+import json
+import math
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.results import hardware
 from benchmarks.timing.clock import Ratio, ratio, write
+from benchmarks.timing.gpu import Bench, Trainers
+from benchmarks.timing.views import measure_views
+from downstream.annotations.shapes import write_shapes
 from downstream.metrics.coco_engines import Columns, Numbers, by_hotcoco, by_pycocotools
 from ssldet.boxes import cxcywh_to_xyxy, elementwise_giou
+from ssldet.errors import ConfigError, suggest
 from ssldet.matching import BoxGIoUCost, BoxL1Cost, Matcher, PaddedTargets
+from ssldet.nn.backbones import BackboneConfig, build_backbone
 from ssldet.nn.deformable import Levels, sample_by_bags, sample_by_grid
+from ssldet.regular import read_text
 from ssldet.types import Predictions, Targets
 
 CLASSES = 80
+SCORED = """
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+labels = COCO({labels!r})
+evaluation = COCOeval(labels, labels.loadRes({found!r}), "bbox")
+evaluation.evaluate()
+evaluation.accumulate()
+evaluation.summarize()
+"""
+"""What somebody writes who scores a file of detections without this package."""
 
 
-def measure(out: Path, *, images: int = 5000, repeats: int = 5) -> list[Ratio]:
-    """Measure every pair on one thread of the CPU, writing after each.
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much is measured.
 
-    Args:
-        out: JSON file to write.
+    Attributes:
         images: Images of the evaluation, each with 100 detections.
         repeats: Rounds of the short measurements.
+        folder: An existing folder for generated data.
+    """
+
+    images: int
+    repeats: int
+    folder: Path
+
+
+def measure(out: Path, amount: Amount, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Measure part after part on one thread of the CPU, and write after each row.
+
+    Args:
+        out: JSON file to write; rows of parts that are not measured now stay in it.
+        amount: How much.
+        only: Names of parts; empty measures all.
+
+    Yields:
+        One row for each pair.
+
+    Raises:
+        ConfigError: There is no such part.
+    """
+    if wrong := [f"--only: no part {name!r}{suggest(name, list(PARTS))}" for name in only if name not in PARTS]:
+        raise ConfigError(wrong)
+    torch.set_num_threads(1)
+    kept: list[dict[str, Any]] = json.loads(read_text(out))["results"] if only and out.exists() else []
+    rows = {name: [row for row in kept if row["part"] == name and name not in only] for name in PARTS}
+    machine = {**hardware(), "threads": 1, "torch": torch.__version__}
+    for name in only or PARTS:
+        for row in PARTS[name](amount):
+            rows[name].append({"part": name, **row.to_json(), "load": round(os.getloadavg()[0], 1)})
+            write(out, machine, [row for part in rows.values() for row in part])
+            yield rows[name][-1]
+
+
+def fallen(recorded: Path, amount: Amount, parts: Sequence[str] = ()) -> list[str]:
+    """Measure again what takes seconds, and return a line for each ratio that fell by a third; nothing is written.
+
+    Args:
+        recorded: JSON file of a whole measurement.
+        amount: How much is measured.
+        parts: Names of parts; empty takes those of `QUICK`.
     """
     torch.set_num_threads(1)
-    machine = {"device": "cpu", "threads": 1, "torch": torch.__version__, "python": sys.version.split()[0]}
-    rows: list[Ratio] = []
-    for row in _rows(images, repeats):
-        rows.append(row)
-        write(out, machine, [one.to_json() for one in rows])
-    return rows
+    before = {row["work"]: row["ratio"] for row in json.loads(read_text(recorded))["results"]}
+    best: dict[str, float] = {}
+    for name in parts or QUICK:
+        for _ in range(ATTEMPTS):
+            rows = [row for row in PARTS[name](amount) if row.work in before]
+            best |= {row.work: max(row.ratio, best.get(row.work, 0.0)) for row in rows}
+            if all(best[row.work] >= LEAST * before[row.work] for row in rows):
+                break
+    return [
+        f"{work}: {ratio:.2f} times as fast as the plain way, which was {before[work]:.2f}"
+        for work, ratio in best.items()
+        if ratio < LEAST * before[work]
+    ]
 
 
-def _rows(images: int, repeats: int) -> Iterator[Ratio]:
-    yield _evaluation(images)
-    for shape in ((6, 4, 100, 10), (6, 8, 300, 40)):
-        yield from _matching(shape, repeats)
-    yield _optimiser(repeats)
-    yield _sampling(repeats)
-    yield _imports(repeats)
-
-
-def _evaluation(images: int) -> Ratio:
+def _evaluation(amount: Amount) -> Iterator[Ratio]:
+    images = amount.images
     chance = np.random.default_rng(0)
     objects = _columns(chance, images, 7, None)
     found = _columns(chance, images, 100, objects)
@@ -59,7 +122,7 @@ def _evaluation(images: int) -> Ratio:
         return lambda: engine(numbers, objects, found, "bbox", [1, 10, 100])
 
     name = f"AP of {images} images with 100 detections each"
-    return ratio((name, by(by_hotcoco)), ("pycocotools", by(by_pycocotools)), 1)
+    yield ratio((name, by(by_hotcoco)), ("pycocotools", by(by_pycocotools)), 1)
 
 
 def _columns(chance: np.random.Generator, images: int, each: int, near: Columns | None) -> Columns:
@@ -83,7 +146,12 @@ def _columns(chance: np.random.Generator, images: int, each: int, near: Columns 
     )
 
 
-def _matching(shape: tuple[int, int, int, int], repeats: int) -> Iterator[Ratio]:
+def _matching(amount: Amount) -> Iterator[Ratio]:
+    for shape in ((6, 4, 100, 10), (6, 8, 300, 40)):
+        yield from _matching_of(shape, amount.repeats)
+
+
+def _matching_of(shape: tuple[int, int, int, int], repeats: int) -> Iterator[Ratio]:
     layers, batch, queries, targets = shape
     predictions = Predictions(
         logits=torch.randn(layers, batch, queries, CLASSES + 1),
@@ -126,7 +194,7 @@ def _matching(shape: tuple[int, int, int, int], repeats: int) -> Iterator[Ratio]
     )
 
 
-def _optimiser(repeats: int) -> Ratio:
+def _optimiser(amount: Amount) -> Iterator[Ratio]:
     def step(fused: bool) -> Callable[[], object]:
         network = torch.nn.Transformer(256, 8, 6, 6, 2048, batch_first=True)
         for parameter in network.parameters():
@@ -134,34 +202,108 @@ def _optimiser(repeats: int) -> Ratio:
         return torch.optim.AdamW(network.parameters(), fused=fused or None).step
 
     note = "on CPUs only with optim.fused=on, because the last digits differ"
-    return ratio(
-        ("AdamW in one pass, 17 million weights", step(True)), ("tensor by tensor", step(False)), repeats, note
-    )
+    fast, plain = ("AdamW in one pass, 17 million weights", step(True)), ("tensor by tensor", step(False))
+    yield ratio(fast, plain, amount.repeats, note)
 
 
-def _sampling(repeats: int) -> Ratio:
+def _sampling(amount: Amount) -> Iterator[Ratio]:
     shapes = ((38, 50), (19, 25), (10, 13), (5, 7))
     maps = [torch.randn(1, 256, *shape) for shape in shapes]
     levels = Levels.of(maps, None)
     places = torch.rand(1, 1000, 8, len(shapes), 4, 2) * levels.sizes.view(-1, 1, 2) - 0.5
     given: Any = (levels.join(maps).contiguous(), places, torch.rand(places.shape[:-1]), levels)
-    return ratio(
+    yield ratio(
         ("deformable sampling for 1000 queries, by bags", lambda: sample_by_bags(*given)),
         ("one grid_sample per level", lambda: sample_by_grid(*given)),
+        amount.repeats,
+    )
+
+
+def _views(amount: Amount) -> Iterator[Ratio]:
+    yield from measure_views(amount.folder, 2 * amount.repeats)
+
+
+def _backbone(amount: Amount) -> Iterator[Ratio]:
+    config = BackboneConfig(name="resnet50", frozen_stages=0)
+    images = torch.randn(2, 3, 400, 533)
+    folding, written = (build_backbone(config).requires_grad_(False).eval() for _ in range(2))
+    written.body.register_forward_hook(lambda *_: None)  # a network that is watched is not folded
+    yield ratio(
+        ("frozen ResNet-50 with its norms folded, two images of 400 x 533", lambda: folding.levels(images)),
+        ("as written", lambda: written.levels(images)),
+        amount.repeats,
+    )
+
+
+def _step(amount: Amount) -> Iterator[Ratio]:
+    bench = Bench(device=torch.device("cpu"), until=math.inf, tiny=False, folder=amount.folder)
+    trainers = Trainers(bench, 2)
+    ours, plain = trainers.step_of("fp32"), trainers.step_of("plain fp32")
+    note = "ours jitters the patches, the plain one does not"
+    fast = ("pretraining step, ResNet-50, 6 + 6 layers, 100 queries, 10 patches, batch 2", ours)
+    yield ratio(fast, ("plain PyTorch", plain), min(amount.repeats, 3), note)
+
+
+def _processes(amount: Amount) -> Iterator[Ratio]:
+    """Time whole processes, which begin with imports."""
+
+    def fresh(*arguments: str) -> Callable[[], object]:
+        command = [sys.executable, *arguments]
+        return lambda: subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - our own
+
+    torch_alone = ("import torch in a fresh process", fresh("-c", "import torch"))
+    shapes = amount.folder / "shapes"
+    labels = write_shapes(shapes, images=16, size=64)
+    out = (str(amount.folder / f"run-{number}") for number in count())
+    found = amount.folder / "found.json"
+    found.write_text(json.dumps(_random_detections(labels)), encoding="utf-8")
+    first_step = ["pretrain", str(shapes), "--recipe", "random_query_patch/tiny", "--steps", "1", "--val", "none"]
+    scored = SCORED.format(labels=str(labels), found=str(found))
+    repeats = min(amount.repeats, 3)
+    yield ratio(("ssldet --help", fresh("-m", "ssldet", "--help")), torch_alone, repeats)
+    yield ratio(("import ssldet", fresh("-c", "import ssldet")), torch_alone, repeats)
+    yield ratio(("import ssldet; ssldet.pretrain", fresh("-c", "import ssldet; ssldet.pretrain")), torch_alone, repeats)
+
+    def begin() -> None:
+        fresh("-m", "ssldet", *first_step, "--out", next(out))()
+
+    yield ratio(("ssldet pretrain, one step", begin), torch_alone, repeats)
+    evaluate = fresh("-m", "ssldet", "evaluate", "--predictions", str(found), "--data", f"coco:{labels}")
+    yield ratio(
+        ("ssldet evaluate --predictions, 16 images", evaluate),
+        ("a script of pycocotools", fresh("-c", scored)),
         repeats,
     )
 
 
-def _imports(repeats: int) -> Ratio:
-    def fresh(code: str) -> Callable[[], object]:
-        return lambda: subprocess.run(  # noqa: S603 - our own
-            [sys.executable, "-c", code], check=True
-        )
+def _random_detections(labels: Path) -> list[dict[str, Any]]:
+    document, chance = json.loads(read_text(labels)), np.random.default_rng(0)
+    categories = [one["id"] for one in document["categories"]]
+    return [
+        {
+            "image_id": image["id"],
+            "category_id": int(chance.choice(categories)),
+            "bbox": [float(value) for value in chance.uniform((0, 0, 5, 5), (30, 30, 30, 30))],
+            "score": float(chance.random()),
+        }
+        for image in document["images"]
+        for _ in range(50)
+    ]
 
-    note = "1 would mean that nothing but torch is imported before a verb runs"
-    return ratio(
-        ("ssldet.pretrain in a fresh process", fresh("import ssldet; ssldet.pretrain")),
-        ("import torch in a fresh process", fresh("import torch")),
-        min(repeats, 3),
-        note,
-    )
+
+PARTS: dict[str, Callable[[Amount], Iterator[Ratio]]] = {
+    "views": _views,
+    "backbone": _backbone,
+    "matching": _matching,
+    "optimiser": _optimiser,
+    "sampling": _sampling,
+    "processes": _processes,
+    "step": _step,
+    "evaluation": _evaluation,
+}
+"""Name -> what is measured, in order."""
+QUICK = ("views", "matching")
+"""Parts that take seconds."""
+LEAST = 2 / 3
+"""Share of a recorded ratio that a new one must reach, in one of some attempts."""
+ATTEMPTS = 3
