@@ -78,7 +78,8 @@ def difference(
     Raises:
         CheckpointError: The graph fails on images of one of these sizes.
     """
-    return max(_difference(answering, run, name, shape) for shape in SHAPES)
+    # Not Python's `max`, which passes over what is not a number.
+    return float(torch.tensor([_difference(answering, run, name, shape) for shape in SHAPES]).max())
 
 
 def _difference(
@@ -100,7 +101,7 @@ def _difference(
     theirs = [torch.from_numpy(found[output]) for output in answering.outputs]
     if orders_by_score(answering.detector):
         theirs = in_order_of(ours, theirs)
-    return max(float((one - other).abs().max()) for one, other in zip(ours, theirs, strict=True))
+    return float(torch.stack([(one - other).abs().max() for one, other in zip(ours, theirs, strict=True)]).max())
 
 
 def orders_by_score(detector: Detector) -> bool:

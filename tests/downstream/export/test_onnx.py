@@ -19,7 +19,7 @@ from PIL import Image
 import ssldet
 from downstream.detection import Detection
 from downstream.export import onnx
-from downstream.export.answering import in_order_of
+from downstream.export.answering import Answering, difference, in_order_of
 from downstream.export.safetensors import export
 from downstream.one_shot import OneShot
 from ssldet.errors import CheckpointError, DataError, SetupError
@@ -270,6 +270,21 @@ def test_queries_that_rounding_exchanged_are_compared_with_their_own() -> None:
     torch.testing.assert_close(theirs[1], boxes, atol=1e-5, rtol=0)
     broken = in_order_of((logits, boxes), [logits * torch.nan, boxes])
     assert broken[0].isnan().all()
+
+
+@pytest.mark.parametrize("output", ["logits", "boxes"])
+def test_what_is_not_a_number_is_a_difference(output: str) -> None:
+    answering = Answering(replace(TINY, masks=False).build()).eval()
+
+    def run(fed):
+        with torch.no_grad():
+            found = answering(torch.from_numpy(fed["images"]), torch.from_numpy(fed["padding"]))
+        return {
+            name: value.numpy() * (np.nan if name == output else 1)
+            for name, value in zip(("logits", "boxes"), found, strict=True)
+        }
+
+    assert np.isnan(difference(answering, run, "model.onnx"))
 
 
 def test_networks_that_no_graph_holds_are_refused_at_once(tmp_path: Path) -> None:
