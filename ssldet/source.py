@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ssldet import chance
+from ssldet.regular import read_bytes
 from ssldet.types import Batch, Detections, Sample, Skipped, Targets
 
 Opener = TypeVar("Opener", bound=Callable[..., Any])
@@ -120,6 +121,15 @@ class Source(ABC):
     def size_of(self, index: int) -> tuple[int, int] | None:
         """Return height and width of an image without reading it; `None` where that is not possible."""
         return None
+
+    def encoded(self, index: int) -> bytes | None:
+        """Return the bytes of an image as they are stored, without decoding them; `None` where that is not possible.
+
+        Raises:
+            OSError: The file can't be read.
+        """
+        path = self.path_of(index)
+        return None if path is None else read_bytes(path)
 
     def with_classes(self, classes: Sequence[str]) -> "Source | None":
         """Return the same images with their classes counted in another order; `None` where that is not possible.
@@ -277,6 +287,10 @@ class WrappedSource(Source):
     def size_of(self, index: int) -> tuple[int, int] | None:
         """Return height and width of an image without reading it, if the source inside can."""
         return self.source.size_of(self.inner(index))
+
+    def encoded(self, index: int) -> bytes | None:
+        """Return the bytes of an image as they are stored, if the source inside can."""
+        return self.source.encoded(self.inner(index))
 
     def with_classes(self, classes: Sequence[str]) -> "WrappedSource | None":
         """Return the same wrapper around the source with its classes in another order, if the source inside can.

@@ -184,6 +184,10 @@ class LabelledImages(Measurable):
         """Return where an image lies; `None` in an archive."""
         return self.place.path_of(self._file(index))
 
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes of an image as they are stored."""
+        return self.place.encoded(self._file(index))
+
     def name_of(self, index: int) -> str:
         """Return what an image is called in messages."""
         return self.place.name_of(self._file(index))

@@ -1,5 +1,6 @@
 """path -> pixels, folders -> Source: plain images without labels; `judging` says which files can be used."""
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,10 +36,12 @@ __all__ = [
     "is_turned",
     "key_of",
     "open_images",
+    "opened",
     "read_image",
     "read_image_inside",
     "size_of",
     "thumbnails",
+    "thumbnails_inside",
     "turned",
     "unlabelled",
 ]
@@ -140,6 +143,47 @@ def thumbnails(
         The thumbnail of each image, or what is wrong with it.
     """
     return _answers("", paths, partial(_thumbnail, size=size), rules)
+
+
+def thumbnails_inside(
+    images: Sequence[tuple[str, int]], content: Callable[[int], bytes], size: tuple[int, int], rules: ImageRules
+) -> list[UInt8[np.ndarray, "h w"] | UnreadableError]:
+    """Return thumbnails of images that are parts of files, as `thumbnails` does.
+
+    Args:
+        images: What to call each image in messages, and its number.
+        content: Number -> the bytes of an image.
+        size: Height and width of a thumbnail.
+        rules: Which images are usable.
+    """
+    use = partial(_thumbnail, size=size)
+
+    def look(part: range) -> list[UInt8[np.ndarray, "h w"] | UnreadableError]:
+        answers: list[UInt8[np.ndarray, "h w"] | UnreadableError] = []
+        for name, number in images[part.start : part.stop]:
+            whole = content(number)
+            try:
+                answers.append(judged_inside(partial(opened, whole), Stamp(len(whole), 0), name, use, rules))
+            except UnreadableError as error:
+                answers.append(error)
+        return answers
+
+    return [thumbnail for part in over_parts(len(images), look) for thumbnail in part]
+
+
+def opened(content: bytes | memoryview) -> BinaryIO:
+    """Return the bytes of an image as a file.
+
+    Args:
+        content: They are not copied before something is read.
+    """
+    return io.BufferedReader(_Content(content))
+
+
+class _Content(io.BytesIO):
+    """Bytes as a file that knows how it was opened."""
+
+    mode = "rb"
 
 
 def key_of(name: str) -> str:

@@ -135,6 +135,11 @@ class ConcatSource(Source):
         part, place = self._find(index)
         return self._sources[part].size_of(place)
 
+    def encoded(self, index: int) -> bytes | None:
+        """Return the bytes of an image as they are stored, if its source can."""
+        part, place = self._find(index)
+        return self._sources[part].encoded(place)
+
     def with_classes(self, classes: Sequence[str]) -> Source | None:
         """Return the same images with their classes counted in another order, if every source can do that.
 

@@ -11,10 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int, Integer, UInt8, UInt64
 
 from ssldet.data.files import find_images
-from ssldet.data.images import ImageRules, thumbnails
-from ssldet.errors import ConfigError
+from ssldet.data.images import ImageRules, thumbnails, thumbnails_inside
+from ssldet.errors import ConfigError, UnreadableError
 from ssldet.escapes import shown
-from ssldet.regular import read_bytes
 from ssldet.source import Source
 
 DISTANCE = 8
@@ -97,7 +96,7 @@ class Leaks:
 class _Hashes:
     """Difference hashes and thumbnails of the images of one source."""
 
-    paths: list[str]
+    images: "_Images"
     hashes: UInt64[np.ndarray, " N"]
     greys: Float[np.ndarray, "N K"]
     comparable: Int[np.ndarray, " M"]
@@ -118,17 +117,17 @@ def find_leaks(first: Source, second: Source, rules: ImageRules, threshold: floa
         threshold: Largest difference anywhere in two pictures that count as the same, in percent of the range of grey.
 
     Raises:
-        ConfigError: A source does not know the paths of its images, or the threshold is no percentage.
+        ConfigError: A source does not give the bytes of its images, or the threshold is no percentage.
     """
     if not 0 <= threshold <= 100:
         raise ConfigError(f"threshold: {threshold:g} is not from 0 to 100 percent; leave it out for {THRESHOLD:g}")
-    ours, theirs = (_hashes(_paths(source), rules) for source in (first, second))
-    pairs = {place: Leak(first=shown(path), second=shown(theirs.paths[place]), same="file")
-             for place, path in _same_files(ours.paths, theirs.paths)}  # fmt: skip
+    ours, theirs = (_hashes(_Images(source, rules)) for source in (first, second))
+    pairs = {place: Leak(first=ours.images.names[other], second=theirs.images.names[place], same="file")
+             for place, other in _same_files(ours.images, theirs.images)}  # fmt: skip
     alike = {place: others for place, others in _look_alikes(ours, theirs) if place not in pairs}
-    for place, (other, distance) in _nearest(ours, theirs, alike, rules).items():
+    for place, (other, distance) in _nearest(ours, theirs, alike).items():
         if distance <= threshold:
-            names = {"first": shown(ours.paths[other]), "second": shown(theirs.paths[place])}
+            names = {"first": ours.images.names[other], "second": theirs.images.names[place]}
             pairs[place] = Leak(**names, same="picture", distance=round(distance, 2))
     return Leaks(
         pairs=tuple(pairs[place] for place in sorted(pairs)),
@@ -166,26 +165,71 @@ def _paths(source: Source) -> list[str]:
     return list(map(str, paths))
 
 
-def _same_files(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield place in the second and path in the first of files with equal bytes; only equal sizes are read."""
-    by_size: defaultdict[int, list[str]] = defaultdict(list)
-    for path in first:
-        by_size[Path(path).stat().st_size].append(path)
-    digests: dict[str, bytes] = {}
-    for place, path in enumerate(second):
-        for candidate in by_size.get(Path(path).stat().st_size, ()):
-            for name in (path, candidate):
-                if name not in digests:
-                    digests[name] = hashlib.blake2b(read_bytes(name)).digest()
-            if digests[path] == digests[candidate]:
-                yield place, candidate
+class _Images:
+    """The images of a source, files of their own or parts of archives and tables.
+
+    Attributes:
+        names: What each is called.
+    """
+
+    def __init__(self, source: Source, rules: ImageRules) -> None:
+        """Take a source.
+
+        Raises:
+            ConfigError: It does not give the bytes of its images.
+        """
+        self._source, self._rules = source, rules
+        try:
+            self._paths: list[str] | None = _paths(source)
+        except ConfigError:
+            if not len(source) or source.encoded(0) is None:
+                raise
+            self._paths = None
+        self.names = [shown(source.name_of(number) or str(number)) for number in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def size(self, place: int) -> int:
+        """Return the number of bytes of an image."""
+        return len(self.content(place)) if self._paths is None else Path(self._paths[place]).stat().st_size
+
+    def content(self, place: int) -> bytes:
+        """Return the bytes of an image; none where it can't be read, which is told of its thumbnail."""
+        try:
+            return self._source.encoded(place) or b""
+        except UnreadableError:
+            return b""
+
+    def thumbnails(
+        self, places: Sequence[int], size: tuple[int, int]
+    ) -> list[UInt8[np.ndarray, "h w"] | UnreadableError]:
+        """Return images shrunk to a few grey pixels, or what is wrong with them."""
+        if self._paths is not None:
+            return thumbnails([self._paths[place] for place in places], size, self._rules)
+        return thumbnails_inside([(self.names[place], place) for place in places], self.content, size, self._rules)
+
+
+def _same_files(first: _Images, second: _Images) -> Iterator[tuple[int, int]]:
+    """Yield place in the second and place in the first of equal bytes; files of other sizes are not read."""
+    by_size: defaultdict[int, list[int]] = defaultdict(list)
+    for other in range(len(first)):
+        by_size[first.size(other)].append(other)
+    digests: dict[tuple[int, int], bytes] = {}
+    for place in range(len(second)):
+        for other in by_size.get(second.size(place), ()):
+            for images, number, place_there in ((first, 0, other), (second, 1, place)):
+                if (number, place_there) not in digests:
+                    digests[number, place_there] = hashlib.blake2b(images.content(place_there)).digest()
+            if digests[1, place] == digests[0, other]:
+                yield place, other
                 break
 
 
-def _hashes(paths: list[str], rules: ImageRules) -> _Hashes:
-    small: UInt8[np.ndarray, "N 8 9"] = np.zeros((len(paths), 8, 9), dtype=np.uint8)
+def _hashes(images: _Images) -> _Hashes:
+    small: UInt8[np.ndarray, "N 8 9"] = np.zeros((len(images), 8, 9), dtype=np.uint8)
     unread = 0
-    for row, thumbnail in zip(small, thumbnails(paths, (8, 9), rules), strict=True):
+    for row, thumbnail in zip(small, images.thumbnails(range(len(images)), (8, 9)), strict=True):
         if isinstance(thumbnail, np.ndarray):
             row[:] = thumbnail
         else:
@@ -195,7 +239,7 @@ def _hashes(paths: list[str], rules: ImageRules) -> _Hashes:
     spread = greys.std(axis=1, keepdims=True)
     greys = (greys - greys.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-6)
     comparable = np.flatnonzero(spread[:, 0] >= CONTRAST)
-    return _Hashes(paths, np.ascontiguousarray(bits).view(np.uint64)[:, 0], greys, comparable, unread)
+    return _Hashes(images, np.ascontiguousarray(bits).view(np.uint64)[:, 0], greys, comparable, unread)
 
 
 def _look_alikes(ours: _Hashes, theirs: _Hashes) -> Iterator[tuple[int, list[int]]]:
@@ -214,15 +258,13 @@ def _look_alikes(ours: _Hashes, theirs: _Hashes) -> Iterator[tuple[int, list[int
                 yield int(places[row]), candidates[likeness >= LIKENESS].tolist()
 
 
-def _nearest(
-    ours: _Hashes, theirs: _Hashes, alike: Mapping[int, Sequence[int]], rules: ImageRules
-) -> dict[int, tuple[int, float]]:
+def _nearest(ours: _Hashes, theirs: _Hashes, alike: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, float]]:
     """Return place in the second -> place in the first of the nearest look-alike, and its distance in percent.
 
     Only look-alikes are read again, so that this costs little where there are few.
     """
-    mine = _cells(ours.paths, sorted({other for others in alike.values() for other in others}), rules)
-    yours = _cells(theirs.paths, list(alike), rules)
+    mine = _cells(ours.images, sorted({other for others in alike.values() for other in others}))
+    yours = _cells(theirs.images, list(alike))
     nearest: dict[int, tuple[int, float]] = {}
     for place, others in alike.items():
         distances = {
@@ -236,9 +278,9 @@ def _nearest(
     return nearest
 
 
-def _cells(paths: Sequence[str], places: Sequence[int], rules: ImageRules) -> dict[int, Float[np.ndarray, "N N"]]:
+def _cells(images: _Images, places: Sequence[int]) -> dict[int, Float[np.ndarray, "N N"]]:
     """Return place -> grey values of a picture's cells, 0..255; what can't be read any more is left out."""
-    small = thumbnails([paths[place] for place in places], (GRID, GRID), rules)
+    small = images.thumbnails(places, (GRID, GRID))
     return {
         place: cells.astype(np.float32)
         for place, cells in zip(places, small, strict=True)

@@ -19,6 +19,7 @@ from ssldet.data.shard_index import ShardIndex, index_shards
 from ssldet.data.shards import DECODED, split_window, windowed
 from ssldet.errors import UnreadableError
 from ssldet.escapes import shown
+from ssldet.regular import read_bytes
 from ssldet.source import shuffled
 from ssldet.types import Pixels
 
@@ -50,6 +51,15 @@ class Place(ABC):
 
         Raises:
             UnreadableError: It can't be read.
+        """
+
+    @abstractmethod
+    def encoded(self, name: str) -> bytes:
+        """Return the bytes of an image as they are stored.
+
+        Raises:
+            OSError: They can't be read.
+            UnreadableError: There are none.
         """
 
     @abstractmethod
@@ -103,6 +113,10 @@ class FolderPlace(Place):
             UnreadableError: It can't be read.
         """
         return read_image(self._folder / name, rules)
+
+    def encoded(self, name: str) -> bytes:
+        """Return the content of the file of an image."""
+        return read_bytes(self._folder / name)
 
     def path_of(self, name: str) -> Path:
         """Return the file of an image."""
@@ -164,6 +178,11 @@ class ShardPlace(Place):
         shard, offset, size = self._found(name)
         read = partial(self._reader.section, shard, offset, size, DECODED)
         return read_image_inside(read, self._stamp(shard, size), self.name_of(name), rules)
+
+    def encoded(self, name: str) -> bytes:
+        """Return the part of an archive that is an image."""
+        with self._reader.section(*self._found(name), DECODED) as file:
+            return file.read()
 
     def path_of(self, name: str) -> None:
         """Return `None`: an image is a part of a file."""

@@ -87,6 +87,14 @@ class ShardSource(Source):
         pixels = read_image_inside(lambda: self._reader.section(shard, offset, size, DECODED), stamp, name, self._rules)
         return unlabelled(pixels, key_of(f"{self._labels[shard]}/{self.index.names[index]}"))
 
+    def encoded(self, index: int) -> bytes:
+        """Return the part of an archive that is an image."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        offset, size = self.index.places[index].tolist()
+        with self._reader.section(self.index.shard_of(index), offset, size, DECODED) as file:
+            return file.read()
+
     def name_of(self, index: int) -> str:
         """Return the archive of an image and its name there, as if the archive were a folder."""
         if not 0 <= index < len(self):

@@ -5,7 +5,6 @@ time. Which rows can be used is found once and remembered, as of folders and arc
 """
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import PIL
@@ -22,7 +21,7 @@ from jaxtyping import Int64
 
 from ssldet.data.files import tally
 from ssldet.data.image_index import MANY, WAIT_SECONDS
-from ssldet.data.images import read_image, read_image_inside, size_of, turned, unlabelled
+from ssldet.data.images import opened, read_image, read_image_inside, size_of, turned, unlabelled
 from ssldet.data.judging import Answer, ImageRules, Stamp, Use, judged, judged_inside
 from ssldet.data.mapped import read_mapped, write_mapped
 from ssldet.data.parallel import over_parts
@@ -30,6 +29,7 @@ from ssldet.data.places import Place
 from ssldet.data.tables import Table
 from ssldet.errors import DataError, UnreadableError
 from ssldet.home import cache_folder
+from ssldet.regular import read_bytes
 from ssldet.source import Source
 from ssldet.types import Pixels, Sample, Skipped
 
@@ -37,16 +37,6 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 """Of what an index holds."""
-
-
-class _Content(io.BytesIO):
-    """The bytes of an image, as a file that knows how it was opened."""
-
-    mode = "rb"
-
-
-def _opened(content: memoryview) -> BinaryIO:
-    return io.BufferedReader(_Content(content))
 
 
 class TablePlace(Place):
@@ -93,7 +83,12 @@ class TablePlace(Place):
         content, path = self._cell(int(name))
         if content is None:
             return read_image(path, rules)
-        return read_image_inside(partial(_opened, content), Stamp(len(content), 0), self.name_of(name), rules)
+        return read_image_inside(partial(opened, content), Stamp(len(content), 0), self.name_of(name), rules)
+
+    def encoded(self, name: str) -> bytes:
+        """Return the bytes that a row holds, or those of the file that it names."""
+        content, path = self._cell(int(name))
+        return read_bytes(path) if content is None else bytes(content)
 
     def path_of(self, name: str) -> None:
         """Return `None`: an image is a part of a file."""
@@ -120,7 +115,7 @@ class TablePlace(Place):
         if content is None:
             return judged(path, use, rules)
         name = self.name_of(str(row))
-        return judged_inside(partial(_opened, content), Stamp(len(content), 0), name, use, rules)
+        return judged_inside(partial(opened, content), Stamp(len(content), 0), name, use, rules)
 
     def _cell(self, row: int) -> tuple[memoryview | None, str]:
         """Return the bytes of an image, or the path of its file.
@@ -268,6 +263,10 @@ class TableSource(Source):
         """
         row = self._row(index)
         return unlabelled(self._place.read(row, self._rules), row)
+
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes that the row of an image holds, or those of the file that it names."""
+        return self._place.encoded(self._row(index))
 
     def name_of(self, index: int) -> str:
         """Return the table of an image and its row."""

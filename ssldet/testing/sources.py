@@ -134,6 +134,8 @@ def what_is_known_without_reading_is_true(source: Source, again: Source) -> None
     for index, sample in _samples(source):
         path, targets = source.path_of(index), source.targets_of(index)
         require(path is None or path.is_file(), f"path_of({index}) is {path}, which is no file")
+        encoded = source.encoded(index)
+        require(encoded is None or len(encoded) > 0, f"encoded({index}) is empty")
         size = source.size_of(index)
         require(size in {None, sample.original_size}, f"size_of({index}) is {size}, not {sample.original_size}")
         require(targets is None or _alike(targets, sample.targets), f"targets_of({index}) are not those of the image")

@@ -69,7 +69,7 @@ def dataset(spec: str, task: Task, *, training: bool) -> list[dict[str, Any]]:
         return rows
     pairs = prepared(spec, task, training=training)
     return [
-        {"file_name": str(pairs.path_of(number)), "image_id": number, "ssldet_place": (spec, number)}
+        {"file_name": pairs.name_of(number), "image_id": number, "ssldet_place": (spec, number)}
         for number in range(len(pairs))
     ]
 
@@ -132,7 +132,7 @@ def _rows(spec: str) -> Iterator[dict[str, Any]]:
     source = opened(spec)
     for index, (height, width) in enumerate(source.labels.sizes.tolist()):
         row = {
-            "file_name": str(source.path_of(index)),
+            "file_name": source.name_of(index),
             "image_id": source.image_ids[index],
             "height": height,
             "width": width,

@@ -1,6 +1,7 @@
 """Leaks: copies are found however they were saved, and different pictures are not taken for copies."""
 
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,27 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def opened(folder: Path) -> Source:
     return open_source([str(folder)], RULES)
+
+
+def test_copies_are_found_in_archives_too(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    first, second = folders
+    shutil.copy(first / "3.png", second / "a.png")
+    picture(5).save(second / "b.jpg", quality=40)
+    for folder in folders:
+        with tarfile.open(tmp_path / f"{folder.name}.tar", "w") as archive:
+            for path in sorted(folder.iterdir()):
+                archive.add(path, path.name)
+    plain = find_leaks(opened(first), opened(second), RULES)
+    assert len(plain.pairs) == 2
+    packed = [open_source([f"tar:{tmp_path}/{folder.name}.tar"], RULES) for folder in folders]
+    for ours, theirs in ((packed[0], packed[1]), (opened(first), packed[1]), (packed[0], opened(second))):
+        leaks = find_leaks(ours, theirs, RULES)
+        assert [Path(leak.second).name for leak in leaks.pairs] == [Path(leak.second).name for leak in plain.pairs]
+        assert [(leak.same, leak.distance) for leak in leaks.pairs] == [
+            (leak.same, leak.distance) for leak in plain.pairs
+        ]
+    leaks = find_leaks(packed[0], packed[1], RULES)
+    assert leaks.pairs[0].first == f"{tmp_path}/first.tar/3.png"
 
 
 def test_copies_are_found_and_nothing_else(folders: tuple[Path, Path]) -> None:
