@@ -6,7 +6,7 @@ committed JSON, so that no figure there is typed.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +58,25 @@ def _words(difference: Difference) -> str:
 
 
 def _detectors(results: Path) -> str:
-    suite, titles = _suite(results, "zoo-detectors-tiny"), {"detr": "DETR", "deformable_detr": "Deformable DETR"}
-    means = _means(suite)
-    rows = [
-        (
-            titles.get(one.model.partition("-")[2], "FP-DETR, pretrained by contrasting crops"),
-            means[one.downstream, one.model, "none"],
-            means[one.downstream, one.model, one.method],
-            _words(one),
-        )
-        for one in differences(suite, "none")
-    ]
+    titles = {
+        ("zoo-detectors-tiny", "detr"): "DETR",
+        ("zoo-detectors-tiny", "deformable_detr"): "Deformable DETR, learned starts",
+        ("zoo-detectors-tiny", "fp_detr"): "FP-DETR, pretrained by contrasting crops",
+        ("zoo-detectors-two-stage-tiny", "deformable_detr"): "Deformable DETR, two stages",
+    }
+    rows = []
+    for name in dict.fromkeys(file for file, _ in titles):
+        suite = _suite(results, name)
+        means = _means(suite)
+        rows += [
+            (
+                titles[name, one.model.partition("-")[2] or one.model],
+                means[one.downstream, one.model, "none"],
+                means[one.downstream, one.model, one.method],
+                _words(one),
+            )
+            for one in differences(suite, "none")
+        ]
     return markdown(Table(columns=("detector", "from scratch", "pretrained", "difference"), rows=rows))
 
 
@@ -123,6 +131,55 @@ def _steps(results: Path) -> str:
     return markdown(Table(columns=("images a second", *(f"batch {size}" for size in sizes)), rows=rows))
 
 
+def _rise(suite: Results, starts: Mapping[str, str], metrics: Sequence[str]) -> str:
+    """Tabulate how metrics rise while methods are fine-tuned: the mean, and every seed.
+
+    Args:
+        suite: The results.
+        starts: Method -> its name in the table.
+        metrics: Names of metrics.
+    """
+    rows_of = {name: [row for row in suite.measured() if row.arm.method == name] for name in starts}
+    curves = {name: [suite.runs[row.arm.jobs[-1]]["curve"] for row in rows] for name, rows in rows_of.items()}
+    finetuning = [(row.seconds or 0.0) - row.pretraining for rows in rows_of.values() for row in rows]
+    minutes = sum(finetuning) / len(finetuning) / 60
+    steps = [point["step"] for point in next(iter(curves.values()))[0]]
+    pairs = [(metric, name) for metric in metrics for name in starts]
+
+    def cell(metric: str, name: str, place: int) -> str:
+        values = [PERCENT * curve[place][metric] for curve in curves[name]]
+        return f"{sum(values) / len(values):.1f} ({' '.join(f'{value:.1f}' for value in values)})"
+
+    rows = [
+        (f"{step:,}", f"{minutes * step / steps[-1]:.0f}", *(cell(*pair, place) for pair in pairs))
+        for place, step in enumerate(steps)
+    ]
+    columns = ("steps", "minutes", *(f"{metric}, {starts[name]}" for metric, name in pairs))
+    return markdown(Table(columns=columns, rows=rows))
+
+
+def _small(results: Path) -> str:
+    starts = {"backbone": "fresh transformer", "own_group": "pretrained"}
+    return _rise(_suite(results, "ours-small-tiny"), starts, ("AP50", "AP75"))
+
+
+def _two_stage(results: Path) -> str:
+    starts = {"none": "fresh weights", "pretrained": "pretrained"}
+    return _rise(_suite(results, "zoo-detectors-two-stage-tiny"), starts, ("AP", "AR10"))
+
+
+def _small_differences(results: Path) -> str:
+    """Tabulate what each start of the recipes named small gives at the end of fine-tuning."""
+    suite = _suite(results, "ours-small-tiny")
+    titles = {method["name"]: method["title"] for method in suite.suite["methods"]}
+    rows = [
+        (titles[one.method], f"{PERCENT * one.mean:+.1f}", len(one.values), _words(one))
+        for one in differences(suite, "backbone")
+    ]
+    columns = ("start", "AP50 more than the backbone alone", "seeds", "difference")
+    return markdown(Table(columns=columns, rows=rows))
+
+
 def _demo(results: Path) -> str:
     """Tabulate what `ssldet demo --json` printed; its folder and its report are left out of the committed file."""
     measured: Mapping[str, Any] = json.loads(read_text(results / "demo.json"))
@@ -163,6 +220,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "matching": _matching,
     "pretraining": _pretraining,
     "speed": _speed,
+    "small": _small,
+    "small_differences": _small_differences,
     "steps": _steps,
+    "two_stage": _two_stage,
 }
 """Name -> folder of committed results -> table in Markdown."""
