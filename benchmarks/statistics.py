@@ -217,7 +217,7 @@ def _verdict(claim: Claim, difference: Difference) -> str:
             return "does not reproduce: there is a gain"
         return "reproduces: no significant gain"
     if difference.mean >= 0:
-        return "reproduces" if difference.significant else "reproduces in the mean, not significant"
+        return "reproduces" if difference.significant else "not shown: higher in the mean, not significant"
     return (
         "does not reproduce: reversed" if difference.significant else "not shown: reversed in the mean, not significant"
     )

@@ -35,8 +35,8 @@ def drawings_of_learning(results: Results) -> dict[str, str]:
 
 
 def drawings_of_labels(results: Results) -> dict[str, str]:
-    """Draw every task's final metric against the share of labels, if there are several shares."""
-    if len(results.suite["fractions"]) < 2:
+    """Draw every task's final metric against the share of labels, if several shares were measured."""
+    if len({row.arm.fraction for row in results.measured()}) < 2:
         return {}
     drawings = {}
     for task in results.suite["downstreams"]:

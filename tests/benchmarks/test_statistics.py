@@ -79,7 +79,7 @@ def test_differences_are_paired_by_seed_and_adjusted() -> None:
     [
         ("at least", [0.2, 0.31, 0.4], "reproduces (+10"),
         ("at least", [0.0, 0.11, 0.2], "does not reproduce: reversed (-"),
-        ("at least", [0.5, 0.1, 0.3], "reproduces in the mean, not significant"),
+        ("at least", [0.5, 0.1, 0.3], "not shown: higher in the mean, not significant"),
         ("at least", [0.3, 0.1, 0.1], "not shown: reversed in the mean"),
         ("at least", [0.3, None, None], "one seed: not decided"),
         ("at least", [None, None, None], "not measured"),
