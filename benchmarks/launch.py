@@ -20,6 +20,7 @@ from typing import BinaryIO
 from benchmarks.data import specifications
 from benchmarks.plan import Job, Plan
 from benchmarks.work import JobFolder, run_of
+from ssldet.detectors.base import backbone_of
 from ssldet.errors import ConfigError, StoppedError
 from ssldet.recipe import dumps, override
 
@@ -163,12 +164,20 @@ class Runner:
         if job.backbone is not None:
             changes["detector.backbone.weights"] = str(run_of(self.out, job.backbone).weights.resolve())
         folder.recipe.write_text(dumps(override(job.run, changes), job.title), encoding="utf-8")
-        words = [verb, "--recipe", str(folder.recipe), "--out", str(folder.run.path)]
+        words = ["--recipe", str(folder.recipe), "--out", str(folder.run.path)]
+        start = None if job.start is None else str(run_of(self.out, job.start).path)
+        if job.exchange:
+            network = backbone_of(job.run.detector)
+            assert network is not None
+            words += ["--backbone", network.name, "--set", f"detector.backbone.weights={network.weights or 'none'}"]
         if verb == "finetune":
-            start = "scratch" if job.start is None else str(run_of(self.out, job.start).path)
-            words = [verb, start, *words[1:], "--data", *train, *(["--val", *val] if val else [])]
+            words = [start or "scratch", *words, "--data", *train, *(["--val", *val] if val else [])]
             if job.unlabelled is not None:
                 words += ["--unlabelled", *specifications(job.unlabelled, self.out / "data")]
+        elif start is not None:
+            # Images and measures stand in the recipe, as for any pretraining; the detector is that of the start.
+            words += ["--start", start]
+        words = [verb, *words]
         return command_of(words, self.launcher, job.address)
 
     @staticmethod

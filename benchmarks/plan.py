@@ -6,7 +6,7 @@ runs are planned once its trials have been measured. Planning again costs nothin
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.address import address_of, data_version
 from benchmarks.suite import Data, Downstream, Method, Suite
@@ -67,6 +67,7 @@ class Job:
         val: Data set to evaluate on; `None` means no evaluation.
         start: Address of the run from whose detector it starts, or `None`.
         backbone: Address of the run from whose backbone it starts, or `None`.
+        exchange: Whether the backbone of its own configuration takes the place of the one that its start has.
         unlabelled: Further images, whose labels are never read, for a task that learns from both kinds; or `None`.
         threads: Number of threads, as in `Suite.threads`.
     """
@@ -78,6 +79,7 @@ class Job:
     val: Data | None
     start: str | None = None
     backbone: str | None = None
+    exchange: bool = False
     unlabelled: Data | None = None
     threads: int | None = None
 
@@ -154,7 +156,10 @@ class Plan:
         train: Data,
         val: Data | None,
         unlabelled: Data | None = None,
-        **origin: str | None,
+        *,
+        start: str | None = None,
+        backbone: str | None = None,
+        exchange: bool = False,
     ) -> str:
         """Add a run, unless the plan has it, and return its address.
 
@@ -164,16 +169,22 @@ class Plan:
             train: Training images.
             val: Images to evaluate on, or `None`.
             unlabelled: Further images without labels, or `None`.
-            origin: `start` and `backbone` of the job.
+            start: As of the job.
+            backbone: Likewise.
+            exchange: Likewise.
         """
         threads = self.suite.threads
         measured = None if val is None else data_version(val)[0]
-        further = {} if unlabelled is None else {"unlabelled": data_version(unlabelled)[0]}
-        address = address_of(run, threads=threads, train=data_version(train)[0], val=measured, **further, **origin)
+        inputs = {"train": data_version(train)[0], "val": measured, "start": start, "backbone": backbone}
+        if unlabelled is not None:
+            inputs["unlabelled"] = data_version(unlabelled)[0]
+        if exchange:
+            inputs["exchange"] = "backbone"
+        address = address_of(run, threads=threads, **inputs)
         if address not in self.jobs:
             self.jobs[address] = Job(
                 address=address, purpose=purpose, run=run, train=train, val=val, unlabelled=unlabelled,
-                threads=threads, **origin,
+                threads=threads, start=start, backbone=backbone, exchange=exchange,
             )  # fmt: skip
         return address
 
@@ -262,36 +273,86 @@ def _chain(
     """Plan pretraining and fine-tuning of one arm; return all addresses in order."""
     if method.weights is not None and backbone_of(model) is not None:
         model = override(model, {"backbone.weights": method.weights})
-    kind, shown = name_of(DetectorConfig.group, type(model)), model_name(model) if len(plan.suite.models()) > 1 else ""
-    chain: list[str] = []
-    backbone = detector = None
+    kind = name_of(DetectorConfig.group, type(model))
+    runs = _ArmRuns(plan=plan, method=method, model=model, downstream=downstream)
+    if method.taught is not None:
+        runs.teach(replace(method.taught, seed=seed % plan.suite.pretrainings))
     for number, stage in enumerate(method.stages_of.get(kind, method.stages), start=1):
-        images = method.labelled or downstream.unlabelled
-        purpose = Purpose(verb="pretrain", method=method.name, stage=number, on=images.name, model=shown)
-        run = replace(_pretraining(stage, model, backbone), seed=seed % plan.suite.pretrainings)
-        whole = _hands_detector(stage)
-        # Tasks that train a backbone alone, or on other labels, would need other images for their evaluation.
-        val = downstream.unlabelled_val if whole and method.labelled is None else None
-        chain.append(plan.add(purpose, run, images, val, backbone=backbone))
-        backbone, detector = chain[-1], (chain[-1] if whole else None)
+        runs.pretrain(number, replace(stage, seed=seed % plan.suite.pretrainings))
+    changes: dict[str, object] = {"seed": seed, "data.fraction": fraction, "data.fraction_seed": seed}
+    changes |= dict(method.finetuning) | ({} if rate is None else {"optim.lr": rate})
     for number, stage in enumerate(downstream.stages_of.get(kind, downstream.stages), start=1):
-        kept = backbone if detector is None else None
-        changes: dict[str, object] = {"seed": seed, "data.fraction": fraction, "data.fraction_seed": seed}
-        changes |= dict(method.finetuning) | ({} if rate is None else {"optim.lr": rate})
-        run = override(replace(stage, detector=_with_heads(model, stage, kept)), changes)
+        runs.finetune(number, override(stage, changes), fraction, seed)
+    return tuple(runs.addresses)
+
+
+@dataclass(kw_only=True)
+class _ArmRuns:
+    """The runs of one arm, each of which goes on from what the one before has left.
+
+    Attributes:
+        plan: What the runs are added to.
+        method: The pretraining method.
+        model: The suite's detector, with the backbone's weights of the method.
+        downstream: The downstream task.
+        addresses: The runs so far, in order.
+        backbone: The last run that left a backbone.
+        detector: The last run that left a whole detector.
+        exchange: Whether the next run exchanges that detector's backbone for the suite's.
+    """
+
+    plan: Plan
+    method: Method
+    model: DetectorConfig
+    downstream: Downstream
+    addresses: list[str] = field(default_factory=list)
+    backbone: str | None = None
+    detector: str | None = None
+    exchange: bool = False
+
+    def teach(self, run: Run) -> None:
+        """Add the supervised run whose detector is gone on from behind another backbone."""
+        train = self.downstream.train
+        self.detector = self._added(self.plan.add(self._pretraining_on(train, 0), run, train, None))
+        self.exchange = True
+
+    def pretrain(self, number: int, stage: Run) -> None:
+        """Add a stage of pretraining."""
+        images = self.method.labelled or self.downstream.unlabelled
+        goes_on, whole = self.method.taught is not None, _hands_detector(stage)
+        run = _pretraining(stage, self.model, None if goes_on else self.backbone)
+        # Tasks that train a backbone alone, or on other labels, would need other images for their evaluation.
+        val = self.downstream.unlabelled_val if whole and self.method.labelled is None else None
+        origin: dict[str, Any] = {"start": self.detector, "exchange": self.exchange} if goes_on else {}
+        purpose = self._pretraining_on(images, number)
+        address = self.plan.add(purpose, run, images, val, **(origin or {"backbone": self.backbone}))
+        self.backbone, self.exchange = self._added(address), False
+        # What a stage leaves alone, it hands on; see `ssldet.verbs.handing`.
+        self.detector = address if whole or goes_on else None
+
+    def finetune(self, number: int, stage: Run, fraction: float, seed: int) -> None:
+        """Add a stage of fine-tuning."""
+        kept = self.backbone if self.detector is None else None
+        run = replace(stage, detector=_with_heads(self.model, stage, kept))
         purpose = Purpose(
-            verb="finetune",
-            method=method.name,
-            stage=number,
-            on=downstream.name,
-            model=shown,
-            fraction=fraction,
-            seed=seed,
-        )
-        further = downstream.unlabelled if stage.task.needs.unlabelled else None
-        chain.append(plan.add(purpose, run, downstream.train, downstream.val, further, start=detector, backbone=kept))
-        detector = chain[-1]
-    return tuple(chain)
+            verb="finetune", method=self.method.name, stage=number, on=self.downstream.name, model=self._shown,
+            fraction=fraction, seed=seed,
+        )  # fmt: skip
+        further = self.downstream.unlabelled if stage.task.needs.unlabelled else None
+        origin: dict[str, Any] = {"start": self.detector, "backbone": kept, "exchange": self.exchange}
+        address = self.plan.add(purpose, run, self.downstream.train, self.downstream.val, further, **origin)
+        self.detector, self.exchange = self._added(address), False
+
+    def _added(self, address: str) -> str:
+        self.addresses.append(address)
+        return address
+
+    def _pretraining_on(self, images: Data, number: int) -> Purpose:
+        return Purpose(verb="pretrain", method=self.method.name, stage=number, on=images.name, model=self._shown)
+
+    @property
+    def _shown(self) -> str:
+        return model_name(self.model) if len(self.plan.suite.models()) > 1 else ""
 
 
 def _hands_detector(stage: Run) -> bool:

@@ -63,6 +63,8 @@ class Method:
         weights: Published weights of the backbone with which it starts; `None` keeps those of its runs.
         labelled: Labelled images on which its stages train, for a supervised start; `None` takes the images without
             labels of the downstream task.
+        taught: Supervised run on the labelled images of the downstream task, with a backbone of its own. What comes
+            next, a stage or fine-tuning, goes on from its detector, with the suite's backbone in exchange for that one.
         finetuning: Dotted fields of the fine-tuning runs and the values that this method gives them.
         missing: Why the method can't be run here, which the report states; empty if it can.
     """
@@ -74,6 +76,7 @@ class Method:
     role: Literal["none", "backbone", "method"] = "method"
     weights: str | None = None
     labelled: Data | None = None
+    taught: Run | None = None
     finetuning: Mapping[str, object] = field(default_factory=dict)
     missing: str = ""
 

@@ -18,6 +18,7 @@ SUITES: dict[str, SuiteFunction] = {
     "ours/small": small.small,
     "ours/few_labels": small.few_labels,
     "ours/matching_small": small.matching,
+    "ours/backbone_swap": small.backbone_swap,
     "zoo/methods": ours.methods,
     "zoo/detectors": detectors.detectors,
     "own_data": ours.own_data,

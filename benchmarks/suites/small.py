@@ -68,6 +68,44 @@ def few_labels(setting: Setting) -> Suite:
     )
 
 
+def backbone_swap(setting: Setting) -> Suite:
+    """A detector taught with another backbone, behind the suite's: as it is, and after re-alignment without labels.
+
+    The other backbone is a small one of fresh weights at the tiny scale, and ResNet-18 of torchvision at the full one.
+    """
+    whole = small(setting)
+    (own,) = whole.downstreams
+    tiny = {"name": "tiny", "weights": None, "frozen_stages": 0, "frozen_norm": False}
+    other = tiny if setting.scale == "tiny" else {"name": "resnet18", "weights": "imagenet"}
+    taught = override(own.stages[0], {f"detector.backbone.{name}": value for name, value in other.items()})
+    strong = next(method.weights for method in whole.methods if method.name == "backbone")
+    own_group = _budgeted("random_query_patch/small", setting, steps=600, evaluate_every=300)
+    distillation = _budgeted("distillation/small", setting, steps=200, evaluate_every=100)
+
+    def swapped(name: str, title: str, *stages: Run) -> Method:
+        return Method(name=name, title=title, stages=stages, weights=strong, taught=taught)
+
+    return replace(
+        whole,
+        name="ours/backbone_swap",
+        question="What does the transformer of a detector keep behind another backbone, and what brings it back?",
+        methods=(
+            *(method for method in whole.methods if method.name in {"backbone", "none"}),
+            swapped("exchanged", "a transformer that was taught behind another backbone, as it is"),
+            swapped("own_group", "the same, re-aligned by UP-DETR", own_group),
+            swapped("distillation", "the same, re-aligned by distillation", distillation),
+        ),
+        # As few steps as re-alignment may save.
+        downstreams=(replace(own, stages=(_budgeted("detection/small", setting, steps=200, evaluate_every=50),)),),
+        fractions=(1.0,),
+        claims=(
+            Claim(words="a taught transformer is worth keeping", higher="exchanged", lower="backbone"),
+            Claim(words="patches re-align it", higher="own_group", lower="exchanged"),
+            Claim(words="distillation re-aligns it", higher="distillation", lower="exchanged"),
+        ),
+    )
+
+
 def matching(setting: Setting) -> Suite:
     """Matching in own groups or over all queries x strength of jitter, on a backbone that knows photographs."""
     whole = small(setting)

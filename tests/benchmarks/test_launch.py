@@ -168,3 +168,16 @@ def test_further_images_are_named_on_the_command_line(suite: Suite, tmp_path: Pa
     assert "--unlabelled" not in without
     place = with_images.index("--unlabelled")
     assert with_images[place + 1 :] == without[without.index("--data") + 1 : without.index("--val")]
+
+
+def test_a_backbone_is_exchanged_on_the_command_line(suite: Suite, tmp_path: Path) -> None:
+    for job in plan_suite(suite).jobs.values():
+        folder = JobFolder(tmp_path / job.address, replace(job, start="0123", exchange=True))
+        folder.path.mkdir(parents=True)
+        words = Runner(out=tmp_path)._prepare(folder)
+        place = words.index("--backbone")
+        assert words[place : place + 4] == ["--backbone", "tiny", "--set", "detector.backbone.weights=none"]
+        start = str(tmp_path / "runs" / "0123" / "run")
+        assert (
+            words[words.index("--start") + 1] if "--start" in words else words[words.index("finetune") + 1]
+        ) == start

@@ -164,3 +164,20 @@ def test_few_labels_are_shares_or_shots_and_self_training_sees_the_other_images(
     # On top of the same fine-tuning, which both tasks share.
     arms = {(arm.downstream, arm.method, arm.fraction): arm.jobs for arm in plan.arms}
     assert arms["self_training", "own_group", 0.1][:-1] == arms["own", "own_group", 0.1]
+
+
+def test_a_detector_is_taught_once_and_goes_on_behind_the_backbone_of_the_suite(places: dict[str, str]) -> None:
+    plan = plan_suite(find_suite("ours/backbone_swap", Setting(places=places, seeds=1)))
+    arms = {arm.method: [plan.jobs[address] for address in arm.jobs] for arm in plan.arms}
+    taught = arms["exchanged"][0]
+    assert taught == arms["own_group"][0] == arms["distillation"][0]
+    assert taught.run.detector.backbone.name == "tiny"
+    assert not taught.exchange
+    for stage, fine in (arms["own_group"][1:], arms["distillation"][1:]):
+        assert (stage.start, stage.exchange) == (taught.address, True)
+        assert stage.run.detector.backbone.name == "timm/tf_efficientnet_lite0"
+        assert (fine.start, fine.exchange, fine.backbone) == (stage.address, False, None)
+    fine = arms["exchanged"][1]
+    assert (fine.start, fine.exchange) == (taught.address, True)
+    assert fine.run.detector.backbone.weights == "imagenet"
+    assert len(arms["backbone"]) == 1
