@@ -103,7 +103,7 @@ def prepare_pretraining(
         DataError: The images can't be used.
         CheckpointError: The start can't be read.
     """
-    choice, begins = choose_for_pretraining(recipe, images), Start.open(start, weights, backbone)
+    choice, begins = choose_for_pretraining(recipe, images), Start.at(start, weights, backbone)
     if backbone is not None and begins is None:
         changes = backbone_changes(backbone, None if isinstance(recipe, Run) else choice.run.task) | dict(changes)
     run = placed(override(choice.run, changes) if begins is None else begins.shape(choice.run, changes))
@@ -152,7 +152,7 @@ def prepare_finetuning(
         CheckpointError: The start can't be read.
     """
     _require(bool(data), "no labelled data given; add --data coco:ANN.json:IMAGES, voc:ROOT:SPLIT or yolo:ROOT:SPLIT")
-    begins = Start.open(start, weights, backbone)
+    begins = Start.at(start, weights, backbone)
     choice = choose_for_finetuning(recipe, data, None if begins is None else begins.opened)
     if backbone is not None and begins is None:
         changes = backbone_changes(backbone, choice.run.task) | dict(changes)

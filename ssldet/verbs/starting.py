@@ -46,7 +46,7 @@ class Start:
     backbone: str | None = None
 
     @classmethod
-    def open(cls, name: str | Path | None, weights: Which, backbone: str | None) -> "Start | None":
+    def at(cls, name: str | Path | None, weights: Which, backbone: str | None) -> "Start | None":
         """Open what a run starts from; nothing if that is the recipe's own detector.
 
         Args:

@@ -171,6 +171,7 @@ def test_general_ones_are_asked_last_whatever_their_names(shelf: list[EntryPoint
         "fp_detr",
         "fp_detr_pretrained",
         "onnx",
+        "openvino",
         "safetensors",
         "updetr",
         "zz-numbers",
