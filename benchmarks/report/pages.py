@@ -163,6 +163,17 @@ def _small(results: Path) -> str:
     return _rise(_suite(results, "ours-small-tiny"), starts, ("AP50", "AP75"))
 
 
+def _small_run(results: Path) -> str:
+    """Tabulate the evaluations of one run of `detection/small` with nothing beside it, as its folder recorded them."""
+    measured: Mapping[str, Any] = json.loads(read_text(results / "small-run.json"))
+    metrics = ("AP", "AP50", "AP75")
+    rows = [
+        (f"{point['step']:,}", f"{point['seconds'] / 60:.1f}", *(f"{PERCENT * point[name]:.1f}" for name in metrics))
+        for point in measured["curve"]
+    ]
+    return markdown(Table(columns=("steps", "minutes", *metrics), rows=rows))
+
+
 def _two_stage(results: Path) -> str:
     starts = {"none": "fresh weights", "pretrained": "pretrained"}
     return _rise(_suite(results, "zoo-detectors-two-stage-tiny"), starts, ("AP", "AR10"))
@@ -222,6 +233,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed": _speed,
     "small": _small,
     "small_differences": _small_differences,
+    "small_run": _small_run,
     "steps": _steps,
     "two_stage": _two_stage,
 }
