@@ -323,9 +323,9 @@ class _ArmRuns:
         run = _pretraining(stage, self.model, None if goes_on else self.backbone)
         # Tasks that train a backbone alone, or on other labels, would need other images for their evaluation.
         val = self.downstream.unlabelled_val if whole and self.method.labelled is None else None
-        origin: dict[str, Any] = {"start": self.detector, "exchange": self.exchange} if goes_on else {}
+        origin: dict[str, Any] = {"start": self.detector} if goes_on else {"backbone": self.backbone}
         purpose = self._pretraining_on(images, number)
-        address = self.plan.add(purpose, run, images, val, **(origin or {"backbone": self.backbone}))
+        address = self.plan.add(purpose, run, images, val, exchange=self.exchange, **origin)
         self.backbone, self.exchange = self._added(address), False
         # What a stage leaves alone, it hands on; see `ssldet.verbs.handing`.
         self.detector = address if whole or goes_on else None

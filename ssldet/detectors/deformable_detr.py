@@ -213,7 +213,7 @@ class DeformableDETR(Detector):
                 logits=logits.unsqueeze(0), boxes=boxes.unsqueeze(0), states=states.unsqueeze(0), scores=self.scores
             )
             if queries.asked is not None:
-                proposed = for_groups(proposed, states, queries.asked.float())
+                proposed = for_groups(proposed, queries.asked.float())
         # An object is class 0 to the proposals, whatever it is.
         cells = first_cells(proposed.logits[0, ..., 0], queries)
         reference = boxes.detach().gather(1, cells.unsqueeze(-1).expand(-1, -1, 4))

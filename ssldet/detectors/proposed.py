@@ -12,20 +12,20 @@ from ssldet.queries import ranks_within_groups
 from ssldet.types import Predictions, Queries
 
 
-def for_groups(proposed: Predictions, states: Float[Tensor, "B K D"], asked: Float[Tensor, "B G D"]) -> Predictions:
+def for_groups(proposed: Predictions, asked: Float[Tensor, "B G D"]) -> Predictions:
     """Return the proposals of all cells once for each group, which adds its own score: how well the cell agrees.
 
     The score is the scaled product of attention, and joins the logits of all classes.
 
     Args:
-        proposed: What all cells propose.
-        states: State of each cell.
+        proposed: What all cells propose, with the state of each.
         asked: What each group asks for.
 
     Returns:
         Proposals of the first group, then those of the second, and so on; `groups` numbers them, on the CPU.
     """
-    groups, (cells, width) = asked.shape[1], states.shape[1:]
+    (states,), groups = proposed.states, asked.shape[1]
+    cells, width = states.shape[1:]
     agreement = asked @ states.transpose(1, 2) / math.sqrt(width)
     repeated = {
         name: getattr(proposed, name).unsqueeze(2).expand(-1, -1, groups, -1, -1) for name in ("boxes", "states")
