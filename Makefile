@@ -17,8 +17,9 @@ setup: .venv/ready ## make .venv with exact versions
 demo: setup ## pretrain, fine-tune, compare and report on generated images (three to six minutes on two cores)
 	$(BIN)/ssldet demo
 
-test: setup ## run every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+test: setup ## run every test, those that measure time by themselves
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not timing"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m timing
 
 soak: setup ## hours of training, kills and damaged files, with limits: make soak SOAK="all --hours 2 --kills 240"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(SOAK)

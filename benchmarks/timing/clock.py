@@ -52,11 +52,17 @@ def in_turns(ways: Sequence[Callable[[], object]], repeats: int, clock: Callable
         repeats: Rounds that count.
         clock: Tells the seconds.
     """
-    rounds = [tuple(_seconds_of(way, clock) for way in ways) for _ in range(repeats + 1)]
+    rounds = [tuple(seconds_of(way, clock) for way in ways) for _ in range(repeats + 1)]
     return rounds[1:]
 
 
-def _seconds_of(way: Callable[[], object], clock: Callable[[], float]) -> float:
+def seconds_of(way: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Return the seconds that a call takes.
+
+    Args:
+        way: What is called.
+        clock: Tells the seconds.
+    """
     begun = clock()
     way()
     return clock() - begun

@@ -5,8 +5,9 @@ made a tensor and normalised by itself. Ours decodes and cuts in a worker, and j
 Both run on one core, inside a worker of a loader.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.timing.clock import Ratio, compared, in_turns, of_processor
+from benchmarks.timing.clock import Ratio, compared
+from benchmarks.timing.turns import Worker, in_workers
 from pretext.random_query_patch import RandomQueryPatch
 from ssldet.data.collate import collate
 from ssldet.data.images import read_image, unlabelled
 from ssldet.data.judging import ImageRules
+from ssldet.data.memory import keep_freed_memory
 from ssldet.data.photometric import Jitter
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.backbones.network import IMAGENET_MEAN, IMAGENET_STD
@@ -100,28 +102,6 @@ def ours(path: Path, jitter: Jitter, generator: torch.Generator, backbone: Backb
     return backbone.normalise(images), backbone.normalise(patches)
 
 
-class _InAWorker(Dataset[list[tuple[float, ...]]]):
-    """Times both ways where a loader works: in one of its processes, on one thread."""
-
-    def __init__(self, paths: list[Path], repeats: int) -> None:
-        self.paths, self.repeats = paths, repeats
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, index: int) -> list[tuple[float, ...]]:
-        jitter, generator = (WITHOUT, Jitter())[index], torch.Generator().manual_seed(0)
-        chance, backbone = np.random.default_rng(0), build_backbone(BackboneConfig(name="tiny", frozen_stages=0))
-        return in_turns(
-            [
-                lambda: [ours(path, jitter, generator, backbone) for path in self.paths],
-                lambda: [plain(path, jitter, chance) for path in self.paths],
-            ],
-            self.repeats,
-            of_processor,
-        )
-
-
 def measure_views(folder: Path, repeats: int) -> Iterator[Ratio]:
     """Yield how many times faster our views are, without and with jitter.
 
@@ -129,10 +109,30 @@ def measure_views(folder: Path, repeats: int) -> Iterator[Ratio]:
         folder: An existing folder for photographs.
         repeats: Rounds.
     """
-    timed = _InAWorker(write_photos(folder), repeats)
-    rows = DataLoader(timed, batch_size=None, num_workers=1)
-    for kind, rounds in zip(("without", "with"), rows, strict=True):
+    paths = write_photos(folder)
+    for kind, jitter in (("without", WITHOUT), ("with", Jitter())):
+        workers = [
+            Worker(prepare=partial(_our_round, paths, jitter), set_up=_as_our_loader),
+            Worker(prepare=partial(_plain_round, paths, jitter)),
+        ]
         row = compared(
-            f"image and ten patches of a JPEG of 640 x 480 pixels, {kind} jitter", "Pillow, patch by patch", rounds
+            f"image and ten patches of a JPEG of 640 x 480 pixels, {kind} jitter",
+            "Pillow, patch by patch",
+            in_workers(workers, repeats),
         )
         yield replace(row, seconds=row.seconds / PHOTOS)
+
+
+def _as_our_loader(_: int) -> None:
+    keep_freed_memory()
+
+
+def _our_round(paths: list[Path], jitter: Jitter) -> Callable[[], object]:
+    generator = torch.Generator().manual_seed(0)
+    backbone = build_backbone(BackboneConfig(name="tiny", frozen_stages=0))
+    return lambda: [ours(path, jitter, generator, backbone) for path in paths]
+
+
+def _plain_round(paths: list[Path], jitter: Jitter) -> Callable[[], object]:
+    chance = np.random.default_rng(0)
+    return lambda: [plain(path, jitter, chance) for path in paths]

@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssldet.data.files import nothing_readable
+from ssldet.data.memory import keep_freed_memory
 from ssldet.data.sharing import REMEDY, Packed, Packing, ReadingRecord, WorkerContext, resources
 from ssldet.errors import DataError, SetupError, SsldetError
 from ssldet.types import Batch, Skipped
@@ -94,7 +95,7 @@ class SteadyLoader(DataLoader[Batch]):
             batch_sampler=places,
             collate_fn=gather,
             num_workers=workers,
-            worker_init_fn=_shield_from_signals,
+            worker_init_fn=_prepare_worker,
             # Tasks written in a notebook must reach the workers, which only a fork grants. The workers never touch
             # an accelerator, and PyTorch holds them to one thread.
             multiprocessing_context=WorkerContext(reading) if workers and sys.platform == "linux" else None,
@@ -328,7 +329,12 @@ def _describe_exit(code: int | None) -> str:
     return f"{name}: {causes[name]}" if name in causes else name
 
 
-def _shield_from_signals(_: int) -> None:
+def _prepare_worker(_: int) -> None:
+    keep_freed_memory()
+    _shield_from_signals()
+
+
+def _shield_from_signals() -> None:
     """Shield a worker from signals that a scheduler sends to the whole job: the main process must save first."""
     for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):

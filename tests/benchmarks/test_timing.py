@@ -11,6 +11,7 @@ from benchmarks.timing.clock import fastest, ratio
 from ssldet.errors import ConfigError, SetupError
 
 
+@pytest.mark.timing
 def test_functions_are_called_in_turns_and_the_fastest_counts() -> None:
     calls: list[str] = []
     pauses = iter([0.0, 0.05, 0.01])
@@ -25,6 +26,7 @@ def test_functions_are_called_in_turns_and_the_fastest_counts() -> None:
     assert best["fast"] < 0.01
 
 
+@pytest.mark.timing
 def test_a_ratio_above_one_means_faster() -> None:
     row = ratio(("quick", lambda: None), ("slow", lambda: sum(range(10**5))), 3, "a note")
     assert row.ratio > 2

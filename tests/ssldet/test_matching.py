@@ -203,6 +203,7 @@ def test_own_groups_need_groups() -> None:
         Matcher(scope="own_group")(predict(groups=3), [wanted(1, [0]), wanted(1)])
 
 
+@pytest.mark.timing
 def test_many_small_images_are_matched_at_once() -> None:
     """Work in Python a pair would show here: 64 images take about as long as a few calls of the solver."""
     predictions = predict(2, 64, 20, groups=5)

@@ -114,6 +114,7 @@ def test_no_printer_language_is_started(tmp_path, monkeypatch):
     assert not (tmp_path / "started").exists()
 
 
+@pytest.mark.timing
 def test_bombs_are_refused_before_they_unpack(tmp_path):
     rows = [b"\0" * 1625] * 13000
     bomb = png(13000, 13000, rows, depth=1, colour=0)
@@ -305,6 +306,7 @@ def test_a_stumbling_file_system_is_asked_again(photo, tmp_path, monkeypatch, fa
     assert len(calls) == min(fails, 3) + 1
 
 
+@pytest.mark.timing
 def test_other_errors_are_not_asked_again(tmp_path):
     begin = time.perf_counter()
     assert reason_of(tmp_path / "gone.jpg") == "missing"

@@ -190,6 +190,7 @@ def test_nobody_is_sent_elsewhere(server, home):
 
 
 @pytest.mark.parametrize("gone", ["https://127.0.0.1:9/a.pth", "https://nowhere.invalid/a.pth"])
+@pytest.mark.timing
 def test_without_network_it_says_at_once_what_to_fetch_and_where_to_put_it(home, gone):
     start = time.perf_counter()
     with pytest.raises(SetupError, match=f"fetch {gone} and put it at {home / 'a.pth'}"):
@@ -197,6 +198,7 @@ def test_without_network_it_says_at_once_what_to_fetch_and_where_to_put_it(home,
     assert time.perf_counter() - start < 1
 
 
+@pytest.mark.timing
 def test_a_name_server_that_never_answers_is_not_waited_for(home, monkeypatch):
     waiting = threading.Event()
 
