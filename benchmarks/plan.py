@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from benchmarks.address import address_of, data_version
+from benchmarks.networks import hands_detector, in_suite, with_heads
 from benchmarks.suite import Data, Downstream, Method, Suite
 from ssldet.detectors.base import DetectorConfig, backbone_of
 from ssldet.engine.run import Run
@@ -319,8 +320,8 @@ class _ArmRuns:
     def pretrain(self, number: int, stage: Run) -> None:
         """Add a stage of pretraining."""
         images = self.method.labelled or self.downstream.unlabelled
-        goes_on, whole = self.method.taught is not None, _hands_detector(stage)
-        run = _pretraining(stage, self.model, None if goes_on else self.backbone)
+        goes_on, whole = self.method.taught is not None, hands_detector(stage)
+        run = in_suite(stage, self.model, None if goes_on else self.backbone)
         # Tasks that train a backbone alone, or on other labels, would need other images for their evaluation.
         val = self.downstream.unlabelled_val if whole and self.method.labelled is None else None
         origin: dict[str, Any] = {"start": self.detector} if goes_on else {"backbone": self.backbone}
@@ -333,7 +334,7 @@ class _ArmRuns:
     def finetune(self, number: int, stage: Run, fraction: float, seed: int) -> None:
         """Add a stage of fine-tuning."""
         kept = self.backbone if self.detector is None else None
-        run = replace(stage, detector=_with_heads(self.model, stage, kept))
+        run = replace(stage, detector=with_heads(self.model, stage, kept))
         purpose = Purpose(
             verb="finetune", method=self.method.name, stage=number, on=self.downstream.name, model=self._shown,
             fraction=fraction, seed=seed,
@@ -353,34 +354,3 @@ class _ArmRuns:
     @property
     def _shown(self) -> str:
         return model_name(self.model) if len(self.plan.suite.models()) > 1 else ""
-
-
-def _hands_detector(stage: Run) -> bool:
-    return not stage.task.stays_behind("decoder")
-
-
-def _pretraining(stage: Run, model: DetectorConfig, backbone: str | None) -> Run:
-    """Return a pretraining run with the suite's network.
-
-    A task that only trains the backbone keeps its recipe's choice of norms and frozen stages, because it can't learn
-    otherwise; the network is the same.
-    """
-    network = backbone_of(model)
-    classes: dict[str, object] = {"num_classes": stage.detector.num_classes}
-    if network is None:
-        return replace(stage, detector=override(model, classes) if _hands_detector(stage) else stage.detector)
-    weights = {"backbone.weights": None if backbone else network.weights}
-    if _hands_detector(stage):
-        detector = override(model, weights | classes)
-    else:
-        same = {f"backbone.{name}": getattr(network, name) for name in ("name", "output_stride", "tiny_channels")}
-        detector = override(stage.detector, weights | same)
-    return replace(stage, detector=detector)
-
-
-def _with_heads(model: DetectorConfig, stage: Run, backbone: str | None) -> DetectorConfig:
-    """Return the suite's detector with the heads of a fine-tuning run."""
-    changes: dict[str, object] = {"num_classes": stage.detector.num_classes}
-    changes |= {"backbone.weights": None} if backbone else {}
-    changes |= {"masks": True} if getattr(stage.detector, "masks", False) else {}
-    return override(model, changes)

@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 
-from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
+from benchmarks.networks import in_suite
+from benchmarks.suite import Claim, Downstream, Method, Scale, Setting, Suite
 from benchmarks.suites import parts
 from ssldet.recipe import override
 from ssldet.registry import find, names
 
 JITTER = {"none": 0.0, "half": 0.5, "full": 1.0}
 """Name -> strength relative to UP-DETR's jitter of patches."""
+
+TINY_STEPS = 500
+"""Most steps of a method in `zoo/methods` at the tiny scale, as many as UP-DETR has there."""
 
 
 def matching(setting: Setting) -> Suite:
@@ -50,21 +54,13 @@ def methods(setting: Setting) -> Suite:
     compared = [parts.none(), parts.backbone_only(scale), parts.updetr(scale)]
     if scale == "tiny":
         compared.append(parts.both(scale))
-    # What a method without published weights starts from.
-    fresh = override(parts.detectors(scale)[0], {"backbone.weights": "none"})
     for name in names("ssldet.tasks"):
         # A task that one of the methods above uses is not added again.
         used = {type(stage.task) for method in compared for stage in method.stages}
         task = find("ssldet.tasks", name)
         if task in used or task.verb != "pretrain":
             continue
-        run = parts.recipe(f"{name}/{recipe}") if f"{name}/{recipe}" in names("ssldet.recipes") else None
-        if run is not None and run.task.problems_with(fresh):
-            compared.append(Method(name=name, title=name, missing="it does not suit this suite's detector"))
-        elif f"{name}/{recipe}" in names("ssldet.recipes"):
-            compared.append(Method(name=name, title=name, stages=(parts.recipe(f"{name}/{recipe}"),)))
-        else:
-            compared.append(Method(name=name, title=name, missing=f"it has no recipe {name}/{recipe}"))
+        compared.append(_method(name, f"{name}/{recipe}", scale))
     if scale == "full":
         imagenet, train, val = setting.given("imagenet", "voc_train", "voc_test")
         downstream = parts.full_detection("voc-150", (train, val, imagenet), 150, {})
@@ -72,6 +68,19 @@ def methods(setting: Setting) -> Suite:
         downstream = parts.detection_on_scenes("short", parts.SHORT)
     suite = _suite("zoo/methods", "Which pretext task pays?", setting, compared, (downstream,), (), 3)
     return replace(suite, pretrainings=3)
+
+
+def _method(task: str, recipe: str, scale: Scale) -> Method:
+    """Return a pretext task by its own recipe, on fresh weights, or why the suite can't have it."""
+    if recipe not in names("ssldet.recipes"):
+        return Method(name=task, title=task, missing=f"it has no recipe {recipe}")
+    stage = parts.recipe(recipe)
+    if scale == "tiny" and (stage.budget.steps or 0) > TINY_STEPS:
+        stage = override(stage, {"budget.steps": TINY_STEPS})
+    network = in_suite(stage, override(parts.detectors(scale)[0], {"backbone.weights": "none"})).detector
+    if wrong := stage.task.problems_with(network):
+        return Method(name=task, title=task, missing=f"it does not suit this suite's detector: {'; '.join(wrong)}")
+    return Method(name=task, title=task, stages=(stage,))
 
 
 def own_data(setting: Setting) -> Suite:
