@@ -27,6 +27,11 @@ WORDS = (
 EXHAUSTED = {errno.EMFILE, errno.ENFILE}
 """What the system says when a process, or all of them, have too many files open."""
 
+WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
+"""Opens a pipe as it is found, where there are such pipes."""
+READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | WITHOUT_WAITING
+"""Opens a file to read bytes of it."""
+
 
 class NotRegularError(OSError):
     """A pipe, a device, a socket or a folder stands where a regular file should; `strerror` says which."""
@@ -108,6 +113,27 @@ def read_bytes(path: str | Path) -> bytes:
         return file.read()
 
 
+def read_head(path: str, count: int) -> tuple[bytes, os.stat_result]:
+    """Return the first bytes of a regular file and what the system knows of it, in as few calls as that takes.
+
+    Args:
+        path: A file; links are followed.
+        count: Bytes at most.
+
+    Raises:
+        NotRegularError: Something else is there.
+        OSError: It can't be read.
+    """
+    require_regular(path)
+    descriptor = os.open(path, READING)
+    try:
+        info = os.fstat(descriptor)
+        _require(info, path)
+        return os.read(descriptor, count), info
+    finally:
+        os.close(descriptor)
+
+
 def read_text(path: str | Path, errors: str = "strict") -> str:
     r"""Return the text of a regular file, which is UTF-8; every line ends with `\n`.
 
@@ -149,4 +175,4 @@ def _require(info: os.stat_result, path: str | Path) -> None:
 
 def _without_waiting(path: str, flags: int) -> int:
     """Open a pipe as it is found."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    return os.open(path, flags | WITHOUT_WAITING, 0o666)

@@ -6,7 +6,7 @@ WrappedSource   another source with something changed; whatever is not overridde
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,6 +107,10 @@ class Source(ABC):
         """
         path = self.path_of(index)
         return None if path is None else str(path)
+
+    def all_names(self) -> Iterator[str | None]:
+        """Yield what each image is called, as `name_of` says; a source of many images may know a faster way."""
+        return map(self.name_of, range(len(self)))
 
     def targets_of(self, index: int) -> Targets | None:
         """Return the boxes and labels of an image without reading it; `None` where that is not possible.

@@ -97,10 +97,10 @@ def hold_out(whole: Source, share: float) -> tuple[Source, Source | None]:
 
 def _digests(source: Source) -> Iterator[bytes]:
     """Yield a hash of each image's path below the folder that all of them lie in; of its number where it has none."""
-    folders = {os.path.dirname(name) or os.curdir for name in _names(source) if name is not None}  # noqa: PTH120
+    folders = {os.path.dirname(name) or os.curdir for name in source.all_names() if name is not None}  # noqa: PTH120
     root = os.path.commonpath(folders) if folders else ""
     start = os.path.join(root, "")  # noqa: PTH118
-    for number, name in enumerate(_names(source)):
+    for number, name in enumerate(source.all_names()):
         if name is None:
             inside = str(number)
         # What needs no normalising is a million times faster without.
@@ -109,7 +109,3 @@ def _digests(source: Source) -> Iterator[bytes]:
         else:
             inside = os.path.relpath(name, root)
         yield hashlib.blake2b(os.fsencode(inside), digest_size=8).digest()
-
-
-def _names(source: Source) -> Iterator[str | None]:
-    return map(source.name_of, range(len(source)))

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Int64
 
 from ssldet.data.files import Listing, absolute, list_files
-from ssldet.data.judging import ImageRules, Stamp, judged
+from ssldet.data.judging import ImageRules, Stamp, glanced, judged
 from ssldet.data.mapped import read_mapped, write_mapped
 from ssldet.data.names import Names
 from ssldet.data.parallel import over_parts
@@ -133,14 +133,16 @@ def judge(listing: Listing, rules: ImageRules, known: Usable | None = None) -> U
     old = _stamps(listing, known)
     if len(names) >= MANY:
         known_ones = int((old[:, 0] >= 0).sum())
-        log.info("reading the headers of %d images; %d more are indexed", len(names) - known_ones, known_ones)
+        known_words = f"; {known_ones} more are indexed" if known_ones else ""
+        log.info("reading the headers of %d images%s", len(names) - known_ones, known_words)
 
     def look(part: range) -> tuple[Int64[np.ndarray, "P 2"], dict[int, str]]:
         stamps, bad = [], {}
-        for number, name in zip(part, names[part.start : part.stop], strict=True):
+        earlier = old[part.start : part.stop].tolist()
+        for number, name, (size, changed) in zip(part, names[part.start : part.stop], earlier, strict=True):
             path = _join(listing.root, name)
             try:
-                stamps.append(_stamp(path, Stamp(*old[number].tolist()), rules))
+                stamps.append(_stamp(path, Stamp(size, changed), rules))
             except UnreadableError as error:
                 bad[number] = error.reason
                 stamps.append(Stamp(-1, -1))
@@ -177,7 +179,7 @@ def _stamp(path: str, old: Stamp, rules: ImageRules) -> Stamp:
             info = os.stat(path)  # noqa: PTH116  # a million times
             if (info.st_size, info.st_mtime_ns) == old:
                 return old
-    return judged(path, _own_stamp, rules)
+    return seen[0] if (seen := glanced(path, rules)) else judged(path, _own_stamp, rules)
 
 
 def _own_stamp(_: object, stamp: Stamp) -> Stamp:

@@ -19,7 +19,7 @@ from ssldet.data import jpegs
 from ssldet.data.bands import BandImage
 from ssldet.data.files import tally
 from ssldet.data.image_index import Usable, usable_images
-from ssldet.data.judging import ANY_SIZE, Answer, ImageRules, Stamp, Use, judged, judged_inside
+from ssldet.data.judging import ANY_SIZE, Answer, ImageRules, Stamp, Use, glanced, judged, judged_inside
 from ssldet.data.orientation import changes_sides, turned_upright, upright_size
 from ssldet.data.parallel import over_parts
 from ssldet.errors import DataError, UnreadableError
@@ -113,7 +113,7 @@ def image_sizes(folder: Path, names: Sequence[str], rules: ImageRules) -> list[t
     Returns:
         The size of each image, or what is wrong with it.
     """
-    return _answers(str(folder), names, size_of, rules)
+    return _answers(str(folder), names, size_of, rules, _size_at_a_glance)
 
 
 def is_turned(path: Path, rules: ImageRules) -> bool:
@@ -250,6 +250,10 @@ class ImageSource(Source):
         """Return where an image lies, as text."""
         return os.path.join(self.usable.root, self._name(index))  # noqa: PTH118  # a million times
 
+    def all_names(self) -> Iterator[str]:
+        """Yield where each image lies, as text."""
+        return map(os.path.join(self.usable.root, "").__add__, self.usable.names)  # noqa: PTH118
+
     def _name(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -301,14 +305,30 @@ def _thumbnail(image: Image.Image | BandImage, _: Stamp, *, size: tuple[int, int
     return np.asarray(grey.resize((size[1], size[0]), Image.Resampling.BOX))
 
 
-def _answers(root: str, names: Sequence[str], use: Use[Answer], rules: ImageRules) -> list[Answer | UnreadableError]:
-    """Return what is found in each file, or what is wrong with it."""
+def _size_at_a_glance(path: str, rules: ImageRules) -> tuple[int, int] | None:
+    return None if (seen := glanced(path, rules)) is None else (seen[1][1], seen[1][0])
+
+
+def _nothing_at_a_glance(_: str, __: ImageRules) -> None:
+    """Return `None`: the whole file is needed."""
+
+
+def _answers(
+    root: str,
+    names: Sequence[str],
+    use: Use[Answer],
+    rules: ImageRules,
+    glance: Callable[[str, ImageRules], Answer | None] = _nothing_at_a_glance,
+) -> list[Answer | UnreadableError]:
+    """Return what is found in each file, at a glance where that is possible, or what is wrong with it."""
 
     def look(part: range) -> list[Answer | UnreadableError]:
         answers: list[Answer | UnreadableError] = []
         for name in names[part.start : part.stop]:
+            path = os.path.join(root, name)  # noqa: PTH118  # a million times
             try:
-                answers.append(judged(os.path.join(root, name), use, rules))  # noqa: PTH118  # a million times
+                seen = glance(path, rules)
+                answers.append(judged(path, use, rules) if seen is None else seen)
             except UnreadableError as error:
                 answers.append(error)
         return answers

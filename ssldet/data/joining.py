@@ -3,10 +3,10 @@
 import hashlib
 import logging
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,10 @@ class ConcatSource(Source):
         """Return what an image is called in messages, if its source knows."""
         part, place = self._find(index)
         return self._sources[part].name_of(place)
+
+    def all_names(self) -> Iterator[str | None]:
+        """Yield what each image is called in messages, one source after the other."""
+        return chain.from_iterable(source.all_names() for source in self._sources)
 
     def targets_of(self, index: int) -> Targets | None:
         """Return boxes and labels of an image without reading it, if its source can and all are labelled."""

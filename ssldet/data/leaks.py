@@ -1,9 +1,11 @@
 """two sources -> the images they share: the same bytes, or the same picture re-encoded or resized."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from jaxtyping import Float, Int, Integer, UInt8, UInt64
 
 from ssldet.data.files import find_images
 from ssldet.data.images import ImageRules, thumbnails, thumbnails_inside
+from ssldet.data.shard_files import find_shards
+from ssldet.data.shards import split_window
 from ssldet.errors import ConfigError, UnreadableError
 from ssldet.escapes import shown
 from ssldet.source import Source
@@ -140,29 +144,52 @@ def find_leaks(first: Source, second: Source, rules: ImageRules, threshold: floa
 
 
 def seen_before(specs: Sequence[str], source: Source) -> list[str]:
-    """Return the images of a source that lie in other specifications; no file is opened, no folder listed.
+    """Return the images of a source that lie in other specifications; no image is opened, no folder searched.
 
     Copies elsewhere, and images of globs and labelled sets, are found by `find_leaks` only.
 
     Args:
-        specs: Training specifications: folders, lists and files are compared, others ignored.
+        specs: Training specifications: folders, lists, files and archives are compared, others ignored.
         source: Test images.
     """
-    try:
-        paths = [Path(path).resolve() for path in dict.fromkeys(_paths(source))]
-    except ConfigError:
-        return []
-    places = {Path(spec).expanduser().resolve() for spec in specs if Path(spec).expanduser().is_dir()}
-    lists = [spec for spec in specs if Path(spec).expanduser().is_file()]
-    places |= {path.resolve() for path in find_images(lists)} if lists else set()
-    return [shown(path) for path in paths if path in places or not places.isdisjoint(path.parents)]
+    places = _resolved_places(specs)
+    lies_there = cache(lambda folder: folder in places or not places.isdisjoint(map(str, Path(folder).parents)))
+    # One folder holds thousands of images: what its name leads to is asked once.
+    resolved = cache(os.path.realpath)
+    seen: dict[str, None] = {}
+    for number, name in enumerate(source.all_names()):
+        # A name that is no path says where an image lies in a table.
+        if name is None or (not name.startswith(os.sep) and source.path_of(number) is None):
+            continue
+        folder, base = os.path.split(name)
+        path = os.path.join(resolved(folder), base)  # noqa: PTH118  # a million times
+        if os.path.islink(path):  # noqa: PTH114
+            path = os.path.realpath(path)
+        if path in places or lies_there(os.path.dirname(path)):  # noqa: PTH120
+            seen[path] = None
+    return list(map(shown, seen))
+
+
+def _resolved_places(specs: Sequence[str]) -> set[str]:
+    """Return the folders, files and archives that training specifications name, links followed."""
+    places: set[str] = set()
+    for spec in specs:
+        path = Path(spec).expanduser()
+        if path.is_dir():
+            places.add(os.path.realpath(path))
+        elif path.is_file():
+            places.update(os.path.realpath(image) for image in find_images([spec]))
+        elif spec.startswith("tar:"):
+            pattern, _ = split_window(spec.removeprefix("tar:"))
+            places.update(map(os.path.realpath, find_shards(pattern)))
+    return places
 
 
 def _paths(source: Source) -> list[str]:
-    paths = [path for number in range(len(source)) if (path := source.path_of(number)) is not None]
+    paths = [str(path) for path in map(source.path_of, range(len(source))) if path is not None]
     if not paths or len(paths) < len(source):
         raise ConfigError("one of the sets does not say where its images lie; name folders, coco:…, voc:… or yolo:…")
-    return list(map(str, paths))
+    return paths
 
 
 class _Images:
@@ -185,14 +212,14 @@ class _Images:
             if not len(source) or source.encoded(0) is None:
                 raise
             self._paths = None
-        self.names = [shown(source.name_of(number) or str(number)) for number in range(len(source))]
+        self.names = [shown(name or str(number)) for number, name in enumerate(source.all_names())]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def size(self, place: int) -> int:
         """Return the number of bytes of an image."""
-        return len(self.content(place)) if self._paths is None else Path(self._paths[place]).stat().st_size
+        return len(self.content(place)) if self._paths is None else os.stat(self._paths[place]).st_size  # noqa: PTH116
 
     def content(self, place: int) -> bytes:
         """Return the bytes of an image; none where it can't be read, which is told of its thumbnail."""

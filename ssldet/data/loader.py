@@ -28,6 +28,28 @@ ATTEMPTS = 50
 """Images tried for one place of the stream. With half of all files bad, one place in 10¹⁵ finds none."""
 
 
+def require_equal_shares(batch_size: int, devices: int, parts: int, group: int = 1) -> None:
+    """Let a batch pass that all devices can share.
+
+    Args:
+        batch_size: Images of one optimiser step.
+        devices: Devices that share them.
+        parts: Parts into which each device splits its share.
+        group: Images that stay together.
+
+    Raises:
+        ConfigError: They can't.
+    """
+    shares = devices * parts * group
+    if batch_size % shares:
+        among = [f"among {devices} devices"] * (devices > 1) + [f"into {parts} parts"] * (parts > 1)
+        groups = f" in groups of {group}" if group > 1 else ""
+        raise ConfigError(
+            f"data.batch_size: {batch_size} images can't be split equally {' and '.join(among)}".rstrip()
+            + f"{groups}; choose a multiple of {shares}"
+        )
+
+
 def training_batches(
     source: Source,
     views: Views,
@@ -63,11 +85,7 @@ def training_batches(
         ConfigError: The batch can't be split equally over ranks and parts.
         DataError: The source is empty, or (while iterating) nothing of it can be read any more.
     """
-    if batch_size % (world * accumulate):
-        raise ConfigError(
-            f"data.batch_size: {batch_size} images can't be shared equally by {world} devices in {accumulate} parts; "
-            f"choose a multiple of {world * accumulate}"
-        )
+    require_equal_shares(batch_size, world, accumulate)
     if not len(source):
         raise DataError("the training set holds no image; check data.train")
     places = Stream(

@@ -47,11 +47,14 @@ class Names(Sequence[str]):
     def encoded(self) -> Iterator[bytes]:
         """Yield the bytes of each name."""
         for first in range(0, len(self), AT_ONCE):
-            ends = self.ends[first : first + AT_ONCE + 1].tolist()
-            part = self.block[ends[0] : ends[-1]].tobytes()
-            start = ends[0]
-            for begin, end in pairwise(ends):
-                yield part[begin - start : end - start]
+            yield from self._part(first, min(first + AT_ONCE, len(self)))
+
+    def _part(self, first: int, last: int) -> Iterator[bytes]:
+        ends = self.ends[first : last + 1].tolist()
+        start = ends[0]
+        part = self.block[start : ends[-1]].tobytes()
+        for begin, end in pairwise(ends):
+            yield part[begin - start : end - start]
 
     def require_whole(self) -> None:
         """Let arrays of a file pass that are names.
@@ -91,7 +94,10 @@ class Names(Sequence[str]):
             IndexError: There is no such name.
         """
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+            first, last, step = index.indices(len(self))
+            if step == 1 and first < last:
+                return [os.fsdecode(name) for name in self._part(first, last)]
+            return [self[number] for number in range(first, last, step)]
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(index)

@@ -64,7 +64,8 @@ class Packed:
 
     def __str__(self) -> str:
         """Say it in lines."""
-        there = f"; {self.shards - self.written} were there already" if self.written < self.shards else ""
+        before = self.shards - self.written
+        there = f"; {before} {'were' if before > 1 else 'was'} there already" if before else ""
         lines = [
             f"{_counted(self.images, 'image')} in {_counted(self.shards, 'archive')}, {self.bytes / 1e6:.1f} MB{there}"
         ]

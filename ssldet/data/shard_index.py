@@ -153,7 +153,9 @@ def _scan(
         for shard in np.flatnonzero((kept.stamps == stamps).all(axis=1)).tolist():
             pieces[shard] = _piece_of(kept, shard)
     fresh = [shard for shard, piece in enumerate(pieces) if piece is None]
-    log.info("looking for images in %d archives; %d more are indexed", len(fresh), len(paths) - len(fresh))
+    indexed = len(paths) - len(fresh)
+    known = f"; {indexed} more {'are' if indexed > 1 else 'is'} indexed" if indexed else ""
+    log.info("looking for images in %d archive%s%s", len(fresh), "s" * (len(fresh) != 1), known)
 
     def look(part: range) -> list[Piece]:
         return [scan(paths[fresh[place]], rules) for place in part]

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,12 @@ class ShardSource(Source):
         if not 0 <= index < len(self):
             raise IndexError(index)
         return f"{self.index.paths[self.index.shard_of(index)]}/{self.index.names[index]}"
+
+    def all_names(self) -> Iterator[str]:
+        """Yield the archive of each image and its name there."""
+        counts = np.diff(self.index.first).tolist()
+        archives = chain.from_iterable(map(repeat, self.index.paths, counts))
+        return (f"{archive}/{name}" for archive, name in zip(archives, self.index.names, strict=True))
 
     def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
         """Return window after window of archives, the images of each window in random order."""

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ssldet import ranks
+from ssldet.data.loader import require_equal_shares
 from ssldet.engine.run import Precision, Run
-from ssldet.errors import ConfigError, SetupError
+from ssldet.errors import SetupError
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +100,7 @@ def placement_of(run: Run) -> Placement:
             if _interactive()
             else next(n for n in range(present, 0, -1) if n == 1 or not run.data.batch_size % (n * shares))
         )
-    if run.data.batch_size % (devices * machines * shares):
-        groups = f" in groups of {run.data.indivisible}" if run.data.indivisible > 1 else ""
-        raise ConfigError(
-            f"data.batch_size: {run.data.batch_size} images can't be split equally among {devices * machines} devices "
-            f"and {run.optim.accumulate} parts{groups}; choose a multiple of {devices * machines * shares}"
-        )
+    require_equal_shares(run.data.batch_size, devices * machines, run.optim.accumulate, run.data.indivisible)
     return Placement(kind=kind, devices=devices, machines=machines, present=present)
 
 

@@ -130,7 +130,9 @@ def what_is_said_of_classes_agrees(source: Source, again: Source) -> None:
 
 
 def what_is_known_without_reading_is_true(source: Source, again: Source) -> None:
-    """A path is that of a file, and size and targets are those that the image has when it is read."""
+    """A path is that of a file, and size, targets and names are those that the image has when it is read."""
+    names = list(map(source.name_of, range(len(source))))
+    require(list(source.all_names()) == names, "all_names() and name_of call images differently")
     for index, sample in _samples(source):
         path, targets = source.path_of(index), source.targets_of(index)
         require(path is None or path.is_file(), f"path_of({index}) is {path}, which is no file")

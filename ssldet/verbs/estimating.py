@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ssldet.data.loader import require_equal_shares
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
 from ssldet.recipe import check, override
@@ -121,12 +122,7 @@ def plan(
         raise ConfigError(wrong)
     run = override(resolve(recipe), changes_of((), (), steps, epochs, overrides))
     check(run)
-    shares = devices * run.optim.accumulate * run.data.indivisible
-    if run.data.batch_size % shares:
-        raise ConfigError(
-            f"data.batch_size: {run.data.batch_size} images can't be split equally among {devices} devices and "
-            f"{run.optim.accumulate} parts; choose a multiple of {shares} (--set data.batch_size=…)"
-        )
+    require_equal_shares(run.data.batch_size, devices, run.optim.accumulate, run.data.indivisible)
     share = run.data.batch_size // (devices * run.optim.accumulate)
     speed = measure(run, share) if measured else committed(run, share)
     total, sizes = run.total_steps(images), Sizes.of(run, measures=bool(run.data.val))

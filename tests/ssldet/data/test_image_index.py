@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.ExifTags import Base
 
 from ssldet.data import image_index, parallel
 from ssldet.data.image_index import usable_images
@@ -179,3 +180,21 @@ def test_names_are_a_list():
         names[4]
     with pytest.raises(ValueError, match="nowhere"):
         Names(names.block, np.array([0, 9, 3], dtype=np.uint32)).require_whole()
+
+
+def test_what_is_judged_at_a_glance_is_judged_alike(photos, monkeypatch):
+    turned = Image.Exif()
+    turned[Base.Orientation] = 6
+    for number, how in enumerate(({}, {"exif": turned}, {"progressive": True}, {"quality": 1})):
+        Image.new("RGB", (16 + 4 * number, 40)).save(photos / "0" / f"{number}.jpg", **how)
+    (photos / "0" / "cut.jpg").write_bytes((photos / "0" / "1.jpg").read_bytes()[:20])
+    Image.new("RGB", (20, 900)).save(photos / "0" / "thin.jpg")
+    glanced = usable_images([photos], RULES)
+    image_index._place([photos], RULES).unlink()
+    monkeypatch.setattr(image_index, "glanced", lambda path, rules: None)
+    judged = usable_images([photos], RULES)
+    assert glanced.names == judged.names
+    assert (glanced.fingerprint, glanced.bad) == (judged.fingerprint, judged.bad)
+    assert np.array_equal(glanced.stamps, judged.stamps)
+    assert dict(judged.bad)["0/thin.jpg"] == "too-thin"
+    assert dict(judged.bad)["0/0.jpg"] == "too-small"

@@ -147,6 +147,22 @@ def test_what_lies_where_was_looked_before_is_told_without_a_search(folders: tup
     listed = second.parent / "list.txt"
     listed.write_text("second/other3.png\nfirst/1.png\n")
     assert seen_before([str(listed)], source) == [str(second / "other3.png")]
+    (link.parent / "links").mkdir()
+    (link.parent / "links" / "a.png").symlink_to(first / "1.png")
+    assert seen_before([str(first)], opened(link.parent / "links")) == [str(first / "1.png")]
+
+
+def test_images_of_an_archive_that_was_trained_on_are_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for number, folder in enumerate(folders):
+        (tmp_path / "shards").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "shards" / f"{number}.tar", "w") as archive:
+            for path in sorted(folder.iterdir()):
+                archive.add(path, f"inside/{path.name}")
+    source = open_source([f"tar:{tmp_path}/shards/1.tar"], RULES)
+    assert seen_before([f"tar:{tmp_path}/shards/0.tar", str(folders[1])], source) == []
+    seen = seen_before([f"tar:{tmp_path}/shards/{{0..1}}.tar:window=3"], source)
+    assert sorted(seen)[0] == f"{tmp_path}/shards/1.tar/inside/other0.png"
+    assert len(seen) == len(source)
 
 
 def test_real_photos_saved_anew_are_found(real_data: Path, tmp_path: Path) -> None:

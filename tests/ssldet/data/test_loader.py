@@ -113,7 +113,7 @@ def test_ranks_and_parts_together_are_the_whole_in_order(world, accumulate):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ConfigError, match=r"4 images can't be shared equally by 3 devices.*multiple of 3"):
+    with pytest.raises(ConfigError, match=r"4 images can't be split equally among 3 devices.*multiple of 3"):
         stream(world=3)
 
 

@@ -76,7 +76,7 @@ def test_a_plan_that_can_not_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="--images: 0 must be 1 or more") as caught:
         plan(R50, images=0, devices=-1)
     assert len(str(caught.value).splitlines()) == 2
-    with pytest.raises(ConfigError, match="256 images can't be split equally among 7 devices and 1 parts"):
+    with pytest.raises(ConfigError, match="256 images can't be split equally among 7 devices; choose a multiple of 7"):
         plan(R50, images=100, devices=7)
 
 
