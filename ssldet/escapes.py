@@ -55,6 +55,16 @@ def shortened(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 image`, `2,400 images`.
+
+    Args:
+        number: How many there are.
+        noun: In the singular; its plural ends in `s`.
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def is_text(text: str) -> bool:
     """Say whether a text can be written as UTF-8: JSON and YAML can hold halves of characters.
 

@@ -6,7 +6,11 @@ from pathlib import Path
 from benchmarks.report.contents import Part, contents
 from benchmarks.report.text import to_csv, to_latex, to_markdown
 from benchmarks.results import Results
+from benchmarks.statistics import PERCENT, summaries
 from ssldet.report.page import Picture, Section, write_page
+
+MOST_FIGURES = 6
+"""Largest number of means that stand at the top of a report."""
 
 
 def write_reports(results: Results, folder: Path, *, pictures: Path | None = None) -> Path:
@@ -36,7 +40,7 @@ def write_reports(results: Results, folder: Path, *, pictures: Path | None = Non
         f"{suite['name']}, {suite['scale']}",
         sections,
         status="finished" if results.complete else "unfinished",
-        figures=[("rows", str(len(results.rows))), ("runs", str(len(results.runs))), ("code", results.code)],
+        figures=_key_figures(results),
         lead=suite["question"],
     )
 
@@ -49,6 +53,20 @@ def _write_figures(figures: Mapping[str, str], folder: Path) -> None:
             old.unlink()
     for name, svg in figures.items():
         (folder / name).write_text(svg, encoding="utf-8")
+
+
+def _key_figures(results: Results) -> list[tuple[str, str]]:
+    """Return the mean of each method with all labels, the largest first; how much was run where nothing is measured."""
+    whole = sorted((one for one in summaries(results) if one.fraction == 1), key=lambda one: -one.mean)
+    several = len(results.suite["models"]) > 1
+    figures = [
+        (
+            f"{one.metric}, {one.downstream}, {one.method}{f', {one.model}' if several else ''}",
+            f"{PERCENT * one.mean:.1f}",
+        )
+        for one in whole
+    ]
+    return figures[:MOST_FIGURES] or [("rows", str(len(results.rows))), ("runs", str(len(results.runs)))]
 
 
 def _section(part: Part) -> Section:

@@ -12,6 +12,7 @@ from benchmarks.report.drawings import drawings_of_labels, drawings_of_learning,
 from benchmarks.results import Results
 from benchmarks.statistics import PERCENT, Difference, Summary, differences, judge, summaries
 from ssldet.citations import citation
+from ssldet.escapes import counted
 from ssldet.report.sections import Table
 from ssldet.report.wording import duration
 
@@ -98,8 +99,8 @@ def result_table(results: Results) -> Table:
         "mean ± s.d.",
         "95 % interval",
         "seeds",
-        "to none",
-        "to backbone",
+        "more than none",
+        "more than backbone",
         "published, full scale",
     )
     return Table(columns=columns, rows=rows)
@@ -184,13 +185,13 @@ def _pretraining(results: Results) -> Part:
 
 
 def _absent(results: Results) -> Part:
-    counted: dict[tuple[str, str, str, str], int] = defaultdict(int)
+    lacking: dict[tuple[str, str, str, str], int] = defaultdict(int)
     for row in results.rows:
         if row.status != "finished":
-            counted[row.arm.downstream, row.arm.method, row.status, row.reason] += 1
+            lacking[row.arm.downstream, row.arm.method, row.status, row.reason] += 1
     table = Table(
         columns=("task", "method", "rows", "state", "why"),
-        rows=[(task, method, count, state, why) for (task, method, state, why), count in counted.items()],
+        rows=[(task, method, count, state, why) for (task, method, state, why), count in lacking.items()],
     )
     return Part(heading="Without result", table=table)
 
@@ -203,8 +204,9 @@ def _rules(results: Results) -> str:
         if suite["rates"]
         else "Learning rates are those of the recipes, the same for every method, and were not tuned."
     )
+    seeds, pretrainings = ", ".join(map(str, suite["seeds"])), counted(suite["pretrainings"], "pretraining")
     return (
-        f"Seeds {', '.join(map(str, suite['seeds']))}; seeds take turns with {suite['pretrainings']} pretraining(s) of "
+        f"Seeds {seeds}; seeds take turns with {pretrainings} of "
         "each method, so intervals hold the chance of fine-tuning, and that of pretraining only as far as there are "
         "several. All methods fine-tune the same model on the same images in the same order, for the same number of "
         f"steps, and are measured alike. {rates}\n\n"

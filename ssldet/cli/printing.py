@@ -10,7 +10,7 @@ from textwrap import indent
 from typing import Any
 
 from ssldet.cli.console import tell
-from ssldet.escapes import printable_lines
+from ssldet.escapes import counted, printable_lines
 from ssldet.report.wording import ABSENT
 
 MOST_ROWS = 40
@@ -66,8 +66,10 @@ class FoundTable:
         ]
         more = [f"… and {len(rows) - MOST_ROWS} more"] if len(rows) > MOST_ROWS else []
         count, out = len(self.result["predictions"]), self.result["out"]
-        found = f"{len(rows)} detections of confidence {self.threshold:g} or more in {self.result['images']} images"
-        files = f"pictures, and all {count} detections in predictions.json" if self.drawn else f"all {count} detections"
+        sure, images = counted(len(rows), "detection"), counted(self.result["images"], "image")
+        found = f"{sure} of confidence {self.threshold:g} or more in {images}"
+        whole = f"{counted(count, 'detection')} in predictions.json"
+        files = f"pictures, and all {whole}" if self.drawn else f"all {whole}"
         lost = self.result.get("unreadable", {})
         unread = [f"can't be read: {path} ({reason})" for path, reason in lost.items()]
         return "\n".join([*(lines if rows else []), *more, *unread, f"{found}; {out} holds {files}"])

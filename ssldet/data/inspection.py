@@ -7,7 +7,7 @@ from ssldet.data.files import tally
 from ssldet.data.images import ImageRules, open_images
 from ssldet.data.object_sizes import SMALL, ObjectSizes, Resizing
 from ssldet.errors import DataError
-from ssldet.escapes import printable
+from ssldet.escapes import counted, printable
 from ssldet.types import Skipped
 
 
@@ -46,7 +46,7 @@ class Inspection:
 
     def __str__(self) -> str:
         """Say it in lines."""
-        lines = [f"{self.spec}: {self.problem_count or 'no'} problem{'' if self.problem_count == 1 else 's'}"]
+        lines = [f"{self.spec}: {counted(self.problem_count, 'problem') if self.problem_count else 'no problems'}"]
         lines += [f"  error    {_line(entry)}" for entry in self.problems]
         if more := self.problem_count - len(self.problems):
             lines.append(f"  error    … and {more} more of these kinds")

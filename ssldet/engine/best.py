@@ -17,6 +17,7 @@ from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
 from ssldet.engine.run import HEADLINE, Run
 from ssldet.engine.steps import Checkpoints
+from ssldet.escapes import counted
 from ssldet.ranks import gather_objects, rank
 from ssldet.source import Source
 from ssldet.task import headline_of
@@ -104,9 +105,9 @@ class BestWeights:
                 self._tidy()
         patience = self._run.budget.patience
         if patience is not None and record.waited >= patience:
+            waited = counted(record.waited, "evaluation")
             progress.enough = (
-                f"no better {record.measure} in {record.waited} evaluations; the best was {record.value:.4g} at step "
-                f"{record.step}"
+                f"no better {record.measure} in {waited}; the best was {record.value:.4g} at step {record.step}"
             )
 
     def _record_of(self, measure: str) -> BestSoFar:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from ssldet.loggers.base import LoggedRun, Loggers
 from ssldet.ranks import gather_objects, rank, reduce_mean
 from ssldet.recipe import leaves
 from ssldet.states import few
-from ssldet.task import Objective
+from ssldet.task import Evaluator, Objective
 from ssldet.types import Batch
 
 log = logging.getLogger(__name__)
@@ -150,11 +149,11 @@ class Reporter:
             self._examine(progress, BoxVariance())
         if val is None or not due or progress.step == self._measured:
             return True
-        variance = BoxVariance()
+        variance, answered = BoxVariance(), list[Evaluator]()
         try:
             results = evaluate(
                 *(self._run, progress.model, val, self._device, lambda: bool(stop.raised), variance),
-                explain=partial(explain, val, self._folder) if progress.done else None,
+                explain=answered.append,
             )
         except Exception as error:  # a metric may fail in any way, and weights that are trained must not be lost to it
             if isinstance(error, DivergedError) and not progress.done:
@@ -172,6 +171,8 @@ class Reporter:
             self._folder.note(results=results, measured_on=self._run.data.measured_on, measured_at=progress.step)
         self._examine(progress, variance)
         self._compare(progress, results)
+        if progress.done and answered:  # the comparison may have ended the run
+            explain(val, self._folder, *answered)
         return True
 
     def require_measured(self) -> None:

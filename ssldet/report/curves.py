@@ -74,7 +74,13 @@ _PANELS = (
 )
 
 
-def curves(series: Mapping[str, Points], title: str, ylabel: str, xlabel: str = "step") -> str:
+def curves(
+    series: Mapping[str, Points],
+    title: str,
+    ylabel: str,
+    xlabel: str = "step",
+    limits: tuple[float, float] | None = None,
+) -> str:
     """Draw one line per series.
 
     Args:
@@ -82,11 +88,18 @@ def curves(series: Mapping[str, Points], title: str, ylabel: str, xlabel: str = 
         title: Shown above.
         ylabel: Shown beside the vertical axis.
         xlabel: Shown below the horizontal axis.
+        limits: Ends of the vertical axis; `None` fits it to the values.
     """
-    return seed_curves({name: [points] for name, points in series.items()}, title, ylabel, xlabel)
+    return seed_curves({name: [points] for name, points in series.items()}, title, ylabel, xlabel, limits)
 
 
-def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str, xlabel: str = "step") -> str:
+def seed_curves(
+    groups: Mapping[str, Sequence[Points]],
+    title: str,
+    ylabel: str,
+    xlabel: str = "step",
+    limits: tuple[float, float] | None = None,
+) -> str:
     """Draw groups of runs that differ by their seed only: each run as a thin line, their mean as a thick one.
 
     Args:
@@ -94,6 +107,7 @@ def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str,
         title: Shown above.
         ylabel: Shown beside the vertical axis.
         xlabel: Shown below the horizontal axis.
+        limits: Ends of the vertical axis; `None` fits it to the values.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -109,6 +123,8 @@ def seed_curves(groups: Mapping[str, Sequence[Points]], title: str, ylabel: str,
         axes.set_title(one_line(title))
         axes.set_xlabel(one_line(xlabel))
         axes.set_ylabel(one_line(ylabel))
+        if limits is not None:
+            axes.set_ylim(*limits)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=False)
         _legend(axes, list(groups))
         if dropped:

@@ -103,6 +103,7 @@ def write_page(
         bodies=bodies,
         paragraphs=_paragraphs,
         is_number=_is_number,
+        all_numbers=_all_numbers,
         drawing=_drawing,
         percent=_percent,
     )
@@ -133,6 +134,11 @@ def _shown(value: Any) -> Any:
 def _is_number(value: Any) -> bool:
     """Tell whether a table cell is a number, or a missing one, and is aligned to the right."""
     return value is None or _is_shown_number(value) or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _all_numbers(rows: Sequence[Sequence[Any]], column: int) -> bool:
+    """Tell whether a column of a table holds numbers and nothing else, so that its name is aligned to the right too."""
+    return all(_is_number(row[column]) for row in rows if column < len(row))
 
 
 def _is_shown_number(value: Any) -> bool:

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from ssldet.escapes import counted
 from ssldet.report.curves import curves
 from ssldet.report.record import Record
 from ssldet.report.sections import Bar, Gallery, Picture, Section
 from ssldet.report.verdict import finite
-from ssldet.report.wording import ABSENT, in_points, number, points
+from ssldet.report.wording import ABSENT, in_points, points
 
 OUTCOMES = {
     "found": ("Found", "Nothing was found."),
@@ -91,7 +92,7 @@ def _mistakes(record: Record) -> Section | None:
         Bar(
             name=str(row.get("kind", "")),
             share=max(0.0, cost) / most,
-            value=f"{points(max(0.0, cost))} points, {number(count)} {'time' if count == 1 else 'times'}",
+            value=f"{points(max(0.0, cost))} points, {counted(count, 'time')}",
             note=str(row.get("meaning", "")),
         )
         for row, cost, count in rows
@@ -125,7 +126,7 @@ def _classes(record: Record, results: Mapping[str, Any]) -> Section | None:
             name=str(label),
             share=max(0.0, share),
             value=points(share),
-            note="" if count is None else f"{number(int(count))} object{'' if count == 1 else 's'}",
+            note="" if count is None else counted(int(count), "object"),
         )
         for label, share, count in rows
     ]
@@ -143,7 +144,7 @@ def _sizes(record: Record, results: Mapping[str, Any]) -> Section | None:
             name=size,
             share=max(0.0, share),
             value=points(share),
-            note=f"{meaning}: {number(int(finite(counts.get(size)) or 0))} objects",
+            note=f"{meaning}: {counted(int(finite(counts.get(size)) or 0), 'object')}",
         )
         for size, (name, meaning) in SIZES.items()
         if (share := finite(results.get(name))) is not None
@@ -163,7 +164,7 @@ def _curves(record: Record) -> Section | None:
         "Precision is the share of detections that are right, recall the share of objects that are found, from the "
         "most confident detections to all of them. Classes are drawn at an overlap of 0.50."
     )
-    drawing = curves(series, "Precision and recall", "precision", "recall")
+    drawing = curves(series, "Precision and recall", "precision", "recall", limits=(-0.02, 1.02))
     return Section(heading="Precision and recall", text=text, svg={"Precision and recall": drawing})
 
 

@@ -111,7 +111,7 @@ def _outcome(record: Record) -> Section | None:
     # A run that was resumed keeps the reason of its earlier stop.
     stopped = record.status.get("status") in _ENDED_EARLY
     reason = record.status.get("reason" if stopped else "ended_early")
-    lines = [str(reason)] if reason else []
+    lines = [str(reason) if stopped else f"Ended before its last step: {reason}."] if reason else []
     told = record.status.get("symptoms")
     lines += [f"At the last check, {sentence}" for sentence in told] if isinstance(told, list) else []
     if not record.metrics:
@@ -143,7 +143,7 @@ def _groups(heading: str, results: Mapping[str, Any]) -> Iterator[Section]:
     for name, group in results.items():
         if not isinstance(group, Mapping):
             continue
-        title = f"{heading}: {name}"
+        title = f"{heading}: {name.replace('_', ' ')}"
         inner = [row for row in group.values() if isinstance(row, Mapping)]
         if inner and len(inner) == len(group):
             columns = list(inner[0])
@@ -166,8 +166,9 @@ def _training(record: Record) -> Section:
     lines = [line for line in record.metrics if line.get("kind") == "train"]
     first, last = (lines[0], lines[-1]) if lines else ({}, {})
     shown = [name for name in last if name == "loss" or name.startswith(("loss/", "metric/"))]
-    rows = [(name, first.get(name), last[name]) for name in shown]
-    columns = ("", f"step {number(first.get('step'))}", f"step {number(last.get('step'))}")
+    compared = [first, last] if len(lines) > 1 else [last]
+    rows = [(name, *(line.get(name) for line in compared)) for name in shown]
+    columns = ("", *(f"step {number(line.get('step'))}" for line in compared))
     notes = [
         ("Images a second", last.get("images_per_second")),
         ("Steps left out because their loss was not finite", record.status.get("skipped_steps")),

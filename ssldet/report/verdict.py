@@ -19,6 +19,20 @@ MOST, SOME = 0.75, 0.4
 HARDLY_BETTER, MUCH_BETTER = 0.05, 0.5
 """Share of the way from the baseline to a perfect score, below and above which a result is called so."""
 
+_SHARES = (
+    (0.95, "nearly all"),
+    (0.80, "most"),
+    (0.71, "about three quarters of the"),
+    (0.59, "about two thirds of the"),
+    (0.42, "about half of the"),
+    (0.29, "about a third of the"),
+    (0.20, "about a quarter of the"),
+    (0.10, "some"),
+    (0.005, "few"),
+    (0.0, "no"),
+)
+"""Least share -> its words; between two fractions, the nearer one's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -53,7 +67,9 @@ def verdict_of(record: Record, results: Mapping[str, Any], headline: str, others
     balance = _balance(record)
     grade, sentence = _judged(value, baseline, name, balance)
     reasons = []
-    if balance is not None:
+    if balance is not None and not balance[1]:
+        reasons.append("It finds no object, at whatever confidence.")
+    elif balance is not None:
         score, recall, precision = balance
         reasons.append(
             f"At a confidence of {score:.2f}, which balances both best, it finds {recall:.0%} of the objects, and "
@@ -91,7 +107,8 @@ def _judged(
         _, recall, precision = balance
         f1 = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
         grade = "good" if f1 >= MOST else "so" if f1 >= SOME else "bad"
-        return grade, f"It finds {_share(recall)} objects, and {_share(precision)} detections are right."
+        right = _share(precision).replace("of the", "of its")
+        return grade, f"It finds {_share(recall)} objects, and {right} detections are right."
     if baseline is None:
         return "", ""
     if way < HARDLY_BETTER:
@@ -103,15 +120,7 @@ def _judged(
 
 def _share(value: float) -> str:
     """Return a share in words."""
-    limits = (
-        (0.95, "nearly all"),
-        (0.7, "most"),
-        (0.4, "about half of the"),
-        (0.1, "some"),
-        (0.005, "few"),
-        (0.0, "no"),
-    )
-    return next(words for least, words in limits if value >= least)
+    return next(words for least, words in _SHARES if value >= least)
 
 
 def _baseline(record: Record, results: Mapping[str, Any], headline: str) -> tuple[str, float | None]:

@@ -115,7 +115,15 @@ def test_a_run_killed_again_and_again_keeps_the_best_of_the_quiet_run(
     assert status(folder)["best"] == status(tmp_path / "quiet")["best"]
 
 
-def test_waiting_ends_a_run_and_more_patience_goes_on(tmp_path: Path, fakes: ModuleType, train: Train) -> None:
+def test_waiting_ends_a_run_and_more_patience_goes_on(
+    tmp_path: Path, fakes: ModuleType, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explained: list[int] = []
+
+    def note(source: Any, folder: Any, evaluator: Any) -> None:
+        explained.append(folder.status()["measured_at"])
+
+    monkeypatch.setattr("ssldet.engine.reporter.explain", note)
     run = fakes.a_run(data__val=("fake:3",), evaluate_every=1, budget__patience=2, budget__steps=40)
     train(tmp_path / "a", run)
     told, measured = status(tmp_path / "a"), scores(tmp_path / "a")
@@ -124,6 +132,7 @@ def test_waiting_ends_a_run_and_more_patience_goes_on(tmp_path: Path, fakes: Mod
     assert told["ended_early"] == (
         f"no better score in 2 evaluations; the best was {told['best']['value']:.4g} at step {told['best']['step']}"
     )
+    assert explained == [told["steps"]]
     longer = replace(run, budget=replace(run.budget, patience=5))
     train(tmp_path / "a", longer, resume=True)
     train(tmp_path / "b", longer)

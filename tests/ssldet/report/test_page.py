@@ -127,7 +127,7 @@ def test_groups_of_results_are_tables_however_deep(tmp_path: Path) -> None:
     document["results"] = {"PQ": 0.375, "things": {"PQ": 0.4375}, "per_class": kinds, "segm": segm}
     (folder / "run.json").write_text(json.dumps(document))
     words = Shape(_report(folder)).words
-    for word in ("Results: things", "Results: segm: per_class", "43.8", "31.2", "83.8", "51.2", "63.7", "SQ"):
+    for word in ("Results: things", "Results: segm: per class", "43.8", "31.2", "83.8", "51.2", "63.7", "SQ"):
         assert word in words
     assert "{" not in words[words.index("Results: things") : words.index("Training")]
 

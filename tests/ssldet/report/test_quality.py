@@ -67,7 +67,7 @@ def test_the_sections_show_what_was_found_and_what_it_costs(tmp_path: Path) -> N
     assert "\N{EN DASH} stands for classes without an object" in classes
     assert "-1" not in classes
     assert "Precision and recall" in text
-    assert "Results: per_class" not in text
+    assert "Results: per class" not in text
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,8 @@ def test_the_sections_show_what_was_found_and_what_it_costs(tmp_path: Path) -> N
         (0.1, {}, "bad", "No better than boxes that are the same in every image"),
         (0.3, {"balance": {"score": 0.4, "recall": 0.5, "precision": 0.5}}, "so", "about half of the objects"),
         (0.3, {"balance": {"score": 0.4, "recall": 0.5, "precision": 0.05}}, "bad", "few detections are right"),
+        (0.3, {"balance": {"score": 0.4, "recall": 0.66, "precision": 0.73}}, "so", "about two thirds of the objects"),
+        (0.3, {"balance": {"score": 0.4, "recall": 0.66, "precision": 0.73}}, "so", "three quarters of its detections"),
         (0.3, {"balance": {}, "baseline": {}}, "", ""),
         (0.3, {"balance": {}, "baseline": {"AP": "x"}}, "", ""),
     ],
