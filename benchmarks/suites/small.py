@@ -1,10 +1,11 @@
 """`Setting` -> what pretraining brings the recipes named small, whose backbone knows photographs, on your images."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from benchmarks.suite import Claim, Downstream, Method, Setting, Suite
 from benchmarks.suites import parts
 from benchmarks.suites.ours import JITTER, jitter
+from pretext.random_query_patch import RandomQueryPatch
 from ssldet.detectors.base import backbone_of
 from ssldet.engine.run import Run
 from ssldet.recipe import override
@@ -17,14 +18,53 @@ CLAIMS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What the tiny scale leaves of the recipes; the full scale takes them as they are.
+
+    Attributes:
+        pretraining: Steps of pretraining.
+        finetuning: Steps of fine-tuning.
+        side: Side of the images in pixels; `None` keeps the recipe's.
+    """
+
+    pretraining: int
+    finetuning: int
+    side: int | None = None
+
+    def of(self, recipe: str, setting: Setting, steps: int) -> Run:
+        """Return a recipe, at the tiny scale with a number of steps and images of the smaller side.
+
+        Args:
+            recipe: Name of the recipe.
+            setting: The choices, with the scale.
+            steps: Steps at the tiny scale; they are evaluated four times.
+        """
+        # One loader process each, because runs share cores; few sizes of canvas, because accelerators plan for each.
+        run = override(parts.recipe(recipe), {"data.workers": 1, "data.canvas_multiple": 32})
+        if setting.scale == "full":
+            return override(run, {"evaluate_every": max(1, steps // 4)})
+        run = override(run, {"budget.steps": steps, "evaluate_every": max(1, steps // 4)})
+        return run if self.side is None else override(run, _smaller(run, self.side))
+
+
+USUAL = Cut(pretraining=600, finetuning=800)
+QUICK = Cut(pretraining=400, finetuning=300, side=160)
+"""For suites of many arms."""
+
+
 def small(setting: Setting) -> Suite:
     """The recipes named small, on your photographs: `images`, `train`, `val` and, for a supervised start, `labelled`.
 
     Each run has the budget of its recipe at full scale, and a third of that or less at the tiny one. The baseline
     without any pretraining keeps the frozen first stages of the recipes, here with fresh weights.
     """
+    return _suite(setting, USUAL)
+
+
+def _suite(setting: Setting, cut: Cut) -> Suite:
     images, train, val = setting.given("images", "train", "val")
-    run = _budgeted("detection/small", setting, steps=800, evaluate_every=200)
+    run = cut.of("detection/small", setting, cut.finetuning)
     backbone = backbone_of(run.detector)
     assert backbone is not None
     downstream = Downstream(
@@ -34,7 +74,7 @@ def small(setting: Setting) -> Suite:
         name="ours/small",
         question="Does pretraining the transformer pay on these photographs, once the backbone is good?",
         scale=setting.scale,
-        methods=_methods(setting, run, backbone.weights),
+        methods=_methods(setting, cut, run, backbone.weights),
         backbones=(replace(backbone, weights=None),),
         detectors=(run.detector,),
         downstreams=(downstream,),
@@ -48,10 +88,10 @@ def small(setting: Setting) -> Suite:
 
 def few_labels(setting: Setting) -> Suite:
     """The same starts with 1, 2, 5, 10 % of the labels, with ten objects of each class, and self-training on top."""
-    whole = small(setting)
+    whole = _suite(setting, QUICK)
     (own,) = whole.downstreams
     run = own.stages[0]
-    with_images = _budgeted("self_training/small", setting, steps=400, evaluate_every=200)
+    with_images = QUICK.of("self_training/small", setting, 200)
     return replace(
         whole,
         name="ours/few_labels",
@@ -73,14 +113,14 @@ def backbone_swap(setting: Setting) -> Suite:
 
     The other backbone is a small one of fresh weights at the tiny scale, and ResNet-18 of torchvision at the full one.
     """
-    whole = small(setting)
+    whole = _suite(setting, QUICK)
     (own,) = whole.downstreams
     tiny = {"name": "tiny", "weights": None, "frozen_stages": 0, "frozen_norm": False}
     other = tiny if setting.scale == "tiny" else {"name": "resnet18", "weights": "imagenet"}
     taught = override(own.stages[0], {f"detector.backbone.{name}": value for name, value in other.items()})
     strong = next(method.weights for method in whole.methods if method.name == "backbone")
-    own_group = _budgeted("random_query_patch/small", setting, steps=600, evaluate_every=300)
-    distillation = _budgeted("distillation/small", setting, steps=200, evaluate_every=100)
+    own_group = QUICK.of("random_query_patch/small", setting, QUICK.pretraining)
+    distillation = QUICK.of("distillation/small", setting, 200)
 
     def swapped(name: str, title: str, *stages: Run) -> Method:
         return Method(name=name, title=title, stages=stages, weights=strong, taught=taught)
@@ -96,7 +136,7 @@ def backbone_swap(setting: Setting) -> Suite:
             swapped("distillation", "the same, re-aligned by distillation", distillation),
         ),
         # As few steps as re-alignment may save.
-        downstreams=(replace(own, stages=(_budgeted("detection/small", setting, steps=200, evaluate_every=50),)),),
+        downstreams=(replace(own, stages=(QUICK.of("detection/small", setting, 200),)),),
         fractions=(1.0,),
         claims=(
             Claim(words="a taught transformer is worth keeping", higher="exchanged", lower="backbone"),
@@ -108,7 +148,7 @@ def backbone_swap(setting: Setting) -> Suite:
 
 def matching(setting: Setting) -> Suite:
     """Matching in own groups or over all queries x strength of jitter, on a backbone that knows photographs."""
-    whole = small(setting)
+    whole = _suite(setting, QUICK)
     kept = [method for method in whole.methods if method.name in {"backbone", "none"}]
     (own_group,) = (method for method in whole.methods if method.name == "own_group")
     methods = [
@@ -138,21 +178,22 @@ def matching(setting: Setting) -> Suite:
     )
 
 
-def _budgeted(recipe: str, setting: Setting, *, steps: int, evaluate_every: int) -> Run:
-    """Return a recipe, at the tiny scale with this budget."""
-    # One loader process each, because runs share the cores; few sizes of canvas, because accelerators plan for each.
-    changes: dict[str, object] = {"data.workers": 1, "data.canvas_multiple": 32, "evaluate_every": evaluate_every}
-    return override(parts.recipe(recipe), changes | ({"budget.steps": steps} if setting.scale == "tiny" else {}))
+def _smaller(run: Run, side: int) -> dict[str, object]:
+    """Return the changes that make images smaller, with the names that the run's task has for their sizes."""
+    if isinstance(run.task, RandomQueryPatch):
+        sides = (side * 3 // 4, side * 7 // 8, side)
+        return {"task.image_sides": sides, "task.longest_side": side * 5 // 4, "task.eval_side": side}
+    return {"task.scales": (side,), "task.max_size": side, "task.eval_scale": side}
 
 
-def _methods(setting: Setting, run: Run, strong: str | None) -> tuple[Method, ...]:
-    own_group = _budgeted("random_query_patch/small", setting, steps=600, evaluate_every=300)
+def _methods(setting: Setting, cut: Cut, run: Run, strong: str | None) -> tuple[Method, ...]:
+    own_group = cut.of("random_query_patch/small", setting, cut.pretraining)
     all_queries = override(own_group, {"task.matching": "global"})
     return (
         Method(name="backbone", title="a backbone that knows photographs", role="backbone", weights=strong),
         Method(name="own_group", title="UP-DETR, own groups", stages=(own_group,), weights=strong),
         Method(name="global", title="UP-DETR, all queries", stages=(all_queries,), weights=strong),
-        _supervised_start(setting, run, strong),
+        _supervised_start(setting, cut, run, strong),
         Method(
             name="frozen",
             title="that backbone, frozen",
@@ -163,11 +204,11 @@ def _methods(setting: Setting, run: Run, strong: str | None) -> tuple[Method, ..
     )
 
 
-def _supervised_start(setting: Setting, run: Run, weights: str | None) -> Method:
+def _supervised_start(setting: Setting, cut: Cut, run: Run, weights: str | None) -> Method:
     """Return the arm of a detector that was trained on other labels before."""
     title = "a detector trained on other labels"
     if "labelled" not in setting.places:
         return Method(name="supervised", title=title, missing="it needs --data labelled=SPECIFICATION")
     labelled = setting.given("labelled")[0]
-    stage = override(run, {"budget.steps": 600 if setting.scale == "tiny" else 1500, "evaluate_every": 0})
+    stage = override(run, {"budget.steps": cut.pretraining if setting.scale == "tiny" else 1500, "evaluate_every": 0})
     return Method(name="supervised", title=title, stages=(stage,), weights=weights, labelled=labelled)
