@@ -160,6 +160,11 @@ class Source(ABC):
         """
         return self[index]
 
+    @property
+    def has_own_order(self) -> bool:
+        """Whether the images read best in the order that the source gives; it is kept where sets are joined."""
+        return False
+
     def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
         """Return in which order an epoch of training shows the images: a permutation, a function of seed and epoch.
 
@@ -172,7 +177,7 @@ class Source(ABC):
     def part_order(self, indices: Int[np.ndarray, " N"], seed: int, epoch: int) -> Int[Tensor, " N"]:
         """Return in which order an epoch of training shows some of the images.
 
-        A source that reads best in an order of its own overrides this together with `order`.
+        A source that reads best in an order of its own overrides this together with `order` and `has_own_order`.
 
         Args:
             indices: Numbers of the images.
@@ -312,6 +317,11 @@ class WrappedSource(Source):
     def draw(self, index: int, generator: torch.Generator) -> Sample:
         """Read one image for training, as the source inside draws it."""
         return self.source.draw(self.inner(index), generator)
+
+    @property
+    def has_own_order(self) -> bool:
+        """Whether the source inside reads best in its own order."""
+        return self.source.has_own_order
 
     def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
         """Return the order of the source inside."""

@@ -192,6 +192,11 @@ class LabelledImages(Measurable):
         """Return what an image is called in messages."""
         return self.place.name_of(self._file(index))
 
+    @property
+    def has_own_order(self) -> bool:
+        """Whether the images lie where they read best in an order of their own."""
+        return self.place.has_own_order
+
     def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
         """Return the order in which images that lie here are read."""
         return self.part_order(np.arange(len(self)), seed, epoch)

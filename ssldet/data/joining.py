@@ -10,10 +10,13 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ssldet.errors import DataError
-from ssldet.source import GroundTruth, Measurable, Source
+from ssldet.source import GroundTruth, Measurable, Source, shuffled
 from ssldet.types import Batch, Detections, Sample, Skipped, Targets
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,9 @@ class ConcatSource(Source):
     """Several sources, one after the other.
 
     Labelled and unlabelled images together count as unlabelled: an image without labels is not one without objects.
+    An epoch shows the images of all sources in one random order. Where one of them has an order of its own, as archives
+    do, each keeps its order, and chance decides which of them the next image is from.
+
     Classes are told apart by name. Where sets number the same classes differently, as COCO and YOLO do, the joined set
     has the ids of the first set that states any, whose order of classes it has as well.
     """
@@ -79,7 +85,7 @@ class ConcatSource(Source):
     @property
     def fingerprint(self) -> str:
         """Short hash of the fingerprints in order."""
-        words = "\n".join(source.fingerprint for source in self._sources)
+        words = "\n".join(source.fingerprint for source in self._sources) + "\nin their orders" * self.has_own_order
         return hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
 
     @property
@@ -153,6 +159,33 @@ class ConcatSource(Source):
         changed = [source.with_classes(classes) for source in self._sources if self._classes]
         able = [source for source in changed if source is not None]
         return joined(able) if able and len(able) == len(changed) else None
+
+    @property
+    def has_own_order(self) -> bool:
+        """Whether one of the sources has an order of its own."""
+        return any(source.has_own_order for source in self._sources)
+
+    def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return one random order of all images, or the orders of all sources mixed."""
+        if not self.has_own_order:
+            return super().order(seed, epoch)
+        orders = [source.order(seed, epoch) for source in self._sources]
+        return mixed([order.long() + begin for order, begin in zip(orders, self._starts, strict=True)], seed, epoch)
+
+    def part_order(self, indices: Int[np.ndarray, " N"], seed: int, epoch: int) -> Int[Tensor, " N"]:
+        """Return the order of some of the images."""
+        if not self.has_own_order:
+            return super().part_order(indices, seed, epoch)
+        part_of, orders = np.searchsorted(self._ends, indices, side="right"), []
+        for part, (source, begin) in enumerate(zip(self._sources, self._starts, strict=True)):
+            places = np.flatnonzero(part_of == part)
+            order = source.part_order(indices[places] - begin, seed, epoch)
+            orders.append(torch.from_numpy(places)[order])
+        return mixed(orders, seed, epoch)
+
+    @property
+    def _starts(self) -> list[int]:
+        return [0, *self._ends[:-1]]
 
     def _joined(self, part: int, sample: Sample) -> Sample:
         sample = replace(sample, key=f"{part}:{sample.key}")
@@ -236,6 +269,23 @@ class MeasurableConcat(ConcatSource, Measurable):
             return [{key: key for key in part} for part in ids]
         log.warning("images of several sets have the same ids; results call them by set and id, such as 0:%s", every[0])
         return [{key: f"{number}:{key}" for key in part} for number, part in enumerate(ids)]
+
+
+def mixed(orders: Sequence[Int[Tensor, " _"]], seed: int, epoch: int) -> Int[Tensor, " N"]:
+    """Return several orders as one in which each is kept; chance decides whose image is next.
+
+    Args:
+        orders: Different numbers, in order.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+    """
+    ends = np.cumsum([len(order) for order in orders])
+    # A random permutation of all places, of which only matters whose place each is.
+    turns = np.searchsorted(ends, shuffled(int(ends[-1]), seed, epoch).numpy(), side="right")
+    whole = np.empty(len(turns), dtype=np.int32 if len(turns) < 2**31 else np.int64)
+    for number, order in enumerate(orders):
+        whole[turns == number] = order.numpy()
+    return torch.from_numpy(whole)
 
 
 def without_labels(sample: Sample) -> Sample:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -36,7 +37,8 @@ class MixedSource(Source):
     """Groups of one labelled image and some unlabelled ones; no label of the second source is passed on.
 
     An epoch shows every unlabelled image at least once and every labelled one equally often, in the order of its own
-    source. Where a part is too short for the other, it begins again, under other keys and with other views.
+    source; unlabelled images come in random order, unless their source has an order of its own. Where a part is too
+    short for the other, it begins again, under other keys and with other views.
     """
 
     def __init__(self, labelled: Source, unlabelled: Source, ratio: int) -> None:
@@ -71,6 +73,7 @@ class MixedSource(Source):
     def fingerprint(self) -> str:
         """Short hash of both parts and their ratio."""
         words = f"{self._labelled.fingerprint}\n{self._unlabelled.fingerprint}\n{self._ratio}"
+        words += "\nin its order" * self._unlabelled.has_own_order
         return hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
 
     @property
@@ -130,9 +133,20 @@ class MixedSource(Source):
         first = epoch * self._passes
         passes = [self._labelled.order(seed, first + turn) for turn in range(self._passes)]
         labelled = torch.cat([turn * len(self._labelled) + places.long() for turn, places in enumerate(passes)])
-        generator = chance.generator(seed, "unlabelled", epoch)
-        unlabelled = self._groups + torch.randperm(self._groups * self._ratio, generator=generator)
+        unlabelled = self._groups + self._unlabelled_order(seed, epoch)
         return torch.cat([labelled.unsqueeze(1), unlabelled.view(self._groups, self._ratio)], dim=1).flatten()
+
+    def _unlabelled_order(self, seed: int, epoch: int) -> Int[Tensor, " U"]:
+        """Return the order of the unlabelled images of an epoch, counted from 0 as they begin again."""
+        count, whole = self._groups * self._ratio, len(self._unlabelled)
+        if not self._unlabelled.has_own_order:
+            return torch.randperm(count, generator=chance.generator(seed, "unlabelled", epoch))
+        turns, rest = divmod(count, whole)
+        first = epoch * (turns + (rest > 0))
+        orders = [turn * whole + self._unlabelled.order(seed, first + turn).long() for turn in range(turns)]
+        if rest:
+            orders.append(turns * whole + self._unlabelled.part_order(np.arange(rest), seed, first + turns).long())
+        return torch.cat(orders)
 
     def _find(self, index: int) -> tuple[Source, int, int]:
         """Return the part that an image is from, its number there, and how often the part has begun again before it."""

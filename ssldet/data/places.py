@@ -74,6 +74,11 @@ class Place(ABC):
     def nearest(self, name: str) -> str | None:
         """Return what the name of an image that is missing probably means."""
 
+    @property
+    def has_own_order(self) -> bool:
+        """Whether images read best in the order that `order` gives."""
+        return False
+
     def order(self, names: Sequence[str]) -> Callable[[Int[np.ndarray, " N"], int, int], Int[Tensor, " N"]]:
         """Return what gives some of these images, by number, their order in an epoch; see `Source.part_order`."""
         return _shuffled
@@ -198,6 +203,11 @@ class ShardPlace(Place):
         """Return an image of the same name in another folder, if there is one."""
         ends = {f"/{name.rpartition('/')[2]}", f"/{member_name(name).rpartition('/')[2]}"}
         return next((found for found in self._index.names if f"/{found}".endswith(tuple(ends))), None)
+
+    @property
+    def has_own_order(self) -> bool:
+        """Whether there are more archives than are read at once."""
+        return self._window < len(self._index.paths)
 
     def order(self, names: Sequence[str]) -> Callable[[Int[np.ndarray, " N"], int, int], Int[Tensor, " N"]]:
         """Return what shows the images window after window of archives."""

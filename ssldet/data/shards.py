@@ -108,6 +108,11 @@ class ShardSource(Source):
         archives = chain.from_iterable(map(repeat, self.index.paths, counts))
         return (f"{archive}/{name}" for archive, name in zip(archives, self.index.names, strict=True))
 
+    @property
+    def has_own_order(self) -> bool:
+        """Whether there are more archives than are read at once."""
+        return self.window < len(self.index.paths)
+
     def order(self, seed: int, epoch: int) -> Int[Tensor, " N"]:
         """Return window after window of archives, the images of each window in random order."""
         return windowed(self.index.first, None, self.window, seed, epoch)
