@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.report.text import markdown
@@ -207,6 +208,30 @@ def _demo(results: Path) -> str:
     )
 
 
+def _found(results: Path) -> str:
+    """Tabulate for a newcomer what is found with and without pretraining, on generated scenes and on photographs."""
+    demo: Mapping[str, Any] = json.loads(read_text(results / "demo.json"))
+    run: Mapping[str, Any] = json.loads(read_text(results / "small-run.json"))
+    suite = _suite(results, "ours-small-tiny")
+    scratch, pretrained = (PERCENT * fmean(demo[f"ap50_{start}"]) for start in ("scratch", "pretrained"))
+    means = {one.method: PERCENT * one.mean for one in summaries(suite)}
+    (difference,) = (one for one in differences(suite, "backbone") if one.method == "own_group")
+    last = run["curve"][-1]
+    length = f"{last['step']:,} steps in {last['seconds'] / 60:.0f} minutes"
+    rows = [
+        ("generated scenes, 500 labelled; fresh backbone", f"{scratch:.1f}", f"{pretrained:.1f}", "three seeds"),
+        (
+            "photographs of playing cards, 296 labelled; pretrained backbone, 800 steps",
+            f"{means['backbone']:.1f}",
+            f"{means['own_group']:.1f}",
+            _words(difference),
+        ),
+        (f"the same photographs, {length}", f"{PERCENT * last['AP50']:.1f}", "not measured", "one seed"),
+    ]
+    columns = ("held-out AP50, in points, on", "transformer from scratch", "pretrained without labels", "")
+    return markdown(Table(columns=columns, rows=rows))
+
+
 def _speed(results: Path) -> str:
     measured: Mapping[str, Any] = json.loads(read_text(results / "speed.json"))
     rows = [
@@ -227,6 +252,7 @@ def _speed(results: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "demo": _demo,
+    "found": _found,
     "detectors": _detectors,
     "matching": _matching,
     "pretraining": _pretraining,
