@@ -84,7 +84,14 @@ class Panoptic(Detection):
         return MaskPrediction(self, detector)
 
     def evaluator(self, source: Source) -> SegmentationFigures:
-        """Return panoptic quality if every pixel is labelled, and AP of boxes and masks of things."""
+        """Return panoptic quality if every pixel is labelled, and AP of boxes and masks of things.
+
+        Args:
+            source: Images with their segments.
+
+        Raises:
+            ConfigError: Another metric than COCO's is asked for.
+        """
         if self.metric != "coco":
             raise ConfigError("metric: masks are measured by COCO's figures only; leave metric=voc out")
         return SegmentationFigures(source, max_dets=self.max_dets)

@@ -60,6 +60,7 @@ class Joint(RandomQueryPatch):
     of the reconstruction from the momentum backbone instead of the learning one.
 
     Attributes:
+        freeze_backbone: Always false: this task trains the backbone, which `random_query_patch` can leave frozen.
         view_shift: How far the sides of a patch may move for its other view, as a share of its sides.
         view_jitter: Photometric change of the other view; `jitter` is that of the patch that is looked for.
         contrast_weight: Weight of the contrast in the loss; 0 leaves it out.

@@ -123,11 +123,18 @@ class Source(ABC):
         return None
 
     def size_of(self, index: int) -> tuple[int, int] | None:
-        """Return height and width of an image without reading it; `None` where that is not possible."""
+        """Return height and width in pixels of an image without reading it; `None` where that is not possible.
+
+        Args:
+            index: From 0 up to the length, exclusive.
+        """
         return None
 
     def encoded(self, index: int) -> bytes | None:
         """Return the bytes of an image as they are stored, without decoding them; `None` where that is not possible.
+
+        Args:
+            index: From 0 up to the length, exclusive.
 
         Raises:
             OSError: The file can't be read.
@@ -236,6 +243,9 @@ class WrappedSource(Source):
 
     def inner(self, index: int) -> int:
         """Return the number, in the source inside, of the image that stands at an index.
+
+        Args:
+            index: Of the wrapper, from 0 up to its length, exclusive.
 
         Raises:
             IndexError: There is no such image.

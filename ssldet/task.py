@@ -36,7 +36,14 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:
-        """Return the finite, named, weighted loss terms of a batch."""
+        """Return the finite, named, weighted loss terms of a batch.
+
+        Args:
+            batch: Images as the task's views make them in training, on the device of the objective; not normalised yet.
+
+        Raises:
+            DivergedError: A cost of the matching is not finite.
+        """
 
     @abstractmethod
     def answer(self, batch: Batch) -> Sequence[Answer]:
@@ -235,11 +242,22 @@ class Task(ABC):
 
     @abstractmethod
     def objective(self, detector: Detector) -> Objective:
-        """Return the module that computes this task's losses with the detector."""
+        """Return the module that computes this task's losses with the detector.
+
+        Args:
+            detector: The detector to teach, which becomes part of the module and shares its weights with it.
+        """
 
     @abstractmethod
     def evaluator(self, source: Source) -> Evaluator:
-        """Return the metric of this task on a source."""
+        """Return the metric of this task on a source.
+
+        Args:
+            source: What is measured on, as `prepare` returned it.
+
+        Raises:
+            ConfigError: This task can't be measured as its fields ask.
+        """
 
     def prepare(self, source: Source, *, training: bool = True) -> Source:
         """Return the source whose items are this task's problems, such as pairs of an image and what to look for in it.

@@ -360,11 +360,19 @@ class Detections(Answer):
         return len(self.scores)
 
     def above(self, score: float) -> "Detections":
-        """Keep the detections that are at least this confident."""
+        """Keep the detections that are at least this confident.
+
+        Args:
+            score: Least score, from 0 to 1.
+        """
         return self.only(self.scores >= score)
 
     def only(self, keep: Bool[Tensor, " N"]) -> "Detections":
-        """Keep the chosen detections; the segmentation of the whole image stays."""
+        """Keep the chosen detections; the segmentation of the whole image stays.
+
+        Args:
+            keep: True for each detection that stays.
+        """
         masks = None if self.masks is None else self.masks[keep]
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep], masks=masks)
 

@@ -62,7 +62,11 @@ class Detector(nn.Module, ABC):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Detector":
-        """Switch the mode; frozen sections stay in evaluation mode."""
+        """Switch the mode; frozen sections stay in evaluation mode.
+
+        Args:
+            mode: True for training, false for evaluation.
+        """
         super().train(mode)
         for part in self._frozen:
             self.get_submodule(part).eval()
@@ -95,7 +99,11 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def features(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:
-        """Return the map that describes normalised images, for a backbone its last level; patches go the same way."""
+        """Return the map that describes normalised images, for a backbone its last level; patches go the same way.
+
+        Args:
+            images: What `normalise` returned.
+        """
 
     @property
     def in_channels(self) -> int:
@@ -108,7 +116,11 @@ class Detector(nn.Module, ABC):
         return (self.feature_channels,)
 
     def levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
-        """Return the maps that describe normalised images, from fine to coarse; `features` returns the last of them."""
+        """Return the maps that describe normalised images, from fine to coarse; `features` returns the last of them.
+
+        Args:
+            images: What `normalise` returned.
+        """
         return (self.features(images),)
 
     def memory(
@@ -127,7 +139,11 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def default_queries(self, batch_size: int) -> Queries:
-        """Return the detector's own queries, the same for all images: plain detection."""
+        """Return the detector's own queries, the same for all images: plain detection.
+
+        Args:
+            batch_size: Number of images.
+        """
 
     @abstractmethod
     def forward(

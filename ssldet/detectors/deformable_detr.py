@@ -292,7 +292,11 @@ class DeformableDETRConfig(DetectorConfig):
         return wrong
 
     def build(self) -> DeformableDETR:
-        """Return the detector with fresh weights."""
+        """Return the detector with fresh weights.
+
+        Raises:
+            ConfigError: The backbone has fewer levels than `backbone_levels`.
+        """
         backbone = build_backbone(self.backbone)
         if len(backbone.level_channels) < self.backbone_levels:
             raise ConfigError(

@@ -262,7 +262,11 @@ class DETRConfig(DetectorConfig):
         ]
 
     def build(self) -> DETR:
-        """Return the detector with fresh weights."""
+        """Return the detector with fresh weights.
+
+        Raises:
+            ConfigError: Masks are asked for, and the backbone has no level that is finer than its last.
+        """
         backbone = build_backbone(self.backbone)
         if self.masks and backbone.level_strides[0] >= backbone.stride:
             raise ConfigError(

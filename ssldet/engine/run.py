@@ -149,7 +149,12 @@ class Budget:
         return []
 
     def total_steps(self, images: int, batch_size: int) -> int:
-        """Return the number of optimiser steps for a set of this many images."""
+        """Return the number of optimiser steps for a set of this many images.
+
+        Args:
+            images: Training images.
+            batch_size: Images of one step, over all ranks and accumulated parts together.
+        """
         if self.steps is not None:
             return self.steps
         return max(1, round((self.epochs or 0) * images / batch_size))
@@ -215,7 +220,11 @@ class Run:
     devices: Annotated[int, Within(0, 65_536)] = 0
 
     def total_steps(self, images: int) -> int:
-        """Return the number of optimiser steps for a set of this many images."""
+        """Return the number of optimiser steps for a set of this many images.
+
+        Args:
+            images: Training images.
+        """
         return self.budget.total_steps(images, self.data.batch_size)
 
     def _repr_html_(self) -> str:

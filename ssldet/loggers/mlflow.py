@@ -50,7 +50,12 @@ class MLflow:
             self._client.log_batch(self._run, params=settings[first : first + AT_ONCE])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to each curve."""
+        """Add one point to each curve.
+
+        Args:
+            step: Optimiser steps done, the place of the point.
+            values: Name of a curve -> finite number.
+        """
         now = int(1000 * time.time())
         self._client.log_batch(
             self._run, metrics=[self._metric(_allowed(name), value, now, step) for name, value in values.items()]

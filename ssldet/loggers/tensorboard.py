@@ -27,7 +27,12 @@ class TensorBoard:
             self._writer.add_text("run.toml", f"| field | value |\n|---|---|\n{rows}", 0)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to each curve."""
+        """Add one point to each curve.
+
+        Args:
+            step: Optimiser steps done, the place of the point.
+            values: Name of a curve -> finite number.
+        """
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()

@@ -32,7 +32,12 @@ class WeightsAndBiases:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one point to each curve."""
+        """Add one point to each curve.
+
+        Args:
+            step: Optimiser steps done, the place of the point.
+            values: Name of a curve -> finite number.
+        """
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:

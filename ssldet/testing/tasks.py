@@ -49,7 +49,14 @@ def check_pretext_task(task: PretextTask, detector: DetectorConfig | None = None
 
 
 def tiny_detector(task: PretextTask) -> DetectorConfig:
-    """Return the detector of the recipe `NAME/tiny` that belongs to a registered task."""
+    """Return the detector of the recipe `NAME/tiny` that belongs to a registered task.
+
+    Args:
+        task: The task, whose class is registered.
+
+    Raises:
+        AssertionError: It is not registered.
+    """
     for name in names("ssldet.tasks"):
         if find("ssldet.tasks", name) is type(task):
             config: DetectorConfig = find("ssldet.recipes", f"{name}/tiny")().detector

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ssldet.errors import ConfigError
+from ssldet.detectors.base import DetectorConfig
+from ssldet.errors import CheckpointError, ConfigError
+from ssldet.recipe import from_document
 from ssldet.registry import find_or_import, names
 from ssldet.regular import read_text
+from ssldet.verbs.formats import formats_of
 from ssldet.verbs.opening import Step, Which, open_trained
 from ssldet.verbs.using import evaluate
 from ssldet.weights.hub import HubName, hub_name, is_on_hub, published, writable
@@ -136,7 +139,14 @@ def export(
 def _write(start: str | Path, to: str, out: Path, weights: Which, step: Step | None) -> Exported:
     exporter = find_or_import("ssldet.exporters", to)
     opened = open_trained(start, weights, step)
-    report: Exported = exporter(opened.objective, opened.info, out)
+    try:
+        report: Exported = exporter(opened.objective, opened.info, out)
+    except CheckpointError as error:
+        config: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
+        formats = formats_of(opened.objective.detector, config)
+        if not formats.reasons.get(to):
+            raise
+        raise CheckpointError(f"{error}; this detector {formats}") from error
     if opened.task.in_parts:
         log.warning("%s: answers one tile at a time: cut images before it, and merge what it finds", out)
     return report

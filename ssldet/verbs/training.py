@@ -62,31 +62,68 @@ class Trained:
         return dict(best) if best else None
 
     def detector(self, weights: Which = "last") -> Detector:
-        """Return the trained detector as a plain `nn.Module`, with the weights of the last step or the best ones."""
+        """Return the trained detector as a plain `nn.Module`, with the weights of the last step or the best ones.
+
+        Args:
+            weights: `last` for those of the last step, `best` for those that measured best.
+
+        Raises:
+            CheckpointError: There are no such weights, or they can't be read.
+        """
         return load(self.path, weights)
 
     def pretrain(self, images: Specs, **choices: Any) -> "Trained":
-        """Go on with this run's detector on images without labels; see `ssldet.pretrain`."""
+        """Go on with this run's detector on images without labels.
+
+        Args:
+            images: Folders, globs, file lists, or labelled data whose labels are then not read.
+            **choices: Further arguments of `ssldet.pretrain`, which also says what is raised.
+        """
         return pretrain(images, start=self.path, **choices)
 
     def finetune(self, data: Specs, **choices: Any) -> "Trained":
-        """Fine-tune this run's detector; see `ssldet.finetune`."""
+        """Fine-tune this run's detector on labelled images.
+
+        Args:
+            data: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `yolo:ROOT:SPLIT`.
+            **choices: Further arguments of `ssldet.finetune`, which also says what is raised.
+        """
         return finetune(self.path, data, **choices)
 
     def evaluate(self, data: Specs, **choices: Any) -> dict[str, Any]:
-        """Measure this run's model; see `ssldet.evaluate`."""
+        """Measure this run's model, and return the figures by name.
+
+        Args:
+            data: Labelled images for a detector, any images for a pretext task.
+            **choices: Further arguments of `ssldet.evaluate`, which also says what is raised.
+        """
         return evaluate(self.path, texts(data), **choices)
 
     def predict(self, images: Specs, **choices: Any) -> dict[str, Any]:
-        """Detect with this run's model; see `ssldet.predict`."""
+        """Detect objects with this run's model, or find patches if it was pretrained only.
+
+        Args:
+            images: Folders, globs, file lists or single files.
+            **choices: Further arguments of `ssldet.predict`, which also says what is raised.
+        """
         return predict(self.path, texts(images), **choices)
 
     def export(self, to: str, out: str | Path | None = None, **choices: Any) -> Exported:
-        """Write this run's detector in another format; see `ssldet.export`."""
+        """Write this run's detector in another format, load it back and compare.
+
+        Args:
+            to: A name from `ssldet list exporters`.
+            out: File to create; `None` for `hub:`, which writes none here.
+            **choices: Further arguments of `ssldet.export`, which also says what is raised.
+        """
         return export(self.path, to=to, out=out, **choices)
 
     def report(self, **choices: Any) -> Path:
-        """Write and return this run's `report.html`; see `ssldet.verbs.report`."""
+        """Write and return this run's `report.html`.
+
+        Args:
+            **choices: Further arguments of `ssldet.report`, such as `data` to measure on first.
+        """
         return report(self.path, **choices)
 
     def __str__(self) -> str:

@@ -43,6 +43,7 @@ MAY_NAME_TASKS = {
 
 
 OTHER_MEANINGS = {
+    "detection": {"cli/printing.py"},  # an object that was found
     "joint": {"nn/masks.py", "detectors/detr.py", "weights/detr.py", "weights/huggingface.py"},  # maps of masks
 }
 """Name of a task that is also a word of its own -> the files of the core that use the word."""
