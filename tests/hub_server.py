@@ -1,4 +1,4 @@
-"""A server on this machine that speaks what huggingface_hub needs of the Hugging Face hub to send and fetch a model."""
+"""A server on this machine with what huggingface_hub needs of the hub to send and fetch models, and fetch data sets."""
 
 import base64
 import hashlib
@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_of-the-owner"  # this server knows no other
 
@@ -62,9 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             return self._say({"errors": [], "warnings": []})
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w+)/([^/]+).*)?", path):
-            return self._of_api(found[1], found[2], found[3], body)
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if found := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/([\w-]+)/([^/]+)/?(.*))?", path):
+            return self._of_api(*found.groups(), body)
+        if found := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(found[1], found[2], found[3])
         return self._fail(404, "EntryNotFound")
 
@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.repositories.setdefault(name, Repository(private=private))
         return self._say({"url": f"{self.server.address}/{name}", "name": name}, status)
 
-    def _of_api(self, name: str, what: str | None, revision: str | None, body: bytes) -> None:
+    def _of_api(self, name: str, what: str | None, revision: str | None, below: str | None, body: bytes) -> None:
         repository = self._known(name, revision or "main")
         if repository is None:
             return None
@@ -89,8 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._say({"files": modes})
         if what == "commit":
             return self._commit(name, repository, body)
+        if what == "paths-info":
+            paths = parse_qs(body.decode()).get("paths", [])
+            return self._say([_entry(path, repository.files[path]) for path in paths if path in repository.files])
         if what == "tree":
-            return self._say([_entry(path, data) for path, data in repository.files.items()])
+            return self._say(_listed(repository.files, f"{below}/" if below else ""))
         siblings = [{"rfilename": path, "size": len(data)} for path, data in repository.files.items()]
         about = {"id": name, "sha": repository.commit, "siblings": siblings, "private": repository.private, "tags": []}
         found = re.search(r"^license: (.+)$", repository.files.get("README.md", b"").decode(), re.M)
@@ -153,6 +156,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Error-Message", code or "refused")
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+
+def _listed(files: dict[str, bytes], below: str) -> list[dict[str, object]]:
+    """What lies directly in a folder."""
+    inside = {path: data for path, data in files.items() if path.startswith(below)}
+    folders = {below + path.removeprefix(below).partition("/")[0] for path in inside} - set(inside)
+    here = [_entry(path, data) for path, data in inside.items() if "/" not in path.removeprefix(below)]
+    return here + [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
 
 
 def _entry(path: str, data: bytes) -> dict[str, object]:

@@ -17,7 +17,7 @@ from downstream.annotations.voc import gather_voc
 from downstream.annotations.yolo import gather_yolo
 from ssldet.data.files import tally
 from ssldet.data.images import ImageRules
-from ssldet.data.inspection import Inspection
+from ssldet.data.inspection import Inspection, not_opened
 from ssldet.data.object_sizes import ObjectSizes
 from ssldet.data.table_images import TableSource
 from ssldet.data.tables import open_table
@@ -58,8 +58,7 @@ def check_table(spec: str, rules: ImageRules) -> Inspection:
             return Inspection(spec=spec, skipped=source.skipped, counts={"images": len(source)})
         return _inspected(spec, Path(table.spec), partial(gather, table), rules)
     except DataError as error:
-        problem = {"where": spec, "what": str(error).removeprefix(f"{spec}: "), "remedy": ""}
-        return Inspection(spec=spec, problems=(problem,), problem_count=1)
+        return not_opened(spec, error)
 
 
 def _inspected(spec: str, path: Path, read: Callable[[Problems], Annotated], rules: ImageRules) -> Inspection:

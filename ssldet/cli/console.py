@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnusedCliTokensError
 
 from ssldet.errors import ConfigError, SsldetError, StoppedError, refused
 from ssldet.escapes import EscapingFormatter, printable_lines
@@ -85,7 +85,7 @@ def report_error(error: CycloptsError | SsldetError | OSError, verb: Sequence[st
     if isinstance(error, OSError):
         error = refused(error)
     if isinstance(error, CycloptsError):
-        told = printable_lines(str(error))
+        told = printable_lines(_in_words(error))
         lines, code = [f"error: {told} (see: {' '.join(['ssldet', *verb, '--help'])})"], ConfigError.exit_code
     else:
         word = "stopped" if isinstance(error, StoppedError) else "error"
@@ -96,6 +96,14 @@ def report_error(error: CycloptsError | SsldetError | OSError, verb: Sequence[st
     with suppress(OSError):  # nobody reads it any more; the exit code still says it
         sys.stderr.writelines(f"{line}\n" for line in lines)
     return code
+
+
+def _in_words(error: CycloptsError) -> str:
+    """Return what was wrong with the words of a command line."""
+    if isinstance(error, UnusedCliTokensError):
+        words = error.unused_tokens or []
+        return f"{', '.join(map(repr, words))}: {'one word' if len(words) == 1 else 'words'} too many"
+    return str(error)
 
 
 def delivered(code: int) -> int:

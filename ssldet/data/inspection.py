@@ -91,9 +91,19 @@ def inspect_images(spec: str, rules: ImageRules) -> Inspection:
     try:
         source = open_images([spec], rules)
     except DataError as error:
-        problem = {"where": spec, "what": str(error), "remedy": ""}
-        return Inspection(spec=spec, problems=(problem,), problem_count=1)
+        return not_opened(spec, error)
     return Inspection(spec=spec, skipped=source.skipped, counts={"images": len(source)})
+
+
+def not_opened(spec: str, error: DataError) -> Inspection:
+    """Return what is said of a set that can't be opened.
+
+    Args:
+        spec: What was to be opened.
+        error: Why that failed; its message may begin with the specification.
+    """
+    problem = {"where": spec, "what": str(error).removeprefix(f"{spec}: "), "remedy": ""}
+    return Inspection(spec=spec, problems=(problem,), problem_count=1)
 
 
 def _line(problem: dict[str, str]) -> str:

@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,8 @@ def _remote(library: Any, rest: str, spec: str) -> list[Any]:
     try:
         splits = library.load_dataset(repository, revision=revision)
     except Exception as error:  # whatever HTTP client the library uses has errors of its own
+        if revision and any(type(cause).__name__ == "RevisionNotFoundError" for cause in _causes(error)):
+            raise SetupError(f"{spec}: {repository} has no branch, tag or commit {shown(revision)}") from error
         raise SetupError(f"{spec}: can't be fetched ({_line(error)})") from error
     return [splits[name] for name in _chosen(wanted or "", list(splits), spec)]
 
@@ -198,6 +200,13 @@ def _image_column(features: Any, library: Any, spec: str) -> str:
 
 def _line(error: BaseException) -> str:
     """Return what was wrong at first: the library says of much that an error occurred."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return shown((str(error).strip().splitlines() or [type(error).__name__])[0])
+    *_, first = _causes(error)
+    return shown((str(first).strip().splitlines() or [type(first).__name__])[0])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, what caused it, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__

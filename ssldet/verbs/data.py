@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ssldet import defaults
 from ssldet.data.images import ImageRules
-from ssldet.data.inspection import Inspection, inspect_images
+from ssldet.data.inspection import Inspection, inspect_images, not_opened
 from ssldet.data.leaks import THRESHOLD, Leaks, find_leaks
 from ssldet.data.object_sizes import Resizing
 from ssldet.data.packing import MEGABYTES, Packed, pack
@@ -55,8 +55,7 @@ def _inspected(spec: str) -> Inspection:
     try:
         source = _open([spec])
     except DataError as error:
-        problem = {"where": spec, "what": str(error), "remedy": ""}
-        return Inspection(spec=spec, problems=(problem,), problem_count=1)
+        return not_opened(spec, error)
     return Inspection(spec=spec, skipped=source.skipped, counts={"images": len(source)})
 
 

@@ -243,6 +243,11 @@ def test_what_the_system_refuses_is_one_line_with_the_file(
     assert capsys.readouterr().err == "error: runs/a: Permission denied\n"
 
 
+def test_words_that_a_verb_does_not_take_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit("data", "check", "a", "b") == 2
+    assert capsys.readouterr().err == "error: 'b': one word too many (see: ssldet data --help)\n"
+
+
 def test_processes_started_side_by_side_must_be_told_the_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from ssldet.errors import AnnotationError, DataError, SetupError
 from ssldet.source import Source
 from ssldet.types import Sample
 from ssldet.verbs import check_data
+from tests.hub_server import HubServer, Repository
 from tests.tables import as_dataset, library
 
 RULES = ImageRules()
@@ -184,3 +187,51 @@ def test_nothing_is_fetched_unless_it_is_named(made: Path, monkeypatch: pytest.M
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SetupError, match=r"pip install 'ssldet\[hf\]'"):
         opened("hf:saved")
+
+
+@pytest.fixture
+def hub(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The hub of this test, with one data set; nothing that another hub sent is kept."""
+    server = HubServer()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    files = {
+        str(path.relative_to(made / "parquet")): path.read_bytes() for path in (made / "parquet").rglob("*.parquet")
+    }
+    server.repositories["ada/photos"] = Repository(private=False, files=files)
+    library()
+    for name, value in (
+        ("datasets.config.HF_ENDPOINT", server.address),
+        ("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache"),
+        ("huggingface_hub.constants.ENDPOINT", server.address),
+        (
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        ),
+        ("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub")),
+        ("huggingface_hub.constants.HF_HUB_OFFLINE", False),
+    ):
+        monkeypatch.setattr(name, value)
+    monkeypatch.delenv("SSLDET_OFFLINE", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_set_on_the_hub_is_fetched_where_it_is_asked_for(made: Path, hub: HubServer) -> None:
+    with pytest.raises(DataError, match="no file of Parquet"):
+        opened("hf:ada/photos")
+    assert hub.asked == []
+    fetched, here = opened("hf:hub:ada/photos:train"), opened(f"hf:{made}/parquet:train")
+    assert any(line.startswith("GET /datasets/ada/photos/resolve/") for line in hub.asked)
+    assert len(fetched) == len(here)
+    assert torch.equal(fetched[1].image, here[1].image)
+    revision = hub.repositories["ada/photos"].commit
+    assert len(opened(f"hf:hub:ada/photos@{revision}:train+test")) == 7
+    with pytest.raises(DataError, match=r"no split 'tran' \(did you mean 'train'\?\)"):
+        opened("hf:hub:ada/photos:tran")
+    with pytest.raises(SetupError, match="ada/photos has no branch, tag or commit v1"):
+        opened("hf:hub:ada/photos@v1")
+    with pytest.raises(SetupError, match=r"hf:hub:ada/other: can't be fetched \(.*doesn't exist"):
+        opened("hf:hub:ada/other")

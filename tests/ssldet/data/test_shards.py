@@ -17,6 +17,7 @@ from ssldet.data.shard_files import expand, find_shards
 from ssldet.data.shards import ShardSource, open_tar, windowed
 from ssldet.data.sources import PartSource, open_source, split_spec
 from ssldet.errors import DataError, UnreadableError
+from ssldet.verbs import check_data
 
 RULES = ImageRules()
 
@@ -89,6 +90,7 @@ def test_missing_archives_are_named(shards):
     (shards / "empty").mkdir()
     with pytest.raises(DataError, match=r"no archive in .*empty; names end with \.tar"):
         find_shards(f"{shards}/empty")
+    assert str(check_data(f"tar:{shards}s")).count("tar:") == 2, "the headline, and the problem"
 
 
 def test_the_specification(shards):
