@@ -62,6 +62,15 @@ class OneShotAP:
         for found, key in zip(detections, batch.keys, strict=True):
             self._found[self.source.number_of(key)] = finite_rows(found, f"pair {key}")
 
+    def take_rows(self) -> dict[int, Rows]:
+        """Return the detections of each pair since the last call, and forget them."""
+        taken, self._found = self._found, {}
+        return taken
+
+    def add_rows(self, rows: Mapping[int, Rows]) -> None:
+        """Take in detections that another evaluator of the same source has taken."""
+        self._found.update(rows)
+
     def results(self) -> dict[str, Any]:
         """Return `AP50_unseen`, `AP50_seen` and `per_class`; a figure is -1 if the data has no object for it."""
         truth, images = self.source.ground_truth(), self.source.source

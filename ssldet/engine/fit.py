@@ -91,7 +91,7 @@ def fit(
             if restored is not None:
                 _take_up(run, folder, restored)
             total = run.total_steps(len(sources.train))
-            log.info("%d images, %d steps of %d", len(sources.train), total, run.data.batch_size)
+            log.info("%d images, %d step%s of %d", len(sources.train), total, "s" * (total != 1), run.data.batch_size)
             log.info("%s", account(run, placement))
             peers.join(lambda: stop.raised, partial(_failed, folder))
             fabric = devices_for(placement, objective)

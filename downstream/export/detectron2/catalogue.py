@@ -33,8 +33,8 @@ def register(spec: str, name: str | None = None) -> str:
     """Register labelled images in detectron2's catalogue; a second call has no effect.
 
     Args:
-        spec: `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT` or `panoptic:GT.json:PNGS:IMAGES`, or a name that is in the
-            catalogue already.
+        spec: `coco:ANN.json:IMAGES`, `coco:ANN.json:tar:SHARDS`, `voc:ROOT:SPLIT` or
+            `panoptic:GT.json:PNGS:IMAGES`, or a name that is in the catalogue already.
         name: Name in the catalogue; `None` takes the specification.
 
     Returns:
@@ -47,7 +47,7 @@ def register(spec: str, name: str | None = None) -> str:
         return spec
     form, rest = split_spec(spec)
     if form not in {"coco", "voc", "panoptic"}:
-        raise DataError(f"{spec}: neither coco:…, voc:… or panoptic:…, nor a name in detectron2's catalogue")
+        raise DataError(f"{spec}: none of coco:…, voc:…, panoptic:…, and no name in detectron2's catalogue")
     name = name or spec
     if name not in DatasetCatalog:
         source = opened(spec)

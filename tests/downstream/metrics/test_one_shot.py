@@ -1,5 +1,6 @@
 """One-shot AP50: perfect answers, mistakes in images without the class, whose metric, and what is refused."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from ssldet.boxes import to_absolute
 from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
 from ssldet.errors import DataError, DivergedError
+from ssldet.task import SharesRows
 from ssldet.types import Batch, Detections
 
 
@@ -48,6 +50,18 @@ def test_true_answers_are_perfect_until_absent_classes_are_asked_for(images: Lab
     strict = measured(EvaluationPairs(images, ("circle",), patch_size=16, absent=True), metric)
     assert 0 < strict["AP50_unseen"] < 0.95
     assert 0 < strict["AP50_seen"] < 0.95
+
+
+def test_rows_of_several_ranks_give_the_figures_of_one(images: LabelledImages) -> None:
+    pairs = EvaluationPairs(images, ("circle",), patch_size=16, absent=True)
+    first, ranks = OneShotAP(pairs, "coco"), [OneShotAP(pairs, "coco") for _ in range(2)]
+    assert isinstance(first, SharesRows)
+    for number in range(len(pairs)):
+        found, batch = truth_of(pairs, number, score=0.5)
+        ranks[number % 2].update([found], batch)
+        first.add_rows(pickle.loads(pickle.dumps(ranks[number % 2].take_rows())))  # our own bytes
+        assert ranks[number % 2].take_rows() == {}
+    assert first.results() == measured(pairs, "coco")
 
 
 def test_the_order_of_pairs_is_without_influence(images: LabelledImages) -> None:
