@@ -77,7 +77,8 @@ def list_files(specs: Sequence[str | Path]) -> Listing:
     files = found.without_twins()
     root = os.path.commonpath(folders | found.parents)
     prefix = len(os.fsencode(root.rstrip(os.sep) + os.sep))
-    files = [file[prefix:].replace(SEPARATOR, b"/") for file in files]
+    for number, file in enumerate(files):  # in place, so that a million names are there once
+        files[number] = file[prefix:].replace(SEPARATOR, b"/")
     files.sort()
     return Listing(root=root, names=Names.of(files), skipped=tuple(found.skipped), read=found.read)
 
