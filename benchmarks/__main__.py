@@ -123,7 +123,8 @@ def speed(
         out: JSON file, written after each row; rows of parts that are left out stay in it.
         images: Images of the evaluation.
         repeats: Rounds of the short measurements.
-        only: Parts: views, backbone, matching, optimiser, sampling, processes, step, evaluation.
+        only: Parts: views, backbone, matching, optimiser, sampling, processes, step, engine, checkpoint,
+            evaluation.
         json_: Print each row as one JSON object.
         check: Only measure parts that take seconds, and fail if a ratio fell by a third below that in the file.
     """
@@ -143,6 +144,34 @@ def speed(
             )
             sys.stdout.write(f"{json.dumps(row) if json_ else text}\n")
             sys.stdout.flush()
+
+
+@app.command
+def costs(
+    *,
+    out: Path = Path("benchmarks/results/costs.json"),
+    figure: Path = Path("docs/images/costs.svg"),
+    steps: int = 3,
+) -> None:
+    """Measure time and memory of a pretraining step by batch, image size, queries, patches and layers, on one thread.
+
+    Args:
+        out: JSON file, written after each point.
+        figure: SVG file to draw the points into, with straight lines through them.
+        steps: Steps of each point, of which the median counts.
+    """
+    import tempfile
+
+    from benchmarks.report.costs import drawing_of_costs
+    from benchmarks.timing.costs import measure_costs
+    from ssldet.disk import Disk, write_whole
+    from ssldet.regular import read_text
+
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure_costs(out, Path(folder), steps):
+            sys.stdout.write(f"{row['seconds']:8.3f} s {row['bytes'] / 1e6:8.0f} MB  {row['axis']} {row['value']}\n")
+            sys.stdout.flush()
+    write_whole(figure, drawing_of_costs(json.loads(read_text(out))).encode(), Disk())
 
 
 @app.command

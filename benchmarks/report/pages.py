@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.report.costs import table_of_costs
 from benchmarks.report.text import markdown
 from benchmarks.results import Results, read_results
 from benchmarks.statistics import PERCENT, Difference, differences, summaries
@@ -251,6 +252,7 @@ def _speed(results: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "costs": table_of_costs,
     "demo": _demo,
     "found": _found,
     "detectors": _detectors,

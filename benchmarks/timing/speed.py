@@ -1,7 +1,6 @@
 """What ssldet does in a fast way, against the plain one: `python -m benchmarks speed`."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import torch
 
 from benchmarks.results import hardware
 from benchmarks.timing.clock import Ratio, ratio, write
-from benchmarks.timing.gpu import Bench, Trainers
+from benchmarks.timing.training import measure_checkpoint, measure_engine, measure_steps
 from benchmarks.timing.views import measure_views
 from downstream.annotations.shapes import write_shapes
 from downstream.metrics.coco_engines import Columns, Numbers, by_hotcoco, by_pycocotools
@@ -243,12 +242,15 @@ def _backbone(amount: Amount) -> Iterator[Ratio]:
 
 
 def _step(amount: Amount) -> Iterator[Ratio]:
-    bench = Bench(device=torch.device("cpu"), until=math.inf, tiny=False, folder=amount.folder)
-    trainers = Trainers(bench, 2)
-    ours, plain = trainers.step_of("fp32"), trainers.step_of("plain fp32")
-    note = "ours jitters the patches, the plain one does not"
-    fast = ("pretraining step, ResNet-50, 6 + 6 layers, 100 queries, 10 patches, batch 2", ours)
-    yield ratio(fast, ("plain PyTorch", plain), min(amount.repeats, 3), note)
+    yield from measure_steps(amount.folder, min(amount.repeats, 3))
+
+
+def _engine(amount: Amount) -> Iterator[Ratio]:
+    yield from measure_engine(amount.folder, amount.repeats)
+
+
+def _checkpoint(amount: Amount) -> Iterator[Ratio]:
+    yield from measure_checkpoint(amount.folder, min(amount.repeats, 3))
 
 
 def _processes(amount: Amount) -> Iterator[Ratio]:
@@ -306,6 +308,8 @@ PARTS: dict[str, Callable[[Amount], Iterator[Ratio]]] = {
     "sampling": _sampling,
     "processes": _processes,
     "step": _step,
+    "engine": _engine,
+    "checkpoint": _checkpoint,
     "evaluation": _evaluation,
 }
 """Name -> what is measured, in order."""

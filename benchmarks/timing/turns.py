@@ -1,7 +1,7 @@
-"""ways to read images -> seconds of each round: each in the worker of a loader of its own, one after the other.
+"""ways to do some work -> seconds of each round: each in a process of its own, one after the other.
 
 What a process has allocated and freed before decides how fast it allocates, so that two ways inside one process change
-each other's times. Here each has a process and the set-up of its own loader, and waits while the other one works.
+each other's times. Here each has a process, the worker of a loader, and waits while the others work.
 """
 
 import multiprocessing
@@ -20,11 +20,11 @@ WARMING = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """One way to read images.
+    """One way to do the work.
 
     Attributes:
-        prepare: Returns, inside the worker, a function that reads the images of one round.
-        set_up: What the loader calls when the worker starts, with its number.
+        prepare: Returns, inside the worker, a function that does the work of one round.
+        set_up: What the worker calls when it starts, with its number.
     """
 
     prepare: Callable[[], Callable[[], object]]
@@ -51,17 +51,18 @@ class _Rounds(Dataset[float]):
             following.release()
 
 
-def in_workers(workers: Sequence[Worker], repeats: int) -> list[tuple[float, ...]]:
+def in_workers(workers: Sequence[Worker], repeats: int, warming: int = WARMING) -> list[tuple[float, ...]]:
     """Return the seconds of the processor that each way took in each round, after some that warm up.
 
     Args:
         workers: The ways.
         repeats: Rounds that count.
+        warming: Rounds before these.
     """
     turns = [multiprocessing.Semaphore(int(place == 0)) for place in range(len(workers))]
     loaders = []
     for place, worker in enumerate(workers):
         own, following = turns[place], turns[(place + 1) % len(turns)]
-        rounds = _Rounds(worker.prepare, WARMING + repeats, (own, following))
+        rounds = _Rounds(worker.prepare, warming + repeats, (own, following))
         loaders.append(DataLoader(rounds, batch_size=None, num_workers=1, worker_init_fn=worker.set_up))
-    return [*zip(*loaders, strict=True)][WARMING:]
+    return [*zip(*loaders, strict=True)][warming:]

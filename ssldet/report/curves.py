@@ -132,6 +132,33 @@ def seed_curves(
         return _text_of(figure)
 
 
+def panels_of_lines(panels: Mapping[str, Mapping[str, tuple[Points, Points]]]) -> str:
+    """Draw points, each series with a line through them in a panel of its own.
+
+    Args:
+        panels: Label below a column -> label beside a row -> points, and the ends of a line; columns have equal rows.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    rows = list(next(iter(panels.values())))
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        figure = Figure(figsize=(1.9 * len(panels), 2.1 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), len(panels), squeeze=False, sharey="row")
+        for column, (label, series) in enumerate(panels.items()):
+            for row, name in enumerate(rows):
+                axes, (points, line) = grid[row][column], series[name]
+                axes.plot(*zip(*line, strict=True), color=_COLOURS[6], linewidth=0.9)
+                axes.plot(*zip(*points, strict=True), color=_COLOURS[0], linestyle="", marker="o", markersize=4)
+                axes.set_xlim(left=0)
+                axes.set_ylim(bottom=0)
+                axes.set_xlabel(one_line(label) if row == len(rows) - 1 else "")
+                axes.set_ylabel(one_line(name) if column == 0 else "")
+        return _text_of(figure)
+
+
 def learning_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Draw the metrics of one run.
 
