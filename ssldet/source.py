@@ -150,6 +150,17 @@ class Source(ABC):
         """
         return None
 
+    def drafted(self, short: int) -> "Source":
+        """Return the same images without labels, JPEGs decoded at 1/8, 1/4 or 1/2 of their size where they can be.
+
+        The smallest is taken whose short side has so many pixels. `Sample.original_size` stays that on disk. A source
+        that can't do this returns itself.
+
+        Args:
+            short: Pixels of the short side.
+        """
+        return self
+
     # What a source may do in its own way.
 
     def draw(self, index: int, generator: torch.Generator) -> Sample:
@@ -322,6 +333,16 @@ class WrappedSource(Source):
             return None
         other = copy(self)
         other.source = source
+        return other
+
+    def drafted(self, short: int) -> "WrappedSource":
+        """Return the same wrapper around the source with its JPEGs decoded smaller, if the source inside can.
+
+        Args:
+            short: Pixels of the short side.
+        """
+        other = copy(self)
+        other.source = self.source.drafted(short)
         return other
 
     def draw(self, index: int, generator: torch.Generator) -> Sample:

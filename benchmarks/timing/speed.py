@@ -16,7 +16,7 @@ import torch
 from benchmarks.results import hardware
 from benchmarks.timing.clock import Ratio, ratio, write
 from benchmarks.timing.training import measure_checkpoint, measure_engine, measure_steps
-from benchmarks.timing.views import measure_views
+from benchmarks.timing.views import measure_drafts, measure_views
 from downstream.annotations.shapes import write_shapes
 from downstream.metrics.coco_engines import Columns, Numbers, by_hotcoco, by_pycocotools
 from ssldet.boxes import cxcywh_to_xyxy, elementwise_giou
@@ -227,6 +227,7 @@ def _sampling(amount: Amount) -> Iterator[Ratio]:
 
 def _views(amount: Amount) -> Iterator[Ratio]:
     yield from measure_views(amount.folder, 2 * amount.repeats)
+    yield from measure_drafts(amount.folder, amount.repeats)
 
 
 def _backbone(amount: Amount) -> Iterator[Ratio]:

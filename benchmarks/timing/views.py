@@ -20,7 +20,7 @@ from benchmarks.timing.clock import Ratio, compared
 from benchmarks.timing.turns import Worker, in_workers
 from pretext.random_query_patch import RandomQueryPatch
 from ssldet.data.collate import collate
-from ssldet.data.images import read_image, unlabelled
+from ssldet.data.images import open_images, read_image, unlabelled
 from ssldet.data.judging import ImageRules
 from ssldet.data.memory import keep_freed_memory
 from ssldet.data.photometric import Jitter
@@ -121,6 +121,37 @@ def measure_views(folder: Path, repeats: int) -> Iterator[Ratio]:
             in_workers(workers, repeats),
         )
         yield replace(row, seconds=row.seconds / PHOTOS)
+
+
+LARGE, DRAFT = (3000, 4000), 480
+"""Height and width of a large photograph, and `data.draft` for it."""
+
+
+def measure_drafts(folder: Path, repeats: int) -> Iterator[Ratio]:
+    """Yield how many times faster a view of a large photograph is that is decoded at a fraction of its size.
+
+    Args:
+        folder: An existing folder for a photograph.
+        repeats: Rounds.
+    """
+    place = folder / "large"
+    place.mkdir(exist_ok=True)
+    small = Image.open(write_photos(folder)[0])
+    small.resize(LARGE[::-1], Image.Resampling.BICUBIC).save(place / "0.jpg", quality=90)
+    workers = [Worker(prepare=partial(_large_round, place, short), set_up=_as_our_loader) for short in (DRAFT, 0)]
+    yield compared(
+        f"image and ten patches of a JPEG of {LARGE[1]} x {LARGE[0]} pixels, data.draft={DRAFT}",
+        "the same, decoded whole",
+        in_workers(workers, repeats),
+        "pixels differ",
+    )
+
+
+def _large_round(folder: Path, short: int) -> Callable[[], object]:
+    source, generator = open_images([folder], ImageRules()), torch.Generator().manual_seed(0)
+    source = source.drafted(short) if short else source
+    views = RandomQueryPatch(jitter=WITHOUT, image_sides=(400,)).views()
+    return lambda: views(source[0], generator)
 
 
 def _as_our_loader(_: int) -> None:

@@ -5,9 +5,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from ssldet.data import jpegs
+from ssldet.data import drafts, jpegs
 from ssldet.data.bands import BandImage
 from ssldet.data.files import tally
 from ssldet.data.image_index import Usable, usable_images
@@ -39,6 +40,7 @@ __all__ = [
     "opened",
     "read_image",
     "read_image_inside",
+    "read_sample_inside",
     "size_of",
     "thumbnails",
     "thumbnails_inside",
@@ -100,6 +102,27 @@ def read_image_inside(read: Callable[[], BinaryIO], stamp: Stamp, name: str, rul
     """
     with _quiet():
         return judged_inside(read, stamp, name, _decode, rules)
+
+
+def read_sample_inside(
+    read: Callable[[], BinaryIO], stamp: Stamp, name: str, rules: ImageRules, *, key: str, draft: int
+) -> Sample:
+    """Decode one image that is a part of a file, as a sample without targets.
+
+    Args:
+        read: Returns the image as a file.
+        stamp: Size of the image, and when the file was changed.
+        name: What to call the image in messages.
+        rules: Which images are usable.
+        key: Its key.
+        draft: See `drafts.draft`.
+
+    Raises:
+        UnreadableError: With a reason from the list on top of `judging`.
+    """
+    with _quiet():
+        decoded = judged_inside(read, stamp, name, partial(_decode_drafted, draft=draft), rules)
+    return unlabelled(decoded.pixels, key, decoded.size)
 
 
 def image_sizes(folder: Path, names: Sequence[str], rules: ImageRules) -> list[tuple[int, int] | UnreadableError]:
@@ -213,7 +236,7 @@ class ImageSource(Source):
             usable: The images.
             rules: Which images are usable.
         """
-        self.usable, self._rules = usable, rules
+        self.usable, self._rules, self._draft = usable, rules, 0
         self._skipped = usable.skipped
 
     @property
@@ -237,10 +260,17 @@ class ImageSource(Source):
             UnreadableError: The file can't be decoded, or is no longer there.
         """
         name = self._name(index)
+        path, decode = os.path.join(self.usable.root, name), partial(_decode_drafted, draft=self._draft)  # noqa: PTH118
         with _quiet():
-            image, stamp = judged(os.path.join(self.usable.root, name), _decode_stamped, self._rules)  # noqa: PTH118
-        self.usable.require_same(index, stamp)
-        return unlabelled(image, key_of(name))
+            decoded = judged(path, decode, self._rules)
+        self.usable.require_same(index, decoded.stamp)
+        return unlabelled(decoded.pixels, key_of(name), decoded.size)
+
+    def drafted(self, short: int) -> "ImageSource":
+        """Return the same images, JPEGs decoded smaller."""
+        other = copy(self)
+        other._draft = short
+        return other
 
     def path_of(self, index: int) -> Path:
         """Return where an image lies."""
@@ -260,16 +290,17 @@ class ImageSource(Source):
         return self.usable.names[index]
 
 
-def unlabelled(image: Pixels, key: str) -> Sample:
+def unlabelled(image: Pixels, key: str, size: tuple[int, int] | None = None) -> Sample:
     """Return an image as a sample without targets.
 
     Args:
         image: Its pixels.
         key: Its key.
+        size: Height and width on disk, where they are others.
     """
     nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     height, width = image.shape[1:]
-    return Sample(image=image, targets=nothing, key=key, original_size=(height, width))
+    return Sample(image=image, targets=nothing, key=key, original_size=size or (height, width))
 
 
 @contextmanager
@@ -280,8 +311,15 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _decode_stamped(image: Image.Image | BandImage, stamp: Stamp) -> tuple[Tensor, Stamp]:
-    return _decode(image, stamp), stamp
+class _Decoded(NamedTuple):
+    pixels: Tensor
+    size: tuple[int, int] | None
+    stamp: Stamp
+
+
+def _decode_drafted(image: Image.Image | BandImage, stamp: Stamp, *, draft: int) -> _Decoded:
+    size = None if isinstance(image, BandImage) else drafts.draft(image, draft)
+    return _Decoded(_decode(image, stamp), size, stamp)
 
 
 def size_of(image: Image.Image | BandImage, _: Stamp) -> tuple[int, int]:

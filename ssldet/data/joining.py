@@ -187,6 +187,14 @@ class ConcatSource(Source):
     def _starts(self) -> list[int]:
         return [0, *self._ends[:-1]]
 
+    def drafted(self, short: int) -> Source:
+        """Return the same images, JPEGs decoded smaller by every source that can.
+
+        Args:
+            short: Pixels of the short side.
+        """
+        return joined([source.drafted(short) for source in self._sources])
+
     def _joined(self, part: int, sample: Sample) -> Sample:
         sample = replace(sample, key=f"{part}:{sample.key}")
         return sample if self._classes else without_labels(sample)

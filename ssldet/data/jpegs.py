@@ -36,6 +36,8 @@ def decoded(image: Image.Image) -> Tensor | None:
     """
     if image.format != "JPEG" or image.mode != "RGB" or get_worker_info() is None or not is_upright(image):
         return None
+    if getattr(image, "decoderconfig", ()):  # a draft, which torchvision can't decode
+        return None
     decode = _decoder()
     if decode is None:
         return None

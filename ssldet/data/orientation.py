@@ -65,6 +65,18 @@ def is_upright(image: Image.Image) -> bool:
         return True
 
 
+def exchanges_sides(image: Image.Image) -> bool:
+    """Say whether the EXIF of an opened JPEG exchanges height and width; it is left as it is.
+
+    Args:
+        image: A JPEG as `Image.open` returns it, before `load`.
+    """
+    try:
+        return image.getexif().get(Base.Orientation, 1) in {5, 6, 7, 8}
+    except Exception:  # damaged EXIF around whole pixels
+        return False
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return height and width of an opened image after it was turned upright; no pixel is decoded."""
     width, height = image.size

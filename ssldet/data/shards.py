@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ssldet import chance
 from ssldet.data.files import tally
-from ssldet.data.images import key_of, read_image_inside, unlabelled
+from ssldet.data.images import key_of, read_sample_inside
 from ssldet.data.judging import ImageRules, Stamp
 from ssldet.data.shard_files import find_shards
 from ssldet.data.shard_index import ShardIndex, index_shards
@@ -55,7 +56,7 @@ class ShardSource(Source):
             rules: Which images are usable.
             window: Archives whose images are shown in random order together.
         """
-        self.index, self.window, self._rules = index, window, rules
+        self.index, self.window, self._rules, self._draft = index, window, rules, 0
         self._reader, self._skipped = index.reader(), index.skipped
         root = os.path.commonpath([os.path.dirname(path) for path in index.paths])  # noqa: PTH120
         self._labels = tuple(os.path.relpath(path, root) for path in index.paths)
@@ -85,8 +86,17 @@ class ShardSource(Source):
         name = self.name_of(index)
         shard, (offset, size) = self.index.shard_of(index), self.index.places[index].tolist()
         stamp = Stamp(size, int(self.index.stamps[shard, 1]))
-        pixels = read_image_inside(lambda: self._reader.section(shard, offset, size, DECODED), stamp, name, self._rules)
-        return unlabelled(pixels, key_of(f"{self._labels[shard]}/{self.index.names[index]}"))
+        key = key_of(f"{self._labels[shard]}/{self.index.names[index]}")
+        return read_sample_inside(
+            lambda: self._reader.section(shard, offset, size, DECODED), stamp, name, self._rules, key=key,
+            draft=self._draft,
+        )  # fmt: skip
+
+    def drafted(self, short: int) -> "ShardSource":
+        """Return the same images, JPEGs decoded smaller."""
+        other = copy(self)
+        other._draft = short
+        return other
 
     def encoded(self, index: int) -> bytes:
         """Return the part of an archive that is an image."""

@@ -43,6 +43,9 @@ class DataConfig:
         max_bad_fraction: Largest share of unusable files that a run skips; above it the run stops.
         min_side: Shortest usable image side in pixels; shorter images count as bad.
         max_pixels: Largest usable image in pixels, checked before decoding.
+        draft: Pixels of the short side that are enough for training without labels: JPEGs are decoded at an eighth, a
+            quarter or a half of their size where that many are left, which is faster for large photos and changes
+            pixels; 0 decodes them whole.
         channels: Channels of the images; other than three are read from TIFF (also of 16 bits) and `.npy` as they are,
             for tasks that can do without colours.
     """
@@ -61,6 +64,7 @@ class DataConfig:
     max_bad_fraction: Annotated[float, Within(0, 1)] = 0.001
     min_side: Annotated[int, Within(1)] = ImageRules.min_side
     max_pixels: Annotated[int, Within(1)] = ImageRules.max_pixels
+    draft: Annotated[int, Within(0, 65_536)] = 0
     channels: Annotated[int, Within(1, 1024)] = ImageRules.channels
 
     @property
@@ -271,6 +275,8 @@ class Run:
                 f"data.unlabelled: {name} does not learn from unlabelled images beside its own; leave them out, or "
                 "choose a recipe of self_training"
             )
+        if self.data.draft and needs.labels:
+            wrong.append(f"data.draft: {name} reads labels, and their images are decoded whole; leave it at 0")
         if self.data.channels != RGB and needs.colours:
             wrong.append(f"data.channels: {name} looks at red, green and blue; leave it at 3, or choose another task")
         backbone = backbone_of(self.detector)

@@ -44,7 +44,7 @@ def open_sources(run: Run) -> Sources:
     part = whole if data.fraction == 1 else take_fraction(whole, data.fraction, data.fraction_seed)
     if data.shots:
         part = take_shots(part, data.shots, data.fraction_seed)
-    train = prepared(task, part)
+    train = prepared(task, part.drafted(data.draft) if data.draft else part)
     if data.unlabelled:
         further = opened(data.unlabelled, masks=False)
         log.info("%d images with labels, %d without", len(train), len(further))
