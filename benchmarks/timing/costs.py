@@ -20,6 +20,7 @@ from benchmarks.timing.clock import of_processor, seconds_of, write
 from benchmarks.timing.gpu import Bench, Trainer
 from ssldet.errors import SetupError
 from ssldet.recipe import override
+from ssldet.regular import read_text
 
 BASE = {"batch": 2, "side": 256, "queries": 100, "patches": 10, "layers": 6}
 """What a step has, unless it is what grows: images, their sides in pixels, queries and patches of each, and layers of
@@ -117,5 +118,5 @@ def point(given: Point) -> Iterator[Row]:
 
 
 def _bytes_now() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    pages = int(read_text(Path("/proc/self/statm")).split()[1])
     return pages * resource.getpagesize()

@@ -283,6 +283,7 @@ def _processes(amount: Amount) -> Iterator[Ratio]:
         ("ssldet evaluate --predictions, 16 images", evaluate),
         ("a script of pycocotools", fresh("-c", scored)),
         repeats,
+        "ours imports PyTorch, the script does not",
     )
 
 

@@ -1,6 +1,5 @@
 """Steps of training against plain PyTorch, the engine against a bare loop, and checkpoints against waiting for them."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -103,12 +102,8 @@ def measure_engine(folder: Path, repeats: int, steps: int = 40) -> Iterator[Rati
         _bare(override(base, {"budget.steps": total}), bench)
 
     few = 5
-    logging.disable(logging.INFO)
-    try:
-        ways = [partial(way, total) for way in (engine, bare) for total in (few, few + steps)]
-        rounds = in_turns(ways, repeats, of_processor)
-    finally:
-        logging.disable(logging.NOTSET)
+    ways = [partial(way, total) for way in (engine, bare) for total in (few, few + steps)]
+    rounds = in_turns(ways, repeats, of_processor)
     yield compared(
         f"{steps} steps of random_query_patch/tiny by the engine",
         "a bare loop with the same loader",
