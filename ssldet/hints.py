@@ -34,9 +34,16 @@ def describe(hint: Any) -> str:
     if is_union(hint):
         return " or ".join("none" if option is type(None) else describe(option) for option in get_args(hint))
     if is_a(hint, tuple):
-        return f"a list of {describe(get_args(hint)[0])}"
+        return f"a list of {_several(describe(get_args(hint)[0]))}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _several(words: str) -> str:
+    """Return what one entry of a list accepts, in the plural."""
+    plurals = {"a whole number": "whole numbers", "a number": "numbers", "text": "texts"}
+    bare, comma, bounds = words.partition(", ")
+    return f"{plurals.get(bare, bare)}{comma}{bounds}"
 
 
 def choices_of(hint: Any) -> list[Any]:

@@ -72,7 +72,9 @@ class FoundTable:
         files = f"pictures, and all {whole}" if self.drawn else f"all {whole}"
         lost = self.result.get("unreadable", {})
         unread = [f"can't be read: {path} ({reason})" for path, reason in lost.items()]
-        return "\n".join([*(lines if rows else []), *more, *unread, f"{found}; {out} holds {files}"])
+        best = max((row["score"] for row in self.result["predictions"]), default=None)
+        hint = [] if rows or best is None else [f"the most confident one has {best:.2f}: a lower --threshold shows it"]
+        return "\n".join([*(lines if rows else []), *more, *unread, *hint, f"{found}; {out} holds {files}"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as it was."""

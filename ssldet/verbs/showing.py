@@ -14,6 +14,9 @@ from ssldet.recipe import override, to_document
 from ssldet.verbs.choosing import resolve
 from ssldet.verbs.formats import formats_of_built
 
+EXAMPLE = "optim.lr"
+"""The field that shows how one is set."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -42,7 +45,9 @@ class Settings:
 
     def __str__(self) -> str:
         """Return two lines a field, path, value and what it accepts, what it means; and the formats for export."""
-        lines = [f"{self.recipe}: any of these fields can be set, such as --set {self.fields[-1].path}=…", ""]
+        shown = next((one for one in self.fields if one.path == EXAMPLE), self.fields[0])
+        how = f"such as --set {shown.path}={shown.value}"
+        lines = [f"{self.recipe}: each of these {len(self.fields)} fields can be set, {how}", ""]
         for one in self.fields:
             lines.append(f"{one.path} = {one.value}  ({one.accepts})")
             lines += [f"    {one.about}"] if one.about else []

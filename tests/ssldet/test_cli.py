@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from cyclopts import App
 
 from ssldet import cli, registry
-from ssldet.cli.printing import Figures
+from ssldet.cli.printing import Figures, FoundTable
 from ssldet.report.wording import ABSENT
 
 COMMAND = [sys.executable, "-m", "ssldet"]
@@ -32,6 +33,26 @@ VERBS = [
     "demo",
 ]
 TINY = ["--recipe", "random_query_patch/tiny"]
+
+
+def test_where_nothing_is_confident_enough_the_best_score_is_said() -> None:
+    row = {"image_id": "a.jpg", "category_id": 1, "bbox": [0.0, 0.0, 5.0, 5.0], "score": 0.38}
+    result = {"predictions": [row], "images": 1, "out": "found"}
+    first, last = str(FoundTable(result, threshold=0.5, drawn=True)).splitlines()
+    assert first == "the most confident one has 0.38: a lower --threshold shows it"
+    assert last.startswith(
+        "0 detections of confidence 0.5 or more in 1 image; found holds pictures, and all 1 detection "
+    )
+    assert "most confident" not in str(FoundTable(result, threshold=0.3, drawn=True))
+    assert "most confident" not in str(FoundTable({**result, "predictions": []}, threshold=0.3, drawn=True))
+
+
+def test_lists_are_described_in_the_plural() -> None:
+    from ssldet.hints import Within, describe
+
+    assert describe(tuple[int, ...]) == "a list of whole numbers"
+    assert describe(tuple[Annotated[float, Within(0, 1)], ...]) == "a list of numbers, from 0 to 1"
+    assert describe(tuple[Literal["a", "b"], ...]) == "a list of one of 'a', 'b'"
 
 
 def _run(*words: str) -> subprocess.CompletedProcess[str]:

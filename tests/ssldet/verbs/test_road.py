@@ -343,7 +343,10 @@ def test_prediction_is_a_table_and_as_many_files_as_were_asked_for(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["image", "class", "confidence", "left", "top", "width", "height"]
     assert lines[-2] == "… and 80 more"
-    assert lines[-1] == f"120 detections of confidence 0 or more in 12 images; {out} holds all 120 detections"
+    assert (
+        lines[-1]
+        == f"120 detections of confidence 0 or more in 12 images; {out} holds all 120 detections in predictions.json"
+    )
     assert not list(out.glob("*.png"))
     assert 0 < len(list((out / "crops").rglob("*.png"))) <= 120
     assert {path.name for path in (out / "crops").iterdir()} <= {"circle", "square", "triangle"}
