@@ -82,6 +82,25 @@ def _detectors(results: Path) -> str:
     return markdown(Table(columns=("detector", "from scratch", "pretrained", "difference"), rows=rows))
 
 
+def _methods(results: Path) -> str:
+    """Tabulate every pretext task of the zoo, against fresh weights and against a pretrained backbone alone."""
+    suite = _suite(results, "zoo-methods-tiny")
+    titles = {method["name"]: method["title"] for method in suite.suite["methods"]}
+    means = {method: mean for (_, _, method), mean in _means(suite).items()}
+    against = {name: {one.method: one for one in differences(suite, name)} for name in ("none", "backbone")}
+
+    def words(method: str, baseline: str) -> str:
+        difference = against[baseline].get(method)
+        return "" if difference is None else f"{PERCENT * difference.mean:+.2f}, {_words(difference)}"
+
+    rows = [
+        (titles[method], mean, words(method, "none"), words(method, "backbone"))
+        for method, mean in sorted(means.items(), key=lambda pair: -float(pair[1]))
+    ]
+    columns = ("pretrained by", "AP", "more than fresh weights", "more than the backbone alone")
+    return markdown(Table(columns=columns, rows=rows))
+
+
 def _matching(results: Path) -> str:
     suite = _suite(results, "ours-matching-tiny")
     means = {method: mean for (_, _, method), mean in _means(suite).items()}
@@ -257,6 +276,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "found": _found,
     "detectors": _detectors,
     "matching": _matching,
+    "methods": _methods,
     "pretraining": _pretraining,
     "speed": _speed,
     "small": _small,
