@@ -323,4 +323,4 @@ LEAST = 0.8
 After a fall by a third, 0.67 is left; the recorded ratio and the new one may so be wrong by a fifth together, in either
 direction, before a fall goes unseen or noise is taken for one.
 """
-ATTEMPTS = 3
+ATTEMPTS = 6

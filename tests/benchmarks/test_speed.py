@@ -62,7 +62,7 @@ def test_the_best_of_some_attempts_counts(fakes: list[float], tmp_path: Path) ->
     list(measure(out, amount(tmp_path)))
     fakes[:] = [3.0, 4.9]
     assert fallen(out, amount(tmp_path)) == []
-    fakes[:] = [3.0, 3.9, 2.0]
+    fakes[:] = [3.0, 3.9, *[2.0] * (speed.ATTEMPTS - 2)]
     assert fallen(out, amount(tmp_path)) == ["one: 3.90 times as fast as the plain way, which was 6.00"]
 
 
@@ -71,9 +71,9 @@ def test_a_fall_by_a_third_is_seen_through_noise(fakes: list[float], tmp_path: P
     out = tmp_path / "speed.json"
     fakes += [6.0, 1.0]
     list(measure(out, amount(tmp_path)))
-    fakes[:] = [6.0 * noise] * 3
+    fakes[:] = [6.0 * noise] * speed.ATTEMPTS
     assert fallen(out, amount(tmp_path)) == []
-    fakes[:] = [6.0 * noise * 2 / 3] * 3
+    fakes[:] = [6.0 * noise * 2 / 3] * speed.ATTEMPTS
     assert len(fallen(out, amount(tmp_path))) == 1
 
 
@@ -84,7 +84,7 @@ def test_the_command_line_fails_where_something_fell(
     fakes += [6.0, 1.0]
     main(["speed", "--out", str(out)])
     assert "6.00  (6.00 to 6.00)  one, against the plain way" in capsys.readouterr().out
-    fakes[:] = [1.0] * 3
+    fakes[:] = [1.0] * speed.ATTEMPTS
     with pytest.raises(SystemExit) as ended:
         main(["speed", "--out", str(out), "--check"])
     assert ended.value.code == 1
