@@ -145,7 +145,7 @@ def panels_of_lines(panels: Mapping[str, Mapping[str, tuple[Points, Points]]]) -
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=(1.9 * len(panels), 2.1 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(2.3 * len(panels), 2.1 * len(rows)), layout="constrained")
         grid = figure.subplots(len(rows), len(panels), squeeze=False, sharey="row")
         for column, (label, series) in enumerate(panels.items()):
             for row, name in enumerate(rows):
@@ -153,9 +153,11 @@ def panels_of_lines(panels: Mapping[str, Mapping[str, tuple[Points, Points]]]) -
                 axes.plot(*zip(*line, strict=True), color=_COLOURS[6], linewidth=0.9)
                 axes.plot(*zip(*points, strict=True), color=_COLOURS[0], linestyle="", marker="o", markersize=4)
                 axes.set_xlim(left=0)
-                axes.set_ylim(bottom=0)
                 axes.set_xlabel(one_line(label) if row == len(rows) - 1 else "")
                 axes.set_ylabel(one_line(name) if column == 0 else "")
+        for first, *_ in grid:
+            # Only now, because a limit that is set ends the search for one that shows all panels of the row.
+            first.set_ylim(bottom=0)
         return _text_of(figure)
 
 

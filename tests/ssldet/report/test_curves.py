@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ssldet.report.curves import MOST_POINTS, curves, learning_curves, seed_curves
+from ssldet.report.curves import MOST_POINTS, curves, learning_curves, panels_of_lines, seed_curves
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -146,3 +146,9 @@ def test_a_readers_own_style_changes_nothing() -> None:
     with mpl.rc_context({"axes.facecolor": "red", "font.size": 30, "axes.grid": False}):
         assert curves({"a": [(0, 1), (1, 2)]}, "Title", "y") == plain
         assert mpl.rcParams["font.size"] == 30
+
+
+def test_panels_of_a_row_share_an_axis_that_shows_all_of_them() -> None:
+    low, high = [(1.0, 1.0), (2.0, 2.0)], [(1.0, 100.0), (2.0, 200.0)]
+    drawing = panels_of_lines({"one": {"cost": (low, low)}, "other": {"cost": (high, high)}})
+    assert ">200<" in drawing
