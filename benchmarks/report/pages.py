@@ -86,7 +86,6 @@ def _methods(results: Path) -> str:
     """Tabulate every pretext task of the zoo, against fresh weights and against a pretrained backbone alone."""
     suite = _suite(results, "zoo-methods-tiny")
     titles = {method["name"]: method["title"] for method in suite.suite["methods"]}
-    means = {method: mean for (_, _, method), mean in _means(suite).items()}
     against = {name: {one.method: one for one in differences(suite, name)} for name in ("none", "backbone")}
 
     def words(method: str, baseline: str) -> str:
@@ -94,8 +93,8 @@ def _methods(results: Path) -> str:
         return "" if difference is None else f"{PERCENT * difference.mean:+.2f}, {_words(difference)}"
 
     rows = [
-        (titles[method], mean, words(method, "none"), words(method, "backbone"))
-        for method, mean in sorted(means.items(), key=lambda pair: -float(pair[1]))
+        (titles[one.method], f"{PERCENT * one.mean:.2f}", words(one.method, "none"), words(one.method, "backbone"))
+        for one in sorted(summaries(suite), key=lambda one: -one.mean)
     ]
     columns = ("pretrained by", "AP", "more than fresh weights", "more than the backbone alone")
     return markdown(Table(columns=columns, rows=rows))

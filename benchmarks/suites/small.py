@@ -41,11 +41,12 @@ class Cut:
             steps: Steps at the tiny scale; they are evaluated four times.
         """
         # One loader process each, because runs share cores; few sizes of canvas, because accelerators plan for each.
-        run = override(parts.recipe(recipe), {"data.workers": 1, "data.canvas_multiple": 32})
+        changes = {"data.workers": 1, "data.canvas_multiple": 32, "evaluate_every": max(1, steps // 4)}
+        run = override(parts.recipe(recipe), changes)
         if setting.scale == "full":
-            return override(run, {"evaluate_every": max(1, steps // 4)})
-        run = override(run, {"budget.steps": steps, "evaluate_every": max(1, steps // 4)})
-        return run if self.side is None else override(run, _smaller(run, self.side))
+            return run
+        smaller = {} if self.side is None else _smaller(run, self.side)
+        return override(run, smaller | {"budget.steps": steps})
 
 
 USUAL = Cut(pretraining=600, finetuning=800)
