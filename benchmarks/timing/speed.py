@@ -24,6 +24,7 @@ from ssldet.data.memory import keep_freed_memory
 from ssldet.errors import ConfigError, suggest
 from ssldet.matching import BoxGIoUCost, BoxL1Cost, Matcher, PaddedTargets
 from ssldet.nn.backbones import BackboneConfig, build_backbone
+from ssldet.nn.backbones.kept import DiskStore, KeptLevels
 from ssldet.nn.deformable import Levels, sample_by_bags, sample_by_grid
 from ssldet.regular import read_text
 from ssldet.types import Predictions, Targets
@@ -239,6 +240,14 @@ def _backbone(amount: Amount) -> Iterator[Ratio]:
         ("frozen ResNet-50 with its norms folded, two images of 400 x 533", lambda: folding.levels(images)),
         ("as written", lambda: written.levels(images)),
         amount.repeats,
+    )
+    reading = build_backbone(config).requires_grad_(False).eval()
+    reading.kept = KeptLevels(DiskStore(amount.folder / "features", 10**9))
+    yield ratio(
+        ("last level of frozen ResNet-50 read from disk, two images of 400 x 533", lambda: reading(images)),
+        ("computed, with its norms folded", lambda: folding(images)),
+        amount.repeats,
+        "data.feature_cache, after the first time",
     )
 
 

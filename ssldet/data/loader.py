@@ -63,6 +63,7 @@ def training_batches(
     accumulate: int = 1,
     workers: int = 0,
     canvas_multiple: int = 1,
+    views_per_image: int = 0,
 ) -> SteadyLoader:
     """Return the batches of one rank, `accumulate` of them per step.
 
@@ -80,6 +81,7 @@ def training_batches(
         accumulate: Parts of one step.
         workers: Reading processes; zero reads in this process.
         canvas_multiple: As in `DataConfig`.
+        views_per_image: Likewise.
 
     Raises:
         ConfigError: The batch can't be split equally over ranks and parts.
@@ -98,7 +100,7 @@ def training_batches(
         accumulate=accumulate,
     )
     reading = ReadingRecord(workers)
-    reader = Reader(source, views, reading, seed=seed, replace_bad=True)
+    reader = Reader(source, views, reading, seed=seed, replace_bad=True, repeats=views_per_image)
     return SteadyLoader(reader, places, partial(_gather, canvas_multiple), reading, workers, reader.name)
 
 
@@ -220,7 +222,16 @@ class Once(ResumableSampler):
 class Reader(Dataset[Sample | Skipped | SsldetError]):
     """Place -> sample, in a worker: read, make views with the place's own generator, go round bad files."""
 
-    def __init__(self, source: Source, views: Views, reading: ReadingRecord, *, seed: int, replace_bad: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        reading: ReadingRecord,
+        *,
+        seed: int,
+        replace_bad: bool,
+        repeats: int = 0,
+    ) -> None:
         """Take what every worker needs a copy of.
 
         Args:
@@ -229,13 +240,15 @@ class Reader(Dataset[Sample | Skipped | SsldetError]):
             reading: Where to note which image is being read.
             seed: Seed of the run.
             replace_bad: Read another image in place of a bad one, instead of only naming it.
+            repeats: Epochs after which the views of an image come again; 0 draws new ones for ever.
         """
         self.source, self.views, self.reading = source, views, reading
-        self.seed, self.replace_bad = seed, replace_bad
+        self.seed, self.replace_bad, self.repeats = seed, replace_bad, repeats
 
     def __getitem__(self, place: tuple[int, int]) -> Sample | Skipped | SsldetError:
         """Return the sample of a place; what can't be had is returned, not raised, to leave the worker whole."""
         epoch, index = place
+        epoch = epoch % self.repeats if self.repeats else epoch
         skipped: list[Skipped] = []
         for attempt in range(ATTEMPTS if self.replace_bad else 1):
             number = index

@@ -151,7 +151,7 @@ class DeformableDETR(Detector):
         """Detect; see `Detector.forward`. In two stages, what is known of proposals is added to the queries."""
         # Not len(images), which would fix the number of images in an exported graph.
         queries = queries or self.default_queries(images.shape[0])
-        encoded, levels = self._encode(self.backbone.levels(images), padding)
+        encoded, levels = self._encode(self.backbone.levels(images, self.projection.given), padding)
         content, position, proposed = queries.content, queries.position, None
         if self.proposals is not None:
             proposed, reference = self._propose(encoded, levels, queries)

@@ -11,6 +11,7 @@ from ssldet.engine.assemble import assemble
 from ssldet.engine.checkpoint import load_exactly
 from ssldet.engine.devices import Devices, account, be_deterministic, devices_for, placement_of, settled
 from ssldet.engine.evaluate import require_measurable
+from ssldet.engine.features import keep_features, telling
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.keeper import Keeper
 from ssldet.engine.log import logged_to
@@ -83,11 +84,12 @@ def fit(
             documents = dict(documents or {})
             objective = assemble(run, sources.train, documents)
         objective.detector.train_only(learning_sections(run.task, objective.detector))
+        features = keep_features(run, objective, sources, placement.world)
         if not resume and not folder.held:
             folder = RunFolder.create(folder.path, run)
         for name, document in (documents or {}).items():
             folder.write_json(name, document)
-        with logged_to(folder.path / "train.log"), StopFlag() as stop, _outcome(folder), _quiet():
+        with logged_to(folder.path / "train.log"), StopFlag() as stop, _outcome(folder), _quiet(), telling(features):
             if restored is not None:
                 _take_up(run, folder, restored)
             total = run.total_steps(len(sources.train))

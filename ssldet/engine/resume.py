@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = (
     "budget.",
     "checkpoint.",
+    "data.feature_cache",
     "data.max_bad_fraction",
     "data.val",
     "data.workers",

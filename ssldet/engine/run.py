@@ -40,6 +40,10 @@ class DataConfig:
         workers: Loader processes per rank; the result does not depend on it.
         canvas_multiple: Sides of the canvas of a training batch are multiples of this many pixels. An accelerator plans
             the convolutions of each new size anew; with few sizes, as 32 or 64 give, it does so less often.
+        views_per_image: How many different views of an image training shows, the first of them again after the last; 0
+            draws a new one in every epoch.
+        feature_cache: Gigabytes that the features of a frozen backbone may take on disk, in `SSLDET_HOME`, where they
+            are read instead of computed when an image is shown again; 0 keeps none. Needs `views_per_image`.
         max_bad_fraction: Largest share of unusable files that a run skips; above it the run stops.
         min_side: Shortest usable image side in pixels; shorter images count as bad.
         max_pixels: Largest usable image in pixels, checked before decoding.
@@ -61,6 +65,8 @@ class DataConfig:
     batch_size: Annotated[int, Within(1, 65_536)] = 32
     workers: Annotated[int, Within(0, 256)] = 2
     canvas_multiple: Annotated[int, Within(1, 1024)] = 1
+    views_per_image: Annotated[int, Within(0, 2**31)] = 0
+    feature_cache: Annotated[float, Within(0, 1e6)] = 0.0
     max_bad_fraction: Annotated[float, Within(0, 1)] = 0.001
     min_side: Annotated[int, Within(1)] = ImageRules.min_side
     max_pixels: Annotated[int, Within(1)] = ImageRules.max_pixels
@@ -285,6 +291,15 @@ class Run:
             wrong.append(
                 f"data.channels: images have {self.data.channels}, and the detector {takes}; start from one for these "
                 "images, or from scratch"
+            )
+        if self.data.feature_cache and not self.data.views_per_image:
+            wrong.append(
+                "data.feature_cache: a new view of an image is drawn in every epoch, so that no feature would be "
+                "needed again; set data.views_per_image to a number of views"
+            )
+        if self.data.feature_cache and not self.task.rests("backbone"):
+            wrong.append(
+                f"data.feature_cache: {name} trains the backbone, whose features change; freeze it, or leave it at 0"
             )
         if needs.average and not self.optim.ema:
             wrong.append(f"optim.ema: {name} learns from averaged weights, and 0 averages none; set it, to .99 or more")

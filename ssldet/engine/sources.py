@@ -88,6 +88,7 @@ def training_batches_of(run: Run, source: Source, start_step: int) -> SteadyLoad
         accumulate=run.optim.accumulate,
         workers=run.data.workers,
         canvas_multiple=run.data.canvas_multiple,
+        views_per_image=run.data.views_per_image,
     )
 
 

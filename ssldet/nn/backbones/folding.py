@@ -4,13 +4,14 @@ A fixed norm scales and shifts what a convolution returns, and so may the convol
 when it is first needed and again whenever a weight has changed; it is no part of any state.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from ssldet.nn.backbones.norms import FixedNorm, FixedNormAct
+from ssldet.nn.backbones.resting import Watch, can_be_watched, is_at_rest, weights_of
 
 Run = Callable[[nn.Module, Tensor], Sequence[Tensor]]
 """body, `B 3 H W` -> levels."""
@@ -25,7 +26,7 @@ class FoldedCopy:
     def __init__(self) -> None:
         """Begin without a copy."""
         self._copy: nn.Module | None = None
-        self._made_of: list[tuple[Tensor, int, int]] = []
+        self._made_of = Watch()
 
     def __deepcopy__(self, _: object) -> "FoldedCopy":
         """Return one without a copy."""
@@ -45,36 +46,20 @@ class FoldedCopy:
             run: Computes its levels.
             images: Normalised images, by one of which a new copy is compared with the network.
         """
-        if torch.compiler.is_compiling() or _is_traced() or not _is_at_rest(body):
+        if torch.compiler.is_compiling() or _is_traced() or not is_at_rest(body):
             return body
-        weights = list(_weights(body))
-        if any(weight.is_inference() for weight in weights):  # nobody counts their changes
+        weights = list(weights_of(body))
+        if not can_be_watched(weights):
             return body
-        if not self._is_made_of(weights):
+        if not self._made_of.unchanged(weights):
             self._copy = _folded(body, run, images[:1])
-            self._made_of = [(weight, weight.data_ptr(), weight._version) for weight in weights]
+            self._made_of.note(weights)
         return body if self._copy is None else self._copy
-
-    def _is_made_of(self, weights: Sequence[Tensor]) -> bool:
-        return len(weights) == len(self._made_of) and all(
-            weight is known and weight.data_ptr() == place and weight._version == version
-            for weight, (known, place, version) in zip(weights, self._made_of, strict=True)
-        )
 
 
 def _is_traced() -> bool:
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # torch says no types
     return traced
-
-
-def _is_at_rest(body: nn.Module) -> bool:
-    return not any(part.training or part._forward_hooks or part._forward_pre_hooks for part in body.modules())
-
-
-def _weights(body: nn.Module) -> Iterator[Tensor]:
-    for part in body.modules():
-        yield from (weight for weight in part._parameters.values() if weight is not None)
-        yield from (buffer for buffer in part._buffers.values() if buffer is not None)
 
 
 @torch.no_grad()

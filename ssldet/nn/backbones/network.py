@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones.folding import FoldedCopy
+from ssldet.nn.backbones.kept import KeptLevels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PROBE_SIDES = (64, 128)
@@ -74,6 +75,7 @@ class Backbone(nn.Module):
         pruned: Names of the original state that were cut off, because no level needs them.
         in_channels: Channels of the images it takes; see `ssldet.nn.backbones.stem`.
         stem: Name of the weights of its first convolution, where that takes other channels than three.
+        kept: Levels that are kept on disk and read instead of computed, while no part of it learns; `None` keeps none.
     """
 
     _mean: Tensor
@@ -93,6 +95,7 @@ class Backbone(nn.Module):
         self.body, self._run = network.body, network.run
         self._folded, self._folds = FoldedCopy(), network.folds
         self._remembers, self._remembered = False, list[tuple[Tensor, tuple[Tensor, ...]]]()
+        self.kept: KeptLevels | None = None
         self.interpolation, self.keeps_weights = network.interpolation, network.keeps_weights
         self.in_channels, self.stem = 3, ""
         self.set_statistics(network.mean, network.std)
@@ -150,16 +153,20 @@ class Backbone(nn.Module):
             scaled = pixels.float().sub_(self._mean * 255).div_(self._std * 255)
         return scaled if padding is None else scaled.masked_fill_(padding.unsqueeze(1), 0)
 
-    def levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
-        """Return all levels, from fine to coarse; the last one is what `forward` returns.
+    def levels(
+        self, images: Float[Tensor, "B c H W"], coarsest: int | None = None
+    ) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Return levels, from fine to coarse; the last one is what `forward` returns.
 
         Args:
             images: Normalised images.
+            coarsest: How many levels are needed, counted from the coarsest; `None` returns all.
         """
+        count = len(self.level_channels) if coarsest is None else coarsest
         for known, levels in self._remembered:
-            if known is images:
-                return levels
-        levels = self._levels(images)
+            if known is images and len(levels) >= count:
+                return levels[-count:]
+        levels = self._levels(images, count)
         if self._remembers:
             self._remembered.append((images, levels))
         return levels
@@ -174,8 +181,13 @@ class Backbone(nn.Module):
             self._remembers = False
             self._remembered.clear()
 
-    def _levels(self, images: Tensor) -> tuple[Tensor, ...]:
+    def _levels(self, images: Tensor, count: int) -> tuple[Tensor, ...]:
         learns = images.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        if self.kept is None or learns:
+            return self._computed(images, learns)[-count:]
+        return self.kept.of(self.body, images, count, lambda some: self._computed(some, learns=False))
+
+    def _computed(self, images: Tensor, learns: bool) -> tuple[Tensor, ...]:
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             body = self._folded.of(self.body, self._run, images) if self._folds and not learns else self.body
@@ -187,7 +199,7 @@ class Backbone(nn.Module):
         Args:
             images: Normalised images.
         """
-        return self.levels(images)[-1]
+        return self.levels(images, 1)[-1]
 
 
 def original_state(backbone: Backbone) -> dict[str, Tensor]:

@@ -70,6 +70,17 @@ def seen(batches):
     ]
 
 
+def test_a_number_of_views_comes_again_after_the_last_of_them():
+    endless = {key: [] for key in map(str, range(11))}
+    repeated = {key: [] for key in endless}
+    for views, found in ((0, endless), (2, repeated)):
+        for key, jitter, _ in seen(stream(total_steps=11, views_per_image=views)):
+            found[key].append(jitter)
+    for key, (first, second, third, fourth) in repeated.items():
+        assert (first, second) == (third, fourth) == tuple(endless[key][:2])
+        assert len(set(endless[key])) == 4
+
+
 def test_shows_every_image_once_an_epoch_and_never_stops_at_its_edge():
     keys = [key for key, *_ in seen(stream(total_steps=11))]  # 44 places: 4 epochs of 11
     for epoch in range(4):
