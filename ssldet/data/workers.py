@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssldet.data.files import nothing_readable
 from ssldet.data.memory import keep_freed_memory
-from ssldet.data.sharing import REMEDY, Packed, Packing, ReadingRecord, WorkerContext, resources
+from ssldet.data.sharing import REMEDY, SHARED_FROM, Packed, Packing, ReadingRecord, WorkerContext, resources
 from ssldet.errors import DataError, SetupError, SsldetError
 from ssldet.types import Batch, Skipped
 
@@ -93,7 +93,7 @@ class SteadyLoader(DataLoader[Batch]):
         super().__init__(
             dataset,
             batch_sampler=places,
-            collate_fn=gather,
+            collate_fn=Packing(gather, SHARED_FROM) if workers else gather,
             num_workers=workers,
             worker_init_fn=_prepare_worker,
             # Tasks written in a notebook must reach the workers, which only a fork grants. The workers never touch
@@ -106,6 +106,7 @@ class SteadyLoader(DataLoader[Batch]):
         self.waited = 0.0
         self.lost: tuple[Skipped, ...] = ()
         self.places, self.reading, self.name = places, reading, name
+        self._gather = gather
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator does all that is asked of an iterator
         """Yield the batches in order, and restart workers that die."""
@@ -171,7 +172,7 @@ class SteadyLoader(DataLoader[Batch]):
                 "loader workers can't be started (%s; %s): the main process reads from here on, which is slower; %s",
                 error.strerror or error, resources(), REMEDY,
             )  # fmt: skip
-            self.num_workers, self.timeout = 0, 0
+            self.num_workers, self.timeout, self.collate_fn = 0, 0, self._gather
             return [], super().__iter__()
         finally:
             if handler is not None:
@@ -229,10 +230,10 @@ class SteadyLoader(DataLoader[Batch]):
             SetupError: They do so already.
         """
         why = f"loader workers can't hand over batches ({refusal}; {resources()})"
-        if isinstance(self.collate_fn, Packing):
+        if self.collate_fn == (through_pipes := Packing(self._gather, None)):
             raise SetupError(f"{why}; {REMEDY}, or set data.workers=0") from refusal.__cause__
         log.warning("%s: batches go through pipes from here on, which is slower; %s", why, REMEDY)
-        self.collate_fn = Packing(self.collate_fn)
+        self.collate_fn = through_pipes
 
     def _report_dead_workers(
         self, workers: list[BaseProcess], deaths: Counter[int], death: Exception, *, final: bool

@@ -390,6 +390,9 @@ def test_workers_that_cannot_share_memory_send_their_batches_through_pipes(monke
 
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refuse)
     assert seen(stream(workers=2)) == seen(stream())
+    assert not caplog.records  # small tensors need none
+    monkeypatch.setattr(workers, "SHARED_FROM", 0)
+    assert seen(stream(workers=2)) == seen(stream())
     (said,) = [record.message for record in caplog.records]
     assert "loader workers can't hand over batches (the system refused shared memory or a file; " in said
     assert "MiB free" in said
@@ -418,7 +421,8 @@ class Unsendable:
         raise OSError(24, "Too many open files")
 
 
-def test_a_limit_of_open_files_costs_nothing(fewer_files, caplog):
+def test_a_limit_of_open_files_costs_nothing(fewer_files, caplog, monkeypatch):
+    monkeypatch.setattr(workers, "SHARED_FROM", 0)
     held = stream(workers=2, total_steps=40)  # every tensor that is held keeps a file descriptor
     fewer_files(40)
     batches = stream(workers=2, total_steps=40)
@@ -435,6 +439,34 @@ def fewer_files():
 
     yield allow
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_small_tensors_keep_no_file_open():
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    held = stream(workers=1, total_steps=20)
+    assert len(held) == 20
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("shared_from", [0, 100, None])
+def test_what_was_packed_comes_back(shared_from):
+    (batch,) = stream(total_steps=1)
+    odd = {
+        "columns": torch.arange(60).view(3, 20).T,
+        "bf16": torch.ones(3, dtype=torch.bfloat16),
+        "none": torch.empty(0, 4),
+        "number": torch.tensor(2.5, dtype=torch.float64),
+    }
+    packed = sharing.Packing(lambda samples: samples, shared_from)([batch, odd])
+    large = [tensor.nbytes for tensor in packed.tensors]
+    assert large == [360, 120, 480] if shared_from == 100 else bool(large) == (shared_from == 0)
+    came, others = packed.unpacked()
+    assert seen([came]) == seen([batch])
+    assert torch.equal(came.images, batch.images)
+    for name, tensor in odd.items():
+        assert others[name].dtype == tensor.dtype
+        assert torch.equal(others[name], tensor)
+        others[name].zero_()  # it can be written to
 
 
 def test_where_no_worker_can_be_started_this_process_reads(monkeypatch, caplog):
