@@ -27,6 +27,7 @@ class Ratio:
         seconds: Median time of the work.
         repeats: Rounds.
         note: What bounds or explains the number.
+        bytes: Bytes that the work must read and write, each once; zero where caches hold them, or nobody counted.
     """
 
     work: str
@@ -37,6 +38,7 @@ class Ratio:
     seconds: float
     repeats: int
     note: str = ""
+    bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -15,6 +15,8 @@ import torch
 
 from benchmarks.results import hardware
 from benchmarks.timing.clock import Ratio, ratio, write
+from benchmarks.timing.floors import beside_memory
+from benchmarks.timing.handing_over import measure_handing_over
 from benchmarks.timing.training import measure_checkpoint, measure_engine, measure_steps
 from benchmarks.timing.views import measure_drafts, measure_views
 from downstream.annotations.shapes import write_shapes
@@ -202,15 +204,20 @@ def _matching_of(shape: tuple[int, int, int, int], repeats: int) -> Iterator[Rat
 
 
 def _optimiser(amount: Amount) -> Iterator[Ratio]:
+    weights: list[int] = []
+
     def step(fused: bool) -> Callable[[], object]:
         network = torch.nn.Transformer(256, 8, 6, 6, 2048, batch_first=True)
+        weights[:] = [parameter.nbytes for parameter in network.parameters()]
         for parameter in network.parameters():
             parameter.grad = torch.randn_like(parameter)
         return torch.optim.AdamW(network.parameters(), fused=fused or None).step
 
     note = "on CPUs only with optim.fused=on, because the last digits differ"
     fast, plain = ("AdamW in one pass, 17 million weights", step(True)), ("tensor by tensor", step(False))
-    yield ratio(fast, plain, amount.repeats, note)
+    row = ratio(fast, plain, amount.repeats, note)
+    # Weights, gradients and both moments are read; weights and moments are written.
+    yield beside_memory(row, 7 * sum(weights))
 
 
 def _sampling(amount: Amount) -> Iterator[Ratio]:
@@ -224,6 +231,10 @@ def _sampling(amount: Amount) -> Iterator[Ratio]:
         ("one grid_sample per level", lambda: sample_by_grid(*given)),
         amount.repeats,
     )
+
+
+def _loader(amount: Amount) -> Iterator[Ratio]:
+    yield from measure_handing_over(amount.repeats)
 
 
 def _views(amount: Amount) -> Iterator[Ratio]:
@@ -313,6 +324,7 @@ def _random_detections(labels: Path) -> list[dict[str, Any]]:
 
 PARTS: dict[str, Callable[[Amount], Iterator[Ratio]]] = {
     "views": _views,
+    "loader": _loader,
     "backbone": _backbone,
     "matching": _matching,
     "optimiser": _optimiser,

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing.clock import Ratio, compared, in_turns, of_processor, of_wall, seconds_of
+from benchmarks.timing.floors import beside_a_product, beside_memory, flops_of
 from benchmarks.timing.gpu import Bench, Trainer, Trainers
 from benchmarks.timing.turns import Worker, in_workers
 from ssldet.engine.fit import fit
@@ -42,8 +41,7 @@ def measure_steps(folder: Path, repeats: int) -> Iterator[Ratio]:
     """
     bench = _bench(folder)
     trainers = Trainers(bench, 2)
-    work, size = _flops(trainers.step_of("fp32")), tuple(trainers.batch.images.shape[-2:])
-    peak = _matmul_peak()
+    work, size = flops_of(trainers.step_of("fp32")), tuple(trainers.batch.images.shape[-2:])
     workers = [Worker(prepare=partial(_step, trainers, changes)) for changes, _ in STEPS.values()]
     rounds = in_workers([*workers, Worker(prepare=partial(trainers.step_of, "plain fp32"))], repeats, warming=1)
     for place, (choice, (_, note)) in enumerate(STEPS.items()):
@@ -54,34 +52,13 @@ def measure_steps(folder: Path, repeats: int) -> Iterator[Ratio]:
             [(some[place], some[-1]) for some in rounds],
             note,
         )
-        if not place:
-            share = work / row.seconds / peak
-            reached = (
-                f"{note}; {work / 1e9:.0f} GFLOP at {share:.0%} of the {peak / 1e9:.0f} GFLOP/s of a matrix product, "
-                f"which would need {work / peak:.2f} of the {row.seconds:.2f} s"
-            )
-            row = replace(row, note=reached)
-        yield row
+        yield row if place else beside_a_product(row, work)
 
 
 def _step(trainers: Trainers, changes: dict[str, object]) -> Callable[[], object]:
     run = override(trainers.run, {"precision": "32", **changes})
     trainer = Trainer(run, trainers.bench.device, sources=trainers.sources)
     return lambda: trainer.step(trainers.batch)
-
-
-def _flops(step: Callable[[], object]) -> int:
-    """Return the floating point operations of the products and convolutions of a step, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return int(counter.get_total_flops())
-
-
-def _matmul_peak(side: int = 1024) -> float:
-    """Return the operations per second of the best of some matrix products."""
-    one, other = torch.randn(side, side), torch.randn(side, side)
-    seconds = [seconds_of(lambda: one @ other, of_processor) for _ in range(20)]
-    return 2 * side**3 / min(seconds)
 
 
 def measure_engine(folder: Path, repeats: int, steps: int = 40) -> Iterator[Ratio]:
@@ -143,9 +120,11 @@ def measure_checkpoint(folder: Path, repeats: int) -> Iterator[Ratio]:
             begun = seconds_of(lambda: keeper.save(trainer.progress), of_wall)
             rounds.append((begun, begun + seconds_of(keeper.wait, of_wall)))
     runs.release()
-    yield compared(
-        f"to begin a checkpoint of {trainer.progress.state_bytes() / 1e6:.0f} MB between two steps",
+    state = trainer.progress.state_bytes()
+    row = compared(
+        f"to begin a checkpoint of {state / 1e6:.0f} MB between two steps",
         "waiting until it is written and read back",
         rounds,
         "seconds that pass",
     )
+    yield beside_memory(row, 2 * state)
