@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class Devices(Protocol):
-    """What the loop needs of Lightning's Fabric, which takes long to import."""
+    """What the loop needs of devices: `OneDevice`, or Lightning's Fabric, which takes longer to import than torch."""
 
     @property
     def device(self) -> torch.device:
@@ -44,6 +44,48 @@ class Devices(Protocol):
     def no_backward_sync(self, module: Any, enabled: bool = True) -> AbstractContextManager[Any]:
         """Let gradients add up on each rank for now."""
         ...
+
+
+class OneDevice:
+    """One process with one device, which needs nobody else."""
+
+    def __init__(self, kind: str) -> None:
+        """Take the first device of a kind.
+
+        Args:
+            kind: `cpu`, `cuda` or `mps`.
+        """
+        self.device = torch.device(kind) if kind == "cpu" else torch.device(kind, 0)
+        if kind == "cuda":
+            torch.cuda.set_device(self.device)
+
+    def launch(self) -> None:
+        """Start nothing."""
+
+    def setup_module(self, module: nn.Module) -> nn.Module:
+        """Place a module.
+
+        Args:
+            module: What learns.
+        """
+        return module.to(self.device)
+
+    def backward(self, tensor: Tensor) -> None:
+        """Compute gradients.
+
+        Args:
+            tensor: The loss.
+        """
+        tensor.backward()  # type: ignore[no-untyped-call]  # torch says no types
+
+    def no_backward_sync(self, module: Any, enabled: bool = True) -> AbstractContextManager[Any]:
+        """Do nothing: there are no other ranks.
+
+        Args:
+            module: What learns.
+            enabled: Whether gradients would add up on each rank for now.
+        """
+        return nullcontext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +195,14 @@ def devices_for(placement: Placement, model: nn.Module) -> Devices:
         placement: Where to compute.
         model: What learns.
     """
+    if placement.world == 1:
+        return OneDevice(placement.kind)
     # Here, because it imports several libraries that nothing else needs.
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     accelerator = {"cuda": "gpu"}.get(placement.kind, placement.kind)
     counts: dict[str, Any] = {"devices": placement.devices, "num_nodes": placement.machines}
-    if placement.world == 1:
-        return Fabric(accelerator=accelerator, **counts)
     # Running statistics of batch norm are each rank's own; all others of our buffers are the same on all ranks.
     drifting = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
     environment = TorchElasticEnvironment() if ranks.launched() is not None else None

@@ -41,3 +41,11 @@ def test_help_and_lists_come_without_torch(words: list[str]) -> None:
 def test_verbs_and_configurations_import_torch_alone() -> None:
     names = "ssldet.pretrain, ssldet.finetune, ssldet.evaluate, ssldet.predict, ssldet.load, ssldet.Run, ssldet.Task"
     assert loaded(f"import ssldet\n{names}", [*LATER, "torch"]) == ["torch"]
+
+
+def test_one_process_trains_without_what_starts_several() -> None:
+    code = (
+        "from ssldet.engine import fit\nfrom ssldet.engine.devices import Placement, devices_for\n"
+        "devices_for(Placement(kind='cpu', devices=1, machines=1, present=1), None).launch()"
+    )
+    assert loaded(code, [*LATER, "torchmetrics"]) == []
