@@ -17,7 +17,7 @@ import numpy as np
 from ssldet.data.names import Names
 from ssldet.documents import OddDocumentError, parse_json
 from ssldet.errors import DataError, suggest
-from ssldet.escapes import shown
+from ssldet.escapes import counted, shown
 from ssldet.regular import enough_files, read_bytes
 from ssldet.types import Skipped
 
@@ -130,7 +130,7 @@ def unreadable(lost: Mapping[str, str]) -> str:
     Args:
         lost: Path -> reason.
     """
-    return f"{len(lost)} image{'s' * (len(lost) != 1)} can't be read: {_first(lost)}"
+    return f"{counted(len(lost), 'image')} can't be read: {_first(lost)}"
 
 
 def nothing_readable(lost: Mapping[str, str]) -> str:

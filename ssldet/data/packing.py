@@ -29,7 +29,7 @@ from ssldet.data.shard_index import BLOCK, scan
 from ssldet.disk import Disk, write_whole
 from ssldet.documents import OddDocumentError, parse_json_object
 from ssldet.errors import ConfigError, DataError, SetupError
-from ssldet.escapes import shown
+from ssldet.escapes import counted, shown
 from ssldet.regular import read_bytes
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Packed:
         before = self.shards - self.written
         there = f"; {before} {'were' if before > 1 else 'was'} there already" if before else ""
         lines = [
-            f"{_counted(self.images, 'image')} in {_counted(self.shards, 'archive')}, {self.bytes / 1e6:.1f} MB{there}"
+            f"{counted(self.images, 'image')} in {counted(self.shards, 'archive')}, {self.bytes / 1e6:.1f} MB{there}"
         ]
         lines += [f"left out: {count} {reason}" for reason, count in self.left_out.items()]
         return "\n".join([*lines, f"train on them by: {self.spec}"])
@@ -141,10 +141,6 @@ def members(names: Iterator[str]) -> Iterator[str]:
             stem = f"{stem}%2E{ending}"
         keys.add(stem)
         yield f"{folder}{slash}{stem}{dot}{ending}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _tallied(usable: Usable) -> Iterator[tuple[str, int]]:

@@ -30,7 +30,7 @@ from ssldet.data.names import Names
 from ssldet.data.parallel import over_parts
 from ssldet.data.shard_files import ShardReader
 from ssldet.errors import DataError, SetupError, UnreadableError
-from ssldet.escapes import shown
+from ssldet.escapes import counted, shown
 from ssldet.home import cache_folder
 from ssldet.regular import open_regular
 from ssldet.types import Skipped
@@ -155,7 +155,7 @@ def _scan(
     fresh = [shard for shard, piece in enumerate(pieces) if piece is None]
     indexed = len(paths) - len(fresh)
     known = f"; {indexed} more {'are' if indexed > 1 else 'is'} indexed" if indexed else ""
-    log.info("looking for images in %d archive%s%s", len(fresh), "s" * (len(fresh) != 1), known)
+    log.info("looking for images in %s%s", counted(len(fresh), "archive"), known)
 
     def look(part: range) -> list[Piece]:
         return [scan(paths[fresh[place]], rules) for place in part]

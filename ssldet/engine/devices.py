@@ -16,6 +16,7 @@ from ssldet import ranks
 from ssldet.data.loader import require_equal_shares
 from ssldet.engine.run import Precision, Run
 from ssldet.errors import SetupError
+from ssldet.escapes import counted
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def account(run: Run, placement: Placement) -> str:
     """Return the line that says where a run computes, how much of a step lies on each device, and how exactly."""
     each = run.data.batch_size // (placement.world * run.optim.accumulate)
     parts = f" in each of {run.optim.accumulate} parts" if run.optim.accumulate > 1 else ""
-    share = f"{each} image{'s' if each > 1 else ''} on {'each' if placement.world > 1 else 'it'}{parts}"
+    share = f"{counted(each, 'image')} on {'each' if placement.world > 1 else 'it'}{parts}"
     text = f"{placement}: {share}, precision {run.precision}{tf32(placement.kind)}"
     if placement.kind == "cuda" and placement.machines == 1 and placement.devices < placement.present:
         text += f"; {placement.present - placement.devices} more here do nothing"

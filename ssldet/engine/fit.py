@@ -24,6 +24,7 @@ from ssldet.engine.sources import Sources, open_sources
 from ssldet.engine.steps import Checkpoints, Restored
 from ssldet.engine.stop import StopFlag
 from ssldet.errors import CheckpointError, ConfigError, DivergedError, SsldetError, StoppedError
+from ssldet.escapes import counted
 from ssldet.loggers.base import require_loggers
 from ssldet.recipe import check, fingerprint
 from ssldet.source import Source
@@ -93,7 +94,8 @@ def fit(
             if restored is not None:
                 _take_up(run, folder, restored)
             total = run.total_steps(len(sources.train))
-            log.info("%d images, %d step%s of %d", len(sources.train), total, "s" * (total != 1), run.data.batch_size)
+            images, steps = counted(len(sources.train), "image"), counted(total, "step")
+            log.info("%s, %s of %d", images, steps, run.data.batch_size)
             log.info("%s", account(run, placement))
             peers.join(lambda: stop.raised, partial(_failed, folder))
             fabric = devices_for(placement, objective)

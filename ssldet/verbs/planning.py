@@ -10,6 +10,7 @@ from ssldet.engine.devices import placement_of
 from ssldet.engine.fit import require_usable
 from ssldet.engine.optim import build_optimizer, learning
 from ssldet.engine.run import Run
+from ssldet.escapes import counted
 from ssldet.recipe import diff
 from ssldet.registry import name_of
 from ssldet.task import Objective, learning_sections
@@ -91,8 +92,7 @@ class Plan:
             "detector": f"{self.detector}: {self.parameters / 1e6:.1f} M parameters, {self.learning / 1e6:.1f} M learn",
             "start": self.start or (f"backbone {self.weights}" if self.weights else "fresh weights"),
             "images": f"{self.train:,} to train on, {measured}{classes}{bad}",
-            "length": f"{self.steps:,} step{'s' * (self.steps != 1)} of {self.batch_size} images: "
-            f"{self.epochs:.3g} passes over them",
+            "length": f"{counted(self.steps, 'step')} of {self.batch_size} images: {self.epochs:.3g} passes over them",
             "device": f"{self.device}, precision {self.precision}",
             "memory": f"{in_words(self.memory)} for weights and optimiser; activations come on top",
             "disk": f"at most {in_words(self.disk)} for checkpoints and weights; {in_words(self.free)} are free",
