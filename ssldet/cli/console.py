@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -11,6 +12,9 @@ from cyclopts import CycloptsError, UnusedCliTokensError
 
 from ssldet.errors import ConfigError, SsldetError, StoppedError, refused
 from ssldet.escapes import EscapingFormatter, printable_lines
+
+TURN_OF_RANK_0 = 15.0
+"""Seconds that other processes give rank 0 to say what is wrong with a command, and the launcher to end them."""
 
 
 def open_streams() -> None:
@@ -76,7 +80,10 @@ def tell(text: str) -> None:
 
 
 def report_error(error: CycloptsError | SsldetError | OSError, verb: Sequence[str]) -> int:
-    """Print an error for the user and return its exit code; what is wrong with a configuration is said by rank 0 alone.
+    """Print an error for the user and return its exit code.
+
+    What is wrong with a command is wrong in every process of a run, and rank 0 says it. A launcher ends all processes
+    as soon as one has ended, so the others wait for that, and say it only if nobody ends them.
 
     Args:
         error: What went wrong.
@@ -86,16 +93,20 @@ def report_error(error: CycloptsError | SsldetError | OSError, verb: Sequence[st
         error = refused(error)
     if isinstance(error, CycloptsError):
         told = printable_lines(_in_words(error))
-        lines, code = [f"error: {told} (see: {' '.join(['ssldet', *verb, '--help'])})"], ConfigError.exit_code
+        lines, code = [f"{_by_rank('error')}: {told} (see: {' '.join(['ssldet', *verb, '--help'])})"], ConfigError.exit_code
     else:
         word = "stopped" if isinstance(error, StoppedError) else "error"
-        word = f"rank {rank()}: {word}" if rank() else word
-        lines, code = [f"{word}: {line}" for line in str(error).splitlines()], error.exit_code
+        lines, code = [f"{_by_rank(word)}: {line}" for line in str(error).splitlines()], error.exit_code
     if rank() and isinstance(error, CycloptsError | ConfigError):
-        lines = []
+        time.sleep(TURN_OF_RANK_0)
     with suppress(OSError):  # nobody reads it any more; the exit code still says it
         sys.stderr.writelines(f"{line}\n" for line in lines)
     return code
+
+
+def _by_rank(word: str) -> str:
+    """Return a word with the number of the process that says it, unless that is the first."""
+    return f"rank {rank()}: {word}" if rank() else word
 
 
 def _in_words(error: CycloptsError) -> str:

@@ -285,6 +285,23 @@ def test_processes_started_side_by_side_must_be_told_the_run_folder(
         assert _out("runs/a", "pretrain") == Path("runs/a")
 
 
+def test_other_processes_let_rank_0_say_what_is_wrong_with_a_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ssldet.cli import console
+
+    silent: list[str] = []
+    monkeypatch.setattr(console.time, "sleep", lambda seconds: silent.append(capsys.readouterr().err))
+    monkeypatch.setenv("RANK", "1")
+    assert _exit("data", "check", "a", "b") == 2
+    assert _exit("show", "detection/smal") == 2
+    assert silent == ["", "rank 1: error: 'b': one word too many (see: ssldet data --help)\n"]
+    assert capsys.readouterr().err.startswith("rank 1: error: ")
+    monkeypatch.setenv("RANK", "0")
+    assert _exit("data", "check", "a", "b") == 2
+    assert len(silent) == 2
+
+
 def test_figures_that_the_data_cannot_give_are_shown_as_a_dash_and_stay_numbers_in_json() -> None:
     figures = Figures({"AP": 0.25, "APl": -1.0, "per_class": {"dog": -1.0, "cat": 0.0}})
     assert str(figures).splitlines() == [
