@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.results import Results, Row
+from benchmarks.statistics import PERCENT
 from ssldet.report.curves import Points, seed_curves
 
 Runs = dict[str, list[Points]]
@@ -16,10 +17,11 @@ def drawings_of_learning(results: Results) -> dict[str, str]:
     drawings = {}
     for task in results.suite["downstreams"]:
         name, metric = task["name"], task["metric"]
+        axis = f"{metric}, points"
         epochs: Runs = defaultdict(list)
         compute: Runs = defaultdict(list)
         for row, last in _rows(results, name):
-            points = [(point["step"], point[metric]) for point in last["curve"] if metric in point]
+            points = [(point["step"], PERCENT * point[metric]) for point in last["curve"] if metric in point]
             # Before its first step a detector scores zero.
             points = [(0.0, 0.0), *points]
             epoch = last["batch"] / max(1, last["images"] or 1)
@@ -28,9 +30,9 @@ def drawings_of_learning(results: Results) -> dict[str, str]:
             epochs[_label(row, results)].append([(step * epoch, value) for step, value in points])
             compute[_label(row, results)].append([(before + step * second, value) for step, value in points])
         if epochs:
-            drawings[f"{name}, against epochs"] = seed_curves(epochs, f"{name}: fine-tuning", metric, "epoch")
+            drawings[f"{name}, against epochs"] = seed_curves(epochs, f"{name}: fine-tuning", axis, "epoch")
             title = f"{name}: pretraining included"
-            drawings[f"{name}, against compute"] = seed_curves(compute, title, metric, "seconds")
+            drawings[f"{name}, against compute"] = seed_curves(compute, title, axis, "seconds")
     return drawings
 
 
@@ -44,13 +46,14 @@ def drawings_of_labels(results: Results) -> dict[str, str]:
         for row, _ in _rows(results, task["name"]):
             value = row.results.get(task["metric"])
             if isinstance(value, int | float):
-                curves[_label(row, results, fraction=False), row.arm.seed].append((row.arm.fraction, value))
+                curves[_label(row, results, fraction=False), row.arm.seed].append((row.arm.fraction, PERCENT * value))
         groups: Runs = defaultdict(list)
         for (label, _), points in curves.items():
             groups[label].append(points)
         if groups:
             title = f"{task['name']}: fewer labels"
-            drawings[f"{task['name']}, against labels"] = seed_curves(groups, title, task["metric"], "share of labels")
+            axis = f"{task['metric']}, points"
+            drawings[f"{task['name']}, against labels"] = seed_curves(groups, title, axis, "share of labels")
     return drawings
 
 
