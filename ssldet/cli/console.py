@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from cyclopts import CycloptsError, UnusedCliTokensError
+from cyclopts import CycloptsError, MissingArgumentError, UnusedCliTokensError
 
 from ssldet.errors import ConfigError, SsldetError, StoppedError, refused
 from ssldet.escapes import EscapingFormatter, printable_lines
@@ -93,7 +93,8 @@ def report_error(error: CycloptsError | SsldetError | OSError, verb: Sequence[st
         error = refused(error)
     if isinstance(error, CycloptsError):
         told = printable_lines(_in_words(error))
-        lines, code = [f"{_by_rank('error')}: {told} (see: {' '.join(['ssldet', *verb, '--help'])})"], ConfigError.exit_code
+        where = " ".join(["ssldet", *verb, "--help"])
+        lines, code = [f"{_by_rank('error')}: {told} (see: {where})"], ConfigError.exit_code
     else:
         word = "stopped" if isinstance(error, StoppedError) else "error"
         lines, code = [f"{_by_rank(word)}: {line}" for line in str(error).splitlines()], error.exit_code
@@ -111,6 +112,9 @@ def _by_rank(word: str) -> str:
 
 def _in_words(error: CycloptsError) -> str:
     """Return what was wrong with the words of a command line."""
+    if isinstance(error, MissingArgumentError) and error.argument is not None and error.keyword is None:
+        name = error.argument.name
+        return f"{name if error.argument.field_info.is_keyword_only else name.lstrip('-').upper()} is missing"
     if isinstance(error, UnusedCliTokensError):
         words = error.unused_tokens or []
         return f"{', '.join(map(repr, words))}: {'one word' if len(words) == 1 else 'words'} too many"

@@ -285,6 +285,12 @@ def test_processes_started_side_by_side_must_be_told_the_run_folder(
         assert _out("runs/a", "pretrain") == Path("runs/a")
 
 
+def test_what_a_command_lacks_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, lacking in ((("show",), "RECIPE"), (("plan", "detection/small"), "--images"), (("export", "x"), "--to")):
+        assert _exit(*words) == 2
+        assert capsys.readouterr().err == f"error: {lacking} is missing (see: ssldet {words[0]} --help)\n"
+
+
 def test_other_processes_let_rank_0_say_what_is_wrong_with_a_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
