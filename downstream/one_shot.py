@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from downstream.annotations.one_shot import (
@@ -39,7 +40,7 @@ from ssldet.queries import PatchQueries
 from ssldet.recipe import Within
 from ssldet.source import Measurable, Source
 from ssldet.task import Evaluator, Stage
-from ssldet.types import Batch, Detections, Losses, OnePatch
+from ssldet.types import Batch, Detections, Losses, ManyPatches, OnePatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,12 @@ class QueryDetection(PatchObjective):
     def answer(self, batch: Batch) -> list[Detections]:
         """Return every query's answer for the patch that comes with each image; the label is always 0."""
         return self.answers(batch, self.describe(patches_of(batch).pixels))
+
+    def describe(
+        self, patches: ManyPatches, jitter: Float[Tensor, "B P J"] | None = None
+    ) -> tuple[Float[Tensor, "B P _"], ...]:
+        """Return the last level only: another object of the class need not look the same in detail."""
+        return super().describe(patches, jitter)[-1:]
 
     def fit_patch(self, patch: OnePatch) -> Tensor:
         """Put a patch into a black square."""

@@ -188,10 +188,11 @@ class JointDetection(PatchDetection):
         features = self.describe(pairs.pixels, pairs.jitter)
         followed = self._follow(pairs)
         predictions = self.ask(batch, features)
-        embeddings = followed.view_as(features) if self.task.detach_target else features
+        last = features[-1]
+        embeddings = followed.view_as(last) if self.task.detach_target else last
         losses = self.criterion(predictions, self._targets(batch.targets, embeddings))
-        contrast, similarities = self._contrast(features.flatten(0, 1), followed)
-        vectors = features.detach().flatten(0, 1)
+        contrast, similarities = self._contrast(last.flatten(0, 1), followed)
+        vectors = last.detach().flatten(0, 1)
         health = {
             "feature_std": spread(vectors),
             "target_std": spread(followed),

@@ -258,7 +258,7 @@ class PatchDetection(PatchObjective):
         with self._looking_once():
             features = self._features(batch, images, patches_of(batch).jitter)
             predictions = self.ask(batch, features, images)
-        embeddings = features.detach() if self.task.detach_target else features
+        embeddings = features[-1].detach() if self.task.detach_target else features[-1]
         return self.criterion(predictions, self._targets(batch.targets, embeddings))
 
     def fit_patch(self, patch: OnePatch) -> Tensor:
@@ -274,7 +274,7 @@ class PatchDetection(PatchObjective):
         images = self.detector.normalise(batch.images, batch.padding)
         with self._looking_once():
             features = self._features(batch, images)
-            return [most_confident(one, features.shape[1]) for one in self.answers(batch, features, images)]
+            return [most_confident(one, features[-1].shape[1]) for one in self.answers(batch, features, images)]
 
     def probe(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Find the patches by their nearest feature, without a transformer.
@@ -290,12 +290,12 @@ class PatchDetection(PatchObjective):
         """Return the backbone's features of the images and of their jittered patches."""
         images = self.detector.normalise(batch.images, batch.padding)
         with self._looking_once():
-            return self.detector.features(images), self._features(batch, images, patches_of(batch).jitter)
+            return self.detector.features(images), self._features(batch, images, patches_of(batch).jitter)[-1]
 
     def _features(
         self, batch: Batch, images: Float[Tensor, "B c H W"], jitter: Float[Tensor, "B P J"] | None = None
-    ) -> Float[Tensor, "B P E"]:
-        """Return what describes the patches of a batch.
+    ) -> tuple[Float[Tensor, "B P _"], ...]:
+        """Return what describes the patches of a batch, one entry per level, from fine to coarse.
 
         Args:
             batch: Images with their patches.
@@ -303,7 +303,8 @@ class PatchDetection(PatchObjective):
             jitter: Drawn photometric changes of the patches' pixels; `None` for the patches as they are.
         """
         if self.task.patch_source == "feature_map":
-            return pooled(self.detector.features(images), batch, [one.boxes for one in batch.targets])
+            boxes = [one.boxes for one in batch.targets]
+            return tuple(pooled(level, batch, boxes) for level in self.detector.levels(images))
         return self.describe(patches_of(batch).pixels, jitter)
 
     def _looking_once(self) -> AbstractContextManager[None]:

@@ -241,8 +241,8 @@ class CrossViewDetection(PatchObjective):
         predictions, losses = [], []
         for number, (here, there) in enumerate((views, views[::-1])):
             jitter = None if pair.jitter is None else pair.jitter[:, number]
-            named = self.describe(pair.pixels, jitter)
-            predictions.append(self.ask(there, self.pool(here)))
+            named = self.describe(pair.pixels, jitter)[-1]
+            predictions.append(self.ask(there, (self.pool(here),)))
             losses.append(self.criterion(predictions[-1], self._targets(there.targets, named.detach())))
         joined = _mean(losses[0], losses[1])
         agreement = self._agreement(predictions[0], predictions[1])
@@ -284,7 +284,7 @@ class CrossViewDetection(PatchObjective):
         Labels are the numbers of the regions.
         """
         features = self.pool(_pair_of(batch)[1])
-        return [most_confident(answers, features.shape[1]) for answers in self.answers(batch, features)]
+        return [most_confident(answers, features.shape[1]) for answers in self.answers(batch, (features,))]
 
     def _targets(self, targets: list[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
         matched = self.detector.num_classes - 1

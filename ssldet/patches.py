@@ -106,39 +106,49 @@ class PatchObjective(Objective):
     def fit_patch(self, patch: OnePatch) -> Tensor:
         """Resize a patch of any size to the size that the task uses."""
 
-    def describe(self, patches: ManyPatches, jitter: Float[Tensor, "B P J"] | None = None) -> Float[Tensor, "B P E"]:
-        """Return the detector's features of the patches, averaged over their cells.
+    def describe(
+        self, patches: ManyPatches, jitter: Float[Tensor, "B P J"] | None = None
+    ) -> tuple[Float[Tensor, "B P _"], ...]:
+        """Return each level of the detector's features of the patches, averaged over its cells, from fine to coarse.
 
         Args:
             patches: Pixels.
             jitter: Drawn photometric changes; `None` for the patches as they are.
         """
-        cells = self.detector.features(self.detector.normalise(in_one_row(patches, jitter)))
-        return cells.mean(dim=(2, 3)).view(*patches.shape[:2], -1)
+        levels = self.detector.levels(self.detector.normalise(in_one_row(patches, jitter)))
+        return tuple(level.mean(dim=(2, 3)).view(*patches.shape[:2], -1) for level in levels)
 
     def ask(
-        self, batch: Batch, features: Float[Tensor, "B P E"], images: Float[Tensor, "B c H W"] | None = None
+        self,
+        batch: Batch,
+        features: tuple[Float[Tensor, "B P _"], ...],
+        images: Float[Tensor, "B c H W"] | None = None,
     ) -> Predictions:
         """Add the features of the patches to the detector's own queries, and detect.
 
         Args:
             batch: Where to look.
-            features: Features of the patches to find in each image.
+            features: Features of the patches to find in each image, one entry per level, from fine to coarse; the last
+                one makes the queries, and proposals are compared with those of the level that they are made of.
             images: The images of the batch, normalised, where they are already.
         """
-        queries = self.patch_queries(features, self.detector.default_queries(1), self.detector.patches_join)
+        own = self.detector.default_queries(1)
+        queries = self.patch_queries(features[-1], own, self.detector.patches_join, looks=features)
         images = self.detector.normalise(batch.images, batch.padding) if images is None else images
         predictions: Predictions = self.detector(images, batch.padding, queries)
         return predictions
 
     def answers(
-        self, batch: Batch, features: Float[Tensor, "B P E"], images: Float[Tensor, "B c H W"] | None = None
+        self,
+        batch: Batch,
+        features: tuple[Float[Tensor, "B P _"], ...],
+        images: Float[Tensor, "B c H W"] | None = None,
     ) -> list[Detections]:
         """Return a detection per query; labels are the numbers of the patches, boxes are in pixels on disk.
 
         Args:
             batch: Where to look.
-            features: Features of the patches to find in each image.
+            features: Features of the patches to find in each image, as for `ask`.
             images: The images of the batch, normalised, where they are already.
         """
         predictions = self.ask(batch, features, images)
@@ -161,8 +171,8 @@ class PatchObjective(Objective):
         at_once = self.patch_queries.num_patches
         for start in range(0, len(patches), at_once):
             chosen = torch.stack([self.fit_patch(patch) for patch in patches[start : start + at_once]])
-            features = self.describe(chosen[None].to(batch.images.device)).expand(len(batch), -1, -1)
-            answers = self.answers(batch, features)
+            features = self.describe(chosen[None].to(batch.images.device))
+            answers = self.answers(batch, tuple(level.expand(len(batch), -1, -1) for level in features))
             rounds.append([replace(one, labels=one.labels + start) for one in answers])
         return [_join(answers) for answers in zip(*rounds, strict=True)]
 

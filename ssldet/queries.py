@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ssldet import chance
@@ -126,7 +126,11 @@ class PatchQueries(nn.Module):
         self.grouped_attention, self.normalise = grouped_attention, normalise
 
     def forward(
-        self, features: Float[Tensor, "B P E"], own: Queries, joins: Literal["content", "position"] = "position"
+        self,
+        features: Float[Tensor, "B P E"],
+        own: Queries,
+        joins: Literal["content", "position"] = "position",
+        looks: tuple[Float[Tensor, "B P _"], ...] = (),
     ) -> Queries:
         """Return queries that ask for the patches of each image.
 
@@ -135,6 +139,7 @@ class PatchQueries(nn.Module):
             own: The detector's own queries for one image, to be shared among `num_patches` patches. Fewer patches
                 (outside training) take the first of them, so that a patch is asked for as it was in training.
             joins: The part of a query to which features are added, as in `Detector.patches_join`.
+            looks: Further vectors per patch, which the queries carry as they are; zeros for a hidden patch.
 
         Raises:
             ConfigError: Queries can't be shared equally, or there are too many patches.
@@ -156,7 +161,12 @@ class PatchQueries(nn.Module):
         projected: Tensor = self.projection(features)
         if self.normalise:
             projected = F.layer_norm(projected, projected.shape[-1:])
-        projected, asked = self._hide(projected, each)
+        if self.training and self.mask_ratio and self.masking == "patch":
+            shown = self._shown(projected)
+            projected, looks = projected * shown, tuple(part * shown for part in looks)
+        asked = projected.repeat_interleave(each, dim=1)
+        if self.training and self.mask_ratio and self.masking == "query":
+            asked = asked * self._shown(asked)
         content, position = (part[:, : patches * each].expand(batch, -1, -1) for part in (content, position))
         return Queries(
             content=asked + content if joins == "content" else content,
@@ -165,20 +175,12 @@ class PatchQueries(nn.Module):
             attend_within_groups=self.grouped_attention,
             equal_groups=patches,
             asked=projected,
+            looks=looks,
         )
 
-    def _hide(self, patches: Tensor, each: int) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B Q D"]]:
-        """Return the patches, and what their queries are given of them."""
-        if not self.training or self.mask_ratio == 0:
-            return patches, patches.repeat_interleave(each, dim=1)
-        if self.masking == "patch":
-            patches = self._hide_some(patches)
-            return patches, patches.repeat_interleave(each, dim=1)
-        return patches, self._hide_some(patches.repeat_interleave(each, dim=1))
-
-    def _hide_some(self, rows: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        hidden = chance.uniform(*rows.shape[:2], device=rows.device) < self.mask_ratio
-        return rows.masked_fill(hidden.unsqueeze(-1), 0)
+    def _shown(self, rows: Float[Tensor, "B N D"]) -> Bool[Tensor, "B N 1"]:
+        """Draw which rows are shown."""
+        return (chance.uniform(*rows.shape[:2], device=rows.device) >= self.mask_ratio).unsqueeze(-1)
 
 
 def ranks_within_groups(groups: Int[Tensor, " Q"]) -> Int[Tensor, " Q"]:

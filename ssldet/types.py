@@ -11,17 +11,16 @@ edge** (pixels of the image as it lies on disk). Shapes are checked when the tes
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from ssldet.class_scores import ClassScores, SoftmaxScores
+from ssldet.on_device import OnDevice
 
-Movable = TypeVar("Movable", bound="OnDevice")
 Pixels = UInt8[Tensor, "3 H W"] | Float[Tensor, "c H W"]
 """An image: RGB in 0..255, or any channels in 0..1 (see `ssldet.data.bands`); `c` counts the channels of images."""
 OnePatch = UInt8[Tensor, "3 _ _"] | Float[Tensor, "c _ _"]
@@ -30,33 +29,6 @@ ManyPixels = UInt8[Tensor, "*N 3 H W"] | Float[Tensor, "*N c H W"]
 """Several images of one size."""
 ManyPatches = UInt8[Tensor, "*N 3 h w"] | Float[Tensor, "*N c h w"]
 """Several patches of one size."""
-
-
-class OnDevice:
-    """Mixin of the dataclasses below that moves all of their tensors at once, nested ones too."""
-
-    __slots__ = ()
-
-    def to(self: Movable, device: torch.device | str, *, non_blocking: bool = False) -> Movable:
-        """Return a copy on another device."""
-        return _each(self, lambda part: part.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self: Movable) -> Movable:
-        """Return a copy in page-locked memory; the data loader makes one before a batch goes to an accelerator."""
-        return _each(self, lambda part: part.pin_memory())
-
-
-def _each(value: Movable, change: Callable[[Any], Any]) -> Movable:
-    moved = {f.name: _changed(getattr(value, f.name), change) for f in fields(value)}  # type: ignore[arg-type]
-    return replace(value, **moved)  # type: ignore[type-var]
-
-
-def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, Tensor | OnDevice):
-        return change(value)
-    if isinstance(value, list | tuple):
-        return type(value)(_changed(item, change) for item in value)
-    return value
 
 
 class Gather(Enum):
@@ -190,6 +162,8 @@ class Queries(OnDevice):
             the other, so that nobody needs to look at their ids; `None` where that is not known.
         asked: What each group asks for, such as the feature of a patch; groups are numbered from 0. `None` where
             queries ask for any object.
+        looks: What each group looks like, in each level of the backbone that describes it, from fine to coarse; empty
+            where nobody described that.
     """
 
     content: Float[Tensor, "B Q D"]
@@ -198,6 +172,7 @@ class Queries(OnDevice):
     attend_within_groups: bool = True
     equal_groups: int | None = None
     asked: Float[Tensor, "B G D"] | None = None
+    looks: tuple[Float[Tensor, "B G _"], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

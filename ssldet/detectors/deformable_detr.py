@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssldet.class_scores import SigmoidScores
 from ssldet.detectors.base import Detector, DetectorConfig
-from ssldet.detectors.proposed import first_cells, for_groups
+from ssldet.detectors.proposed import first_cells, for_groups, resemblance
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.deformable import Levels
@@ -151,10 +151,11 @@ class DeformableDETR(Detector):
         """Detect; see `Detector.forward`. In two stages, what is known of proposals is added to the queries."""
         # Not len(images), which would fix the number of images in an exported graph.
         queries = queries or self.default_queries(images.shape[0])
-        encoded, levels = self._encode(self.backbone.levels(images, self.projection.given), padding)
+        given = self.backbone.levels(images, self.projection.given)
+        encoded, levels = self._encode(given, padding)
         content, position, proposed = queries.content, queries.position, None
         if self.proposals is not None:
-            proposed, reference = self._propose(encoded, levels, queries)
+            proposed, reference = self._propose(given, encoded, levels, queries)
             place_content, place = self.proposals.queries(reference)
             content, position = content + place_content, position + place
         else:
@@ -195,7 +196,9 @@ class DeformableDETR(Detector):
         positions = self.level_embedding([self.position(padding) for padding in hidden or nowhere])
         return torch.cat([position.flatten(1, 2) for position in positions], dim=1)
 
-    def _propose(self, encoded: Tensor, levels: Levels, queries: Queries) -> tuple[Predictions, Tensor]:
+    def _propose(
+        self, given: Sequence[Tensor], encoded: Tensor, levels: Levels, queries: Queries
+    ) -> tuple[Predictions, Tensor]:
         """Return what all cells propose, and the box that each query begins with.
 
         Groups of queries get the best proposals each: what one group begins with does not depend on the others. Where a
@@ -213,11 +216,18 @@ class DeformableDETR(Detector):
                 logits=logits.unsqueeze(0), boxes=boxes.unsqueeze(0), states=states.unsqueeze(0), scores=self.scores
             )
             if queries.asked is not None:
-                proposed = for_groups(proposed, queries.asked.float())
+                proposed = for_groups(proposed, queries.asked.float(), self._alike(given, levels, queries))
         # An object is class 0 to the proposals, whatever it is.
         cells = first_cells(proposed.logits[0, ..., 0], queries)
         reference = boxes.detach().gather(1, cells.unsqueeze(-1).expand(-1, -1, 4))
         return proposed, reference
+
+    def _alike(self, given: Sequence[Tensor], levels: Levels, queries: Queries) -> Tensor | None:
+        """Return how much cells look like what groups ask for, if the finest level that is taken says both."""
+        taken = self.projection.given
+        if len(queries.looks) < taken:
+            return None
+        return resemblance(given[-taken].float(), queries.looks[-taken].float(), levels)
 
     def _locate(self, layer: int, states: Tensor, reference: Tensor) -> Tensor:
         """Turn states into boxes, in 32 bits whatever the rest runs in: boxes need the digits."""

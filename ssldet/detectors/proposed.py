@@ -4,15 +4,23 @@ import math
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ssldet.nn.deformable import Levels
 from ssldet.nn.proposals import best_cells
 from ssldet.queries import ranks_within_groups
 from ssldet.types import Predictions, Queries
 
+SHARPNESS = 5.0
+"""Logit of a cell that looks exactly like what is asked for. As a parameter, it moved by less than a hundredth in 300
+steps on photographs."""
 
-def for_groups(proposed: Predictions, asked: Float[Tensor, "B G D"]) -> Predictions:
+
+def for_groups(
+    proposed: Predictions, asked: Float[Tensor, "B G D"], alike: Float[Tensor, "B G K"] | None = None
+) -> Predictions:
     """Return the proposals of all cells once for each group, which adds its own score: how well the cell agrees.
 
     The score is the scaled product of attention, and joins the logits of all classes.
@@ -20,6 +28,7 @@ def for_groups(proposed: Predictions, asked: Float[Tensor, "B G D"]) -> Predicti
     Args:
         proposed: What all cells propose, with the state of each.
         asked: What each group asks for.
+        alike: How much each cell looks like that, as `resemblance` returns it, which adds to the score.
 
     Returns:
         Proposals of the first group, then those of the second, and so on; `groups` numbers them, on the CPU.
@@ -27,6 +36,8 @@ def for_groups(proposed: Predictions, asked: Float[Tensor, "B G D"]) -> Predicti
     (states,), groups = proposed.states, asked.shape[1]
     cells, width = states.shape[1:]
     agreement = asked @ states.transpose(1, 2) / math.sqrt(width)
+    if alike is not None:
+        agreement = agreement + alike
     repeated = {
         name: getattr(proposed, name).unsqueeze(2).expand(-1, -1, groups, -1, -1) for name in ("boxes", "states")
     }
@@ -37,6 +48,35 @@ def for_groups(proposed: Predictions, asked: Float[Tensor, "B G D"]) -> Predicti
         groups=torch.arange(groups).repeat_interleave(cells),
         **{name: value.flatten(2, 3) for name, value in repeated.items()},
     )
+
+
+def resemblance(level: Float[Tensor, "B C h w"], looks: Float[Tensor, "B G C"], lie: Levels) -> Float[Tensor, "B G K"]:
+    """Return how much the image looks at each cell like what each group asks for: a cosine times `SHARPNESS`.
+
+    Both are taken relative to the mean of the image. What cells of coarser levels look like is the mean over what they
+    cover, so that all levels are compared by the same features. Nothing of this is learned: it tells a detector from
+    its first step on where to look, which proposals had not learned on photographs in hundreds of steps.
+
+    Args:
+        level: The backbone's features of the finest level of the cells.
+        looks: The same features of what each group asks for; zeros where a group asks for nothing.
+        lie: How the cells of all levels lie in their row.
+    """
+    height, width = lie.shapes[0]
+    shows = torch.ones_like(level[:, :1])
+    if lie.padding is not None:
+        shows = (~lie.padding[:, : height * width]).view(-1, 1, height, width).to(level)
+    mean = (level * shows).sum((2, 3), keepdim=True) / shows.sum((2, 3), keepdim=True).clamp(min=1)
+    away = (level - mean) * shows
+    around, count = (F.avg_pool2d(part, 3, stride=1, padding=1) for part in (away, shows))
+    cells = around / count.clamp(min=1 / 9) * shows
+    asked = F.normalize(looks - mean.flatten(2).transpose(1, 2), dim=-1) * (looks != 0).any(-1, keepdim=True)
+    each = []
+    for size in lie.shapes:
+        step = [max(1, round(fine / coarse)) for fine, coarse in zip((height, width), size, strict=True)]
+        covered = F.interpolate(F.avg_pool2d(cells, step, ceil_mode=True), size)
+        each.append(asked @ F.normalize(covered.flatten(2), dim=1))
+    return SHARPNESS * torch.cat(each, dim=-1)
 
 
 def first_cells(scores: Float[Tensor, "B _"], queries: Queries) -> Int[Tensor, "B Q"]:

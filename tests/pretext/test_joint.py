@@ -87,7 +87,7 @@ def test_the_contrast_finds_the_other_view_among_the_queue() -> None:
     queue = objective.loss.memory_bank.bank.clone()
     torch.manual_seed(1)
     followed = objective._follow(batch.problem)  # type: ignore[arg-type]
-    features = objective.describe(batch.problem.pixels, batch.problem.jitter).flatten(0, 1)  # type: ignore[union-attr]
+    features = objective.describe(batch.problem.pixels, batch.problem.jitter)[-1].flatten(0, 1)  # type: ignore[union-attr]
     queries = F.normalize(objective.head(features), dim=1)
     keys = F.normalize(objective.key_head(followed), dim=1)
     right = (queries * keys).sum(1, keepdim=True)

@@ -104,17 +104,22 @@ def test_evaluation_sees_no_jitter_and_one_size():
 
 def test_jitter_changes_the_patches_and_nothing_else():
     model, made = objective().eval(), batch()
-    plain, changed = model.describe(made.problem.pixels), model.describe(made.problem.pixels, made.problem.jitter)
+    plain = model.describe(made.problem.pixels)[-1]
+    changed = model.describe(made.problem.pixels, made.problem.jitter)[-1]
     assert plain.shape == (2, 3, 18)
     assert not torch.allclose(plain, changed)
-    one = model.describe(made.problem.pixels[:1], made.problem.jitter[:1])
+    one = model.describe(made.problem.pixels[:1], made.problem.jitter[:1])[-1]
     assert torch.allclose(one, changed[:1], atol=1e-5)
 
 
 def test_a_patch_is_described_by_the_mean_over_its_cells():
     model, made = objective().eval(), batch()
-    cells = model.detector.features(model.detector.normalise(made.problem.pixels[1]))
-    assert torch.allclose(model.describe(made.problem.pixels)[1], cells.mean((2, 3)), atol=1e-6)
+    normalised = model.detector.normalise(made.problem.pixels[1])
+    described, levels = model.describe(made.problem.pixels), model.detector.levels(normalised)
+    assert len(described) == len(levels) > 1
+    for means, cells in zip(described, levels, strict=True):
+        assert torch.allclose(means[1], cells.mean((2, 3)), atol=1e-6)
+    assert torch.allclose(described[-1][1], model.detector.features(normalised).mean((2, 3)), atol=1e-6)
 
 
 def test_a_feature_map_describes_patches_and_is_computed_once(monkeypatch):
@@ -159,7 +164,7 @@ def test_what_trains_and_what_is_handed_over():
 
 def test_every_patch_asks_for_the_last_class_with_its_own_feature_and_group():
     model, made = objective(), batch()
-    features = model.describe(made.problem.pixels)
+    features = model.describe(made.problem.pixels)[-1]
     wanted = model._targets(made.targets, features)
     assert [entry.labels.tolist() for entry in wanted] == [[1, 1, 1], [1, 1, 1]]
     assert torch.equal(wanted[1].embeddings, features[1])
@@ -178,7 +183,9 @@ def test_matching_keeps_to_the_group_only_where_asked(scope):
     )
     # Query 11, of the last patch, lies exactly where the first patch was cut.
     predictions.boxes[0, :, 11] = torch.stack([entry.boxes[0] for entry in made.targets])
-    matches = model.criterion.matcher(predictions, model._targets(made.targets, model.describe(made.problem.pixels)))
+    matches = model.criterion.matcher(
+        predictions, model._targets(made.targets, model.describe(made.problem.pixels)[-1])
+    )
     asker = matches.query[matches.target % 3 == 0] // 4
     assert asker.tolist() == ([0, 0] if scope == "own_group" else [2, 2])
 
@@ -335,5 +342,5 @@ def test_only_the_paper_has_jitter_as_strong_as_simclr():
 
 def test_targets_of_a_batch_can_be_joined():
     model, made = objective(), batch()
-    joined = concatenate(model._targets(made.targets, model.describe(made.problem.pixels)))
+    joined = concatenate(model._targets(made.targets, model.describe(made.problem.pixels)[-1]))
     assert joined.embeddings.shape == (6, 18)

@@ -107,8 +107,8 @@ def test_losses_of_both_directions_are_averaged_and_the_views_compared(config: D
     losses = objective(batch)
     assert {"class", "box_l1", "box_giou", "reconstruction", "global"} <= set(losses.terms)
     pair = batch.problem
-    forth = objective.ask(pair.other, objective.pool(batch))  # type: ignore[union-attr]
-    back = objective.ask(batch, objective.pool(pair.other))  # type: ignore[union-attr]
+    forth = objective.ask(pair.other, (objective.pool(batch),))  # type: ignore[union-attr]
+    back = objective.ask(batch, (objective.pool(pair.other),))  # type: ignore[union-attr]
     assert forth.image_states is not None
     assert back.image_states is not None
     projected = [objective.projector(some.image_states) for some in (forth, back)]
@@ -123,7 +123,7 @@ def test_losses_of_both_directions_are_averaged_and_the_views_compared(config: D
 
 def test_the_target_of_the_agreement_gets_no_gradient() -> None:
     objective, batch = objective_of(TASK), batch_of(TASK)
-    one = objective.ask(batch, objective.pool(batch))
+    one = objective.ask(batch, (objective.pool(batch),))
     other = replace(one, image_states=one.image_states.detach().clone().requires_grad_(True))  # type: ignore[union-attr]
     assert other.image_states is not None
     predicted = objective.predictor(objective.projector(other.image_states))
