@@ -290,7 +290,8 @@ class PatchDetection(PatchObjective):
         """Return the backbone's features of the images and of their jittered patches."""
         images = self.detector.normalise(batch.images, batch.padding)
         with self._looking_once():
-            return self.detector.features(images), self._features(batch, images, patches_of(batch).jitter)[-1]
+            patches = self._features(batch, images, patches_of(batch).jitter)[-1]
+            return self.detector.features(images), patches
 
     def _features(
         self, batch: Batch, images: Float[Tensor, "B c H W"], jitter: Float[Tensor, "B P J"] | None = None

@@ -128,7 +128,9 @@ def test_a_feature_map_describes_patches_and_is_computed_once(monkeypatch):
     assert asked.problem.jitter is None
     backbone = model.detector.backbone
     compute, computed = backbone._levels, []
-    monkeypatch.setattr(backbone, "_levels", lambda images: computed.append(images.shape) or compute(images))
+    monkeypatch.setattr(
+        backbone, "_levels", lambda images, count: computed.append(images.shape) or compute(images, count)
+    )
     assert model(asked).total.isfinite()
     model.answer(asked)
     _, features = model.describe_all(asked)
