@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.report.costs import table_of_costs
 from benchmarks.report.text import markdown
 from benchmarks.results import Results, read_results
-from benchmarks.statistics import PERCENT, Difference, differences, summaries
+from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries
 from ssldet.errors import ConfigError, suggest
 from ssldet.regular import read_text
 from ssldet.report.sections import Table
@@ -194,6 +194,17 @@ def _small_run(results: Path) -> str:
     return markdown(Table(columns=("steps", "minutes", *metrics), rows=rows))
 
 
+def _resemblance(results: Path) -> str:
+    """Tabulate how well patches of photographs are found with and without the part of the score that is not learned."""
+    measured: Mapping[str, Any] = json.loads(read_text(results / "resemblance.json"))
+    curves: Mapping[str, Mapping[str, float]] = measured["patch_iou"]
+    steps = list(next(iter(curves.values())))
+    rows = [(words, *(f"{curve[step]:.2f}" for step in steps)) for words, curve in curves.items()]
+    constant = f"{measured['patch_iou_constant']:.2f}"
+    rows.append(("the best constant box", *(constant for _ in steps)))
+    return markdown(Table(columns=("`patch_iou`", *(f"after {step} steps" for step in steps)), rows=rows))
+
+
 def _two_stage(results: Path) -> str:
     starts = {"none": "fresh weights", "pretrained": "pretrained"}
     return _rise(_suite(results, "zoo-detectors-two-stage-tiny"), starts, ("AP", "AR10"))
@@ -208,6 +219,36 @@ def _small_differences(results: Path) -> str:
         for one in differences(suite, "backbone")
     ]
     columns = ("start", "AP50 more than the backbone alone", "seeds", "difference")
+    return markdown(Table(columns=columns, rows=rows))
+
+
+def _few_labels(results: Path) -> str:
+    """Tabulate what each start gives with a share of the labels, and how much more than the backbone alone."""
+    suite = _suite(results, "ours-few-labels-tiny")
+    starts = {"backbone": "fresh transformer", "own_group": "UP-DETR", "supervised": "other labels"}
+    shares = {
+        "own": "{:.0%} of the labels",
+        "ten_shots": "ten objects of each class",
+        "self_training": "{:.0%}, self-trained",
+    }
+    measured = {(one.downstream, one.fraction, one.method): one for one in summaries(suite)}
+    against = {(one.downstream, one.fraction, one.method): one for one in differences(suite, "backbone")}
+
+    def cell(one: Summary | None) -> str:
+        if one is None:
+            return "not measured"
+        return f"{PERCENT * one.mean:.1f} ({' '.join(f'{PERCENT * value:.1f}' for value in one.values)})"
+
+    rows = [
+        (
+            shares[task].format(fraction),
+            *(cell(measured.get((task, fraction, name))) for name in starts),
+            _words(against[task, fraction, "own_group"]),
+        )
+        for task, fraction in dict.fromkeys((task, fraction) for task, fraction, _ in measured)
+        if (task, fraction, "own_group") in against
+    ]
+    columns = ("labelled", *(f"AP50, {name}" for name in starts.values()), "UP-DETR against a fresh transformer")
     return markdown(Table(columns=columns, rows=rows))
 
 
@@ -272,11 +313,13 @@ def _speed(results: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "costs": table_of_costs,
     "demo": _demo,
+    "few_labels": _few_labels,
     "found": _found,
     "detectors": _detectors,
     "matching": _matching,
     "methods": _methods,
     "pretraining": _pretraining,
+    "resemblance": _resemblance,
     "speed": _speed,
     "small": _small,
     "small_differences": _small_differences,
