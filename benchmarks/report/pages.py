@@ -7,6 +7,7 @@ committed JSON, so that no figure there is typed.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -222,9 +223,9 @@ def _small_differences(results: Path) -> str:
     return markdown(Table(columns=columns, rows=rows))
 
 
-def _few_labels(results: Path) -> str:
+def _few_labels(results: Path, name: str = "ours-few-labels-tiny") -> str:
     """Tabulate what each start gives with a share of the labels, and how much more than the backbone alone."""
-    suite = _suite(results, "ours-few-labels-tiny")
+    suite = _suite(results, name)
     starts = {"backbone": "fresh transformer", "own_group": "UP-DETR", "supervised": "other labels"}
     shares = {
         "own": "{:.0%} of the labels",
@@ -242,14 +243,29 @@ def _few_labels(results: Path) -> str:
     rows = [
         (
             shares[task].format(fraction),
-            *(cell(measured.get((task, fraction, name))) for name in starts),
+            *(cell(measured.get((task, fraction, start))) for start in starts),
             _words(against[task, fraction, "own_group"]),
+            " → ".join(_recall(suite, task, fraction, start) for start in ("backbone", "own_group")),
         )
         for task, fraction in dict.fromkeys((task, fraction) for task, fraction, _ in measured)
         if (task, fraction, "own_group") in against
     ]
-    columns = ("labelled", *(f"AP50, {name}" for name in starts.values()), "UP-DETR against a fresh transformer")
+    columns = (
+        "labelled",
+        *(f"AP50, {name}" for name in starts.values()),
+        "UP-DETR against a fresh transformer",
+        "AR100 of these two",
+    )
     return markdown(Table(columns=columns, rows=rows))
+
+
+def _recall(suite: Results, task: str, fraction: float, method: str) -> str:
+    found = [
+        row.results["AR100"]
+        for row in suite.measured()
+        if (row.arm.downstream, row.arm.fraction, row.arm.method) == (task, fraction, method)
+    ]
+    return f"{PERCENT * fmean(found):.1f}"
 
 
 def _demo(results: Path) -> str:
@@ -276,6 +292,9 @@ def _found(results: Path) -> str:
     scratch, pretrained = (PERCENT * fmean(demo[f"ap50_{start}"]) for start in ("scratch", "pretrained"))
     means = {one.method: PERCENT * one.mean for one in summaries(suite)}
     (difference,) = (one for one in differences(suite, "backbone") if one.method == "own_group")
+    few = _suite(results, "ours-few-labels-six-seeds-tiny")
+    on_few = {one.method: one for one in summaries(few)}
+    (gain,) = differences(few, "backbone")
     last = run["curve"][-1]
     length = f"{last['step']:,} steps in {last['seconds'] / 60:.0f} minutes"
     rows = [
@@ -285,6 +304,12 @@ def _found(results: Path) -> str:
             f"{means['backbone']:.1f}",
             f"{means['own_group']:.1f}",
             _words(difference),
+        ),
+        (
+            f"the same, {on_few['own_group'].fraction:.0%} of them labelled, at 160 pixels, 300 steps",
+            f"{PERCENT * on_few['backbone'].mean:.1f}",
+            f"{PERCENT * on_few['own_group'].mean:.1f}",
+            _words(gain),
         ),
         (f"the same photographs, {length}", f"{PERCENT * last['AP50']:.1f}", "not measured", "one seed"),
     ]
@@ -314,6 +339,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "costs": table_of_costs,
     "demo": _demo,
     "few_labels": _few_labels,
+    "few_labels_six_seeds": partial(_few_labels, name="ours-few-labels-six-seeds-tiny"),
     "found": _found,
     "detectors": _detectors,
     "matching": _matching,
