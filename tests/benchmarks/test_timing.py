@@ -31,7 +31,7 @@ def test_a_ratio_above_one_means_faster() -> None:
     row = ratio(("quick", lambda: None), ("slow", lambda: sum(range(10**5))), 3, "a note")
     assert row.ratio > 2
     document = row.to_json()
-    assert list(document) == ["work", "against", "ratio", "low", "high", "seconds", "repeats", "note"]
+    assert list(document) == ["work", "against", "ratio", "low", "high", "seconds", "repeats", "note", "bytes"]
 
 
 def bench_of(folder: Path, seconds: float, device: str = "cpu") -> gpu.Bench:
