@@ -152,6 +152,11 @@ def _steps(results: Path) -> str:
     return markdown(Table(columns=("images a second", *(f"batch {size}" for size in sizes)), rows=rows))
 
 
+def _with_seeds(values: Sequence[float]) -> str:
+    """Return the mean in points, and the value of every seed."""
+    return f"{PERCENT * fmean(values):.1f} ({' '.join(f'{PERCENT * value:.1f}' for value in values)})"
+
+
 def _rise(suite: Results, starts: Mapping[str, str], metrics: Sequence[str]) -> str:
     """Tabulate how metrics rise while methods are fine-tuned: the mean, and every seed.
 
@@ -168,8 +173,7 @@ def _rise(suite: Results, starts: Mapping[str, str], metrics: Sequence[str]) -> 
     pairs = [(metric, name) for metric in metrics for name in starts]
 
     def cell(metric: str, name: str, place: int) -> str:
-        values = [PERCENT * curve[place][metric] for curve in curves[name]]
-        return f"{sum(values) / len(values):.1f} ({' '.join(f'{value:.1f}' for value in values)})"
+        return _with_seeds([curve[place][metric] for curve in curves[name]])
 
     rows = [
         (f"{step:,}", f"{minutes * step / steps[-1]:.0f}", *(cell(*pair, place) for pair in pairs))
@@ -236,9 +240,7 @@ def _few_labels(results: Path, name: str = "ours-few-labels-tiny") -> str:
     against = {(one.downstream, one.fraction, one.method): one for one in differences(suite, "backbone")}
 
     def cell(one: Summary | None) -> str:
-        if one is None:
-            return "not measured"
-        return f"{PERCENT * one.mean:.1f} ({' '.join(f'{PERCENT * value:.1f}' for value in one.values)})"
+        return "not measured" if one is None else _with_seeds(one.values)
 
     rows = [
         (

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ssldet.nn.deformable import Levels
+from ssldet.nn.padding import mean_over_cells
 from ssldet.nn.proposals import best_cells
 from ssldet.queries import ranks_within_groups
 from ssldet.types import Predictions, Queries
@@ -63,14 +64,13 @@ def resemblance(level: Float[Tensor, "B C h w"], looks: Float[Tensor, "B G C"], 
         lie: How the cells of all levels lie in their row.
     """
     height, width = lie.shapes[0]
-    shows = torch.ones_like(level[:, :1])
-    if lie.padding is not None:
-        shows = (~lie.padding[:, : height * width]).view(-1, 1, height, width).to(level)
-    mean = (level * shows).sum((2, 3), keepdim=True) / shows.sum((2, 3), keepdim=True).clamp(min=1)
-    away = (level - mean) * shows
+    hidden = None if lie.padding is None else lie.padding[:, : height * width]
+    mean = mean_over_cells(level.flatten(2).transpose(1, 2), hidden).unsqueeze(1)
+    shows = torch.ones_like(level[:, :1]) if hidden is None else (~hidden).view(-1, 1, height, width).to(level)
+    away = (level - mean.view(-1, level.shape[1], 1, 1)) * shows
     around, count = (F.avg_pool2d(part, 3, stride=1, padding=1) for part in (away, shows))
     cells = around / count.clamp(min=1 / 9) * shows
-    asked = F.normalize(looks - mean.flatten(2).transpose(1, 2), dim=-1) * (looks != 0).any(-1, keepdim=True)
+    asked = F.normalize(looks - mean, dim=-1) * (looks != 0).any(-1, keepdim=True)
     each = []
     for size in lie.shapes:
         step = [max(1, round(fine / coarse)) for fine, coarse in zip((height, width), size, strict=True)]
