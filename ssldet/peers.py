@@ -362,6 +362,7 @@ def _is_store(host: str, port: int) -> bool:
     trial = os.fork()
     if trial == 0:
         code = 1
+        signal.alarm(2 * int(CONNECTING))  # nobody may be left to end it
         try:
             _opened(host, port, hosts=False)
             code = 0

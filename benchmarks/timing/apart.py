@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
+from ssldet.data.children import end_with_parent
+
 Row = dict[str, Any]
 Given = TypeVar("Given")
 PAUSE = 0.1
@@ -57,6 +59,7 @@ def rows_apart(
 
 def _send_rows(part: Callable[[Given], Iterator[Row]], given: Given, sender: Connection) -> None:
     os.setsid()
+    end_with_parent()
     try:
         for row in part(given):
             sender.send(row)

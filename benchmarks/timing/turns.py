@@ -13,6 +13,7 @@ from multiprocessing.synchronize import Semaphore
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.timing.clock import of_processor, seconds_of
+from ssldet.data.children import end_with_parent
 
 WARMING = 4
 """Rounds that do not count: decoders are loaded in the first, and memory is asked for in all of them."""
@@ -37,6 +38,7 @@ class _Rounds(Dataset[float]):
 
     @cached_property
     def way(self) -> Callable[[], object]:
+        end_with_parent()
         return self.prepare()
 
     def __len__(self) -> int:

@@ -15,6 +15,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from ssldet.data.children import end_with_parent
+
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
@@ -71,6 +73,7 @@ def _processes(look: Callable[[range], Any]) -> ProcessPoolExecutor:
 def _begin(look: Callable[[range], Any]) -> None:
     global _function  # noqa: PLW0603  # of a process that has one task
     _function = look
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts means the process that waits
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssldet.data.children import end_with_parent
 from ssldet.data.files import nothing_readable
 from ssldet.data.memory import keep_freed_memory
 from ssldet.data.sharing import REMEDY, SHARED_FROM, Packed, Packing, ReadingRecord, WorkerContext, resources
@@ -333,6 +334,7 @@ def _describe_exit(code: int | None) -> str:
 def _prepare_worker(_: int) -> None:
     keep_freed_memory()
     _shield_from_signals()
+    end_with_parent()  # last: its thread inherits which signals are blocked
 
 
 def _shield_from_signals() -> None:

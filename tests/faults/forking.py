@@ -13,6 +13,7 @@ from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 from downstream.metrics import average_precision, coco_engines
+from tests.processes import running_of
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD)
 SECONDS = 240
@@ -99,15 +100,7 @@ def tidy() -> Iterator[None]:
 
 def _survivors() -> list[int]:
     """Return the processes of all groups that still run."""
-    found = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            # The name of the program, in brackets, may hold anything.
-            state, _, group = (place / "stat").read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(group) in _groups and state not in "ZX":
-            found[int(place.name)] = int(group)
+    found = running_of(_groups)
     _groups.intersection_update(found.values())
     return list(found)
 
