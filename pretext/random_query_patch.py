@@ -34,13 +34,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pretext.patch_iou import TEMPLATE_MEANINGS, PatchIoU, template_matching
-from ssldet.boxes import to_normalised
+from ssldet.boxes import cxcywh_to_xyxy, to_normalised
 from ssldet.data.geometry import resize_short_side
 from ssldet.data.photometric import Jitter, draw_jitter
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.losses.terms import FeatureReconstruction, Term
-from ssldet.nn.backbones import Backbone
 from ssldet.nn.heads import MLP
 from ssldet.patches import Patches, PatchObjective, cut, most_confident, patches_of, pooled, squeeze
 from ssldet.queries import PatchQueries, unequal_shares
@@ -304,16 +303,13 @@ class PatchDetection(PatchObjective):
             jitter: Drawn photometric changes of the patches' pixels; `None` for the patches as they are.
         """
         if self.task.patch_source == "feature_map":
-            boxes = [one.boxes for one in batch.targets]
+            boxes = [cxcywh_to_xyxy(one.boxes) for one in batch.targets]
             return tuple(pooled(level, batch, boxes) for level in self.detector.levels(images))
         return self.describe(patches_of(batch).pixels, jitter)
 
     def _looking_once(self) -> AbstractContextManager[None]:
         """Let the backbone look once at images whose feature map describes patches."""
-        backbone = getattr(self.detector, "backbone", None)
-        if self.task.patch_source == "feature_map" and isinstance(backbone, Backbone):
-            return backbone.remembering()
-        return nullcontext()
+        return self.looking_once() if self.task.patch_source == "feature_map" else nullcontext()
 
     def _targets(self, targets: Sequence[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
         """Return targets with the detector's last class, which stands for "matched", and the feature of each patch."""

@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from pretext.patch_iou import PatchIoU
 from pretext.proposal_task import ProposalTask
@@ -46,7 +45,7 @@ from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.losses.set_prediction import set_prediction
 from ssldet.losses.terms import FeatureReconstruction
 from ssldet.nn.heads import MLP
-from ssldet.patches import PatchObjective, cut, most_confident, squeeze
+from ssldet.patches import PatchObjective, cut, most_confident, pooled, squeeze
 from ssldet.queries import PatchQueries, unequal_shares
 from ssldet.recipe import Within
 from ssldet.source import Source
@@ -238,12 +237,17 @@ class CrossViewDetection(PatchObjective):
         """Look for the regions of each view in the other, and compare what the encoder says of both views."""
         pair, other = _pair_of(batch)
         views = (batch, other)
-        predictions, losses = [], []
-        for number, (here, there) in enumerate((views, views[::-1])):
-            jitter = None if pair.jitter is None else pair.jitter[:, number]
-            named = self.describe(pair.pixels, jitter)[-1]
-            predictions.append(self.ask(there, (self.pool(here),)))
-            losses.append(self.criterion(predictions[-1], self._targets(there.targets, named.detach())))
+        images = [self.detector.normalise(view.images, view.padding) for view in views]
+        jitter = (None, None) if pair.jitter is None else pair.jitter.unbind(1)
+        named = [self.describe(pair.pixels, some)[-1].detach() for some in jitter]
+        with self.looking_once():
+            regions = [self.pool(view, some) for view, some in zip(views, images, strict=True)]
+            directions = ((0, 1), (1, 0))
+            predictions = [self.ask(views[there], regions[here], images[there]) for here, there in directions]
+        losses = [
+            self.criterion(predictions[here], self._targets(views[there].targets, named[here]))
+            for here, there in directions
+        ]
         joined = _mean(losses[0], losses[1])
         agreement = self._agreement(predictions[0], predictions[1])
         return Losses(
@@ -252,26 +256,24 @@ class CrossViewDetection(PatchObjective):
             metrics=joined.metrics,
         )
 
-    def pool(self, batch: Batch) -> Float[Tensor, "B P E"]:
-        """Return the features of the regions of a view, by RoIAlign on the detector's features.
+    def pool(self, batch: Batch, images: Float[Tensor, "B c H W"] | None = None) -> tuple[Float[Tensor, "B P _"], ...]:
+        """Return each level of the features of the regions of a view, by RoIAlign, from fine to coarse.
 
         Args:
             batch: A view with its regions; in training, each side of a region is moved a little.
+            images: The images of the view, normalised, where they are already.
         """
-        cells = self.detector.features(self.detector.normalise(batch.images, batch.padding)).float()
-        canvas = batch.images.shape[-2:]
-        regions = []
+        images = self.detector.normalise(batch.images, batch.padding) if images is None else images
         moved = self.training and self.task.disturbance
-        moves = chance.uniform(len(batch), self.task.num_patches, 4, device=cells.device) if moved else None
-        for image, (targets, (height, width)) in enumerate(zip(batch.targets, batch.sizes.tolist(), strict=True)):
+        moves = chance.uniform(len(batch), self.task.num_patches, 4, device=batch.images.device) if moved else None
+        regions = []
+        for image, targets in enumerate(batch.targets):
             boxes = cxcywh_to_xyxy(targets.boxes)
             if moves is not None:
                 sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
                 boxes = (boxes + sides * self.task.disturbance * (2 * moves[image] - 1)).clamp(0, 1)
-            scale = boxes.new_tensor([width / canvas[1] * cells.shape[3], height / canvas[0] * cells.shape[2]] * 2)
-            regions.append((boxes * scale).float())
-        pooled: Tensor = roi_align(cells, regions, output_size=POOLED, aligned=True)
-        return pooled.mean(dim=(2, 3)).view(len(batch), -1, cells.shape[1])
+            regions.append(boxes)
+        return tuple(pooled(level, batch, regions, POOLED, samples=-1) for level in self.detector.levels(images))
 
     def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
         """Resize a patch to the task's square."""
@@ -284,7 +286,7 @@ class CrossViewDetection(PatchObjective):
         Labels are the numbers of the regions.
         """
         features = self.pool(_pair_of(batch)[1])
-        return [most_confident(answers, features.shape[1]) for answers in self.answers(batch, (features,))]
+        return [most_confident(answers, self.task.num_patches) for answers in self.answers(batch, features)]
 
     def _targets(self, targets: list[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
         matched = self.detector.num_classes - 1

@@ -6,6 +6,7 @@ describe a patch by the detector's own features and add these to the object quer
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from ssldet.boxes import cxcywh_to_xyxy
 from ssldet.data.photometric import apply_jitter
+from ssldet.nn.backbones import Backbone
 from ssldet.postprocess import answers_of_queries
 from ssldet.queries import PatchQueries
 from ssldet.task import Objective
@@ -72,23 +73,28 @@ def in_one_row(
 
 
 def pooled(
-    maps: Float[Tensor, "B E h w"], batch: Batch, boxes: Sequence[Float[Tensor, "P 4"]], cells: int = 4
+    maps: Float[Tensor, "B E h w"],
+    batch: Batch,
+    boxes: Sequence[Float[Tensor, "P 4"]],
+    cells: int = 4,
+    samples: int = 2,
 ) -> Float[Tensor, "B P E"]:
     """Return the features of regions of images, averaged over RoIAlign's cells, from maps that describe the images.
 
     Args:
         maps: Of the whole canvas.
         batch: The images.
-        boxes: Equally many regions of each image, as normalised cxcywh.
+        boxes: Equally many regions of each image, as normalised xyxy.
         cells: Cells of a region along each side.
+        samples: Points of a cell along each side at which maps are read; -1 reads one per cell of the map.
     """
     from torchvision.ops import roi_align  # here, because torchvision takes as long to import as torch
 
     # A share of an image is a smaller share of its canvas.
     shares = batch.sizes.to(maps) / torch.tensor(batch.images.shape[-2:]).to(maps)
     scale = (shares * torch.tensor(maps.shape[-2:]).to(maps)).flip(-1).repeat(1, 2)
-    regions = [cxcywh_to_xyxy(some.float()) * each for some, each in zip(boxes, scale, strict=True)]
-    found: Tensor = roi_align(maps.float(), regions, output_size=cells, sampling_ratio=2, aligned=True)
+    regions = [some.float() * each for some, each in zip(boxes, scale, strict=True)]
+    found: Tensor = roi_align(maps.float(), regions, output_size=cells, sampling_ratio=samples, aligned=True)
     return found.mean(dim=(2, 3)).view(len(batch), -1, maps.shape[1])
 
 
@@ -105,6 +111,11 @@ class PatchObjective(Objective):
     @abstractmethod
     def fit_patch(self, patch: OnePatch) -> Tensor:
         """Resize a patch of any size to the size that the task uses."""
+
+    def looking_once(self) -> AbstractContextManager[None]:
+        """Let the backbone look only once at each tensor inside."""
+        backbone = getattr(self.detector, "backbone", None)
+        return backbone.remembering() if isinstance(backbone, Backbone) else nullcontext()
 
     def describe(
         self, patches: ManyPatches, jitter: Float[Tensor, "B P J"] | None = None

@@ -20,6 +20,7 @@ SUITES: dict[str, SuiteFunction] = {
     "ours/matching_small": small.matching,
     "ours/backbone_swap": small.backbone_swap,
     "zoo/methods": ours.methods,
+    "zoo/small": small.methods,
     "zoo/detectors": detectors.detectors,
     "own_data": ours.own_data,
 }

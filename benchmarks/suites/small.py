@@ -9,6 +9,7 @@ from pretext.random_query_patch import RandomQueryPatch
 from ssldet.detectors.base import backbone_of
 from ssldet.engine.run import Run
 from ssldet.recipe import override
+from ssldet.registry import find, names
 
 CLAIMS = (
     Claim(words="pretraining with own groups pays", higher="own_group", lower="backbone"),
@@ -179,11 +180,38 @@ def matching(setting: Setting) -> Suite:
     )
 
 
+def methods(setting: Setting) -> Suite:
+    """Every pretext task that has a recipe named small, with a tenth of the labels and ten objects of each class."""
+    cut = replace(QUICK, pretraining=300)
+    whole = _suite(setting, cut)
+    (own,) = whole.downstreams
+    kept = [method for method in whole.methods if method.name in {"backbone", "none"}]
+    pretrained = []
+    for name in names("ssldet.tasks"):
+        if find("ssldet.tasks", name).verb == "pretrain" and f"{name}/small" in names("ssldet.recipes"):
+            stage = cut.of(f"{name}/small", setting, cut.pretraining)
+            pretrained.append(Method(name=name, title=name, stages=(stage,), weights=kept[0].weights))
+    return replace(
+        whole,
+        name="zoo/small",
+        question="Which pretext task pays on these photographs, once the backbone is good?",
+        methods=(*kept, *pretrained),
+        downstreams=(
+            own,
+            replace(own, name="ten_shots", stages=(override(own.stages[0], {"data.shots": 10}),), fractions=(1.0,)),
+        ),
+        fractions=(0.1,),
+        claims=(),
+    )
+
+
 def _smaller(run: Run, side: int) -> dict[str, object]:
     """Return the changes that make images smaller, with the names that the run's task has for their sizes."""
     if isinstance(run.task, RandomQueryPatch):
         sides = (side * 3 // 4, side * 7 // 8, side)
         return {"task.image_sides": sides, "task.longest_side": side * 5 // 4, "task.eval_side": side}
+    if not hasattr(run.task, "scales"):
+        return {}  # crops of a size of its own
     return {"task.scales": (side,), "task.max_size": side, "task.eval_scale": side}
 
 

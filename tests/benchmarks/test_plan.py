@@ -181,3 +181,14 @@ def test_a_detector_is_taught_once_and_goes_on_behind_the_backbone_of_the_suite(
     assert (fine.start, fine.exchange) == (taught.address, True)
     assert fine.run.detector.backbone.weights == "imagenet"
     assert len(arms["backbone"]) == 1
+
+
+def test_every_task_with_a_recipe_named_small_is_compared_on_the_same_detector(places: dict[str, str]) -> None:
+    plan = plan_suite(find_suite("zoo/small", Setting(places=places, seeds=1)))
+    arms = {arm.method: [plan.jobs[address].run for address in arm.jobs] for arm in plan.arms}
+    assert {"detreg", "pseudo_boxes", "random_query_patch", "siamese_detr", "distillation", "dino"} <= set(arms)
+    fine = arms["backbone"][-1]
+    for runs in arms.values():
+        assert runs[-1].detector == fine.detector or runs[-1].detector.backbone.weights is None
+        assert all(run.budget.steps == 300 for run in runs)
+        assert all(run.detector.width == fine.detector.width for run in runs)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from pretext.random_query_patch import RandomQueryPatch, draw_boxes
 from pretext.recipes import random_query_patch as recipes
-from ssldet.boxes import to_absolute
+from ssldet.boxes import cxcywh_to_xyxy, to_absolute
 from ssldet.data.collate import collate
 from ssldet.data.photometric import Jitter
 from ssldet.detectors.detr import DETRConfig
@@ -144,7 +144,7 @@ def test_what_is_pooled_is_the_mean_of_the_map_under_a_patch():
     canvas = asked.images.shape[3]
     ramp = (torch.arange(12) + 0.5).expand(2, 5, 9, 12).contiguous()
     boxes = torch.tensor([[0.5, 0.5, 0.3, 0.4], [0.4, 0.6, 0.1, 0.1], [0.6, 0.5, 0.2, 0.6]])
-    found = pooled(ramp, asked, [boxes, boxes])
+    found = pooled(ramp, asked, [cxcywh_to_xyxy(boxes)] * 2)
     assert found.shape == (2, 3, 5)
     for row in range(2):
         middles = boxes[:, 0] * asked.sizes[row, 1] / canvas * 12

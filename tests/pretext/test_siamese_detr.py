@@ -107,8 +107,8 @@ def test_losses_of_both_directions_are_averaged_and_the_views_compared(config: D
     losses = objective(batch)
     assert {"class", "box_l1", "box_giou", "reconstruction", "global"} <= set(losses.terms)
     pair = batch.problem
-    forth = objective.ask(pair.other, (objective.pool(batch),))  # type: ignore[union-attr]
-    back = objective.ask(batch, (objective.pool(pair.other),))  # type: ignore[union-attr]
+    forth = objective.ask(pair.other, objective.pool(batch))  # type: ignore[union-attr]
+    back = objective.ask(batch, objective.pool(pair.other))  # type: ignore[union-attr]
     assert forth.image_states is not None
     assert back.image_states is not None
     projected = [objective.projector(some.image_states) for some in (forth, back)]
@@ -123,7 +123,7 @@ def test_losses_of_both_directions_are_averaged_and_the_views_compared(config: D
 
 def test_the_target_of_the_agreement_gets_no_gradient() -> None:
     objective, batch = objective_of(TASK), batch_of(TASK)
-    one = objective.ask(batch, (objective.pool(batch),))
+    one = objective.ask(batch, objective.pool(batch))
     other = replace(one, image_states=one.image_states.detach().clone().requires_grad_(True))  # type: ignore[union-attr]
     assert other.image_states is not None
     predicted = objective.predictor(objective.projector(other.image_states))
@@ -135,15 +135,34 @@ def test_the_target_of_the_agreement_gets_no_gradient() -> None:
 
 def test_regions_are_pooled_from_their_place_in_their_image_and_not_from_padding() -> None:
     objective, batch = objective_of(replace(TASK, disturbance=0.0)).eval(), batch_of(TASK)
-    objective.detector.features = lambda images: images  # type: ignore[method-assign]
+    objective.detector.levels = lambda images: (images,)  # type: ignore[method-assign]
     objective.detector.normalise = lambda pixels, padding=None: pixels.float() / 255  # type: ignore[method-assign]
-    pooled = objective.pool(batch)
+    pooled = objective.pool(batch)[-1]
     for number, targets in enumerate(batch.targets):
         height, width = batch.sizes[number].tolist()
         for box, vector in zip(cxcywh_to_xyxy(targets.boxes), pooled[number], strict=True):
             x0, y0, x1, y1 = (box * torch.tensor([width, height, width, height])).round().int().tolist()
             under = batch.images[number, :, y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)].float().mean((1, 2)) / 255
             torch.testing.assert_close(vector[:2], under[:2], atol=0.04, rtol=0)
+
+
+def test_proposals_are_compared_with_the_regions_in_every_level() -> None:
+    config = replace(SMALL_DEFORMABLE_DETR, num_queries=10, num_classes=2, refine_boxes=True, two_stage=True)
+    objective, batch = objective_of(replace(TASK, disturbance=0.0), config).eval(), batch_of(TASK)
+    pooled = objective.pool(batch)
+    levels = objective.detector.levels(objective.detector.normalise(batch.images, batch.padding))
+    assert [level.shape[-1] for level in pooled] == [level.shape[1] for level in levels]
+    everywhere, at_the_last = objective.ask(batch, pooled), objective.ask(batch, pooled[-1:])
+    assert not torch.equal(everywhere.boxes, at_the_last.boxes)
+
+
+def test_the_backbone_looks_once_at_each_view_and_at_its_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, batch = objective_of(TASK), batch_of(TASK)
+    backbone, seen = objective.detector.backbone, []
+    compute = backbone._levels
+    monkeypatch.setattr(backbone, "_levels", lambda images, count: seen.append(images.shape) or compute(images, count))
+    assert objective(batch).total.isfinite()
+    assert len(seen) == 4
 
 
 def test_padding_does_not_count_in_the_mean_of_an_image() -> None:
