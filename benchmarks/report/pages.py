@@ -261,6 +261,29 @@ def _few_labels(results: Path, name: str = "ours-few-labels-tiny") -> str:
     return markdown(Table(columns=columns, rows=rows))
 
 
+def _starts(results: Path, name: str, baseline: str) -> str:
+    """Tabulate what each start of a suite with one downstream task gives, and how much more than one of them.
+
+    Args:
+        results: Folder of committed results.
+        name: The suite's file.
+        baseline: Method that the others are compared with.
+    """
+    suite = _suite(results, name)
+    titles = {method["name"]: method["title"] for method in suite.suite["methods"]}
+    against = {one.method: _words(one) for one in differences(suite, baseline)}
+    rows = [
+        (
+            titles[one.method],
+            _with_seeds(one.values),
+            _recall(suite, one.downstream, one.fraction, one.method),
+            against.get(one.method, ""),
+        )
+        for one in summaries(suite)
+    ]
+    return markdown(Table(columns=("start", "AP50", "AR100", f"against {titles[baseline]}"), rows=rows))
+
+
 def _recall(suite: Results, task: str, fraction: float, method: str) -> str:
     found = [
         row.results["AR100"]
@@ -338,6 +361,7 @@ def _speed(results: Path) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
+    "backbone_swap": partial(_starts, name="ours-backbone-swap-tiny", baseline="exchanged"),
     "costs": table_of_costs,
     "demo": _demo,
     "few_labels": _few_labels,
@@ -345,6 +369,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "found": _found,
     "detectors": _detectors,
     "matching": _matching,
+    "matching_small": partial(_starts, name="ours-matching-small-tiny", baseline="backbone"),
     "methods": _methods,
     "pretraining": _pretraining,
     "resemblance": _resemblance,

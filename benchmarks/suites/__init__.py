@@ -19,6 +19,7 @@ SUITES: dict[str, SuiteFunction] = {
     "ours/few_labels": small.few_labels,
     "ours/matching_small": small.matching,
     "ours/backbone_swap": small.backbone_swap,
+    "ours/orderings": small.orderings,
     "zoo/methods": ours.methods,
     "zoo/small": small.methods,
     "zoo/detectors": detectors.detectors,

@@ -180,6 +180,41 @@ def matching(setting: Setting) -> Suite:
     )
 
 
+def orderings(setting: Setting) -> Suite:
+    """The paper's orderings on a backbone that knows photographs: one patch or ten, frozen or not, reconstruction."""
+    whole = _suite(setting, QUICK)
+    (ten,) = (method for method in whole.methods if method.name == "own_group")
+    learns: dict[str, object] = {"task.freeze_backbone": False, "optim.lr_backbone": 1e-4}
+    without: dict[str, object] = {"task.reconstruction": False}
+    changed: dict[str, tuple[str, dict[str, object]]] = {
+        "one_patch": ("one patch per image", {"task.num_patches": 1}),
+        "without": ("backbone frozen, without reconstruction", without),
+        "learns": ("backbone learns, with reconstruction", learns),
+        "learns_without": ("backbone learns, without reconstruction", learns | without),
+    }
+    return replace(
+        whole,
+        name="ours/orderings",
+        question="Do the paper's orderings hold once the backbone is good?",
+        methods=(
+            *(method for method in whole.methods if method.name in {"backbone", "none"}),
+            replace(ten, title="ten patches, backbone frozen, with reconstruction"),
+            *(
+                replace(ten, name=name, title=title, stages=(override(ten.stages[0], changes),))
+                for name, (title, changes) in changed.items()
+            ),
+        ),
+        fractions=(0.1,),
+        claims=(
+            Claim(words="pretrained is at least as good as a fresh transformer", higher="own_group", lower="backbone"),
+            Claim(words="ten patches are at least as good as one", higher="own_group", lower="one_patch"),
+            Claim(words="frozen is at least as good, with reconstruction", higher="own_group", lower="learns"),
+            Claim(words="frozen is at least as good, without it", higher="without", lower="learns_without"),
+            Claim(words="no gain from reconstruction once frozen", higher="own_group", lower="without", kind="no gain"),
+        ),
+    )
+
+
 def methods(setting: Setting) -> Suite:
     """Every pretext task that has a recipe named small, with a tenth of the labels and ten objects of each class."""
     cut = replace(QUICK, pretraining=300)
