@@ -1,0 +1,225 @@
+"""committed results of suites -> tables of the documentation: what each start gives, and how sure a difference is."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks.report.text import markdown
+from benchmarks.results import Results, read_results
+from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries
+from ssldet.report.sections import Table
+
+
+def of_suite(results: Path, name: str) -> Results:
+    """Return the committed results of a suite."""
+    return read_results(results / f"{name}.json")
+
+
+def _means(results: Results) -> dict[tuple[str, str, str], str]:
+    """Return downstream task, model and method -> mean in points."""
+    return {(one.downstream, one.model, one.method): f"{PERCENT * one.mean:.2f}" for one in summaries(results)}
+
+
+def in_words(difference: Difference) -> str:
+    """Say whether a difference is a gain, in how many seeds, and how sure that is."""
+    sure = "" if difference.significant else ", not significant"
+    better = "better" if difference.mean > 0 else "**worse**" if difference.significant else "worse"
+    agree = sum(value * difference.mean > 0 for value in difference.values)
+    return f"{better} in {agree} of {len(difference.values)} seeds{sure} (p = {difference.p:.2g})"
+
+
+def _with_seeds(values: Sequence[float]) -> str:
+    """Return the mean in points, and the value of every seed."""
+    return f"{PERCENT * fmean(values):.1f} ({' '.join(f'{PERCENT * value:.1f}' for value in values)})"
+
+
+def _recall(suite: Results, task: str, fraction: float, method: str) -> str:
+    found = [
+        row.results["AR100"]
+        for row in suite.measured()
+        if (row.arm.downstream, row.arm.fraction, row.arm.method) == (task, fraction, method)
+    ]
+    return f"{PERCENT * fmean(found):.1f}"
+
+
+def detectors(results: Path) -> str:
+    """Tabulate every detector of the zoo, from scratch and pretrained."""
+    titles = {
+        ("zoo-detectors-tiny", "detr"): "DETR",
+        ("zoo-detectors-tiny", "deformable_detr"): "Deformable DETR, learned starts",
+        ("zoo-detectors-tiny", "fp_detr"): "FP-DETR, pretrained by contrasting crops",
+        ("zoo-detectors-two-stage-tiny", "deformable_detr"): "Deformable DETR, two stages",
+    }
+    rows = []
+    for name in dict.fromkeys(file for file, _ in titles):
+        suite = of_suite(results, name)
+        means = _means(suite)
+        rows += [
+            (
+                titles[name, one.model.partition("-")[2] or one.model],
+                means[one.downstream, one.model, "none"],
+                means[one.downstream, one.model, one.method],
+                in_words(one),
+            )
+            for one in differences(suite, "none")
+        ]
+    return markdown(Table(columns=("detector", "from scratch", "pretrained", "difference"), rows=rows))
+
+
+def methods(results: Path) -> str:
+    """Tabulate every pretext task of the zoo, against fresh weights and against a pretrained backbone alone."""
+    suite = of_suite(results, "zoo-methods-tiny")
+    titles = {method["name"]: method["title"] for method in suite.suite["methods"]}
+    against = {name: {one.method: one for one in differences(suite, name)} for name in ("none", "backbone")}
+
+    def words(method: str, baseline: str) -> str:
+        difference = against[baseline].get(method)
+        return "" if difference is None else f"{PERCENT * difference.mean:+.2f}, {in_words(difference)}"
+
+    rows = [
+        (titles[one.method], f"{PERCENT * one.mean:.2f}", words(one.method, "none"), words(one.method, "backbone"))
+        for one in sorted(summaries(suite), key=lambda one: -one.mean)
+    ]
+    columns = ("pretrained by", "AP", "more than fresh weights", "more than the backbone alone")
+    return markdown(Table(columns=columns, rows=rows))
+
+
+def matching(results: Path) -> str:
+    """Tabulate both scopes of matching with and without jitter, on a backbone of random weights."""
+    suite = of_suite(results, "ours-matching-tiny")
+    means = {method: mean for (_, _, method), mean in _means(suite).items()}
+    rows = [
+        (words, means[f"own_group/{jitter}"], means[f"global/{jitter}"], means["none"])
+        for jitter, words in (("none", "none"), ("full", "UP-DETR's"))
+    ]
+    return markdown(Table(columns=("jitter of patches", "`own_group`", "`global`", "no pretraining"), rows=rows))
+
+
+def pretraining(results: Path) -> str:
+    """Tabulate UP-DETR's suite: what each start gives on generated scenes and on photographs."""
+    suite = of_suite(results, "paper-table1-tiny")
+    named = {"short": "scenes, 80 steps", "long": "scenes, 160 steps", "cards": "photographs of cards, 800 steps"}
+    starts = {
+        "backbone": "a backbone pretrained on the same images",
+        "updetr": "UP-DETR on a fresh, frozen backbone",
+        "both": "that backbone, then UP-DETR on it",
+    }
+    means = _means(suite)
+    rows = [
+        (
+            named[one.downstream],
+            starts[one.method],
+            means[one.downstream, one.model, "none"],
+            means[one.downstream, one.model, one.method],
+            in_words(one),
+        )
+        for one in differences(suite, "none")
+    ]
+    return markdown(Table(columns=("fine-tuned on", "start", "AP of fresh weights", "AP", "difference"), rows=rows))
+
+
+def _rise(suite: Results, starts: Mapping[str, str], metrics: Sequence[str]) -> str:
+    """Tabulate how metrics rise while methods are fine-tuned: the mean, and every seed.
+
+    Args:
+        suite: The results.
+        starts: Method -> its name in the table.
+        metrics: Names of metrics.
+    """
+    rows_of = {name: [row for row in suite.measured() if row.arm.method == name] for name in starts}
+    curves = {name: [suite.runs[row.arm.jobs[-1]]["curve"] for row in rows] for name, rows in rows_of.items()}
+    finetuning = [(row.seconds or 0.0) - row.pretraining for rows in rows_of.values() for row in rows]
+    minutes = sum(finetuning) / len(finetuning) / 60
+    steps = [point["step"] for point in next(iter(curves.values()))[0]]
+    pairs = [(metric, name) for metric in metrics for name in starts]
+
+    def cell(metric: str, name: str, place: int) -> str:
+        return _with_seeds([curve[place][metric] for curve in curves[name]])
+
+    rows = [
+        (f"{step:,}", f"{minutes * step / steps[-1]:.0f}", *(cell(*pair, place) for pair in pairs))
+        for place, step in enumerate(steps)
+    ]
+    columns = ("steps", "minutes", *(f"{metric}, {starts[name]}" for metric, name in pairs))
+    return markdown(Table(columns=columns, rows=rows))
+
+
+def small(results: Path) -> str:
+    """Tabulate how the recipes named small rise with and without pretraining."""
+    starts = {"backbone": "fresh transformer", "own_group": "pretrained"}
+    return _rise(of_suite(results, "ours-small-tiny"), starts, ("AP50", "AP75"))
+
+
+def two_stage(results: Path) -> str:
+    """Tabulate how two-stage Deformable DETR rises on scenes with and without pretraining."""
+    starts = {"none": "fresh weights", "pretrained": "pretrained"}
+    return _rise(of_suite(results, "zoo-detectors-two-stage-tiny"), starts, ("AP", "AR10"))
+
+
+def small_differences(results: Path) -> str:
+    """Tabulate what each start of the recipes named small gives at the end of fine-tuning."""
+    suite = of_suite(results, "ours-small-tiny")
+    titles = {method["name"]: method["title"] for method in suite.suite["methods"]}
+    rows = [
+        (titles[one.method], f"{PERCENT * one.mean:+.1f}", len(one.values), in_words(one))
+        for one in differences(suite, "backbone")
+    ]
+    columns = ("start", "AP50 more than the backbone alone", "seeds", "difference")
+    return markdown(Table(columns=columns, rows=rows))
+
+
+def few_labels(results: Path, name: str = "ours-few-labels-tiny") -> str:
+    """Tabulate what each start gives with a share of the labels, and how much more than the backbone alone."""
+    suite = of_suite(results, name)
+    starts = {"backbone": "fresh transformer", "own_group": "UP-DETR", "supervised": "other labels"}
+    shares = {
+        "own": "{:.0%} of the labels",
+        "ten_shots": "ten objects of each class",
+        "self_training": "{:.0%}, self-trained",
+    }
+    measured = {(one.downstream, one.fraction, one.method): one for one in summaries(suite)}
+    against = {(one.downstream, one.fraction, one.method): one for one in differences(suite, "backbone")}
+
+    def cell(one: Summary | None) -> str:
+        return "not measured" if one is None else _with_seeds(one.values)
+
+    rows = [
+        (
+            shares[task].format(fraction),
+            *(cell(measured.get((task, fraction, start))) for start in starts),
+            in_words(against[task, fraction, "own_group"]),
+            " → ".join(_recall(suite, task, fraction, start) for start in ("backbone", "own_group")),
+        )
+        for task, fraction in dict.fromkeys((task, fraction) for task, fraction, _ in measured)
+        if (task, fraction, "own_group") in against
+    ]
+    columns = (
+        "labelled",
+        *(f"AP50, {name}" for name in starts.values()),
+        "UP-DETR against a fresh transformer",
+        "AR100 of these two",
+    )
+    return markdown(Table(columns=columns, rows=rows))
+
+
+def starts(results: Path, name: str, baseline: str) -> str:
+    """Tabulate what each start of a suite with one downstream task gives, and how much more than one of them.
+
+    Args:
+        results: Folder of committed results.
+        name: The suite's file.
+        baseline: Method that the others are compared with.
+    """
+    suite = of_suite(results, name)
+    titles = {method["name"]: method["title"] for method in suite.suite["methods"]}
+    against = {one.method: in_words(one) for one in differences(suite, baseline)}
+    rows = [
+        (
+            titles[one.method],
+            _with_seeds(one.values),
+            _recall(suite, one.downstream, one.fraction, one.method),
+            against.get(one.method, ""),
+        )
+        for one in summaries(suite)
+    ]
+    return markdown(Table(columns=("start", "AP50", "AR100", f"against {titles[baseline]}"), rows=rows))
