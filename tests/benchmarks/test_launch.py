@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import sys
@@ -11,8 +12,10 @@ import pytest
 from benchmarks.comparing import FinishedComparison, compare
 from benchmarks.launch import Runner, command_of, start_process
 from benchmarks.plan import Plan, plan_suite
+from benchmarks.results import read_results
 from benchmarks.suite import Suite
 from benchmarks.work import JobFolder
+from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
 from ssldet.errors import ConfigError, StoppedError
 from ssldet.recipe import override
@@ -116,6 +119,48 @@ def test_a_run_that_fails_is_told_and_the_rest_goes_on(suite: Suite, tmp_path: P
     assert "loss is not finite" in text
     assert "not measured" in text
     assert (found.report / "report.html").stat().st_size > 1000
+
+
+def test_rows_of_an_earlier_filter_stay(suite: Suite, tmp_path: Path) -> None:
+    class Finishes:
+        """Ends each run at once, as if it had been trained."""
+
+        def __init__(self) -> None:
+            self.made: list[str] = []
+
+        def __call__(self, command: Any, environment: Any, log_file: Any, lock: Any) -> Ended:
+            run = RunFolder(Path(command[command.index("--out") + 1]))
+            run.weights.parent.mkdir(parents=True)
+            run.weights.touch()
+            status = {"status": "finished", "steps": 2, "seconds": 3.0, "results": {"AP": 0.25}}
+            (run.path / "run.json").write_text(json.dumps(status))
+            self.made.append(run.path.parent.name)
+            return Ended(0)
+
+    def states(folder: Path) -> dict[str, set[str]]:
+        rows = read_results(folder).rows
+        return {method: {row.status for row in rows if row.arm.method == method} for method in ("none", "updetr")}
+
+    start = Finishes()
+    first = compare(suite, out=tmp_path, only="none/*", start=start)
+    assert isinstance(first, FinishedComparison)
+    assert states(first.report) == {"none": {"finished"}, "updetr": {"missing"}}
+    assert len(start.made) == len(first.results.runs) == 2
+    # Pretraining fails now, so that arms which share it fail too, whether or not they are asked for.
+    second = compare(suite, out=tmp_path, only="updetr/*/seed-0", start=fails(6, words="error: loss is not finite\n"))
+    assert isinstance(second, FinishedComparison)
+    assert states(second.report) == {"none": {"finished"}, "updetr": {"failed"}}
+    assert [row.results for row in second.results.measured()] == [{"AP": 0.25}] * 2
+    third = compare(suite, out=tmp_path, only="updetr/*/seed-0", start=start)
+    assert isinstance(third, FinishedComparison)
+    rows = {(row.arm.method, row.arm.seed): (row.status, row.reason) for row in third.results.rows}
+    assert rows["none", 0] == rows["none", 1] == rows["updetr", 0] == ("finished", "")
+    assert rows["updetr", 1] == ("missing", "left out by --filter")
+    assert set(third.results.runs) == set(start.made)
+    assert third.results.complete
+    text = (third.report / "report.md").read_text(encoding="utf-8")
+    assert "| scenes | none | 100% |" in text
+    assert "| scenes | updetr | 100% |" in text
 
 
 def test_a_run_that_somebody_else_makes_is_left_to_them(suite: Suite, tmp_path: Path) -> None:
