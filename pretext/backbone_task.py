@@ -21,12 +21,13 @@ from torch import Tensor
 from pretext.nearest_neighbours import Category, NearestNeighbours
 from ssldet.chance import lent
 from ssldet.data.geometry import resize
+from ssldet.data.joining import without_labels
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.nn.backbones import Backbone
 from ssldet.recipe import Within
 from ssldet.source import Source
 from ssldet.task import Evaluator, Objective, PretextTask, Stage, Views
-from ssldet.types import Batch, Embedding, Gather, Problem, Sample, Targets
+from ssldet.types import Batch, Embedding, Gather, Problem, Sample
 
 MARGIN = 8 / 7
 """Short side of an image over the side of the square that is cut from its middle to measure it: 256 over 224."""
@@ -166,7 +167,7 @@ class CropViews:
 
         In training the first crop replaces the image, which is not needed any more.
         """
-        blank = replace(sample, targets=Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)))
+        blank = without_labels(sample)
         if self.transform is None:
             category = Category(folder=PurePath(sample.key).parent.name)
             return replace(blank, image=middle(blank, self.eval_side), problem=category)

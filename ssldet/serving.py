@@ -79,8 +79,7 @@ class Served:
         height, width = pixels.shape[1:]
         if min(height, width) < 17 or max(height, width) > MAX_ASPECT * min(height, width):
             raise DataError(f"an image of {width} x {height} pixels is too small or too thin")
-        nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-        sample = Sample(image=pixels, targets=nothing, key="image", original_size=(height, width))
+        sample = Sample(image=pixels, targets=Targets.none(), key="image", original_size=(height, width))
         views = self.opened.task.views(training=False)
         ask = asking(self.opened, None if patch is None else [patch], self.device)
         ((_, (found,)),) = ask([collate([views(sample, chance.generator(0, "views", 0, 0))])])

@@ -74,6 +74,11 @@ class Targets(OnDevice):
     groups: Int[Tensor, " T"] | None = None
     masks: Bool[Tensor, "T H W"] | None = None
 
+    @classmethod
+    def none(cls) -> "Targets":
+        """Return the targets of an image in which nothing is to be found, on the CPU."""
+        return cls(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+
     def __len__(self) -> int:
         """Number of targets."""
         return len(self.labels)

@@ -22,7 +22,7 @@ from ssldet.data.files import tally
 from ssldet.data.image_index import Usable, usable_images
 from ssldet.data.judging import ANY_SIZE, Answer, ImageRules, Stamp, Use, glanced, judged, judged_inside
 from ssldet.data.orientation import changes_sides, turned_upright, upright_size
-from ssldet.data.parallel import over_parts
+from ssldet.data.parallel import over_images
 from ssldet.errors import DataError, UnreadableError
 from ssldet.escapes import shown
 from ssldet.source import Source
@@ -181,17 +181,12 @@ def thumbnails_inside(
     """
     use = partial(_thumbnail, size=size)
 
-    def look(part: range) -> list[UInt8[np.ndarray, "h w"] | UnreadableError]:
-        answers: list[UInt8[np.ndarray, "h w"] | UnreadableError] = []
-        for name, number in images[part.start : part.stop]:
-            whole = content(number)
-            try:
-                answers.append(judged_inside(partial(opened, whole), Stamp(len(whole), 0), name, use, rules))
-            except UnreadableError as error:
-                answers.append(error)
-        return answers
+    def ask(place: int) -> UInt8[np.ndarray, "h w"]:
+        name, number = images[place]
+        whole = content(number)
+        return judged_inside(partial(opened, whole), Stamp(len(whole), 0), name, use, rules)
 
-    return [thumbnail for part in over_parts(len(images), look) for thumbnail in part]
+    return over_images(len(images), ask)
 
 
 def opened(content: bytes | memoryview) -> BinaryIO:
@@ -298,9 +293,8 @@ def unlabelled(image: Pixels, key: str, size: tuple[int, int] | None = None) -> 
         key: Its key.
         size: Height and width on disk, where they are others.
     """
-    nothing = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     height, width = image.shape[1:]
-    return Sample(image=image, targets=nothing, key=key, original_size=size or (height, width))
+    return Sample(image=image, targets=Targets.none(), key=key, original_size=size or (height, width))
 
 
 @contextmanager
@@ -360,18 +354,12 @@ def _answers(
 ) -> list[Answer | UnreadableError]:
     """Return what is found in each file, at a glance where that is possible, or what is wrong with it."""
 
-    def look(part: range) -> list[Answer | UnreadableError]:
-        answers: list[Answer | UnreadableError] = []
-        for name in names[part.start : part.stop]:
-            path = os.path.join(root, name)  # noqa: PTH118  # a million times
-            try:
-                seen = glance(path, rules)
-                answers.append(judged(path, use, rules) if seen is None else seen)
-            except UnreadableError as error:
-                answers.append(error)
-        return answers
+    def ask(number: int) -> Answer:
+        path = os.path.join(root, names[number])  # noqa: PTH118  # a million times
+        seen = glance(path, rules)
+        return judged(path, use, rules) if seen is None else seen
 
-    return [answer for part in over_parts(len(names), look) for answer in part]
+    return over_images(len(names), ask)
 
 
 def _decode(image: Image.Image | BandImage, _: Stamp) -> Tensor:

@@ -302,7 +302,7 @@ def without_labels(sample: Sample) -> Sample:
     Args:
         sample: One image, labelled or not.
     """
-    return replace(sample, targets=Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64)))
+    return replace(sample, targets=Targets.none())
 
 
 def _disagreement(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from ssldet.data.children import end_with_parent
+from ssldet.errors import UnreadableError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,26 @@ def over_parts(count: int, look: Callable[[range], Answer], together: int = 0) -
                 log.warning("processes that read files ended (%s); this one reads on, which is slower", error)
         with ThreadPoolExecutor(max_workers=READERS) as threads:
             yield from threads.map(look, parts[done:])
+
+
+def over_images(count: int, ask: Callable[[int], Answer]) -> list[Answer | UnreadableError]:
+    """Return what a function answers about each number from 0 to `count`, or what is wrong with the image.
+
+    Args:
+        count: How many images there are.
+        ask: Number -> an answer, as for `over_parts`; it may raise `UnreadableError`.
+    """
+
+    def look(part: range) -> list[Answer | UnreadableError]:
+        answers: list[Answer | UnreadableError] = []
+        for number in part:
+            try:
+                answers.append(ask(number))
+            except UnreadableError as error:
+                answers.append(error)
+        return answers
+
+    return [answer for part in over_parts(count, look) for answer in part]
 
 
 _function: Callable[[range], Any]

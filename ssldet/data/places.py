@@ -13,7 +13,7 @@ from torch import Tensor
 from ssldet.data.files import nearest_file
 from ssldet.data.images import ImageRules, image_sizes, is_turned, read_image, read_image_inside, size_of, turned
 from ssldet.data.judging import Answer, Stamp, Use, judged_inside
-from ssldet.data.parallel import over_parts
+from ssldet.data.parallel import over_images
 from ssldet.data.shard_files import find_shards, member_name
 from ssldet.data.shard_index import ShardIndex, index_shards
 from ssldet.data.shards import DECODED, split_window, windowed
@@ -158,17 +158,7 @@ class ShardPlace(Place):
     def sizes(self, names: Sequence[str], rules: ImageRules) -> list[tuple[int, int] | UnreadableError]:
         """Return height and width of images, from their headers, or what is wrong with them."""
         self._index.find("")  # what it prepares is made once, before processes are
-
-        def look(part: range) -> list[tuple[int, int] | UnreadableError]:
-            answers: list[tuple[int, int] | UnreadableError] = []
-            for name in names[part.start : part.stop]:
-                try:
-                    answers.append(self._use(name, size_of, rules))
-                except UnreadableError as error:
-                    answers.append(error)
-            return answers
-
-        return [size for part in over_parts(len(names), look) for size in part]
+        return over_images(len(names), lambda number: self._use(names[number], size_of, rules))
 
     def is_turned(self, name: str, rules: ImageRules) -> bool:
         """Say whether an image states a rotation that exchanges height and width."""

@@ -24,7 +24,7 @@ from ssldet.data.image_index import MANY, WAIT_SECONDS
 from ssldet.data.images import opened, read_image, read_image_inside, size_of, turned, unlabelled
 from ssldet.data.judging import Answer, ImageRules, Stamp, Use, judged, judged_inside
 from ssldet.data.mapped import read_mapped, write_mapped
-from ssldet.data.parallel import over_parts
+from ssldet.data.parallel import over_images
 from ssldet.data.places import Place
 from ssldet.data.tables import Table
 from ssldet.errors import DataError, UnreadableError
@@ -58,17 +58,7 @@ class TablePlace(Place):
 
     def sizes(self, names: Sequence[str], rules: ImageRules) -> list[tuple[int, int] | UnreadableError]:
         """Return height and width of images, from their headers, or what is wrong with them."""
-
-        def look(part: range) -> list[tuple[int, int] | UnreadableError]:
-            answers: list[tuple[int, int] | UnreadableError] = []
-            for name in names[part.start : part.stop]:
-                try:
-                    answers.append(self.use(int(name), size_of, rules))
-                except UnreadableError as error:
-                    answers.append(error)
-            return answers
-
-        return [size for part in over_parts(len(names), look) for size in part]
+        return over_images(len(names), lambda number: self.use(int(names[number]), size_of, rules))
 
     def is_turned(self, name: str, rules: ImageRules) -> bool:
         """Say whether an image states a rotation that exchanges height and width."""
@@ -173,21 +163,11 @@ def usable_rows(table: Table, place: TablePlace, rules: ImageRules) -> UsableRow
 
 
 def _judged(count: int, place: TablePlace, rules: ImageRules) -> UsableRows:
-    def look(part: range) -> tuple[list[int], list[tuple[int, str]]]:
-        sizes, bad = [], []
-        for row in part:
-            try:
-                sizes.append(place.use(row, _bytes, rules))
-            except UnreadableError as error:
-                sizes.append(-1)
-                bad.append((row, error.reason))
-        return sizes, bad
-
-    parts = list(over_parts(count, look))
-    sizes = np.array([size for some, _ in parts for size in some], dtype=np.int64)
+    found = over_images(count, lambda row: place.use(row, _bytes, rules))
+    sizes = np.array([-1 if isinstance(size, UnreadableError) else size for size in found], dtype=np.int64)
     return UsableRows(
         rows=np.flatnonzero(sizes >= 0),
-        bad=tuple(entry for _, bad in parts for entry in bad),
+        bad=tuple((row, size.reason) for row, size in enumerate(found) if isinstance(size, UnreadableError)),
         fingerprint=hashlib.blake2b(sizes.tobytes(), digest_size=6).hexdigest(),
     )
 

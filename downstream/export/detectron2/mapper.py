@@ -73,7 +73,7 @@ class Mapper:
             raise DataError("one-shot detection makes its own pairs; give coco:… or voc:… instead of a registered name")
         image = torch.from_numpy(utils.read_image(entry["file_name"], format="RGB").copy()).permute(2, 0, 1)
         size = (int(image.shape[1]), int(image.shape[2]))
-        targets = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+        targets = Targets.none()
         if self.training:
             targets = self._segments(entry) if "segments_info" in entry else self._objects(entry, size)
         return Sample(image=image, targets=targets, key=str(entry["image_id"]), original_size=size)

@@ -185,7 +185,7 @@ def _sample_of(number: int, entry: Mapping[str, Any]) -> Sample:
         # detectron2's predictor resizes images in floating point.
         image = image.round().clamp(0, 255).to(torch.uint8)
     size = (int(image.shape[1]), int(image.shape[2]))
-    targets = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    targets = Targets.none()
     if (instances := entry.get("instances")) is not None:
         targets = Targets(
             boxes=to_normalised(instances.gt_boxes.tensor.float().cpu(), size),
