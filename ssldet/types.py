@@ -214,7 +214,7 @@ class Predictions(OnDevice):
         scores: How class logits are read.
         proposals: Proposals of the encoder of a two-stage detector: one layer, with a number of queries of its own.
             Where groups of queries ask for something, each group has as many proposals as there are cells, one group
-            after the other, and `groups` says which.
+            after the other, and `groups` says which; their states, which would be equal, have no channels then.
         image_states: Output of the encoder, averaged over the cells of each image; `None` where a detector has none.
     """
 

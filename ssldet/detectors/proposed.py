@@ -24,7 +24,8 @@ def for_groups(
 ) -> Predictions:
     """Return the proposals of all cells once for each group, which adds its own score: how well the cell agrees.
 
-    The score is the scaled product of attention, and joins the logits of all classes.
+    The score is the scaled product of attention, and joins the logits of all classes. States are left out: those of all
+    groups would be the same, and copies of them take more memory than all else that is returned.
 
     Args:
         proposed: What all cells propose, with the state of each.
@@ -32,22 +33,22 @@ def for_groups(
         alike: How much each cell looks like that, as `resemblance` returns it, which adds to the score.
 
     Returns:
-        Proposals of the first group, then those of the second, and so on; `groups` numbers them, on the CPU.
+        Proposals of the first group, then those of the second, and so on; `groups` numbers them, on the CPU. Their
+        states have no channels.
     """
     (states,), groups = proposed.states, asked.shape[1]
     cells, width = states.shape[1:]
     agreement = asked @ states.transpose(1, 2) / math.sqrt(width)
     if alike is not None:
         agreement = agreement + alike
-    repeated = {
-        name: getattr(proposed, name).unsqueeze(2).expand(-1, -1, groups, -1, -1) for name in ("boxes", "states")
-    }
     logits = proposed.logits.unsqueeze(2) + agreement.unsqueeze(-1)
+    boxes = proposed.boxes.unsqueeze(2).expand(-1, -1, groups, -1, -1)
     return replace(
         proposed,
         logits=logits.flatten(2, 3),
+        boxes=boxes.flatten(2, 3),
+        states=states.new_zeros(1, len(states), groups * cells, 0),
         groups=torch.arange(groups).repeat_interleave(cells),
-        **{name: value.flatten(2, 3) for name, value in repeated.items()},
     )
 
 

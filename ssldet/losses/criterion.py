@@ -153,7 +153,7 @@ def _apart(proposals: Predictions | None, targets: list[Targets]) -> tuple[Predi
     groups = int(proposals.groups[-1]) + 1
 
     def by_group(part: Tensor) -> Tensor:
-        return part.view(1, len(targets) * groups, -1, part.shape[-1])
+        return part.view(1, len(targets) * groups, part.shape[2] // groups, part.shape[3])
 
     apart = replace(
         proposals,
