@@ -1,5 +1,6 @@
 """images, Queries -> Predictions: the interface of detectors, which tasks, engine and export use."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,6 +203,23 @@ class DetectorConfig(ABC):
     @abstractmethod
     def build(self) -> Detector:
         """Return the detector with fresh weights (the backbone's as configured)."""
+
+
+def problems_of_width(width: int, heads: int, shares: int, of_what: str) -> list[str]:
+    """Return a message unless the width of a transformer can be divided among its heads, and among other parts of it.
+
+    Args:
+        width: Channels of a state.
+        heads: Attention heads.
+        shares: Number of the other parts.
+        of_what: What they are, for the message.
+    """
+    step = math.lcm(heads, shares)
+    if width % step == 0:
+        return []
+    below = max(step, width // step * step)
+    nearest = " or ".join(str(choice) for choice in dict.fromkeys([below, below + step]))
+    return [f"width: {width} can't be shared among heads={heads} and the {shares} {of_what}; choose width={nearest}"]
 
 
 def backbone_of(config: DetectorConfig) -> BackboneConfig | None:

@@ -1,7 +1,6 @@
 """images, Queries -> Predictions: Deformable DETR (Zhu et al. 2021), with box refinement and two stages as options."""
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -12,13 +11,13 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from ssldet.class_scores import SigmoidScores
-from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.base import Detector, DetectorConfig, problems_of_width
 from ssldet.detectors.proposed import first_cells, for_groups, resemblance
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.deformable import Levels
 from ssldet.nn.deformable_transformer import DeformableDecoder, DeformableEncoder
-from ssldet.nn.heads import MLP
+from ssldet.nn.heads import OffsetHead
 from ssldet.nn.padding import is_padded, mean_over_cells, resize_padding
 from ssldet.nn.position import SinePosition
 from ssldet.nn.proposals import Proposals
@@ -288,15 +287,7 @@ class DeformableDETRConfig(DetectorConfig):
 
     def problems(self) -> list[str]:
         """Say what no single field can know."""
-        wrong = []
-        step = math.lcm(self.heads, NORM_GROUPS)
-        if self.width % step:
-            below = max(step, self.width // step * step)
-            nearest = " or ".join(str(width) for width in dict.fromkeys([below, below + step]))
-            wrong.append(
-                f"width: {self.width} can't be shared among heads={self.heads} and the {NORM_GROUPS} groups of the "
-                f"projection's norms; choose width={nearest}"
-            )
+        wrong = problems_of_width(self.width, self.heads, NORM_GROUPS, "groups of the projection's norms")
         if self.two_stage and not self.refine_boxes:
             wrong.append("two_stage: boxes that cells propose are there to be refined; choose refine_boxes=true too")
         return wrong
@@ -347,17 +338,12 @@ class DeformableDETRConfig(DetectorConfig):
 
     def _box_heads(self) -> nn.ModuleList:
         """Return heads whose boxes lie at their reference points at first: equal ones, as the authors start them."""
-        head = MLP(self.width, self.width, 4, depth=3)
-        last = head.layers[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        heads = nn.ModuleList(copy.deepcopy(head) for _ in range(self._heads))
+        head = OffsetHead(self.width)
+        heads = [copy.deepcopy(head) for _ in range(self._heads)]
         if not self.two_stage:
             # Points have no extent; the first layer gives them one, and refinement keeps it.
-            first: Tensor = heads[0].layers[-1].bias  # type: ignore[index, union-attr]
-            nn.init.constant_(first[2:], FIRST_EXTENT)
-        return heads
+            heads[0].begin_with_extent(FIRST_EXTENT)
+        return nn.ModuleList(heads)
 
     def _class_heads(self, scores: SigmoidScores) -> nn.ModuleList:
         head = nn.Linear(self.width, self.num_classes + scores.extra_rows)

@@ -1,6 +1,5 @@
 """images, Queries -> Predictions: DETR (Carion et al. 2020), and the configuration that builds it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from ssldet.class_scores import SoftmaxScores
-from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.base import Detector, DetectorConfig, problems_of_width
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.heads import BoxHead
@@ -156,7 +155,13 @@ class DETR(Detector):
         seen = self._encode(features, padding)
         apart = queries.groups if queries.attend_within_groups else None
         states = self.decoder(
-            *(queries.content, queries.position, seen.encoded, seen.position, seen.padding, apart, queries.equal_groups)
+            queries.content,
+            queries.position,
+            seen.encoded,
+            seen.position,
+            seen.padding,
+            apart,
+            queries.equal_groups,
         )
         kept = None
         if self.mask_head is not None:
@@ -251,15 +256,7 @@ class DETRConfig(DetectorConfig):
 
     def problems(self) -> list[str]:
         """Return contradictions between fields, one line each."""
-        step = math.lcm(self.heads, 4)
-        if self.width % step == 0:
-            return []
-        below = max(step, self.width // step * step)
-        nearest = " or ".join(str(width) for width in dict.fromkeys([below, below + step]))
-        return [
-            f"width: {self.width} can't be shared among heads={self.heads} and the 4 parts of the position encoding; "
-            f"choose width={nearest}"
-        ]
+        return problems_of_width(self.width, self.heads, 4, "parts of the position encoding")
 
     def build(self) -> DETR:
         """Return the detector with fresh weights.

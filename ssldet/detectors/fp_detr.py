@@ -10,7 +10,6 @@ Known differences between the authors' code and this file, none of which changes
     pretraining          not published                             `describe_tokens`, without the adaptor
 """
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
@@ -21,12 +20,12 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from ssldet.class_scores import SigmoidScores
-from ssldet.detectors.base import Detector, DetectorConfig
+from ssldet.detectors.base import Detector, DetectorConfig, problems_of_width
 from ssldet.detectors.deformable_detr import FIRST_EXTENT
 from ssldet.nn.backbones import IMAGENET_MEAN, IMAGENET_STD
 from ssldet.nn.deformable import Levels
 from ssldet.nn.deformable_transformer import DeformableEncoder
-from ssldet.nn.heads import MLP
+from ssldet.nn.heads import MLP, OffsetHead
 from ssldet.nn.joined_encoder import JoinedEncoder, TaskAdaptor
 from ssldet.nn.padding import is_padded, mean_over_cells, resize_padding
 from ssldet.nn.position import SinePosition
@@ -260,15 +259,7 @@ class FPDETRConfig(DetectorConfig):
 
     def problems(self) -> list[str]:
         """Return contradictions between fields, one line each."""
-        wrong = []
-        step = math.lcm(self.heads, NORM_GROUPS)
-        if self.width % step:
-            below = max(step, self.width // step * step)
-            nearest = " or ".join(str(width) for width in dict.fromkeys([below, below + step]))
-            wrong.append(
-                f"width: {self.width} can't be shared among heads={self.heads} and the {NORM_GROUPS} groups of the "
-                f"projection's norms; choose width={nearest}"
-            )
+        wrong = problems_of_width(self.width, self.heads, NORM_GROUPS, "groups of the projection's norms")
         nested = all(fine > 0 and coarse > fine and coarse % fine == 0 for fine, coarse in pairwise(self.strides))
         if not self.strides or self.strides[0] < 1 or not nested:
             wrong.append(
@@ -304,13 +295,8 @@ SMALL = FPDETRConfig(tokenizer_width=384, width=384, feedforward=1536)
 BASE = FPDETRConfig(tokenizer_width=384, width=480, heads=10, feedforward=1920)
 
 
-def _box_head(width: int) -> MLP:
+def _box_head(width: int) -> OffsetHead:
     """Return a head whose boxes lie at their points at first, small, as the authors start it."""
-    head = MLP(width, width, 4, depth=3)
-    last = head.layers[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    with torch.no_grad():
-        last.bias[2:] = FIRST_EXTENT
+    head = OffsetHead(width)
+    head.begin_with_extent(FIRST_EXTENT)
     return head

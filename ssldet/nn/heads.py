@@ -45,3 +45,31 @@ class BoxHead(MLP):
     def forward(self, states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N 4"]:
         """Return normalised cxcywh."""
         return super().forward(states).sigmoid()
+
+
+class OffsetHead(MLP):
+    """Three layers: a state becomes an offset of the logits of a cxcywh box; zero at first, as in Deformable DETR."""
+
+    def __init__(self, width: int) -> None:
+        """Stack the layers.
+
+        Args:
+            width: Width of the states.
+        """
+        super().__init__(width, width, 4, depth=3)
+        nn.init.zeros_(self._last.weight)
+        nn.init.zeros_(self._last.bias)
+
+    def begin_with_extent(self, logit: float) -> None:
+        """Have boxes begin with a width and a height, where they are offsets from points, which have none.
+
+        Args:
+            logit: Of both.
+        """
+        nn.init.constant_(self._last.bias[2:], logit)
+
+    @property
+    def _last(self) -> nn.Linear:
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return last
