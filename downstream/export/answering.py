@@ -8,12 +8,15 @@ from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from downstream.graphs import first_line
+from downstream.export.proof import Comparison
+from downstream.graphs import Graph, first_line
 from ssldet.chance import generator
 from ssldet.detectors.base import Detector
 from ssldet.detectors.deformable_detr import DeformableDETR
 from ssldet.errors import CheckpointError
 
+ALLOWED_DIFFERENCE = 1e-3
+"""Largest difference of a logit or a box: runtimes order and fuse sums differently."""
 SHAPES = ((2, 96, 128), (1, 160, 64), (3, 101, 75))
 """Batches whose answers are compared; the first is the one that the graph is traced with."""
 
@@ -63,6 +66,27 @@ def batch(shape: tuple[int, int, int], channels: int) -> tuple[Float[Tensor, "B 
     padding = torch.zeros(count, height, width, dtype=torch.bool)
     padding[-1, height * 2 // 3 :], padding[-1, :, width * 3 // 4 :] = True, True
     return torch.rand(count, channels, height, width, generator=generator("export", height)), padding
+
+
+def compared(
+    answering: Answering, graph: Graph, name: str, allowed: float = ALLOWED_DIFFERENCE, remark: str = ""
+) -> Comparison:
+    """Return the comparison of a detector with its graph, which has no named tensors, only answers.
+
+    Args:
+        answering: The detector, in evaluation mode and on the CPU.
+        graph: Its graph.
+        name: Name of the file, for messages.
+        allowed: Largest allowed difference of a logit or a box.
+        remark: What the report adds.
+    """
+    return Comparison(
+        ours={},
+        theirs={},
+        difference=lambda: difference(answering, graph.run, name),
+        allowed=allowed,
+        remark=remark,
+    )
 
 
 def difference(

@@ -146,6 +146,18 @@ def in_words(info: Mapping[str, Any], detector: Detector) -> str:
     )
 
 
+def use_of(template: str, name: str, info: Mapping[str, Any], detector: Detector) -> str:
+    """Return how a graph is used, for the model card.
+
+    Args:
+        template: Holds `{name}`, `{channels}` and `{contract}`.
+        name: Name of the graph's file or folder.
+        info: Metadata of the model.
+        detector: The detector, which knows what images it takes.
+    """
+    return template.format(name=name, channels=detector.in_channels, contract=in_words(info, detector))
+
+
 def script(info: Mapping[str, Any], detector: Detector, name: str, package: str = "onnxruntime") -> str:
     """Return a Python program that detects objects with the graph alone; empty where its input is not known.
 

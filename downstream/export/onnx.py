@@ -22,18 +22,16 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from downstream.export.answering import SHAPES, Answering, batch, difference
+from downstream.export.answering import ALLOWED_DIFFERENCE, SHAPES, Answering, batch, compared
 from downstream.export.card import model_card
-from downstream.export.graph_use import contract, in_words, script
-from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
+from downstream.export.graph_use import contract, script, use_of
+from downstream.export.proof import ExportReport, refusing, write_proven
 from downstream.export.tracing import silence, traceable_padding
 from downstream.graphs import PREFIX, first_line, onnx_graph
 from ssldet.detectors.base import Detector
 from ssldet.errors import CheckpointError, SetupError
 from ssldet.task import Objective
 
-ALLOWED_DIFFERENCE = 1e-3
-"""Largest difference of a logit or a box: runtimes order and fuse sums differently."""
 ANY_DIFFERENCE = sys.float_info.max
 """Where weights are rounded: any but infinity, since nobody knows what is too much; AP says it."""
 UNTRACEABLE = ("SwinTransformer", "SwinTransformerV2")
@@ -112,14 +110,13 @@ def _export(
     remark: str = "",
 ) -> ExportReport:
     detector = objective.detector
-    use = USE.format(name=out.name, channels=detector.in_channels, contract=in_words(info, detector))
     program = script(info, detector, out.name)
     with traceable(detector, out, NEEDED, "onnx") as answering:
         return write_proven(
             out,
             lambda path: write(answering, info, path),
-            lambda path: compared(answering, path, allowed, remark),
-            model_card(objective, info, use),
+            lambda path: compared(answering, onnx_graph(path), out.name, allowed, remark),
+            model_card(objective, info, use_of(USE, out.name, info, detector)),
             {".py": program.encode()} if program else {},
         )
 
@@ -198,7 +195,7 @@ def write_rounded(answering: Answering, info: Mapping[str, Any], path: Path) -> 
     with tempfile.TemporaryDirectory(prefix="ssldet-onnx-") as folder:
         exact = Path(folder, "model.onnx")
         write_graph(answering, info, exact)
-        if not (found := compared(answering, exact).difference()) <= ALLOWED_DIFFERENCE:
+        if not (found := compared(answering, onnx_graph(exact), path.name).difference()) <= ALLOWED_DIFFERENCE:
             raise CheckpointError(f"{path.name}: not written, since its graph in 32 bits differs by {found:.1e}")
         round_weights(exact, path)
 
@@ -222,21 +219,3 @@ def round_weights(exact: Path, path: Path) -> None:
         raise
     except Exception as error:  # of any class, as above
         raise CheckpointError(f"{path.name}: can't be rounded to 8 bits ({first_line(error)})") from error
-
-
-def compared(answering: Answering, path: Path, allowed: float = ALLOWED_DIFFERENCE, remark: str = "") -> Comparison:
-    """Return the comparison of a detector with its graph.
-
-    Args:
-        answering: The detector.
-        path: The graph.
-        allowed: Largest allowed difference of a logit or a box.
-        remark: What the report adds.
-    """
-    return Comparison(
-        ours={},
-        theirs={},
-        difference=lambda: difference(answering, onnx_graph(path).run, path.name),
-        allowed=allowed,
-        remark=remark,
-    )

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from downstream.export.answering import difference
+from downstream.export.answering import compared
 from downstream.export.card import model_card
-from downstream.export.graph_use import contract, in_words, script
-from downstream.export.onnx import ALLOWED_DIFFERENCE, NEEDED, traceable, unfit, write_graph
-from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
+from downstream.export.graph_use import contract, script, use_of
+from downstream.export.onnx import NEEDED, traceable, unfit, write_graph
+from downstream.export.proof import ExportReport, refusing, write_proven
 from downstream.graphs import OPENVINO_GRAPH, first_line, openvino_graph
 from ssldet.errors import CheckpointError
 from ssldet.task import Objective
@@ -38,8 +38,8 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
     """Write a detector as a folder of OpenVINO, and prove it by running both on batches of several sizes.
 
     Args:
-        objective: The detector inside its task; heads of the task are left out.
-        info: Metadata of the model; class names and category ids go into the graph's metadata.
+        objective: As for `downstream.export.onnx.export`.
+        info: Likewise.
         out: Folder to create.
 
     Raises:
@@ -48,7 +48,6 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         SetupError: A package is missing, or the folder can't be written.
     """
     detector = objective.detector
-    use = USE.format(name=out.name, channels=detector.in_channels, contract=in_words(info, detector))
     with traceable(detector, out, (*NEEDED, "openvino"), "openvino") as answering:
 
         def write(folder: Path) -> None:
@@ -60,12 +59,12 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
             if program := script(info, detector, OPENVINO_GRAPH, "openvino"):
                 (folder / "predict.py").write_text(program, encoding="utf-8")
 
-        def read_back(folder: Path) -> Comparison:
-            graph = openvino_graph(folder)
-            found = lambda: difference(answering, graph.run, out.name)  # noqa: E731
-            return Comparison(ours={}, theirs={}, difference=found, allowed=ALLOWED_DIFFERENCE)
-
-        return write_proven(out, write, read_back, model_card(objective, info, use))
+        return write_proven(
+            out,
+            write,
+            lambda folder: compared(answering, openvino_graph(folder), out.name),
+            model_card(objective, info, use_of(USE, out.name, info, detector)),
+        )
 
 
 def convert(exact: Path, metadata: Mapping[str, Any], folder: Path) -> None:

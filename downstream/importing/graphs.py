@@ -64,12 +64,12 @@ class GraphDetector(Detector):
         padding: Bool[Tensor, "B H W"] | None = None,
         queries: Queries | None = None,
     ) -> Predictions:
-        """Run the graph, on the CPU; masks of all queries come along where it draws them.
+        """Run the graph, on the CPU; masks of all queries come along where it draws them. See `Detector.forward`.
 
         Args:
             images: Pixels in 0..1.
             padding: True where the canvas holds no image.
-            queries: None; the graph holds the detector's own ones.
+            queries: Not read: the graph holds the detector's own ones.
 
         Raises:
             CheckpointError: The runtime can't run it on these images.
@@ -90,12 +90,7 @@ class GraphDetector(Detector):
     def masks(
         self, predictions: Predictions, image: Int[Tensor, " N"], query: Int[Tensor, " N"]
     ) -> Float[Tensor, "N h w"]:
-        """Return masks that the graph has drawn.
-
-        Args:
-            predictions: What `forward` returned.
-            image: Image of each mask within the batch.
-            query: Query of each mask within its image.
+        """Return masks that the graph has drawn already, as `Detector.masks` says.
 
         Raises:
             CheckpointError: This graph draws none.
@@ -106,11 +101,14 @@ class GraphDetector(Detector):
 
     def features(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:
         """Refuse, since a graph returns answers only."""
-        raise CheckpointError(f"{self.path}: a graph gives no features; name the run that it was exported from")
+        raise self._lacks("features")
 
     def default_queries(self, batch_size: int) -> Queries:
         """Refuse, since the queries are inside the graph."""
-        raise CheckpointError(f"{self.path}: a graph gives no queries; name the run that it was exported from")
+        raise self._lacks("queries")
+
+    def _lacks(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self.path}: a graph gives no {what}; name the run that it was exported from")
 
 
 def opened(graph: Graph) -> Opened:
