@@ -14,6 +14,7 @@ from dataclasses import replace
 from pretext.detreg import DETReg
 from pretext.proposals import Proposals
 from pretext.recipes import random_query_patch
+from pretext.recipes.sizes import SMALL_SIZES
 from ssldet.data.photometric import Jitter
 from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.detectors.detr import DETRConfig
@@ -75,11 +76,7 @@ def small() -> Run:
         crop_size=64,
         embedding_level=1,
         jitter=WITHOUT_JITTER,
-        scales=(192, 224, 256),
-        max_size=320,
-        eval_scale=240,
-        crop_scales=(256, 320),
-        crop_range=(192, 320),
+        **SMALL_SIZES,
     )
     return replace(run, task=task)
 

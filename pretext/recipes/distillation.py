@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from pretext.distillation import Distillation
 from pretext.recipes import random_query_patch
+from pretext.recipes.sizes import SMALL_SIZES
 from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.engine.run import Budget, OptimConfig, Run
 from ssldet.nn.backbones import BackboneConfig
@@ -46,15 +47,7 @@ def small() -> Run:
     """
     run = random_query_patch.small()
     assert isinstance(run.detector, DeformableDETRConfig)
-    task = Distillation(
-        teacher=run.detector.backbone,
-        freeze_backbone=True,
-        scales=(192, 224, 256),
-        max_size=320,
-        eval_scale=240,
-        crop_scales=(256, 320),
-        crop_range=(192, 320),
-    )
+    task = Distillation(teacher=run.detector.backbone, freeze_backbone=True, **SMALL_SIZES)
     optim = OptimConfig(lr=4e-4, clip=1.0, schedule="cosine", warmup_steps=50, ema=0.995)
     return replace(run, task=task, optim=optim, budget=Budget(steps=500))
 

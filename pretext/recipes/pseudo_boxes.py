@@ -37,10 +37,7 @@ def small() -> Run:
 
     Needs: CPU; 192–256 px; half an hour.
     """
-    run = detreg.small()
-    assert isinstance(run.task, RegionTask)
-    chosen = {name.name: getattr(run.task, name.name) for name in fields(RegionTask)}
-    return replace(run, task=PseudoBoxes(**chosen, clusters=64), detector=replace(run.detector, num_classes=64))
+    return _clustered(detreg.small(), clusters=64)
 
 
 def tiny() -> Run:
@@ -48,17 +45,12 @@ def tiny() -> Run:
 
     Needs: CPU; 64 px; minutes.
     """
-    run = detreg.tiny()
-    task = PseudoBoxes(
-        proposals=run.task.proposals,  # type: ignore[attr-defined]
-        crop_size=32,
-        embedding_level=1,
-        jitter=detreg.WITHOUT_JITTER,
-        scales=(64,),
-        max_size=128,
-        eval_scale=64,
-        crop=0.0,
-        class_weight=1.0,
-        clusters=16,
-    )
-    return replace(run, task=task, detector=replace(run.detector, num_classes=16))
+    return _clustered(detreg.tiny(), clusters=16)
+
+
+def _clustered(run: Run, clusters: int) -> Run:
+    """Return a run on regions with their clusters as classes, of which the detector gets as many."""
+    assert isinstance(run.task, RegionTask)
+    of_regions = {field.name: getattr(run.task, field.name) for field in fields(RegionTask)}
+    task = PseudoBoxes(**of_regions, clusters=clusters)
+    return replace(run, task=task, detector=replace(run.detector, num_classes=clusters))
