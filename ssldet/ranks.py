@@ -105,9 +105,7 @@ def largest(numbers: Sequence[int], device: torch.device) -> list[int]:
     """
     if not connected():
         return list(numbers)
-    everywhere = torch.tensor(numbers, device=device)
-    distributed.all_reduce(everywhere, op=distributed.ReduceOp.MAX)
-    return cast(list[int], everywhere.tolist())
+    return _maxima(torch.tensor(numbers, device=device))
 
 
 def share(values: torch.Tensor) -> torch.Tensor:
@@ -125,10 +123,14 @@ def any_rank(flags: torch.Tensor) -> list[bool]:
     Args:
         flags: A few numbers on the device, zero for "no".
     """
-    if connected():
-        flags = flags.clone()
-        distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
-    return [bool(flag) for flag in flags.tolist()]
+    raised = _maxima(flags.clone()) if connected() else flags.tolist()
+    return [bool(flag) for flag in raised]
+
+
+def _maxima(numbers: torch.Tensor) -> list[int]:
+    """Return the largest of each number over all ranks, which overwrites it; waits for the device."""
+    distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX)
+    return cast(list[int], numbers.tolist())
 
 
 def gather_objects(value: T) -> list[T]:
