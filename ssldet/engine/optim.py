@@ -17,6 +17,9 @@ from ssldet.task import Objective
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
+MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1}
+"""Kind of an optimiser -> numbers that it keeps of each parameter."""
+
 
 def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
     """Return an optimiser of all trainable parameters, with the backbone in a group of its own.

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ssldet.detectors.base import backbone_of
 from ssldet.engine.devices import placement_of
 from ssldet.engine.fit import require_usable
-from ssldet.engine.optim import build_optimizer, learning
+from ssldet.engine.optim import MOMENTS, build_optimizer, learning
 from ssldet.engine.run import Run
 from ssldet.escapes import counted
 from ssldet.recipe import diff
@@ -137,9 +138,8 @@ class Sizes:
         objective.detector.train_only(learning_sections(run.task, objective.detector))
         stored = sum(tensor.numel() for tensor in objective.state_dict().values())
         taught = sum(p.numel() for p in learning(build_optimizer(objective, run.optim)))
-        moments = {"adamw": 2, "sgd": 1, "lars": 1}[run.optim.optimizer]
         kept = stored * (2 if measures and run.checkpoint.best_of else 1)
-        state = stored + moments * taught + (stored if run.optim.ema else 0)
+        state = stored + MOMENTS[run.optim.optimizer] * taught + (stored if run.optim.ema else 0)
         return cls(
             parameters=sum(p.numel() for p in objective.parameters()),
             learning=taught,
@@ -234,8 +234,8 @@ def _plan(prepared: Prepared) -> Plan:
 
 def _detector(run: Run) -> str:
     """Return the names of the detector and of its backbone."""
-    backbone = getattr(getattr(run.detector, "backbone", None), "name", "")
-    return name_of("ssldet.detectors", type(run.detector)) + (f" on {backbone}" if backbone else "")
+    backbone = backbone_of(run.detector)
+    return name_of("ssldet.detectors", type(run.detector)) + (f" on {backbone.name}" if backbone else "")
 
 
 def _changes(recipe: str, run: Run) -> dict[str, Any]:

@@ -106,14 +106,10 @@ def prepare_pretraining(
     choice, begins = choose_for_pretraining(recipe, images), Start.at(start, weights, backbone)
     if backbone is not None and begins is None:
         changes = backbone_changes(backbone, None if isinstance(recipe, Run) else choice.run.task) | dict(changes)
-    run = placed(override(choice.run, changes) if begins is None else begins.shape(choice.run, changes))
-    run = for_channels(run) if begins is None else run
+    run = _shaped(choice.run, begins, changes)
     _require(bool(run.data.train), "no images given; name a folder, a glob or a file list")
     _require(run.task.verb == "pretrain", "the recipe's task reads labels; use finetune for it")
-    run = holding_out(run, images, changes)
-    check(run)
-    placement_of(run)
-    run = settled(run)
+    run = _checked(holding_out(run, images, changes))
     choice.announce(run)
     sources = open_sources(run)
     return Prepared(
@@ -156,8 +152,7 @@ def prepare_finetuning(
     choice = choose_for_finetuning(recipe, data, None if begins is None else begins.opened)
     if backbone is not None and begins is None:
         changes = backbone_changes(backbone, choice.run.task) | dict(changes)
-    run = placed(override(choice.run, changes) if begins is None else begins.shape(choice.run, changes))
-    run = for_channels(run) if begins is None else run
+    run = _shaped(choice.run, begins, changes)
     _require(
         bool(run.data.unlabelled) or not run.task.needs.unlabelled,
         "no unlabelled images given, which the recipe's task learns from too; add --unlabelled IMAGES",
@@ -167,10 +162,7 @@ def prepare_finetuning(
         log.info(UNMEASURED)
     sources = _labelled(run, start)
     task = run.task.stage.learns_from(run.task, sources.train)
-    run = override(replace(run, task=task), {"detector.num_classes": len(sources.train.classes)})
-    check(run)
-    placement_of(run)
-    run = settled(run)
+    run = _checked(override(replace(run, task=task), {"detector.num_classes": len(sources.train.classes)}))
     return Prepared(
         run=normalised(run, sources.train),
         sources=sources,
@@ -179,6 +171,20 @@ def prepare_finetuning(
         start=begins,
         chosen=bool(choice.recipe),
     )
+
+
+def _shaped(run: Run, begins: Start | None, changes: Mapping[str, object]) -> Run:
+    """Return a recipe's run with what the user set and, from where it starts, the architecture."""
+    if begins is not None:
+        return placed(begins.shape(run, changes))
+    return for_channels(placed(override(run, changes)))
+
+
+def _checked(run: Run) -> Run:
+    """Return a run with the precision of its device settled, if it can be made and the device is there."""
+    check(run)
+    placement_of(run)
+    return settled(run)
 
 
 def _name(recipe: str | Path | Run | None, choice: Choice) -> str:
