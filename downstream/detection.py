@@ -22,7 +22,15 @@ from downstream.metrics.predictions import figures_of
 from downstream.mosaic import MixedImages
 from downstream.tiled_answers import answer_tiled
 from downstream.tiles import TiledEvaluation, TrainingTiles, most_in_a_tile
-from ssldet.data.geometry import DETRAugmentation, EvaluationSize, InOrder, ShortSide, Sizing
+from ssldet.data.geometry import (
+    DETRAugmentation,
+    EvaluationSize,
+    InOrder,
+    ShortSide,
+    Sizing,
+    problems_of_crops,
+    problems_of_short_sides,
+)
 from ssldet.data.own_transform import transform_named
 from ssldet.data.scale_jitter import ScaleJitter
 from ssldet.detectors.base import Detector
@@ -216,12 +224,8 @@ class Detection(Task):
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
-        wrong = []
-        for name, scales in (("scales", self.scales), ("crop_scales", self.crop_scales)):
-            if not scales or min(scales) < 8:
-                wrong.append(f"{name}: {scales} must name at least one short side of 8 pixels or more")
-        if not 8 <= self.crop_range[0] <= self.crop_range[1]:
-            wrong.append(f"crop_range: {self.crop_range} must be a smallest and a largest side of 8 pixels or more")
+        wrong = problems_of_short_sides("scales", self.scales)
+        wrong += problems_of_crops(self.crop_scales, self.crop_range)
         if not 0 < self.jitter_scale[0] <= self.jitter_scale[1]:
             wrong.append(f"jitter_scale: {self.jitter_scale} must be a smallest and a largest factor above 0")
         sized = self.eval_rule in {"fixed", "within"}

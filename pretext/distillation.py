@@ -28,8 +28,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pretext.networks import resting_network
-from pretext.proposal_task import SIDES, crop_problems, sides_problems
-from ssldet.data.geometry import DETRAugmentation, ShortSide
+from pretext.proposal_task import SIDES
+from ssldet.data.geometry import DETRAugmentation, ShortSide, problems_of_crops, problems_of_short_sides
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.errors import DataError, DivergedError
 from ssldet.nn.backbones import BackboneConfig
@@ -112,7 +112,8 @@ class Distillation(PretextTask):
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
-        wrong = [*sides_problems("scales", self.scales), *crop_problems(self.crop_scales, self.crop_range)]
+        wrong = problems_of_short_sides("scales", self.scales)
+        wrong += problems_of_crops(self.crop_scales, self.crop_range)
         if not self.encoder_weight and (self.freeze_backbone or not self.backbone_weight):
             wrong.append(
                 "encoder_weight: nothing is left to align; set it, or backbone_weight with freeze_backbone=false"
@@ -147,8 +148,7 @@ class PlainViews:
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """Return the image as student and teacher see it; labels, if it has any, are not read."""
         task = self.task
-        none = Targets(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-        whole = replace(sample, targets=none, problem=None)
+        whole = replace(sample, targets=Targets.none(), problem=None)
         if not self.training:
             return ShortSide((task.eval_scale,), task.max_size)(whole, generator)
         frame = DETRAugmentation(

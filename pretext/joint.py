@@ -28,14 +28,13 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from torch import Tensor
 
 from pretext.backbone_task import backbone_in, problems_with_learning, saved, with_fixed_norms
-from pretext.keys import encode_apart
+from pretext.keys import contrast, encode_apart
 from pretext.proposals import whole_pixels
 from pretext.random_query_patch import PatchDetection, PatchViews, RandomQueryPatch
 from ssldet.boxes import to_absolute
@@ -143,7 +142,7 @@ class PairedPatchViews:
         limits = boxes.new_tensor([size[1], size[0]] * 2)
         others = cut(sample.image, whole_pixels(moved.clamp(min=0).minimum(limits), size), task.patch_size)
         jitter, change = None, task.view_jitter
-        if max(change.probability, change.grey, change.blur) > 0:
+        if change.changes_pixels:
             jitter = draw_jitter(task.num_patches, change, generator)
         plain = made.problem
         pairs = PairedPatches(pixels=plain.pixels, jitter=plain.jitter, others=others, other_jitter=jitter)
@@ -191,7 +190,7 @@ class JointDetection(PatchDetection):
         last = features[-1]
         embeddings = followed.view_as(last) if self.task.detach_target else last
         losses = self.criterion(predictions, self._targets(batch.targets, embeddings))
-        contrast, similarities = self._contrast(last.flatten(0, 1), followed)
+        loss, similarities = self._contrast(last.flatten(0, 1), followed)
         vectors = last.detach().flatten(0, 1)
         health = {
             "feature_std": spread(vectors),
@@ -199,7 +198,7 @@ class JointDetection(PatchDetection):
             "effective_rank": effective_rank(vectors[:RANKED]),
         }
         return Losses(
-            terms={**losses.terms, "contrast": contrast.reshape(1)},
+            terms={**losses.terms, "contrast": loss.reshape(1)},
             weights={**losses.weights, "contrast": self.task.contrast_weight},
             metrics={**losses.metrics, **health, **similarities},
         )
@@ -216,14 +215,8 @@ class JointDetection(PatchDetection):
         self, features: Float[Tensor, "N E"], followed: Float[Tensor, "N E"]
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Return the loss of finding each patch's other view among the queue, and the mean similarities."""
-        bank = self.loss.memory_bank.bank.clone()
         with torch.autocast(features.device.type, enabled=False):
             queries = self.head(features.float())
             with torch.no_grad():
                 keys = self.key_head(followed)
-            loss = self.loss(queries, keys)
-        directions = F.normalize(queries.detach(), dim=1)
-        return loss, {
-            "positive_similarity": (directions * F.normalize(keys, dim=1)).sum(1).mean(),
-            "negative_similarity": directions.mean(0) @ bank.mean(0),
-        }
+        return contrast(self.loss, queries, keys)

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
@@ -27,7 +26,7 @@ from lightly.transforms.moco_transform import MoCoV2Transform
 from torch import Tensor
 
 from pretext.backbone_task import BackboneObjective, BackboneTask, Transform, backbone_in, crops_of, saved
-from pretext.keys import encode_apart
+from pretext.keys import contrast, encode_apart
 from ssldet.collapse import spread
 from ssldet.detectors.base import Detector
 from ssldet.nn.momentum import follow, follower
@@ -117,19 +116,13 @@ class MomentumContrast(BackboneObjective):
         query_crops, key_crops = crops_of(batch)[0].unbind(1)
         features = self.describe(query_crops).float()
         keys = self._keys(key_crops)
-        bank = self.loss.memory_bank.bank.clone()
         with torch.autocast(features.device.type, enabled=False):
             queries = self.head(features)
-            loss = self.loss(queries, keys)
-        directions = F.normalize(queries.detach(), dim=1)
+        loss, similarities = contrast(self.loss, queries, keys)
         return Losses(
             terms={"contrast": loss.reshape(1)},
             weights={"contrast": 1.0},
-            metrics={
-                "feature_std": spread(features.detach()),
-                "positive_similarity": (directions * F.normalize(keys, dim=1)).sum(1).mean(),
-                "negative_similarity": directions.mean(0) @ bank.mean(0),
-            },
+            metrics={"feature_std": spread(features.detach()), **similarities},
         )
 
     def _keys(self, pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from pretext.proposals import Proposals
+from ssldet.data.geometry import problems_of_short_sides
 from ssldet.data.photometric import Jitter
 from ssldet.recipe import Within
 from ssldet.source import Source
@@ -55,29 +56,4 @@ class ProposalTask(PretextTask):
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
-        return sides_problems("scales", self.scales)
-
-
-def sides_problems(name: str, sides: tuple[int, ...]) -> list[str]:
-    """Return a message unless short sides are such that images of them exist.
-
-    Args:
-        name: Name of the field.
-        sides: In pixels.
-    """
-    if sides and min(sides) >= 8:
-        return []
-    return [f"{name}: {sides} must name at least one short side of 8 pixels or more"]
-
-
-def crop_problems(scales: tuple[int, ...], sides: tuple[int, int]) -> list[str]:
-    """Return messages unless images can be cropped as `crop_scales` and `crop_range` say.
-
-    Args:
-        scales: Short sides before a crop, in pixels.
-        sides: Smallest and largest side of a crop, in pixels.
-    """
-    wrong = sides_problems("crop_scales", scales)
-    if not 8 <= sides[0] <= sides[1]:
-        wrong.append(f"crop_range: {sides} must be a smallest and a largest side of 8 pixels or more")
-    return wrong
+        return problems_of_short_sides("scales", self.scales)

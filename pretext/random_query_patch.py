@@ -23,7 +23,7 @@ trained with them; our recipes for small machines match within own groups.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from pretext.patch_iou import TEMPLATE_MEANINGS, PatchIoU, template_matching
 from ssldet.boxes import cxcywh_to_xyxy, to_normalised
-from ssldet.data.geometry import resize_short_side
+from ssldet.data.geometry import problems_of_short_sides, resize_short_side
 from ssldet.data.photometric import Jitter, draw_jitter
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
 from ssldet.losses.set_prediction import set_prediction
@@ -142,9 +142,7 @@ class RandomQueryPatch(PretextTask):
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
-        wrong = []
-        if not self.image_sides or min(self.image_sides) < 8:
-            wrong.append(f"image_sides: {self.image_sides} must name at least one short side of 8 pixels or more")
+        wrong = problems_of_short_sides("image_sides", self.image_sides)
         if self.patch_source == "feature_map" and not self.freeze_backbone:
             wrong.append("patch_source: a feature map describes patches only if freeze_backbone is true; use 'crop'")
         if self.smallest_share > self.largest_share:
@@ -184,7 +182,7 @@ class PatchViews:
         side, jitter = task.eval_side, None
         if self.training:
             side = task.image_sides[int(torch.randint(len(task.image_sides), (), generator=generator))]
-            if task.patch_source == "crop" and max(task.jitter.probability, task.jitter.grey, task.jitter.blur) > 0:
+            if task.patch_source == "crop" and task.jitter.changes_pixels:
                 jitter = draw_jitter(task.num_patches, task.jitter, generator)
         patches = Patches(pixels=cut(sample.image, boxes_xyxy, task.patch_size), jitter=jitter)
         return resize_short_side(replace(sample, targets=targets, problem=patches), side, task.longest_side)
@@ -311,14 +309,6 @@ class PatchDetection(PatchObjective):
         """Let the backbone look once at images whose feature map describes patches."""
         return self.looking_once() if self.task.patch_source == "feature_map" else nullcontext()
 
-    def _targets(self, targets: Sequence[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
-        """Return targets with the detector's last class, which stands for "matched", and the feature of each patch."""
-        matched = self.detector.num_classes - 1
-        return [
-            replace(
-                one,
-                labels=torch.full_like(one.labels, matched),
-                embeddings=embeddings if self.task.reconstruction else None,
-            )
-            for one, embeddings in zip(targets, features, strict=True)
-        ]
+    def _targets(self, targets: list[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
+        """Return the patches as targets, with what is to be reconstructed, if anything is."""
+        return self.as_found(targets, features if self.task.reconstruction else None)

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pretext.proposal_task import ProposalTask, crop_problems
+from pretext.proposal_task import ProposalTask
 from pretext.proposals import whole_pixels
 from pretext.region_recall import RegionRecall
 from ssldet.boxes import to_normalised
-from ssldet.data.geometry import DETRAugmentation, ShortSide
+from ssldet.data.geometry import DETRAugmentation, ShortSide, problems_of_crops
 from ssldet.data.photometric import apply_jitter, draw_jitter
 from ssldet.detectors.base import Detector
 from ssldet.patches import cut
@@ -58,7 +58,7 @@ class RegionTask(ProposalTask):
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""
-        return [*super().problems(), *crop_problems(self.crop_scales, self.crop_range)]
+        return [*super().problems(), *problems_of_crops(self.crop_scales, self.crop_range)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class RegionViews:
         if len(left):
             pixels[: len(left)] = cut(sample.image, whole_pixels(boxes[left], size), task.crop_size)
         jitter = None
-        if self.training and max(task.jitter.probability, task.jitter.grey, task.jitter.blur) > 0:
+        if self.training and task.jitter.changes_pixels:
             jitter = draw_jitter(task.proposals.count, task.jitter, generator)
         targets = replace(framed.targets, labels=torch.zeros_like(left))
         return replace(framed, targets=targets, problem=Regions(pixels=pixels, jitter=jitter))

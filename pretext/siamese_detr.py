@@ -160,7 +160,7 @@ class TwoViews:
         regions = common_regions(boxes, first, second, task.num_patches, task.smallest_area, generator)
         seen = replace(whole, targets=_targets(to_normalised(regions, size)))
         views = [self._view(seen, place, generator) for place in (first, second)]
-        strong = self.training and max(task.jitter.probability, task.jitter.grey, task.jitter.blur) > 0
+        strong = self.training and task.jitter.changes_pixels
         tables = [draw_jitter(task.num_patches, task.jitter, generator) for _ in views] if strong else None
         pixels = cut(whole.image, whole_pixels(regions, size), task.patch_size)
         pair = Pair(other=views[1], pixels=pixels, jitter=None if tables is None else torch.stack(tables))
@@ -245,7 +245,7 @@ class CrossViewDetection(PatchObjective):
             directions = ((0, 1), (1, 0))
             predictions = [self.ask(views[there], regions[here], images[there]) for here, there in directions]
         losses = [
-            self.criterion(predictions[here], self._targets(views[there].targets, named[here]))
+            self.criterion(predictions[here], self.as_found(views[there].targets, named[here]))
             for here, there in directions
         ]
         joined = _mean(losses[0], losses[1])
@@ -287,13 +287,6 @@ class CrossViewDetection(PatchObjective):
         """
         features = self.pool(_pair_of(batch)[1])
         return [most_confident(answers, self.task.num_patches) for answers in self.answers(batch, features)]
-
-    def _targets(self, targets: list[Targets], features: Float[Tensor, "B P E"]) -> list[Targets]:
-        matched = self.detector.num_classes - 1
-        return [
-            replace(one, labels=torch.full_like(one.labels, matched), embeddings=embeddings)
-            for one, embeddings in zip(targets, features, strict=True)
-        ]
 
     def _agreement(self, one: Predictions, other: Predictions) -> Float[Tensor, ""]:
         """Return how far each view's prediction is from the other's projection: 0 if alike, 4 if opposite."""

@@ -20,7 +20,7 @@ from ssldet.nn.backbones import Backbone
 from ssldet.postprocess import answers_of_queries
 from ssldet.queries import PatchQueries
 from ssldet.task import Objective
-from ssldet.types import Batch, Detections, Gather, ManyPatches, OnePatch, Pixels, Predictions, Problem
+from ssldet.types import Batch, Detections, Gather, ManyPatches, OnePatch, Pixels, Predictions, Problem, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,19 @@ class PatchObjective(Objective):
         per_image = answers_of_queries(predictions, batch.original_sizes)
         assert predictions.groups is not None
         return [replace(one, labels=predictions.groups.to(one.labels)) for one in per_image]
+
+    def as_found(self, targets: Sequence[Targets], features: Float[Tensor, "B P E"] | None) -> list[Targets]:
+        """Return patches as targets: of the detector's last class, which stands for "matched", with their features.
+
+        Args:
+            targets: The patches of each image.
+            features: What the state of a matched query is to name; `None` where it names nothing.
+        """
+        matched, named = self.detector.num_classes - 1, [None] * len(targets) if features is None else features
+        return [
+            replace(one, labels=torch.full_like(one.labels, matched), embeddings=embeddings)
+            for one, embeddings in zip(targets, named, strict=True)
+        ]
 
     @torch.no_grad()
     def localise(self, batch: Batch, patches: Sequence[OnePatch]) -> list[Detections]:

@@ -15,6 +15,8 @@ from ssldet.types import Sample, Targets, Views
 
 Sizing = Literal["detr", "transformers", "fixed", "within", "original"]
 """How the size of an image outside training is found; see `EvaluationSize`."""
+SHORTEST = 8
+"""Pixels of the shortest side to which images are resized or cropped."""
 SLIVER = 1e-3
 """Side in pixels below which a cropped box is empty: what rounding leaves of a box that only touched the crop."""
 
@@ -277,3 +279,28 @@ def _whole(low: int, high: int, generator: torch.Generator) -> int:
 
 def _chance(probability: float, generator: torch.Generator) -> bool:
     return float(torch.rand((), generator=generator)) < probability
+
+
+def problems_of_short_sides(name: str, sides: tuple[int, ...]) -> list[str]:
+    """Return a message unless images can be resized to short sides.
+
+    Args:
+        name: Name of the field that holds them.
+        sides: In pixels.
+    """
+    if sides and min(sides) >= SHORTEST:
+        return []
+    return [f"{name}: {sides} must name at least one short side of {SHORTEST} pixels or more"]
+
+
+def problems_of_crops(scales: tuple[int, ...], sides: tuple[int, int]) -> list[str]:
+    """Return messages unless images can be cropped as the fields `crop_scales` and `crop_range` of a task say.
+
+    Args:
+        scales: Short sides before a crop, in pixels.
+        sides: Smallest and largest side of a crop, in pixels.
+    """
+    wrong = problems_of_short_sides("crop_scales", scales)
+    if not SHORTEST <= sides[0] <= sides[1]:
+        wrong.append(f"crop_range: {sides} must be a smallest and a largest side of {SHORTEST} pixels or more")
+    return wrong

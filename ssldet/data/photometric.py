@@ -55,6 +55,11 @@ class Jitter:
     blur_low: Annotated[float, Within(0.01, BLUR_RADIUS / 3)] = 0.1
     blur_high: Annotated[float, Within(0.01, BLUR_RADIUS / 3)] = 2.0
 
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether any image is ever changed."""
+        return max(self.probability, self.grey, self.blur) > 0
+
     def problems(self) -> list[str]:
         """Return contradictions between fields, one line each."""
         if self.blur_low > self.blur_high:
