@@ -14,7 +14,8 @@ from ssldet.states import few
 from ssldet.weights.copies import take
 from ssldet.weights.deformable_detr_names import BODY, MARK, authors_name, from_authors
 from ssldet.weights.detr import DEFAULT_HEADS, HEADLESS, fill
-from ssldet.weights.files import Origin
+from ssldet.weights.files import Origin, naming_file
+from ssldet.weights.naming import count_parts
 from ssldet.weights.resnets import name_resnet
 from ssldet.weights.statement import share_option, statement_in, whole_option
 
@@ -54,7 +55,7 @@ def detector_from_authors(state: Mapping[str, Tensor], origin: Origin) -> Author
     """
     path, options = origin.path, origin.options
     theirs = take(state, MARK, BODY, path)
-    try:
+    with naming_file(path):
         ours = from_authors(theirs, str(path))
         config = recognise(
             ours,
@@ -64,8 +65,6 @@ def detector_from_authors(state: Mapping[str, Tensor], origin: Origin) -> Author
             dropout=share_option(options, "dropout", 0.1, path),
             named=authors_name,
         )
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     fresh = () if any(name.startswith(HEADLESS) for name in ours) else HEADLESS
     detector = config.build()
     fill(detector, ours, path, named=authors_name, fresh=fresh)
@@ -121,8 +120,8 @@ def recognise(
         num_queries=num_queries or QUERIES,
         width=width,
         heads=heads,
-        encoder_layers=_depth(state, "encoder.layers."),
-        decoder_layers=_depth(state, "decoder.layers."),
+        encoder_layers=count_parts(state, "encoder.layers."),
+        decoder_layers=count_parts(state, "decoder.layers."),
         feedforward=len(state["decoder.layers.0.linear1.weight"]),
         dropout=dropout,
         pre_norm="decoder.norm.weight" in state,
@@ -136,7 +135,3 @@ def recognise(
     if problems := config.problems():
         raise CheckpointError(f"recognised as Deformable DETR, but {'; '.join(problems)}")
     return config
-
-
-def _depth(state: Mapping[str, Tensor], start: str) -> int:
-    return len({name[len(start) :].partition(".")[0] for name in state if name.startswith(start)})

@@ -23,8 +23,8 @@ from ssldet.recipe import to_document
 from ssldet.states import few, infinite, misfits
 from ssldet.weights.copies import prefixes, take
 from ssldet.weights.detectron2 import CRITERION, configuration_beside, from_wrapper, is_wrapper, look_up
-from ssldet.weights.files import Origin, read_state
-from ssldet.weights.naming import Naming
+from ssldet.weights.files import Origin, naming_file, read_state
+from ssldet.weights.naming import Naming, count_parts
 from ssldet.weights.resnets import name_resnet
 from ssldet.weights.statement import statement_in, whole_option
 
@@ -222,8 +222,8 @@ def recognise(
         num_queries=num_queries,
         width=width,
         heads=heads,
-        encoder_layers=_depth(state, "transformer.encoder.layers."),
-        decoder_layers=_depth(state, "transformer.decoder.layers."),
+        encoder_layers=count_parts(state, "transformer.encoder.layers."),
+        decoder_layers=count_parts(state, "transformer.decoder.layers."),
         feedforward=len(state["transformer.decoder.layers.0.linear1.weight"]),
         pre_norm=pre_norm,
         masks=masks,
@@ -289,7 +289,7 @@ def look_into(
     path, options = origin.path, origin.options
     dilated = options.get("dilation", "dc5" in path.name.casefold())
     state = {name: value for name, value in take(state, MARK, BODY, path).items() if name != CRITERION}
-    try:
+    with naming_file(path):
         if is_wrapper(state):
             state = from_wrapper(state)
             trained = look_up(configuration_beside(path), "MODEL.DETR.NHEADS")
@@ -301,8 +301,6 @@ def look_into(
             output_stride=output_stride or (16 if dilated else 32),
             mask_attention=mask_attention or _stated_softmax(options),
         )
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     taken = f"; mask_attention={recognised.config.mask_attention}" if recognised.config.masks else ""
     log.info("%s: %s%s", path, recognised, taken)
     fresh = () if any(CLASS_HEAD in name for name in state) else HEADLESS
@@ -357,7 +355,3 @@ def _classes(state: Mapping[str, Tensor]) -> int:
     """Return the number of classes; any number without a class head, since data to fine-tune on bring their own."""
     head = next((state[CLASS_HEAD + kind] for kind in ("weight", "bias") if CLASS_HEAD + kind in state), None)
     return DETRConfig.num_classes if head is None else len(head) - 1
-
-
-def _depth(names: Iterable[str], start: str) -> int:
-    return len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)})

@@ -111,6 +111,22 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Origin]:
     )
 
 
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Let errors about the content of a file begin with its path.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: One was raised inside, with the path or without.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
 def read_header(path: Path) -> tuple[frozenset[str], dict[str, str]]:
     """Return names of tensors and text beside them from a safetensors file, without reading a tensor.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ssldet.detectors.fp_detr import LITE, FPDETRConfig
 from ssldet.errors import CheckpointError
+from ssldet.weights.naming import count_parts
 
 TRANSFORMER = "bbox_head.transformer."
 MARK = f"{TRANSFORMER}encoder2.layers.0.attentions.0.value_proj.weight"
@@ -98,7 +99,9 @@ def recognise(state: Mapping[str, Tensor]) -> FPDETRConfig:
         CheckpointError: A tensor is missing that tells a size.
     """
     try:
-        patches = [state[f"tokenizer.patches.{number}.weight"] for number in range(_count(state, "tokenizer.patches."))]
+        patches = [
+            state[f"tokenizer.patches.{number}.weight"] for number in range(count_parts(state, "tokenizer.patches."))
+        ]
         strides, levels = [1], len(state["level_embedding.weight"])
         for patch in patches:
             strides.append(strides[-1] * patch.shape[-1])
@@ -110,8 +113,8 @@ def recognise(state: Mapping[str, Tensor]) -> FPDETRConfig:
             extra_levels=levels - len(patches),
             width=state["level_embedding.weight"].shape[1],
             heads=len(state["encoder.layers.0.self_attn.attention_weights.bias"]) // (levels * POINTS),
-            encoder_layers=_count(state, "encoder.layers."),
-            joined_layers=_count(state, "joined_encoder.layers."),
+            encoder_layers=count_parts(state, "encoder.layers."),
+            joined_layers=count_parts(state, "joined_encoder.layers."),
             feedforward=len(state["encoder.layers.0.linear1.bias"]),
             points=POINTS,
         )
@@ -134,7 +137,7 @@ def _tokenizer_starts(names: Iterable[str]) -> dict[str, str]:
             f"backbone.norm{number}.": f"tokenizer.level_norms.{number}.",
         }
     levels = [f"neck.convs.{number}." for number in range(len(strides))]
-    levels += [f"neck.extra_convs.{number}." for number in range(_count(names, "neck.extra_convs."))]
+    levels += [f"neck.extra_convs.{number}." for number in range(count_parts(names, "neck.extra_convs."))]
     for number, level in enumerate(levels):
         starts |= {f"{level}conv.": f"projection.levels.{number}.0.", f"{level}gn.": f"projection.levels.{number}.1."}
     return starts
@@ -147,7 +150,7 @@ def _layer_starts(names: Iterable[str], encoder: int) -> dict[str, str]:
     """
     theirs, ours = f"{TRANSFORMER}encoder{encoder}.layers.", ("encoder.layers.", "joined_encoder.layers.")[encoder - 1]
     starts: dict[str, str] = {}
-    for layer in range(_count(names, theirs)):
+    for layer in range(count_parts(names, theirs)):
         here, there = f"{ours}{layer}.", f"{theirs}{layer}."
         starts |= {f"{there}{inside}": f"{here}{own}" for inside, own in INSIDE.items()}
         norms = sorted({name for name in names if re.fullmatch(rf"{re.escape(there)}norms\.\d+\.weight", name)})
@@ -180,7 +183,3 @@ def _without_fifth_level(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             heads = value.view(len(value) // each, levels + 1, -1, *value.shape[1:])
             own[name] = heads[:, :levels].reshape(-1, *value.shape[1:]).clone()
     return own
-
-
-def _count(names: Iterable[str], start: str) -> int:
-    return len({name.removeprefix(start).partition(".")[0] for name in names if name.startswith(start)})

@@ -1,7 +1,7 @@
 """names of tensors in one project <-> in another, by a table of their beginnings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -40,3 +40,13 @@ class Naming:
         if parts := self.layers.get(other):
             rest = re.sub(r"^(layers\.\d+\.)(\w+)", lambda found: found[1] + parts.get(found[2], found[2]), rest)
         return other + rest
+
+
+def count_parts(names: Iterable[str], start: str) -> int:
+    """Return how many parts a module has, such as the layers of an encoder: different words that follow its name.
+
+    Args:
+        names: Names of tensors.
+        start: The module's name with the dot behind it, such as `encoder.layers.`.
+    """
+    return len({name[len(start) :].partition(".")[0] for name in names if name.startswith(start)})
