@@ -23,6 +23,7 @@ from ssldet.chance import lent
 from ssldet.data.geometry import resize
 from ssldet.data.joining import without_labels
 from ssldet.detectors.base import Detector, DetectorConfig, backbone_of
+from ssldet.detectors.on_backbone import network_of
 from ssldet.nn.backbones import Backbone
 from ssldet.recipe import Within
 from ssldet.source import Source
@@ -83,8 +84,8 @@ def problems_with_learning(task: object, detector: DetectorConfig) -> list[str]:
 
 def backbone_in(detector: Detector) -> Backbone:
     """Return the backbone that a detector is built on; tasks that need one are checked against their detector."""
-    backbone = detector.get_submodule("backbone")
-    assert isinstance(backbone, Backbone)
+    backbone = network_of(detector)
+    assert backbone is not None
     return backbone
 
 

@@ -42,7 +42,7 @@ from ssldet.losses.set_prediction import set_prediction
 from ssldet.losses.terms import FeatureReconstruction, Term
 from ssldet.nn.heads import MLP
 from ssldet.patches import Patches, PatchObjective, cut, most_confident, patches_of, pooled, squeeze
-from ssldet.queries import PatchQueries, unequal_shares
+from ssldet.queries import PatchQueries, problems_of_shares
 from ssldet.recipe import Within
 from ssldet.source import Source
 from ssldet.task import Evaluator, Needs, PretextTask, Views
@@ -153,9 +153,7 @@ class RandomQueryPatch(PretextTask):
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Return what the detector lacks: a backbone with a feature map, queries that patches can share equally."""
-        wrong = []
-        if detector.num_queries % self.num_patches:
-            wrong.append(f"num_patches: {unequal_shares(detector.num_queries, self.num_patches)}")
+        wrong = problems_of_shares(detector.num_queries, self.num_patches)
         if self.patch_source == "feature_map" and backbone_of(detector) is None:
             wrong.append("patch_source: this detector has no backbone whose feature map describes patches; use 'crop'")
         return wrong

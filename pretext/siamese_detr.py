@@ -46,7 +46,7 @@ from ssldet.losses.set_prediction import set_prediction
 from ssldet.losses.terms import FeatureReconstruction
 from ssldet.nn.heads import MLP
 from ssldet.patches import PatchObjective, cut, most_confident, pooled, squeeze
-from ssldet.queries import PatchQueries, unequal_shares
+from ssldet.queries import PatchQueries, problems_of_shares
 from ssldet.recipe import Within
 from ssldet.source import Source
 from ssldet.task import Evaluator, Views
@@ -116,9 +116,7 @@ class SiameseDETR(ProposalTask):
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Return a message if the detector's queries can't be divided equally among the regions."""
-        if detector.num_queries % self.num_patches == 0:
-            return []
-        return [f"num_patches: {unequal_shares(detector.num_queries, self.num_patches)}"]
+        return problems_of_shares(detector.num_queries, self.num_patches)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ssldet.data.photometric import apply_jitter
-from ssldet.nn.backbones import Backbone
+from ssldet.detectors.on_backbone import network_of
 from ssldet.postprocess import answers_of_queries
 from ssldet.queries import PatchQueries
 from ssldet.task import Objective
@@ -114,8 +114,8 @@ class PatchObjective(Objective):
 
     def looking_once(self) -> AbstractContextManager[None]:
         """Let the backbone look only once at each tensor inside."""
-        backbone = getattr(self.detector, "backbone", None)
-        return backbone.remembering() if isinstance(backbone, Backbone) else nullcontext()
+        backbone = network_of(self.detector)
+        return nullcontext() if backbone is None else backbone.remembering()
 
     def describe(
         self, patches: ManyPatches, jitter: Float[Tensor, "B P J"] | None = None

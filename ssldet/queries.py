@@ -209,6 +209,16 @@ def group_ids(num_queries: int, num_groups: int) -> Int[Tensor, " Q"]:
     return torch.arange(num_groups).repeat_interleave(num_queries // num_groups)
 
 
+def problems_of_shares(num_queries: int, num_patches: int) -> list[str]:
+    """Return a message for the field `num_patches` unless queries can be shared equally among patches.
+
+    Args:
+        num_queries: Number of queries.
+        num_patches: Number of patches.
+    """
+    return [f"num_patches: {unequal_shares(num_queries, num_patches)}"] if num_queries % num_patches else []
+
+
 def unequal_shares(num_queries: int, num_patches: int) -> str:
     """Return the line that says why these queries can't be shared, and what can.
 

@@ -8,23 +8,13 @@ from torch import Tensor, nn
 
 from downstream.export.proof import Comparison
 from ssldet.chance import generator
-from ssldet.detectors.base import Detector
+from ssldet.detectors.on_backbone import network_of
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import Backbone, original_state
 from ssldet.task import Objective
 
 NO_BACKBONE = "the detector has no backbone to write by itself"
 """Why no format of backbones can hold a detector like FP-DETR."""
-
-
-def find_backbone(detector: Detector) -> Backbone | None:
-    """Return the part of a detector that can be written as a backbone; `None` where there is none.
-
-    Args:
-        detector: Any detector.
-    """
-    backbone = getattr(detector, "backbone", None)
-    return backbone if isinstance(backbone, Backbone) else None
 
 
 def backbone_of(objective: Objective, out: Path) -> Backbone:
@@ -37,7 +27,7 @@ def backbone_of(objective: Objective, out: Path) -> Backbone:
     Raises:
         CheckpointError: The detector has no backbone that can be written by itself.
     """
-    backbone = find_backbone(objective.detector)
+    backbone = network_of(objective.detector)
     if backbone is None:
         raise CheckpointError(f"{out}: this detector has no backbone to write; export it as 'safetensors'")
     return backbone

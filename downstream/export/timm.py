@@ -13,11 +13,12 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from downstream.export.backbones import NO_BACKBONE, backbone_of, find_backbone, same_backbone, weights_of
+from downstream.export.backbones import NO_BACKBONE, backbone_of, same_backbone, weights_of
 from downstream.export.card import model_card
 from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
 from ssldet.detectors.base import Detector
 from ssldet.detectors.base import backbone_of as configured_backbone
+from ssldet.detectors.on_backbone import network_of
 from ssldet.errors import CheckpointError
 from ssldet.nn.backbones import Backbone
 from ssldet.task import Objective
@@ -87,7 +88,7 @@ def unfit(detector: Detector, name: str) -> list[str]:
         detector: The detector.
         name: Name of the backbone.
     """
-    backbone = find_backbone(detector)
+    backbone = network_of(detector)
     if backbone is None:
         return [NO_BACKBONE]
     if _name(backbone, name):

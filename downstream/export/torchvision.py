@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from downstream.export.backbones import NO_BACKBONE, backbone_of, find_backbone, same_backbone, weights_of
+from downstream.export.backbones import NO_BACKBONE, backbone_of, same_backbone, weights_of
 from downstream.export.card import model_card
 from downstream.export.proof import Comparison, ExportReport, refusing, write_proven
 from ssldet.detectors.base import Detector
 from ssldet.detectors.base import backbone_of as configured_backbone
+from ssldet.detectors.on_backbone import network_of
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import CheckpointError
 from ssldet.task import Objective
@@ -92,7 +93,7 @@ def unfit(detector: Detector, name: str) -> list[str]:
         detector: The detector.
         name: Name of the backbone.
     """
-    backbone = find_backbone(detector)
+    backbone = network_of(detector)
     if backbone is None:
         return [NO_BACKBONE]
     if not hasattr(backbone.body, "pretrained_cfg") and name.rpartition("/")[2] in models.list_models(module=models):

@@ -7,11 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ssldet.class_scores import SigmoidScores
-from ssldet.detectors.base import Detector, DetectorConfig, problems_of_width
+from ssldet.detectors.base import DetectorConfig, problems_of_width
+from ssldet.detectors.on_backbone import BackboneDetector
 from ssldet.detectors.proposed import first_cells, for_groups, resemblance
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
@@ -32,7 +33,7 @@ FIRST_EXTENT = -2.0
 """Logit of the width and height of boxes at first: small ones."""
 
 
-class DeformableDETR(Detector):
+class DeformableDETR(BackboneDetector):
     """The deformable detection transformer, its parts injected.
 
     Patches join the content of queries: the position says where a query looks, and with proposals these say it.
@@ -102,26 +103,6 @@ class DeformableDETR(Detector):
         self.num_classes, self.num_queries = num_classes, num_queries
         self.width = level_embedding.weight.shape[1]
         self.feature_channels = backbone.channels
-
-    def normalise(
-        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B c H W"], padding: Bool[Tensor, "B H W"] | None = None
-    ) -> Float[Tensor, "B c H W"]:
-        """Scale pixels by the backbone's own mean and deviation; padding becomes 0."""
-        return self.backbone.normalise(pixels, padding)
-
-    def features(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:
-        """Return the backbone's last level for normalised images; patches go the same way."""
-        result: Tensor = self.backbone(images)
-        return result
-
-    @property
-    def level_channels(self) -> tuple[int, ...]:
-        """Channels of each level of the backbone."""
-        return self.backbone.level_channels
-
-    def levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
-        """Return the backbone's levels for normalised images, from fine to coarse."""
-        return self.backbone.levels(images)
 
     def memory(
         self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"] | None = None

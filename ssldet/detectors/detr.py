@@ -6,11 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ssldet.class_scores import SoftmaxScores
-from ssldet.detectors.base import Detector, DetectorConfig, problems_of_width
+from ssldet.detectors.base import DetectorConfig, problems_of_width
+from ssldet.detectors.on_backbone import BackboneDetector
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import Backbone, BackboneConfig, build_backbone
 from ssldet.nn.heads import BoxHead
@@ -41,7 +42,7 @@ def _as_map(cells: Float[Tensor, "B K D"], features: Float[Tensor, "B E h w"]) -
     return result
 
 
-class DETR(Detector):
+class DETR(BackboneDetector):
     """The detection transformer, composed of the parts it is given. Every section is the attribute of that name.
 
     The section `mask_head` consists of `mask_attention` and `mask_head`; a detector without masks has neither.
@@ -110,26 +111,6 @@ class DETR(Detector):
         self.num_classes = self.scores.num_classes(class_head.out_features)
         self.num_queries, self.width = queries.embedding.shape
         self.feature_channels = backbone.channels
-
-    def normalise(
-        self, pixels: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B c H W"], padding: Bool[Tensor, "B H W"] | None = None
-    ) -> Float[Tensor, "B c H W"]:
-        """Scale pixels by the backbone's own mean and deviation; padding becomes 0."""
-        return self.backbone.normalise(pixels, padding)
-
-    def features(self, images: Float[Tensor, "B c H W"]) -> Float[Tensor, "B E h w"]:
-        """Return the backbone's last level for normalised images; patches go the same way."""
-        result: Tensor = self.backbone(images)
-        return result
-
-    @property
-    def level_channels(self) -> tuple[int, ...]:
-        """Channels of each level of the backbone."""
-        return self.backbone.level_channels
-
-    def levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
-        """Return the backbone's levels for normalised images, from fine to coarse."""
-        return self.backbone.levels(images)
 
     def memory(
         self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"] | None = None

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from downstream.export.backbones import NO_BACKBONE, backbone_of, find_backbone, same_backbone, weights_of
+from downstream.export.backbones import NO_BACKBONE, backbone_of, same_backbone, weights_of
 from downstream.export.card import model_card, statement
 from downstream.export.detectron2.heads import without_holes
 from downstream.export.detectron2.loading import FEATURES, installed, load_through, require, resnet_of, state_of
@@ -32,6 +32,7 @@ from downstream.export.proof import Comparison, ExportReport, refusing, same_det
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.detectors.base import backbone_of as configured_backbone
 from ssldet.detectors.detr import DETR, DETRConfig
+from ssldet.detectors.on_backbone import network_of
 from ssldet.disk import Disk, write_whole
 from ssldet.engine.checkpoint import load_exactly
 from ssldet.errors import CheckpointError, ConfigError
@@ -217,7 +218,7 @@ def unfit(detector: Detector) -> list[str]:
 
 
 def _unfit_backbone(detector: Detector) -> list[str]:
-    backbone = find_backbone(detector)
+    backbone = network_of(detector)
     if backbone is None:
         return [NO_BACKBONE]
     if name_resnet(backbone.body.state_dict()) is None:
