@@ -22,7 +22,7 @@ from ssldet.types import Batch
 
 
 def train(
-    fabric: Devices,
+    devices: Devices,
     run: Run,
     objective: Objective,
     source: Source,
@@ -34,7 +34,7 @@ def train(
     """Take the remaining steps, and write the final weights.
 
     Args:
-        fabric: Places the objective, and averages gradients over the ranks; launched already.
+        devices: Places the objective, and averages gradients over the ranks; launched already.
         run: The configuration.
         objective: The objective to train, with the weights of the checkpoint where there is one.
         source: Training images.
@@ -48,25 +48,25 @@ def train(
         DivergedError: Losses or gradients were not finite too often in a row.
     """
     total_loss, searching = TotalLoss(objective, run.precision), True
-    model = fabric.setup_module(total_loss)
+    model = devices.setup_module(total_loss)
     progress = Progress(objective, run.optim, run.total_steps(len(source)))
     keeper.begin(progress, restored)
     batches = training_batches_of(run, source, progress.step)
-    exchange = Exchange(iter(batches), fabric.device, lambda: (bool(stop.raised), keeper.written))
-    reporter.begin(progress, batches, fabric.device)
+    exchange = Exchange(iter(batches), devices.device, lambda: (bool(stop.raised), keeper.written))
+    reporter.begin(progress, batches, devices.device)
     going = reporter.evaluate(progress, stop)
     objective.train()
     while going and not progress.done:
         progress.begin_step()
         total_loss.parts.clear()
-        for batch in _computed(fabric, model, run, exchange, progress.step):
+        for batch in _computed(devices, model, run, exchange, progress.step):
             keeper.quarantine.add(batch.skipped)
         norm = gradient_norm(progress.learning)
         left_out, stopping, written = exchange.agreed(not_finite(total_loss.parts, norm))
         if left_out:
             leave_out(progress, total_loss.parts, norm, keeper.folder.captures)
         else:
-            searching, model = _searching(fabric, model, total_loss) if searching else (False, model)
+            searching, model = _searching(devices, model, total_loss) if searching else (False, model)
             progress.take_step(norm)
         progress.step += 1
         with reporter.between_steps():
@@ -87,16 +87,16 @@ def train(
     keeper.hand_over(progress, reporter.results)
 
 
-def _computed(fabric: Devices, model: Any, run: Run, exchange: Exchange, step: int) -> Iterator[Batch]:
+def _computed(devices: Devices, model: Any, run: Run, exchange: Exchange, step: int) -> Iterator[Batch]:
     """Add up the gradients of the parts of a step and yield each; with the last they are averaged over the ranks."""
     for part, batch in enumerate(exchange.parts(run.optim.accumulate)):
         chance.begin_step(run.seed, step, part)
-        with fabric.no_backward_sync(model, enabled=part < run.optim.accumulate - 1):
+        with devices.no_backward_sync(model, enabled=part < run.optim.accumulate - 1):
             loss = model(batch)
-            fabric.backward(loss / run.optim.accumulate)
+            devices.backward(loss / run.optim.accumulate)
         yield batch
 
 
-def _searching(fabric: Devices, model: Any, total_loss: TotalLoss) -> tuple[bool, Any]:
+def _searching(devices: Devices, model: Any, total_loss: TotalLoss) -> tuple[bool, Any]:
     """Return whether later steps must look for parameters that no loss reaches, and the model wrapped accordingly."""
-    return (True, model) if unreached(total_loss.objective) else (False, all_reached(fabric, total_loss))
+    return (True, model) if unreached(total_loss.objective) else (False, all_reached(devices, total_loss))
