@@ -62,20 +62,21 @@ def totals(numbers: Sequence[float], device: torch.device) -> list[float]:
     """
     if not connected():
         return list(numbers)
-    own, letter = len(numbers), _letters.pop("out", [])
-    slots = [0.0] * (len(letter) * distributed.get_world_size())
-    first = len(letter) * distributed.get_rank()
-    slots[first : first + len(letter)] = map(float, letter)
+    own, attached = len(numbers), _attached.pop("sent", [])
+    # Each rank fills its own places of a row that holds zeros elsewhere, so that the sum holds the numbers of all.
+    slots = [0.0] * (len(attached) * distributed.get_world_size())
+    first = len(attached) * distributed.get_rank()
+    slots[first : first + len(attached)] = map(float, attached)
     everywhere = torch.tensor([*numbers, *slots], dtype=torch.float64, device=device)
     distributed.all_reduce(everywhere)
     summed = cast(list[float], everywhere.tolist())
-    if letter:
-        _letters["in"] = list(map(int, summed[own:]))
+    if attached:
+        _attached["received"] = list(map(int, summed[own:]))
     return summed[:own]
 
 
-_letters: dict[str, list[int]] = {}
-"""What is to travel with the next sum, and what came with the last one."""
+_attached: dict[str, list[int]] = {}
+"""`sent`: what is attached to the next sum; `received`: what came with the last one, rank after rank."""
 
 
 def enclose(numbers: Sequence[int]) -> None:
@@ -84,14 +85,14 @@ def enclose(numbers: Sequence[int]) -> None:
     Args:
         numbers: This rank's; every rank encloses as many at the same time.
     """
-    _letters.clear()
-    _letters["out"] = list(numbers)
+    _attached.clear()
+    _attached["sent"] = list(numbers)
 
 
 def enclosed() -> list[list[int]]:
     """Return the numbers that each rank enclosed, in the order of the ranks; nothing where no sum was made since."""
-    came, count = _letters.get("in", []), world()
-    _letters.clear()
+    came, count = _attached.get("received", []), world()
+    _attached.clear()
     each = len(came) // count
     return [came[number * each : (number + 1) * each] for number in range(count)] if came else []
 
