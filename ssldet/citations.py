@@ -32,7 +32,7 @@ def _cites(stages: Iterable[Mapping[str, Any]], part: str, group: str) -> Iterat
 
 
 def citation(key: str) -> str:
-    """Return the entry of a key; empty where the list has none, as for somebody else's task.
+    """Return the entry of a key; empty where the list has none, as for a task of another package.
 
     Args:
         key: Such as a task's `cite`.

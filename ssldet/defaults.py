@@ -1,4 +1,4 @@
-"""What users get who name nothing: the only names of registered tasks and recipes that the core knows."""
+"""Defaults for users who name no task or recipe: the only names of registered ones that the core knows."""
 
 PRETRAIN_LARGE, PRETRAIN_SMALL = "random_query_patch/r50", "random_query_patch/small"
 """Recipes of `ssldet pretrain` at full scale, and for two CPU cores or few images."""

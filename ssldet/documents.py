@@ -15,7 +15,7 @@ FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class OddDocumentError(ValueError):
-    """A text that is no document, or one that nobody writes."""
+    """A text that is no document, or one beyond the limits of this module."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -80,7 +80,7 @@ def _without_collector() -> Iterator[None]:
 
 
 def _refuse_odd_structure(text: str, *, aliases: bool) -> None:
-    """Stop before a document is built that nobody writes by hand."""
+    """Stop before a document is built that is beyond the limits."""
     depth = 0
     for event in yaml.parse(text, Loader=FAST_LOADER):
         # A few bytes of anchors and aliases can stand for gigabytes once somebody prints them.

@@ -1,4 +1,4 @@
-"""JSON objects, one a line -> values: what a torn file still holds, and numbers that JSON has no word for."""
+"""JSON objects, one per line -> values: the whole lines of a damaged file, and numbers that JSON can't express."""
 
 import json
 import math

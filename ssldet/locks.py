@@ -1,4 +1,4 @@
-"""folder -> who is at work in it: a lock that the system itself releases when its holders die, however they die."""
+"""folder -> the process that works in it: a lock that the system itself releases when its holder ends, in any way."""
 
 import errno
 import fcntl
@@ -37,7 +37,7 @@ class FolderLock:
         return self._file
 
     def take(self) -> bool:
-        """Take the lock if nobody else has it; say whether it is held now.
+        """Take the lock if no other process has it; return whether it is held now.
 
         Raises:
             SetupError: The file can't be opened, or its file system has no locks.

@@ -1,4 +1,4 @@
-"""A trained model -> a page on this machine that answers images: pictures, boxes, and for patches what one draws over.
+"""A trained model -> a page on this machine that answers images: all detections, or those of a part that is marked.
 
 The page is Gradio's, without its analytics, shared links and monitoring; nothing leaves this machine, and only this
 machine is listened to unless another address is named.

@@ -222,7 +222,7 @@ class LabelledImages(Measurable):
         """Return detections as COCO results with original ids; boxes are absolute xywh, masks compressed run lengths.
 
         Args:
-            detections: One entry an image, absolute xyxy in pixels of the image on disk.
+            detections: One entry per image, absolute xyxy in pixels of the image on disk.
             batch: Where they were found.
         """
         rows = []

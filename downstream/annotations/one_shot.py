@@ -302,7 +302,7 @@ class EvaluationPairs(Pairs, Measurable):
         """Return detections as COCO results with original ids; each is of the class that was asked for.
 
         Args:
-            detections: One entry a pair, absolute xyxy in pixels of the image on disk.
+            detections: One entry per pair, absolute xyxy in pixels of the image on disk.
             batch: Where they were found.
         """
         rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""panoptic:ANN.json:PNGS:IMAGES -> PanopticImages: COCO's panoptic annotations, things and stuff, every pixel told.
+"""panoptic:ANN.json:PNGS:IMAGES -> PanopticImages: COCO's panoptic annotations, things and stuff, each pixel labelled.
 
 A PNG holds the number of a segment in each pixel, R + 256 G + 65536 B, 0 for none; the JSON file says what each
 segment is. The file is checked when it is opened, a PNG when it is read.

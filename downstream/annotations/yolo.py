@@ -1,4 +1,4 @@
-"""yolo:ROOT:SPLIT -> LabelledImages: a data.yaml, folders of images, and one text file of normalised rows an image."""
+"""yolo:ROOT:SPLIT -> LabelledImages: a data.yaml, folders of images, and a text file of normalised rows per image."""
 
 import json
 from collections import Counter

@@ -33,7 +33,7 @@ from ssldet.errors import CheckpointError, SetupError
 from ssldet.task import Objective
 
 ANY_DIFFERENCE = sys.float_info.max
-"""Where weights are rounded: any but infinity, since nobody knows what is too much; AP says it."""
+"""Where weights are rounded: no difference but infinity is an error, since AP measures whether answers still do."""
 UNTRACEABLE = ("SwinTransformer", "SwinTransformerV2")
 """Networks whose windows depend on the size of the image in such a way that tracing fails only after hours."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")

@@ -33,7 +33,7 @@ They have no other way to ignore an object that is no crowd, whose overlap would
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Objects or detections of a whole set, one entry a row.
+    """Objects or detections of a whole set, one entry per row.
 
     Attributes:
         images: Number of the image, from 1.
@@ -60,7 +60,7 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Results(Sequence[Mapping[str, Any]]):
-    """COCO results of a whole set as one table; a row becomes a mapping when somebody asks for it.
+    """COCO results of a whole set as one table; a row becomes a mapping when it is read.
 
     Attributes:
         image_ids: Original id of each image.

@@ -13,7 +13,7 @@ FRAMES = (0xC0, 0xC1, 0xC2)
 TABLES = 0xDB
 """Segments of quantisation tables, of 64 numbers of one or two bytes, each behind a byte that says which."""
 HARMLESS = frozenset((0xC4, 0xDD, 0xFE, *range(0xE3, 0xED), 0xEF))
-"""Huffman tables, restart intervals, comments, and data of programs whose content nobody looks at."""
+"""Huffman tables, restart intervals, comments, and data of programs, which do not matter here."""
 KNOWN = {0xE0: (b"", 7), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"Adobe", 7)}
 """Data of programs whose content Pillow reads -> how it begins, and the fewest bytes of which Pillow makes sense."""
 

@@ -20,7 +20,7 @@ from ssldet.types import Batch, Detections
 log = logging.getLogger(__name__)
 
 USUAL_SHARE = 0.05
-"""Share of the images that is held out by whoever names no images to measure on and no share."""
+"""Share of the images that is held out where neither images to measure on nor a share are named."""
 MOST = 200
 """Largest number of images that are held out: more only take time."""
 

@@ -213,7 +213,7 @@ def _fingerprint(names: Names, sizes: Int64[np.ndarray, " N"]) -> str:
 
 
 def _is_current(kept: Usable, rules: ImageRules) -> bool:
-    """Tell whether no folder, no list and no file that could not be used has changed, and nobody noticed anything."""
+    """Tell whether nothing that was read has changed: folders, lists, unusable files, and images that a run used."""
     assert kept.file is not None
     if _mark(kept.file).exists():
         return False

@@ -1,4 +1,4 @@
-"""arrays, a small document -> one file that processes share: it is mapped into memory, so nobody reads or copies it."""
+"""arrays, a small document -> one file that processes share: mapped into memory, not read and copied."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""a million names -> one block of bytes: workers share it, since nothing counts references in it."""
+"""a million names -> one block of bytes, whose memory workers share, because it holds no reference counts."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence

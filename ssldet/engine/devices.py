@@ -48,7 +48,7 @@ class Devices(Protocol):
 
 
 class OneDevice:
-    """One process with one device, which needs nobody else."""
+    """One process with one device, without other ranks."""
 
     def __init__(self, kind: str) -> None:
         """Take the first device of a kind.

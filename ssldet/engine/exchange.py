@@ -1,4 +1,4 @@
-"""Batches of one rank -> the same on the canvas of all ranks, and what ranks decide together, for no exchange more.
+"""Batches of one rank -> the same on the canvas of all ranks, and what ranks decide together, in no further exchange.
 
 A step needs two exchanges in any case: gradients, and the number of boxes, which the criterion adds up before it
 matches. With the latter travels what the ranks must know of each other: how large the images of the next part are,

@@ -32,9 +32,10 @@ from ssldet.task import Objective, learning_sections
 
 log = logging.getLogger(__name__)
 outcome = logging.getLogger(f"{__name__}.outcome")
-"""For the file: whoever called gets the same words as an error."""
+"""Logs to the file alone: the caller gets the same words as an error."""
 
-_TALKERS = ("lightning_fabric.utilities.distributed", "lightning_fabric.utilities.rank_zero")
+_VERBOSE = ("lightning_fabric.utilities.distributed", "lightning_fabric.utilities.rank_zero")
+"""Loggers of Fabric, which report how ranks connect and advertise other products."""
 
 
 @peers.together()
@@ -98,12 +99,12 @@ def fit(
             log.info("%s, %s of %d", images, steps, run.data.batch_size)
             log.info("%s", account(run, placement))
             peers.join(lambda: stop.raised, partial(_failed, folder))
-            fabric = devices_for(placement, objective)
-            _join(fabric, run, sources.train, 0 if restored is None else restored.step)
+            devices = devices_for(placement, objective)
+            _join(devices, run, sources.train, 0 if restored is None else restored.step)
             keeper = Keeper(run, folder, sources.train)
             reporter = Reporter(run, folder, sources, preview, keeper.compare)
             with closing(reporter), closing(keeper):
-                train(fabric, run, objective, sources.train, reporter, keeper, stop, restored)
+                train(devices, run, objective, sources.train, reporter, keeper, stop, restored)
                 reporter.require_measured()
             return reporter.results
     finally:
@@ -128,9 +129,9 @@ def require_usable(run: Run, sources: Sources) -> None:
         require_measurable(run, sources.val)
 
 
-def _join(fabric: Devices, run: Run, source: Source, step: int) -> None:
+def _join(devices: Devices, run: Run, source: Source, step: int) -> None:
     """Start the other ranks or find them, and make sure that all are about to do the same."""
-    fabric.launch()
+    devices.launch()
     ranks.require_agreement({"configuration": fingerprint(run), "data set": source.fingerprint, "step": str(step)})
 
 
@@ -188,16 +189,16 @@ def _failed(folder: RunFolder, reason: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's advertisements and its account of ranks that find each other from the user."""
-    talkers = [logging.getLogger(name) for name in _TALKERS]
+    """Show problems only of what `_VERBOSE` logs."""
+    verbose = [logging.getLogger(name) for name in _VERBOSE]
 
     def is_problem(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING
 
-    for talker in talkers:
-        talker.addFilter(is_problem)
+    for logger in verbose:
+        logger.addFilter(is_problem)
     try:
         yield
     finally:
-        for talker in talkers:
-            talker.removeFilter(is_problem)
+        for logger in verbose:
+            logger.removeFilter(is_problem)

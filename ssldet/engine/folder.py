@@ -146,7 +146,7 @@ class RunFolder:
         self._lock.release()
 
     def sweep(self) -> None:
-        """Delete what a killed process left half written; only whoever holds the lock may call this."""
+        """Delete what a killed process left half written; the caller must hold the lock."""
         Checkpoints(self.checkpoints).sweep()
         for place in (self.path, self.weights.parent):
             for stage in place.glob("*.tmp-*"):

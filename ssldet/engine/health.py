@@ -1,4 +1,4 @@
-"""objective, images -> whether they still differ to it: rank and neighbours of its vectors, and what no loss reaches.
+"""objective, images -> how well its vectors still tell images apart; objective -> parameters that no loss reaches.
 
 A pretext task can be solved, or its loss be lowered, by a network that describes all images alike. The vector of an
 image is the mean of the backbone's features over its cells, and the mean of the last decoder layer over the detector's

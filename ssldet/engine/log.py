@@ -28,7 +28,7 @@ SHOWN: ContextVar[bool] = ContextVar("SHOWN", default=True)
 
 
 class Display:
-    """Shows the progress of a run on standard error, as long as somebody reads it."""
+    """Shows the progress of a run on standard error, until that is closed."""
 
     def __init__(self, title: str, total_steps: int) -> None:
         """Choose a bar on a terminal, one line that changes in a notebook, plain lines elsewhere.

@@ -28,7 +28,7 @@ class Quarantine:
         Args:
             source: The training images.
             limit: Share of the set that may be unusable.
-            path: The file; what an earlier part of the run wrote there counts too. None keeps it in memory.
+            path: The file; what an earlier part of the run wrote there counts too. `None` keeps it in memory.
 
         Raises:
             DataError: More than the limit already.

@@ -61,7 +61,7 @@ class BackgroundWork:
 
     @property
     def over(self) -> bool:
-        """Whether work has ended whose outcome nobody has asked for yet."""
+        """Whether work has ended and `wait` was not called since."""
         return self._thread is not None and not self._thread.is_alive()
 
     def start(self, work: Callable[[], object], name: str) -> None:

@@ -157,7 +157,7 @@ class Checkpoints:
         return state
 
     def damage(self, path: Path) -> str | None:
-        """Say what is wrong with a checkpoint file; None where nothing is."""
+        """Say what is wrong with a checkpoint file; `None` where nothing is."""
         try:
             expected = read_text(_sum_of(path)).split()[:1]
             actual = self.disk.digest(path)
@@ -166,7 +166,7 @@ class Checkpoints:
         return None if expected == [actual] else f"{path.stat().st_size} bytes that don't match their checksum"
 
     def sweep(self) -> None:
-        """Delete what a killed process left half done; only whoever holds the run's lock may call this."""
+        """Delete what a killed process left half done; the caller must hold the run's lock."""
         if not self.folder.is_dir():
             return
         names = set(self.disk.names(self.folder))
@@ -176,12 +176,12 @@ class Checkpoints:
                 self.disk.remove(self.folder / name)
 
     def set_aside(self, path: Path) -> None:
-        """Rename a damaged checkpoint, so that it neither counts as one nor is lost to whoever wants to look."""
+        """Rename a damaged checkpoint, so that it no longer counts as one and can still be examined."""
         self.disk.replace(path, path.with_name(path.name + ".damaged"))
 
 
 def room_for(state_bytes: int, keep: int, folder: Path, free: int) -> str | None:
-    """Say that a disk is too small for a run's checkpoints; None where it is not.
+    """Say that a disk is too small for a run's checkpoints; `None` where it is not.
 
     Args:
         state_bytes: Size of one checkpoint.

@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopFlag:
-    """While entered, the signals only raise the flag; whoever trains looks at it between two steps.
+    """While entered, the signals only raise the flag, which the training loop checks between two steps.
 
     Attributes:
         raised: Name of the first signal that came; empty where none did.
@@ -32,7 +32,7 @@ class StopFlag:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the earlier handlers of the signals."""
         for number, handler in self._before.items():
             # None is a handler that was not set from Python and can't be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,4 +1,4 @@
-"""Attempts to write -> a run that goes on, or stops: a full disk is bad luck, three times in a row it is not."""
+"""Attempts to write -> a run that goes on, or stops: a write may fail twice in a row, a third failure ends the run."""
 
 import json
 import logging

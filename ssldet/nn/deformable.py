@@ -25,7 +25,7 @@ class Levels:
         sizes: Width and height of each level in cells.
         starts: Where each level begins in the row.
         ratios: Share of each level that is image, along width and height.
-        padding: True for cells without image; None where nothing is padded.
+        padding: True for cells without image; `None` where nothing is padded.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -39,8 +39,8 @@ class Levels:
         """Describe feature maps.
 
         Args:
-            maps: One map a level.
-            paddings: True for cells without image, one entry a level; None means that nothing is padded.
+            maps: One map per level.
+            paddings: True for cells without image, one entry per level; `None` means that nothing is padded.
         """
         shapes = tuple((level.shape[2], level.shape[3]) for level in maps)
         device = maps[0].device
@@ -61,7 +61,7 @@ class Levels:
         """Put the cells of all levels into one row.
 
         Args:
-            maps: One map a level.
+            maps: One map per level.
         """
         return torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2)
 

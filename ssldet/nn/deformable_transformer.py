@@ -99,7 +99,7 @@ class DeformableDecoderLayer(Layer):
             reference: Around what each query looks on each level; see `DeformableAttention.forward`.
             cells: Encoded cells.
             levels: How the levels lie in the row of cells.
-            grouping: Which queries see one another; None means all.
+            grouping: Which queries see one another; `None` means all.
         """
         content = self._mix(self.self_attn, self.norm2, content, position, grouping or Grouping())
         asking = self._before(self.norm1, content) + position
@@ -221,7 +221,7 @@ class DeformableDecoder(nn.Module):
             cells: Encoded cells.
             levels: How the levels lie in the row of cells.
             locate: Turns states into boxes. Boxes that a layer looks around pass no gradient back.
-            groups: Group of each query; groups do not see one another. None means one group.
+            groups: Group of each query; groups do not see one another; `None` means one group.
             equal_groups: Their number, where that is known, see `Queries`.
         """
         grouping = Grouping.of(groups, equal_groups).to(content.device)

@@ -139,8 +139,8 @@ class JoinedEncoder(nn.Module):
             cells: Cells after the first layers.
             cell_position: Where each cell lies, and on which level.
             levels: How the levels lie in the row of cells.
-            adaptor: What shows queries one another; None leaves it out, with its norms.
-            groups: Group of each query; groups do not see one another. None means one group.
+            adaptor: What shows queries one another; `None` leaves it out, with its norms.
+            groups: Group of each query; groups do not see one another; `None` means one group.
             equal_groups: Their number, where that is known, see `Queries`.
         """
         grouping = Grouping.of(groups, equal_groups).to(content.device)

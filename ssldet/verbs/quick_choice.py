@@ -1,4 +1,4 @@
-"""device, images, labels -> the recipe of whoever names none, why, and what it needs."""
+"""device, images, labels -> the recipe for users who name none, why it was chosen, and what it needs."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -230,7 +230,7 @@ def _open(specs: Sequence[str], rules: ImageRules = RULES, *, masks: bool = Fals
 
 
 def _rules(opened: Opened) -> ImageRules:
-    """Return which images are usable; whoever asks for tiles means large ones."""
+    """Return which images are usable; larger ones are where the task cuts them into tiles."""
     rules = LARGE if opened.task.in_parts else RULES
     return replace(rules, channels=opened.objective.detector.in_channels)
 

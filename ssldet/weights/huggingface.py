@@ -1,4 +1,4 @@
-"""folder of Hugging Face transformers -> our detector: `config.json` says what it is, the weights file what it knows.
+"""folder of Hugging Face transformers -> our detector: architecture by `config.json`, tensors by the weights file.
 
 Nothing of transformers is imported. Sizes are read off the tensors, as for DETR's own files; the configuration adds
 what leaves no trace there, and must agree with the rest. Pre-norm models are called Table Transformers there.
@@ -39,7 +39,7 @@ LONGEST_NAME = 200
 NO_CLASS = "N/A"
 """What published folders call a class that a number does not stand for."""
 UNNAMED = "LABEL_"
-"""How names begin that nobody chose."""
+"""Beginnings of placeholder names, which transformers writes where no names were given."""
 DEFAULTS = {
     "encoder_attention_heads": 8,
     "decoder_attention_heads": 8,

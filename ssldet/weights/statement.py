@@ -1,4 +1,4 @@
-"""what files say of their model beside the tensors -> the same, each entry of its kind.
+"""what files say of their model beside the tensors -> the same, once the type of every entry was checked.
 
 Files of other projects state options of their training run (`args`); those that we write in other projects' formats
 also state, in ssldet's words, the task, the class names and the data's number of each class.

@@ -15,7 +15,7 @@ from ssldet.nn.backbones.network import Backbone
 
 RGB = 3
 UNMEASURED = (0.5, 0.25)
-"""Mean and deviation of a channel that nobody has measured."""
+"""Mean and deviation of a channel for which none are known."""
 
 
 def take_channels(backbone: Backbone, channels: int, mean: Sequence[float] = (), std: Sequence[float] = ()) -> None:
