@@ -13,6 +13,7 @@ from ssldet.data import image_index, parallel
 from ssldet.data.image_index import usable_images
 from ssldet.data.images import ImageRules, open_images
 from ssldet.data.names import Names
+from ssldet.errors import UnreadableError
 
 RULES = ImageRules()
 COUNT = 12
@@ -167,6 +168,19 @@ def test_a_process_that_is_killed_costs_only_time(monkeypatch, caplog):
     answers = [number for part in parallel.over_parts(1000, look) for number in part]
     assert answers == list(range(1000))
     assert "this one reads on" in caplog.text
+
+
+def test_what_is_wrong_with_an_image_stands_in_its_place(monkeypatch):
+    def ask(number):
+        if number % 3 == 1:
+            raise UnreadableError(f"{number}.jpg", "truncated")
+        return 10 * number
+
+    monkeypatch.setattr(parallel, "PART", 4)
+    for count in (0, 5, 70):  # the last in processes
+        found = parallel.over_images(count, ask)
+        said = [str(answer) if isinstance(answer, UnreadableError) else answer for answer in found]
+        assert said == [f"{n}.jpg: truncated" if n % 3 == 1 else 10 * n for n in range(count)]
 
 
 def test_names_are_a_list():

@@ -192,6 +192,7 @@ def test_a_group_begins_with_the_cells_that_agree_with_what_it_asks_for() -> Non
     assert proposals is not None
     assert proposals.groups is not None
     assert proposals.groups.bincount().tolist() == [252, 252]
+    assert proposals.states.shape == (1, 2, 504, 0), "copies for every group, which nothing reads"
     boxes = proposals.boxes[0].unflatten(1, (2, 252))
     for image in range(2):
         for group in range(2):

@@ -211,14 +211,15 @@ def test_losses_are_the_same_under_autocast() -> None:
     torch.testing.assert_close(mixed.total, detrs()(predictions, targets).total)
 
 
-def test_the_proposals_of_a_group_are_compared_with_its_own_targets() -> None:
+@pytest.mark.parametrize("channels", [2, 0])
+def test_the_proposals_of_a_group_are_compared_with_its_own_targets(channels: int) -> None:
     predictions, targets = problem((3, 2))
     targets = [replace(entry, groups=torch.arange(len(entry))) for entry in targets]
     cells, groups = 5, 3
     proposals = Predictions(
         logits=torch.randn(1, BATCH, groups * cells, 1),
         boxes=torch.rand(1, BATCH, groups * cells, 4) * 0.5 + 0.2,
-        states=torch.randn(1, BATCH, groups * cells, 2),
+        states=torch.randn(1, BATCH, groups * cells, channels),
         groups=torch.arange(groups).repeat_interleave(cells),
         scores=SigmoidScores(),
     )
