@@ -14,6 +14,7 @@ import torch
 from ssldet import chance
 from ssldet.data.loader import training_batches
 from ssldet.defaults import PRETRAIN_LARGE
+from ssldet.detectors.base import backbone_of
 from ssldet.engine.devices import placement_of, settled, tf32
 from ssldet.engine.guard import TotalLoss
 from ssldet.engine.optim import gradient_norm
@@ -187,7 +188,7 @@ def _is_measured_recipe(run: Run) -> bool:
 
 
 def _without_weights(run: Run) -> dict[str, object]:
-    return {"detector.backbone.weights": "none"} if hasattr(run.detector, "backbone") else {}
+    return {} if backbone_of(run.detector) is None else {"detector.backbone.weights": "none"}
 
 
 def _timed(run: Run, device: torch.device) -> tuple[float, float | None]:
