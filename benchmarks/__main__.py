@@ -59,7 +59,7 @@ def compare(
         dry_run: Only print the runs to make, and how long they will take.
         budget: Time to spend, such as 90min or 8h; the same command continues with the rest.
         jobs: Number of processes at a time.
-        filter_: Shell pattern of METHOD/MODEL/TASK/FRACTION/seed-N; rows of earlier filters stay in the results.
+        filter_: Shell pattern of METHOD/MODEL/TASK/FRACTION/seed-N.
         launcher: Command that runs each process, such as 'srun --gres=gpu:1 {command}'.
         json_: Print one JSON object.
     """
@@ -124,7 +124,7 @@ def speed(
         images: Images of the evaluation.
         repeats: Rounds of the short measurements.
         only: Parts: views, backbone, matching, optimiser, sampling, processes, step, engine, checkpoint,
-            evaluation.
+            huggingface, evaluation.
         json_: Print each row as one JSON object.
         check: Only measure parts that take seconds, and fail if a ratio fell by a third below that in the file.
     """
@@ -139,9 +139,11 @@ def speed(
             sys.stdout.writelines(f"{line}\n" for line in slower or ["nothing fell by a third"])
             sys.exit(1 if slower else 0)
         for row in measure(out, amount, only or ()):
-            text = (
-                f"{row['ratio']:8.2f}  ({row['low']:.2f} to {row['high']:.2f})  {row['work']}, against {row['against']}"
-            )
+            if "left_out" in row:
+                text = f"left out  {row['part']}: {row['left_out']}"
+            else:
+                spread = f"{row['ratio']:8.2f}  ({row['low']:.2f} to {row['high']:.2f})"
+                text = f"{spread}  {row['work']}, against {row['against']}"
             sys.stdout.write(f"{json.dumps(row) if json_ else text}\n")
             sys.stdout.flush()
 
@@ -203,7 +205,8 @@ def gpu(
 
     import torch
 
-    from benchmarks.timing.gpu import Bench, measure
+    from benchmarks.timing.bench import Bench
+    from benchmarks.timing.gpu import measure
 
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(

@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.results import hardware
 from benchmarks.timing.apart import Row, rows_apart
+from benchmarks.timing.bench import Bench, Trainer
 from benchmarks.timing.clock import of_processor, seconds_of, write
-from benchmarks.timing.gpu import Bench, Trainer
 from ssldet.errors import SetupError
 from ssldet.recipe import override
 from ssldet.regular import read_text

@@ -11,116 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.comparing import FinishedComparison, compare
 from benchmarks.timing.apart import Row, rows_apart
+from benchmarks.timing.bench import Bench, Trainer
 from benchmarks.timing.clock import fastest, write
+from benchmarks.timing.huggingface import PEER, SIZES, Pair, left_out
 from benchmarks.timing.plain import PlainStep, PlainUPDETR
-from downstream.annotations.shapes import write_shapes
-from ssldet.engine.evaluate import at_rest
-from ssldet.engine.guard import TotalLoss, not_finite
-from ssldet.engine.optim import gradient_norm
-from ssldet.engine.progress import Progress
-from ssldet.engine.run import Run
-from ssldet.engine.sources import Sources, open_sources, training_batches_of
 from ssldet.errors import ConfigError, SetupError, StoppedError, suggest
 from ssldet.patches import patches_of
-from ssldet.ranks import any_rank
 from ssldet.recipe import override
-from ssldet.registry import find
-from ssldet.types import Batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Where and on what is measured.
-
-    Attributes:
-        device: Where to compute.
-        until: When no other part may begin, by the monotonic clock.
-        tiny: Small networks and few steps.
-        folder: Of generated images.
-        places: Name -> data specification, for the suite of the last part; empty leaves that out.
-        out: Folder of the suite's runs and reports.
-        jobs: Runs of the suite at a time.
-    """
-
-    device: torch.device
-    until: float
-    tiny: bool
-    folder: Path
-    places: Mapping[str, str] = field(default_factory=dict)
-    out: Path = Path("runs/benchmarks")
-    jobs: int = 1
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds until no other measurement may begin."""
-        return self.until - time.monotonic()
-
-    def images(self, count: int, size: int, seed: int) -> str:
-        """Return generated labelled images as a data specification."""
-        place = self.folder / f"{count}-{size}-{seed}"
-        path = place / "instances.json"
-        return f"coco:{path if path.exists() else write_shapes(place, images=count, size=size, seed=seed)}"
-
-    def run(self, name: str, **changes: object) -> Run:
-        """Return a recipe of random query patches, with fresh weights and on generated images."""
-        recipe: Run = find("ssldet.recipes", f"random_query_patch/{'tiny' if self.tiny else name}")()
-        size = 64 if self.tiny else 320
-        fixed = {"data.train": (self.images(64 if self.tiny else 512, size, 0),), "detector.backbone.weights": "none"}
-        return override(recipe, {**fixed, **changes})
-
-
-class Trainer:
-    """A run that takes steps, without the files of a run."""
-
-    def __init__(
-        self, run: Run, device: torch.device, *, sources: Sources | None = None, compiled: bool = False
-    ) -> None:
-        """Build the objective and the optimiser.
-
-        Args:
-            run: The configuration.
-            device: Where to compute.
-            sources: The images, where they are open already.
-            compiled: Compile the objective.
-        """
-        torch.manual_seed(run.seed)
-        self.run, self.device, self.sources = run, device, sources or open_sources(run)
-        self.objective = run.task.objective(run.detector.build()).to(device)
-        self.objective.detector.train_only(
-            [name for name in self.objective.detector.sections if not run.task.rests(name)]
-        )
-        self.progress = Progress(self.objective, run.optim, run.total_steps(len(self.sources.train)))
-        self.loss = TotalLoss(self.objective, run.precision)
-        self.compute: Callable[[Batch], Any] = torch.compile(self.loss) if compiled else self.loss
-        self.objective.train()
-
-    def batches(self) -> Any:
-        """Return the batches of the run on the CPU."""
-        return training_batches_of(self.run, self.sources.train, self.progress.step)
-
-    def step(self, batch: Batch) -> None:
-        """Take one step, as the engine does.
-
-        Args:
-            batch: On the device.
-        """
-        self.progress.begin_step()
-        self.loss.parts.clear()
-        self.compute(batch).backward()
-        norm = gradient_norm(self.progress.learning)
-        if not any_rank(not_finite(self.loss.parts, norm)[None])[0]:
-            self.progress.take_step(norm)
-        self.progress.step += 1
 
 
 def tests(bench: Bench) -> Iterator[Row]:
@@ -240,47 +144,14 @@ def memory(bench: Bench) -> Iterator[Row]:
 
 
 def against_transformers(bench: Bench) -> Iterator[Row]:
-    """Compare a step of fine-tuning and inference with transformers' DETR of the same size."""
-    if find_spec("transformers") is None:
-        yield {"left_out": "transformers is not installed"}
+    """Compare a step of fine-tuning and inference with transformers' DETR: the same weights, pixels and labels."""
+    if missing := left_out():
+        yield {"left_out": missing}
         return
-    transformers: Any = import_module("transformers")
-    batch_size, side, queries = (2, 96, 10) if bench.tiny else (8, 640, 100)
-    name = f"detection/{'tiny' if bench.tiny else 'r50'}"
-    train = bench.images(16, side, 1)
-    changes = {"data.train": (train,), "data.batch_size": batch_size, "data.workers": 0, "budget.steps": 10}
-    shape = {"detector.name": "detr", "detector.backbone.name": "resnet50", "detector.backbone.weights": "none"}
-    width = {"detector.width": 256, "detector.heads": 8, "detector.feedforward": 2048, "detector.num_queries": queries}
-    layers = {"detector.encoder_layers": 6, "detector.decoder_layers": 6, "task.freeze_backbone": False}
-    run = override(find("ssldet.recipes", name)(), {**changes, **shape, **width, **layers, "detector.num_classes": 3})
-    trainer = Trainer(run, bench.device)
-    batch = next(iter(trainer.batches())).to(bench.device)
-    config = transformers.DetrConfig(use_timm_backbone=True, backbone="resnet50", num_queries=queries, num_labels=3)
-    config.use_pretrained_backbone = False
-    theirs = transformers.DetrForObjectDetection(config).to(bench.device).train()
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-4)
-    images = trainer.objective.detector.normalise(batch.images, batch.padding)
-    labels = [{"class_labels": one.labels, "boxes": one.boxes} for one in batch.targets]
-    mask = (~batch.padding).long()
-
-    def their_step() -> None:
-        optimizer.zero_grad()
-        theirs(pixel_values=images, pixel_mask=mask, labels=labels).loss.backward()
-        optimizer.step()
-
-    yield _compared("fine-tuning step", lambda: trainer.step(batch), their_step, bench)
-    theirs.eval()
-
-    def their_answer() -> None:
-        theirs(pixel_values=images, pixel_mask=mask)
-
-    with at_rest(trainer.objective, bench.device, run.precision):
-        yield _compared("inference", lambda: trainer.objective.answer(batch), their_answer, bench)
-
-
-def _compared(work: str, ours: Callable[[], object], theirs: Callable[[], object], bench: Bench) -> Row:
-    times = fastest({"ours": ours, "theirs": theirs}, 2 if bench.tiny else 10)
-    return {"work": work, "against": "transformers' DETR", "ratio": round(times["theirs"] / times["ours"], 3)}
+    pair = Pair(bench, [(96, 128), (88, 120)] if bench.tiny else [*SIZES] * 4)
+    for work, ways in (("fine-tuning step", pair.steps), ("inference", pair.answers)):
+        times = fastest({whose: way() for whose, way in ways.items()}, 2 if bench.tiny else 10)
+        yield {"work": work, "against": PEER, "ratio": round(times["theirs"] / times["ours"], 3)}
 
 
 def transfer(bench: Bench) -> Iterator[Row]:

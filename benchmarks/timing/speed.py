@@ -17,6 +17,7 @@ from benchmarks.results import hardware
 from benchmarks.timing.clock import Ratio, ratio, write
 from benchmarks.timing.floors import beside_memory
 from benchmarks.timing.handing_over import measure_handing_over
+from benchmarks.timing.huggingface import left_out, measure_huggingface
 from benchmarks.timing.training import measure_checkpoint, measure_engine, measure_steps
 from benchmarks.timing.views import measure_drafts, measure_views
 from downstream.annotations.shapes import write_shapes
@@ -68,7 +69,8 @@ def measure(out: Path, amount: Amount, only: Sequence[str] = ()) -> Iterator[dic
         only: Names of parts; empty measures all.
 
     Yields:
-        One row for each pair.
+        One row for each pair; for a part whose other side is not installed, one that says what to install, and nothing
+        is written.
 
     Raises:
         ConfigError: There is no such part.
@@ -76,11 +78,14 @@ def measure(out: Path, amount: Amount, only: Sequence[str] = ()) -> Iterator[dic
     if wrong := [f"--only: no part {name!r}{suggest(name, list(PARTS))}" for name in only if name not in PARTS]:
         raise ConfigError(wrong)
     _settle()
+    missing = {name: words for name in only or PARTS if (words := PEERS[name]() if name in PEERS else "")}
     kept: list[dict[str, Any]] = json.loads(read_text(out))["results"] if only and out.exists() else []
-    rows = {name: [row for row in kept if row["part"] == name and name not in only] for name in PARTS}
+    stays = [name for name in PARTS if name not in only or name in missing]
+    rows = {name: [row for row in kept if row["part"] == name and name in stays] for name in PARTS}
     machine = {**hardware(), "threads": 1, "torch": torch.__version__}
+    yield from ({"part": name, "left_out": words} for name, words in missing.items())
     for name in only or PARTS:
-        for row in PARTS[name](amount):
+        for row in PARTS[name](amount) if name not in missing else ():
             rows[name].append({"part": name, **row.to_json(), "load": round(os.getloadavg()[0], 1)})
             write(out, machine, [row for part in rows.values() for row in part])
             yield rows[name][-1]
@@ -270,6 +275,10 @@ def _engine(amount: Amount) -> Iterator[Ratio]:
     yield from measure_engine(amount.folder, amount.repeats)
 
 
+def _huggingface(amount: Amount) -> Iterator[Ratio]:
+    yield from measure_huggingface(amount.folder, min(amount.repeats, 2))
+
+
 def _checkpoint(amount: Amount) -> Iterator[Ratio]:
     yield from measure_checkpoint(amount.folder, min(amount.repeats, 3))
 
@@ -333,9 +342,12 @@ PARTS: dict[str, Callable[[Amount], Iterator[Ratio]]] = {
     "step": _step,
     "engine": _engine,
     "checkpoint": _checkpoint,
+    "huggingface": _huggingface,
     "evaluation": _evaluation,
 }
 """Name -> what is measured, in order."""
+PEERS: dict[str, Callable[[], str]] = {"huggingface": left_out}
+"""Part -> what to install, as far as the other side is missing."""
 QUICK = ("views", "matching")
 """Parts that take seconds."""
 LEAST = 0.8

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.timing.bench import Bench, Trainer
 from benchmarks.timing.clock import Ratio, compared, in_turns, of_processor, of_wall, seconds_of
 from benchmarks.timing.floors import beside_a_product, beside_memory, flops_of
-from benchmarks.timing.gpu import Bench, Trainer, Trainers
+from benchmarks.timing.gpu import Trainers
 from benchmarks.timing.turns import Worker, in_workers
 from ssldet.engine.fit import fit
 from ssldet.engine.folder import RunFolder

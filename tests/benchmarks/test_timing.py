@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.timing import gpu
+from benchmarks.timing.bench import Bench
 from benchmarks.timing.clock import fastest, ratio
 from ssldet.errors import ConfigError, SetupError
 
@@ -34,8 +35,8 @@ def test_a_ratio_above_one_means_faster() -> None:
     assert list(document) == ["work", "against", "ratio", "low", "high", "seconds", "repeats", "note", "bytes"]
 
 
-def bench_of(folder: Path, seconds: float, device: str = "cpu") -> gpu.Bench:
-    return gpu.Bench(device=torch.device(device), until=time.monotonic() + seconds, tiny=True, folder=folder)
+def bench_of(folder: Path, seconds: float, device: str = "cpu") -> Bench:
+    return Bench(device=torch.device(device), until=time.monotonic() + seconds, tiny=True, folder=folder)
 
 
 def test_no_part_begins_after_the_time(tmp_path: Path) -> None:

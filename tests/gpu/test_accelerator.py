@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.timing.gpu import Bench, Trainer
+from benchmarks.timing.bench import Bench, Trainer
 from ssldet.detectors.base import DetectorConfig
 from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.detectors.detr import DETRConfig
