@@ -59,7 +59,7 @@ def compare(
         dry_run: Only print the runs to make, and how long they will take.
         budget: Time to spend, such as 90min or 8h; the same command continues with the rest.
         jobs: Number of processes at a time.
-        filter_: Shell pattern of METHOD/MODEL/TASK/FRACTION/seed-N.
+        filter_: Shell pattern of METHOD/MODEL/TASK/FRACTION/seed-N; rows of earlier filters stay in the results.
         launcher: Command that runs each process, such as 'srun --gres=gpu:1 {command}'.
         json_: Print one JSON object.
     """

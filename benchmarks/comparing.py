@@ -71,7 +71,8 @@ def compare(
         dry_run: Only return the runs to make and the predicted time and disk space.
         budget: Seconds to spend; a later call continues with the rest.
         jobs: Number of processes at a time.
-        only: Shell pattern of the arms to run, matched with METHOD/MODEL/TASK/FRACTION/seed-N.
+        only: Shell pattern of the arms to run, matched with METHOD/MODEL/TASK/FRACTION/seed-N. Arms that earlier calls
+            have run keep their rows.
         launcher: Template of the command, as for `benchmarks.launch.command_of`.
         start: Starts a process; tests pass another function.
 
@@ -86,28 +87,31 @@ def compare(
     setting = Setting(scale=scale, places=data or {}, seeds=seeds)
     chosen = find_suite(suite, setting) if isinstance(suite, str) else suite
     folder = Path(out)
-    plan_again = partial(_plan, chosen, folder, only)
-    plan = plan_again()
+    asked = partial(fnmatchcase, pat=only)
+    plan = _plan(chosen, folder).only(asked)
     _require_valid(plan, only)
     if dry_run:
         return forecast(plan, folder)
     place = folder / f"{chosen.name.replace('/', '-')}-{chosen.scale}"
     place.mkdir(parents=True, exist_ok=True)
     try:
-        Runner(out=folder, jobs=jobs, launcher=launcher, seconds=budget, start=start).carry_out(plan_again)
+        runner = Runner(out=folder, jobs=jobs, launcher=launcher, seconds=budget, start=start)
+        runner.carry_out(lambda: _plan(chosen, folder).only(asked))
     finally:
-        results = collect(plan_again(), folder)
+        results = collect(_plan(chosen, folder), folder, asked)
         results.write(place / "results.json")
         write_reports(results, place, pictures=folder)
     return FinishedComparison(results=results, report=place)
 
 
-def _plan(suite: Suite, out: Path, only: str) -> Plan:
+def _plan(suite: Suite, out: Path) -> Plan:
+    """Plan all runs of a suite, given what has been measured so far."""
+
     def measured_value(address: str, metric: str) -> float | None:
         value = results_of(out, address).get(metric)
         return float(value) if isinstance(value, int | float) else None
 
-    return plan_suite(suite, measured_value).only(lambda name: fnmatchcase(name, only))
+    return plan_suite(suite, measured_value)
 
 
 def _require_valid(plan: Plan, only: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.plan import Plan
 from benchmarks.work import JobFolder, kind_of
@@ -31,21 +31,38 @@ class RunCost:
     measured: str
 
 
+class RunToMake(NamedTuple):
+    """A run that has not finished.
+
+    Attributes:
+        address: Its address.
+        title: Its purpose as one line.
+        steps: Optimiser steps that are left.
+        seconds: Predicted time; `None` if no run of its kind was measured.
+        bytes: Predicted disk space, likewise.
+    """
+
+    address: str
+    title: str
+    steps: int
+    seconds: float | None
+    bytes: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     """The runs that are still to make, and their predicted cost.
 
     Attributes:
         arms: Number of rows of the result.
-        lines: Address, title, steps, seconds and bytes of every run to make; seconds and bytes are `None` if no run of
-            its kind was measured.
+        lines: Every run to make.
         finished: Number of finished runs.
         missing: Reason -> number of rows that can't be run.
         sources: Where step times were measured.
     """
 
     arms: int
-    lines: list[tuple[str, str, int, float | None, float | None]]
+    lines: list[RunToMake]
     finished: int
     missing: Mapping[str, int]
     sources: tuple[str, ...]
@@ -56,16 +73,17 @@ class Forecast:
         Args:
             jobs: Number of processes at a time, each on hardware of its own.
         """
-        return sum(seconds or 0.0 for *_, seconds, _ in self.lines) / jobs
+        return sum(line.seconds or 0.0 for line in self.lines) / jobs
 
     def __str__(self) -> str:
         """Return the forecast as text with one line per run."""
         shown = [
-            f"{address}  {steps:>7} steps  {duration(seconds) if seconds is not None else 'unknown':>14}  {title}"
-            for address, title, steps, seconds, _ in self.lines
+            f"{line.address}  {line.steps:>7} steps  "
+            f"{'unknown' if line.seconds is None else duration(line.seconds):>14}  {line.title}"
+            for line in self.lines
         ]
-        unknown = sum(seconds is None for *_, seconds, _ in self.lines)
-        disk = sum(size or 0.0 for *_, size in self.lines)
+        unknown = sum(line.seconds is None for line in self.lines)
+        disk = sum(line.bytes or 0.0 for line in self.lines)
         shown.append(
             f"{self.arms} rows from {len(self.lines) + self.finished} runs, {self.finished} of them finished; "
             f"to do: {duration(self.seconds())} one after the other and {disk / 1e6:.0f} MB on disk"
@@ -81,13 +99,12 @@ class Forecast:
 
     def to_json(self) -> dict[str, Any]:
         """Return the forecast as plain values."""
-        names = ("address", "title", "steps", "seconds", "bytes")
         return {
             "arms": self.arms,
             "finished": self.finished,
             "seconds": self.seconds(),
             "missing": dict(self.missing),
-            "runs": [dict(zip(names, line, strict=True)) for line in self.lines],
+            "runs": [line._asdict() for line in self.lines],
         }
 
 
@@ -107,7 +124,8 @@ def forecast(plan: Plan, out: Path) -> Forecast:
             continue
         cost = costs.get(kind_of(folder.job))
         left = folder.job.steps - int(folder.run.status().get("steps", 0))
-        lines.append((address, folder.job.title, left, cost.step * left if cost else None, cost.disk if cost else None))
+        seconds, size = (cost.step * left, cost.disk) if cost else (None, None)
+        lines.append(RunToMake(address, folder.job.title, left, seconds, size))
         sources |= {cost.measured} if cost else set()
     missing: dict[str, int] = defaultdict(int)
     for arm in plan.arms:

@@ -135,6 +135,10 @@ class Arm:
         trial = "/trial" if self.trial else ""
         return f"{self.method}/{self.model}/{self.downstream}/{self.fraction:g}/seed-{self.seed}{rate}{trial}"
 
+    def left_out(self) -> "Arm":
+        """Return the arm without its runs."""
+        return replace(self, jobs=(), missing="left out by --filter")
+
 
 @dataclass(kw_only=True)
 class Plan:
@@ -195,7 +199,7 @@ class Plan:
         Args:
             keeps: Returns whether to keep an arm, given its name.
         """
-        arms = [arm if keeps(arm.name) else replace(arm, jobs=(), missing="left out by --filter") for arm in self.arms]
+        arms = [arm if keeps(arm.name) else arm.left_out() for arm in self.arms]
         needed = {address for arm in arms for address in arm.jobs}
         return Plan(suite=self.suite, jobs={name: job for name, job in self.jobs.items() if name in needed}, arms=arms)
 

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,31 +126,36 @@ def read_results(path: Path) -> Results:
         raise ConfigError(f"{path}: not the results of a comparison ({error!r})") from error
 
 
-def collect(plan: Plan, out: Path) -> Results:
+def collect(plan: Plan, out: Path, asked: Callable[[str], bool] = lambda name: True) -> Results:
     """Read the state and results of every run of a plan.
 
     Args:
-        plan: The plan.
+        plan: The plan of the whole suite.
         out: Folder of the comparison.
+        asked: Returns whether an arm was asked for, given its name. Of the others, those count that an earlier call
+            has brought to an end: their runs lie in the folder.
     """
-    runs = {address: JobFolder(out, job).record() for address, job in plan.jobs.items()}
+    records = {address: JobFolder(out, job).record() for address, job in plan.jobs.items()}
+    rows = [_row(arm, records) if asked(arm.name) else _earlier_row(arm, records) for arm in plan.arms]
+    told = {address for row in rows for address in row.arm.jobs}
+    jobs = {address: job for address, job in plan.jobs.items() if address in told}
     recipes: dict[str, str] = {}
-    for job in plan.jobs.values():
+    for job in jobs.values():
         recipes.setdefault(job.purpose.recipe, dumps(job.run))
     return Results(
         suite=_document_of(plan.suite),
         code=code_version(),
         hardware=hardware(),
-        rows=[_row(arm, plan, runs) for arm in plan.arms],
-        runs=runs,
+        rows=rows,
+        runs={address: records[address] for address in jobs},
         recipes=recipes,
     )
 
 
-def _row(arm: Arm, plan: Plan, runs: Mapping[str, Mapping[str, Any]]) -> Row:
+def _row(arm: Arm, records: Mapping[str, Mapping[str, Any]]) -> Row:
     if not arm.jobs:
         return Row(arm=arm, status="missing", reason=arm.missing)
-    chain = [runs[address] for address in arm.jobs]
+    chain = [records[address] for address in arm.jobs]
     for record in chain:
         if record["status"] == "failed":
             return Row(arm=arm, status="failed", reason=f"{record['title']}: {record['reason']}")
@@ -165,6 +170,12 @@ def _row(arm: Arm, plan: Plan, runs: Mapping[str, Mapping[str, Any]]) -> Row:
         seconds=sum(record["seconds"] for record in chain),
         pretraining=before,
     )
+
+
+def _earlier_row(arm: Arm, records: Mapping[str, Mapping[str, Any]]) -> Row:
+    """Return what an earlier call found out about an arm; that it is left out where that call did not end its runs."""
+    row = _row(arm, records)
+    return row if row.status in {"finished", "failed"} else _row(arm.left_out(), records)
 
 
 def _document_of(suite: Suite) -> dict[str, Any]:

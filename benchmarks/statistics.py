@@ -25,6 +25,7 @@ LEVEL = 0.05
 CONFIDENCE = 0.95
 
 PERCENT = 100.0
+"""Metrics are shares in the code and percentages in a report, as in papers."""
 
 POWER = 0.8
 """Chance of being significant that a difference needs to count as one that could have been seen."""

@@ -16,8 +16,6 @@ from ssldet.escapes import counted
 from ssldet.report.sections import Table
 from ssldet.report.wording import duration
 
-"""Metrics are shares in the code and percentages in a report, as in papers."""
-
 DASH = "\u2013"
 """Fills a cell without a value."""
 
