@@ -46,6 +46,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "found": tables_of_runs.found,
     "detectors": tables_of_suites.detectors,
     "matching": tables_of_suites.matching,
+    "matching_small": partial(tables_of_suites.starts, name="ours-matching-small-tiny", baseline="backbone"),
     "methods": tables_of_suites.methods,
     "pretraining": tables_of_suites.pretraining,
     "resemblance": tables_of_runs.resemblance,

@@ -33,6 +33,14 @@ def _with_seeds(values: Sequence[float]) -> str:
     return f"{PERCENT * fmean(values):.1f} ({' '.join(f'{PERCENT * value:.1f}' for value in values)})"
 
 
+def _overlap(suite: Results, method: str) -> str:
+    """Return how well the pretrainings of a method found held-out patches, and the best constant box; empty if none."""
+    ended = [run["results"] for run in suite.runs.values() if run["purpose"]["method"] == method]
+    names = ("patch_iou", "patch_iou_constant")
+    found = [[results[name] for name in names] for results in ended if names[0] in (results or {})]
+    return "{:.3f} ({:.3f})".format(*map(fmean, zip(*found, strict=True))) if found else ""
+
+
 def _recall(suite: Results, task: str, fraction: float, method: str) -> str:
     found = [
         row.results["AR100"]
@@ -218,8 +226,10 @@ def starts(results: Path, name: str, baseline: str) -> str:
             titles[one.method],
             _with_seeds(one.values),
             _recall(suite, one.downstream, one.fraction, one.method),
+            _overlap(suite, one.method),
             against.get(one.method, ""),
         )
         for one in summaries(suite)
     ]
-    return markdown(Table(columns=("start", "AP50", "AR100", f"against {titles[baseline]}"), rows=rows))
+    columns = ("start", "AP50", "AR100", "overlap of patches (best constant box)", f"against {titles[baseline]}")
+    return markdown(Table(columns=columns, rows=rows))
