@@ -75,9 +75,25 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> ClassRows:
     return ClassRows(theirs=tuple(theirs), ours=tuple(ours), rows=rows)
 
 
+def names_alike(names: Sequence[str]) -> list[list[str]]:
+    """Return the groups of names that differ by case, spaces, hyphens or underscores alone.
+
+    Args:
+        names: Class names of one set.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(_joined(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _plain(name: str) -> str:
-    joined = "".join(letter for letter in name.casefold() if letter not in " -_")
+    joined = _joined(name)
     return SAME.get(joined, joined)
+
+
+def _joined(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter not in " -_")
 
 
 def _first_names(names: Sequence[str], shown: int = 10) -> str:

@@ -55,14 +55,15 @@ def shortened(value: object, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: `1 image`, `2,400 images`.
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: `1 image`, `2,400 images`, `3 boxes`.
 
     Args:
         number: How many there are.
-        noun: In the singular; its plural ends in `s`.
+        noun: In the singular.
+        plural: Where it does more than end in `s`.
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def is_text(text: str) -> bool:

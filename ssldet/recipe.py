@@ -57,7 +57,8 @@ def override(config: Config, assignments: Mapping[str, object]) -> Config:
         *parents, leaf = path.split(".")
         for depth, step in enumerate(parents):
             if not is_dataclass(getattr(owner, step, None)):
-                wrong.append(_no_field(owner, step, ".".join(parents[:depth])))
+                above = ".".join(parents[:depth])
+                wrong.append(_no_group(owner, step, path, f"{above}.{step}".removeprefix(".")))
                 break
             branch, owner = branch[step], getattr(owner, step)
         else:
@@ -292,7 +293,7 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, str) and value.casefold() in BOOLEANS:
             return BOOLEANS[value.casefold()]
     elif hint is int and not isinstance(value, bool) and isinstance(value, int | float | str):
-        return _whole(value)
+        return whole_number(value)
     elif hint is float and not isinstance(value, bool) and isinstance(value, int | float | str):
         with suppress(OverflowError):
             if math.isfinite(number := float(value)):
@@ -302,8 +303,11 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
     raise ValueError(path)
 
 
-def _whole(value: int | float | str) -> int:
+def whole_number(value: int | float | str) -> int:
     """Read a whole number exactly; it never passes through a float, which holds 53 bits only.
+
+    Args:
+        value: A number, or text such as `1000` or `1e3`.
 
     Raises:
         ValueError: It has a fraction, is not finite, or has more than 64 bits.
@@ -344,6 +348,13 @@ def _shown(value: Any) -> str:
     except ValueError:  # Python writes out no whole number of more than some thousand digits
         return "a number of thousands of digits"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
+
+
+def _no_group(owner: object, name: str, path: str, place: str) -> str:
+    """Say why a path can't go on below a name: it stands for a single value, or for nothing."""
+    if name in hints_of(type(owner)):
+        return f"{path}: {place} is a single value, without fields of its own; set {place} itself"
+    return _no_field(owner, name, place.rpartition(".")[0])
 
 
 def _no_field(owner: object, name: str, path: str) -> str:

@@ -80,7 +80,7 @@ def _inspected(spec: str, path: Path, read: Callable[[Problems], Annotated], rul
         spec=spec,
         problems=tuple(problems.entries()),
         problem_count=len(problems),
-        warnings=_warnings(labels, usable),
+        warnings=_warnings(annotated, usable),
         skipped=skipped,
         counts=_counts(usable),
         boxes_per_class=_per_class(usable),
@@ -88,9 +88,9 @@ def _inspected(spec: str, path: Path, read: Callable[[Problems], Annotated], rul
     )
 
 
-def _warnings(labels: Labels, usable: Labels) -> tuple[str, ...]:
-    warnings = [f"{count} {what}" for what, count in labels.notes.items()]
-    warnings += suspicions(labels)
+def _warnings(annotated: Annotated, usable: Labels) -> tuple[str, ...]:
+    warnings = [f"{count} {what}" for what, count in annotated.labels.notes.items()]
+    warnings += suspicions(annotated)
     empty = [name for name, count in _per_class(usable).items() if not count]
     if empty:
         named = ", ".join(empty[:NAMED]) + (", …" if len(empty) > NAMED else "")

@@ -1,6 +1,6 @@
 """coco:ANN.json:IMAGES -> LabelledImages: COCO's instance annotations, read once into arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from pathlib import Path
 from posixpath import normpath
@@ -10,7 +10,8 @@ from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
 from downstream.annotations.numbers import LARGEST, finite_number
 from downstream.annotations.outlines import MISSING, NO_MASK, REACH, Outline, outline_of
-from downstream.annotations.problems import Problems, json_of, records, shown
+from downstream.annotations.problems import SHOWN, Problems, json_of, records, shown
+from ssldet.data.files import beside
 from ssldet.data.images import ImageRules
 from ssldet.data.places import place_of
 from ssldet.errors import AnnotationError
@@ -94,7 +95,7 @@ def gather_coco(rest: str, problems: Problems, rules: ImageRules, *, masks: Mask
         return Annotated(labels=labels, folder=Path(images), origin=path, places=places, archives=archives)
     folder = Path(images) if images else _guess_folder(path, labels.files[:EXAMPLES])
     if not folder.is_dir():
-        raise AnnotationError(f"{folder}: no such folder of images; give coco:ANN.json:IMAGES")
+        raise AnnotationError(f"{folder}: no such folder of images{beside(folder)}; give coco:ANN.json:IMAGES")
     return Annotated(labels=labels, folder=folder, origin=path, places=places)
 
 
@@ -112,7 +113,7 @@ def _read(path: Path, problems: Problems, masks: Masks) -> tuple[Labels, list[st
     labels = rows.labels(
         classes=list(categories.values()),
         category_ids=list(categories),
-        image_ids=list(images.index),
+        image_ids=list(images.index),  # type: ignore[arg-type]  # all numbers or all text, else there are problems
         files=images.files,
         sizes=images.sizes,
     )
@@ -136,8 +137,8 @@ def _categories(document: dict[str, Any], problems: Problems) -> dict[int, str]:
     taken: set[str] = set()
     for where, record in records(document, "categories", problems):
         key, name = _id(record, "id", where, problems), record.get("name")
-        if not isinstance(name, str) or not name or not is_text(name):
-            problems.add(f"{where}.name", shown(name), "expects the name of the class")
+        if not isinstance(name, str) or not name.strip() or not is_text(name):
+            problems.add(f"{where}.name", _stated(record, "name"), "expects the name of the class")
         elif name in taken:
             problems.add(f"{where}.name", f"{name!r} is the name of two categories", "rename or merge one of them")
         elif key is not None and key in names:
@@ -149,19 +150,20 @@ def _categories(document: dict[str, Any], problems: Problems) -> dict[int, str]:
 
 
 class _Images:
-    """The `images` list: id -> index, and file, size and place by index."""
+    """The `images` list: id -> index, and file, size and place by index. Ids are all numbers or all text."""
 
     def __init__(self, document: dict[str, Any], problems: Problems) -> None:
-        self.index: dict[int, int] = {}
+        self.index: dict[int | str, int] = {}
         self.files: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.places: list[str] = []
         self.rewritten = 0
         owners: dict[str, str] = {}
         for where, record in records(document, "images", problems):
-            key, name = _id(record, "id", where, problems), record.get("file_name")
+            key, name = _image_id(record, "id", where, problems), record.get("file_name")
             if not isinstance(name, str) or not name or not is_text(name):
-                problems.add(f"{where}.file_name", shown(name), "expects a file name relative to the image folder")
+                remedy = "expects a file name relative to the image folder"
+                problems.add(f"{where}.file_name", _stated(record, "file_name"), remedy)
                 continue
             if not stays_inside(name):
                 problems.add(f"{where}.file_name", shown(name), "must stay under the image folder; make it relative")
@@ -180,6 +182,18 @@ class _Images:
                 self.files.append(name)
                 self.sizes.append(_size(record, where, problems))
                 self.places.append(where)
+        self._require_one_kind_of_ids(problems)
+
+    def _require_one_kind_of_ids(self, problems: Problems) -> None:
+        texts = [key for key in self.index if isinstance(key, str)]
+        numbers = len(self.index) - len(texts)
+        if not (texts and numbers):
+            return
+        rarer, others = (str, "whole numbers") if len(texts) <= numbers else (int, "text")
+        for key, image in self.index.items():
+            if isinstance(key, rarer):
+                what = f"{shown(key)}, where those of other images are {others}"
+                problems.add(f"{self.places[image]}.id", what, "write the ids of all images alike")
 
 
 def _size(record: dict[str, Any], where: str, problems: Problems) -> tuple[int, int]:
@@ -191,7 +205,8 @@ def _size(record: dict[str, Any], where: str, problems: Problems) -> tuple[int, 
         value = record.get(side)
         number = finite_number(value)
         if number is None or not 1 <= number < LARGEST or number != int(number):
-            problems.add(f"{where}.{side}", shown(value), "expects the number of pixels, or leave both sides out")
+            remedy = "expects the number of pixels, or leave both sides out"
+            problems.add(f"{where}.{side}", _stated(record, side), remedy)
         else:
             sides.append(int(number))
     return (sides[0], sides[1]) if len(sides) == 2 else (0, 0)
@@ -258,12 +273,27 @@ def _outline(
     return outline.text
 
 
+def _stated(record: dict[str, Any], name: str) -> str:
+    """Return how the value of an entry looks."""
+    return shown(record[name]) if name in record else "missing"
+
+
 def _id(record: dict[str, Any], name: str, where: str, problems: Problems) -> int | None:
     value = record.get(name)
     if type(value) is int and abs(value) < 2**63:
         return value
-    problems.add(f"{where}.{name}", shown(value) if name in record else "missing", "expects a whole number")
+    problems.add(f"{where}.{name}", _stated(record, name), "expects a whole number, without quotes or decimals")
     return None
+
+
+def _image_id(record: dict[str, Any], name: str, where: str, problems: Problems) -> int | str | None:
+    value = record.get(name)
+    if isinstance(value, str) and value.strip() and is_text(value):
+        return value
+    if isinstance(value, str):
+        problems.add(f"{where}.{name}", shown(value), "expects a whole number or a name")
+        return None
+    return _id(record, name, where, problems)
 
 
 def _stated_ids(document: dict[str, Any], owner: str) -> set[object]:
@@ -271,23 +301,30 @@ def _stated_ids(document: dict[str, Any], owner: str) -> set[object]:
     stated = document.get(owner)
     entries = stated if isinstance(stated, list) else []
     keys = [record.get("id") for record in entries if isinstance(record, dict)]
-    return {key for key in keys if isinstance(key, int | str)}
+    return {key for key in keys if isinstance(key, int | float | str)}
 
 
 def _reference(
-    record: dict[str, Any], name: str, accepted: dict[int, int], stated: set[object], where: str, problems: Problems
+    record: dict[str, Any],
+    name: str,
+    accepted: Mapping[Any, int],
+    stated: set[object],
+    where: str,
+    problems: Problems,
 ) -> int | None:
     """Return the index behind an id; what a refused record states is told once, at that record."""
     value = record.get(name)
-    if isinstance(value, int | str) and value in stated and value not in accepted:
+    if not accepted or (isinstance(value, int | float | str) and value in stated and value not in accepted):
         return None
-    key = _id(record, name, where, problems)
+    key = (_image_id if name == "image_id" else _id)(record, name, where, problems)
     if key is None:
         return None
     if key in accepted:
         return accepted[key]
     kind, owner = ("image", "images") if name == "image_id" else ("category", "categories")
-    remedy = f"no {kind} has this id; add it to $.{owner} or drop the annotation"
+    twin = next((other for other in accepted if str(other) == str(key)), None) if len(problems) < SHOWN else None
+    alike = "" if twin is None else f", but {shown(twin)}"
+    remedy = f"no {kind} has this id{alike}; add it to $.{owner} or drop the annotation"
     problems.add(f"{where}.{name}", shown(key), remedy)
     return None
 
@@ -296,8 +333,7 @@ def _box(record: dict[str, Any], where: str, problems: Problems) -> Sequence[flo
     """Return xywh; what is wrong with it goes to the problems."""
     value = record.get("bbox")
     if not isinstance(value, list) or len(value) != 4:
-        found = shown(value) if "bbox" in record else "missing"
-        problems.add(f"{where}.bbox", found, "expects four numbers [x, y, width, height] in pixels")
+        problems.add(f"{where}.bbox", _stated(record, "bbox"), "expects four numbers [x, y, width, height] in pixels")
         return (0.0, 0.0, 0.0, 0.0)
     box = []
     for place, item in enumerate(value):

@@ -20,14 +20,17 @@ from downstream.annotations.labels import (
     looks_like_corners,
     looks_like_fractions,
     results_of,
+    twin_boxes,
 )
 from downstream.annotations.masks import RunLengths, encode
 from downstream.annotations.outlines import mask_of, outline_fault
 from downstream.annotations.problems import SHOWN, Problems, shown
 from ssldet.boxes import to_normalised
+from ssldet.classes import names_alike
 from ssldet.data.images import ImageRules
 from ssldet.data.places import FolderPlace, Place
 from ssldet.errors import AnnotationError, UnreadableError
+from ssldet.escapes import counted
 from ssldet.source import GroundTruth, Measurable
 from ssldet.types import Batch, Detections, Sample, Skipped, Targets
 
@@ -35,8 +38,14 @@ log = logging.getLogger(__name__)
 
 Kind = TypeVar("Kind", bound="LabelledImages")
 
-CORNERS = "many boxes leave their image; are they stored as x1 y1 x2 y2 instead of xywh?"
-"""What is said of boxes that look like corners."""
+LEAVING = "many boxes leave their image; "
+"""What is said of boxes that look misread, before what may be the reason in the format."""
+CORNERS = "are they stored as x1 y1 x2 y2 instead of xywh?"
+"""That reason where boxes are stored as x, y, width, height."""
+TWINS = "each counts as an object of its own, so that a detector which finds it once misses it once"
+"""What is said of boxes that stand in a set twice."""
+ALIKE = "are different classes, whose names differ by case, spaces, hyphens or underscores alone; are they one class?"
+"""What is said of class names that people take for one."""
 FRACTIONS = "all boxes are smaller than one pixel; are they stored as fractions of their image? pixels are expected"
 """What is said of boxes that look like fractions."""
 
@@ -51,6 +60,7 @@ class Annotated:
         origin: The annotation file or folder, to name in messages.
         places: Where the annotations speak of each image, to name in messages.
         archives: Where the images lie instead, if it is no folder.
+        misread: What to ask where many boxes leave their image.
     """
 
     labels: Labels
@@ -58,6 +68,7 @@ class Annotated:
     origin: Path
     places: Sequence[str]
     archives: Place | None = None
+    misread: str = CORNERS
 
     @property
     def place(self) -> Place:
@@ -96,7 +107,7 @@ class LabelledImages(Measurable):
             raise AnnotationError(f"{origin}: none of {len(labels)} images can be used ({self._skipped[0].reason})")
         for what, count in labels.notes.items():
             log.info("%s: %d %s", origin, count, what)
-        for warning in suspicions(labels):
+        for warning in suspicions(annotated):
             log.warning("%s: %s", origin, warning)
 
     @property
@@ -254,10 +265,17 @@ def _as_text(mask: RunLengths) -> dict[str, Any]:
     return {"segmentation": {**mask, "counts": mask["counts"].decode()}}
 
 
-def suspicions(labels: Labels) -> tuple[str, ...]:
+def suspicions(annotated: Annotated) -> tuple[str, ...]:
     """Return what may be wrong with labels that can all the same be read."""
-    corners = (CORNERS,) if looks_like_corners(labels) else ()
-    return corners + ((FRACTIONS,) if looks_like_fractions(labels) else ())
+    labels = annotated.labels
+    found = [LEAVING + annotated.misread] if looks_like_corners(labels) else []
+    if looks_like_fractions(labels):
+        found.append(FRACTIONS)
+    if twins := twin_boxes(labels):
+        again = "repeats another one" if twins == 1 else "repeat others"
+        found.append(f"{counted(twins, 'box', 'boxes')} {again} of the same image and class exactly; {TWINS}")
+    found += [f"{' and '.join(map(shown, names))} {ALIKE}" for names in names_alike(labels.classes)]
+    return tuple(found)
 
 
 def check_files(

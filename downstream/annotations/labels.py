@@ -219,6 +219,19 @@ def looks_like_fractions(labels: Labels) -> bool:
     return len(labels.boxes) > 0 and bool((sides <= 1).all() or (low + sides <= 1).all())
 
 
+def twin_boxes(labels: Labels) -> int:
+    """Return how many boxes stand in their image before, with the same class and the same corners.
+
+    Args:
+        labels: What was read.
+    """
+    owner = np.repeat(np.arange(len(labels)), np.diff(labels.first))
+    columns = (*labels.boxes.T, labels.labels, labels.crowd, owner)
+    order = np.lexsort(columns)
+    same = [column[order][1:] == column[order][:-1] for column in columns]
+    return int(np.logical_and.reduce(same).sum())
+
+
 def stays_inside(name: str) -> bool:
     """Say whether a relative file name, as text, stays under the folder it is joined to.
 

@@ -30,4 +30,5 @@ def number_in(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    # Python reads 1_0 as 10, which no annotation tool writes.
+    return number if math.isfinite(number) and "_" not in text else None

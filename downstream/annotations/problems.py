@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ssldet.data.files import beside
 from ssldet.errors import AnnotationError
 from ssldet.escapes import printable, shortened
 from ssldet.regular import read_bytes
@@ -133,13 +134,13 @@ def json_of(
         content = read_bytes(path)
         document = json.loads(content, object_pairs_hook=partial(_unique, hook))
     except OSError as error:
-        raise AnnotationError(f"{path}: can't be read ({error.strerror}); expects {expects}") from error
+        hint = beside(path) if isinstance(error, FileNotFoundError) else ""
+        raise AnnotationError(f"{path}: can't be read ({error.strerror}){hint}; expects {expects}") from error
     except _RepeatedKeyError as error:
         place = place_of_repetition(content.decode(json.detect_encoding(content), "replace"))
         raise AnnotationError(f"{path}: {place or shown(error.args[0])} stands twice; keep one of the two") from error
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno} (offset {error.pos})"
-        raise AnnotationError(f"{path}: not JSON at {place}: {error.msg}; expects {expects}; is it cut off?") from error
+        raise AnnotationError(f"{path}: {_no_json(error)}; expects {expects}") from error
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: not UTF-8 text at offset {error.start}; save it as UTF-8") from error
     except RecursionError as error:
@@ -149,6 +150,16 @@ def json_of(
     if not isinstance(document, form):
         raise AnnotationError(f"{path}: $: {shown(document)}; expects {expects}")
     return document
+
+
+def _no_json(error: json.JSONDecodeError) -> str:
+    """Say where a text stops being JSON, and what may have happened to it."""
+    if not error.doc.strip():
+        return "is empty"
+    place = f"not JSON at line {error.lineno} column {error.colno} (offset {error.pos}): {error.msg}"
+    if not error.doc[error.pos :].strip() or error.msg.startswith("Unterminated string"):
+        return f"{place}; is it cut off?"
+    return f"{place}; are these several files joined into one?" if error.msg == "Extra data" else place
 
 
 class _RepeatedKeyError(Exception):

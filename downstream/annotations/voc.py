@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
+from xml.parsers.expat.errors import XML_ERROR_INVALID_TOKEN, codes
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import XMLParser
@@ -29,6 +30,10 @@ FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes"
 """Words of `<difficult>` in lower case -> whether the object is."""
 UNSPECIFIED = "unspecified"
 """What some tools write into `<difficult>` as they do into `<pose>`."""
+INVALID_TOKEN = codes[XML_ERROR_INVALID_TOKEN]
+"""What the parser calls bytes that are no text of the file's encoding, among others."""
+MISREAD = "are they those of images of another size?"
+"""What to ask where many boxes leave their image."""
 DEPTH = 32
 """Deepest nesting that is read; VOC needs five levels."""
 
@@ -92,7 +97,7 @@ def gather_voc(rest: str, problems: Problems) -> Annotated:
         problems.stop()
     rows = Rows()
     places = [layout.place_of(stem) for stem in layout.stems]
-    files = [_read(layout.xml_of(stem), place, problems) for stem, place in zip(layout.stems, places, strict=True)]
+    files = [_read(layout.files[stem], place, problems) for stem, place in zip(layout.stems, places, strict=True)]
     listed = _listed_classes(root, problems)
     classes = listed or _found_classes(layout, files)
     index = {name: label for label, name in enumerate(classes)}
@@ -103,7 +108,11 @@ def gather_voc(rest: str, problems: Problems) -> Annotated:
         finder.find(stem, file.name, place, problems)
         for stem, file, place in zip(layout.stems, files, places, strict=True)
     ]
-    if layout.annotations == layout.images and (bare := len(finder.files - set(names))):
+    if finder.contradicted:
+        rows.notes["XML files state another image of the folder than that of their name, which was read"] = (
+            finder.contradicted
+        )
+    if not layout.listed and (bare := len(finder.files - set(names))):
         rows.notes["images without an XML file, not read"] = bare
     labels = rows.labels(
         classes=classes,
@@ -112,7 +121,7 @@ def gather_voc(rest: str, problems: Problems) -> Annotated:
         files=names,
         sizes=[file.size for file in files],
     )
-    return Annotated(labels=labels, folder=layout.images, origin=root, places=places)
+    return Annotated(labels=labels, folder=layout.images, origin=root, places=places, misread=MISREAD)
 
 
 def _add_objects(rows: Rows, image: int, file: "_File", index: dict[str, int], problems: Problems) -> None:
@@ -194,17 +203,32 @@ def _tree(path: Path) -> _Node:
     """
     collector = _Collector()
     try:
-        collector.parser.feed(read_bytes(path))
-        collector.parser.close()
+        content = read_bytes(path)
     except OSError as error:
         raise AnnotationError(f"can't be read ({error.strerror})") from error
+    if not content.strip():
+        raise AnnotationError("line 1: not XML (the file is empty)")
+    try:
+        collector.parser.feed(content)
+        collector.parser.close()
     except ParseError as error:
-        raise AnnotationError(f"line {error.position[0]}: not XML ({error})") from error
+        where = f"line {error.position[0]}"
+        if error.code == INVALID_TOKEN and not _is_utf8(content):
+            raise AnnotationError(f"{where}: not UTF-8, and names no other encoding; save it as UTF-8") from error
+        raise AnnotationError(f"{where}: not XML ({error})") from error
     except DefusedXmlException as error:
         raise AnnotationError("holds a document type or entity, which could fetch files or fill the memory") from error
     except (ValueError, LookupError) as error:
-        raise AnnotationError(f"not readable text ({error})") from error
+        raise AnnotationError(f"not readable text ({error}); save it as UTF-8") from error
     return collector.open[0].children[0]
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _read(path: Path, name: str, problems: Problems) -> _File:

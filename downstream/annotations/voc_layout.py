@@ -1,14 +1,17 @@
 """VOC's folders -> which XML file describes which image: the official layout, without lists of splits, or flat."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from downstream.annotations.labels import stays_inside
-from downstream.annotations.problems import Problems, shown, text_of
-from ssldet.data.files import ENDINGS
+from downstream.annotations.problems import SHOWN, Problems, shown, text_of
+from ssldet.data.files import ENDINGS, beside
 from ssldet.errors import AnnotationError, suggest
+
+XML = "*.[xX][mM][lL]"
+"""Glob of the annotation files: the case of the ending makes no difference, as in those of images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +23,22 @@ class Layout:
         annotations: The folder of the XML files.
         images: The folder of the images.
         stems: Name of each image: its path below `images` without suffix, and below `annotations` that of its XML.
+        files: Name -> XML file, of all that are there.
         others: XML files of the other splits, which share the classes.
+        listed: Whether lists say which images there are; else all of the folder are meant.
     """
 
     root: Path
     annotations: Path
     images: Path
     stems: Sequence[str]
+    files: Mapping[str, Path]
     others: Sequence[Path]
-
-    def xml_of(self, stem: str) -> Path:
-        """Return the XML file of an image."""
-        return self.annotations / f"{stem}.xml"
+    listed: bool
 
     def place_of(self, stem: str) -> str:
         """Return how messages name the XML file of an image."""
-        return self.xml_of(stem).relative_to(self.root).as_posix()
+        return self.files[stem].relative_to(self.root).as_posix()
 
 
 def find_layout(root: Path, split: str, problems: Problems) -> Layout:
@@ -54,20 +57,29 @@ def find_layout(root: Path, split: str, problems: Problems) -> Layout:
     """
     annotations, lists = root / "Annotations", root / "ImageSets" / "Main"
     if annotations.is_dir() and lists.is_dir():
-        stems = _listed(lists, split, problems)
         every = {_stem(path, annotations): path for path in _xml_below(annotations)}
+        stems = _listed(lists, split, every, problems)
         others = [path for stem, path in every.items() if stem not in set(stems)]
-        return Layout(root=root, annotations=annotations, images=root / "JPEGImages", stems=stems, others=others)
+        return Layout(
+            root=root,
+            annotations=annotations,
+            images=root / "JPEGImages",
+            stems=stems,
+            files=every,
+            others=others,
+            listed=True,
+        )
     if annotations.is_dir() and not split:
         folder, images = annotations, root / "JPEGImages"
     else:
         folder = images = root / split
-    found = list(_xml_below(folder)) if folder == annotations else sorted(folder.glob("*.xml"))
-    if not found:
+    found = _xml_below(folder) if folder == annotations else sorted(folder.glob(XML))
+    files = {_stem(path, folder): path for path in found}
+    if not files:
         raise AnnotationError(_nothing_found(root, split))
-    others = [path for path in root.glob("*/*.xml") if path.parent != folder] if split else []
+    others = [path for path in root.glob(f"*/{XML}") if path.parent != folder] if split else []
     return Layout(
-        root=root, annotations=folder, images=images, stems=[_stem(path, folder) for path in found], others=others
+        root=root, annotations=folder, images=images, stems=list(files), files=files, others=others, listed=False
     )
 
 
@@ -81,7 +93,12 @@ def lines_of(path: Path, problems: Problems) -> list[str]:
 
 
 class ImageFinder:
-    """Finds the image of an XML file: of its name, with any ending that is decoded, in any case."""
+    """Finds the image of an XML file: of its name, with any ending that is decoded, in any case.
+
+    Attributes:
+        files: All images that are there.
+        contradicted: How many XML files were found to have an image of their name and to state another one.
+    """
 
     def __init__(self, images: Path) -> None:
         """List the images.
@@ -90,6 +107,7 @@ class ImageFinder:
             images: The folder of the images; it need not exist where no image is opened.
         """
         self._of_stem: dict[str, list[str]] = {}
+        self.contradicted = 0
         self.files: set[str] = set()
         for folder, _, names in os.walk(images, followlinks=True):
             above = Path(folder).relative_to(images)
@@ -115,6 +133,7 @@ class ImageFinder:
         present = self._of_stem.get(stem, [])
         if named in self.files and (not present or named in present):
             return str(named)
+        self.contradicted += named in self.files
         if len(present) > 1:
             remedy = "are images of one name; state one of them in <filename>"
             problems.add(where, " and ".join(map(shown, sorted(present))), remedy)
@@ -128,10 +147,11 @@ def _beside(stem: str, stated: str) -> str | None:
     return file if name and stays_inside(file) else None
 
 
-def _listed(lists: Path, split: str, problems: Problems) -> list[str]:
-    """Return the image names of the split, each once, in order."""
+def _listed(lists: Path, split: str, every: Mapping[str, Path], problems: Problems) -> list[str]:
+    """Return the image names of the split that have an XML file, each once, in order; others go to the problems."""
     known = sorted(path.stem for path in lists.glob("*.txt"))
     stems: dict[str, str] = {}
+    unknown: dict[str, str] = {}
     for name in (split or "trainval").split("+"):
         if name not in known:
             there = ", ".join(known[:12]) + (", …" if len(known) > 12 else "") if known else "none"
@@ -147,13 +167,29 @@ def _listed(lists: Path, split: str, problems: Problems) -> list[str]:
                 problems.add(where, f"{stem} is listed twice", "list every image once")
             else:
                 stems.setdefault(stem, name)
+                if stem not in every:
+                    unknown.setdefault(stem, where)
+    for number, (stem, where) in enumerate(unknown.items()):
+        # A look for near misses is slow; the first few show the pattern.
+        hint = _meant(stem, every) if number < SHOWN else ""
+        remedy = "expects the name of an XML file below Annotations, without ending; restore the file or drop the line"
+        problems.add(where, f"{shown(stem)} has no XML file{hint}", remedy)
+        del stems[stem]
     if not stems and not len(problems):
         problems.add("ImageSets/Main", f"the split {split or 'trainval'} is empty", "expects one image name a line")
     return list(stems)
 
 
-def _xml_below(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.rglob("*.xml"))
+def _meant(listed: str, every: Mapping[str, Path]) -> str:
+    """Say which name a list probably means: tools write endings, folders and flags of classes beside it."""
+    bare = PurePosixPath(listed.split()[0])
+    tried = (bare.as_posix(), bare.with_suffix("").as_posix(), bare.name, bare.stem)
+    meant = next((stem for stem in tried if stem in every), None)
+    return f" (did you mean {meant!r}?)" if meant else suggest(listed, every)
+
+
+def _xml_below(folder: Path) -> list[Path]:
+    return sorted(folder.rglob(XML))
 
 
 def _stem(path: Path, folder: Path) -> str:
@@ -162,8 +198,10 @@ def _stem(path: Path, folder: Path) -> str:
 
 def _nothing_found(root: Path, split: str) -> str:
     """Say which layout lies in a folder, and what to type for it."""
+    if not root.is_dir():
+        return f"{root}: no such folder{beside(root)}; give voc:ROOT:SPLIT"
     inner = sorted({path.parent for path in root.glob("*/Annotations")})
-    flat = sorted({path.parent.name for path in root.glob("*/*.xml")} - {"Annotations"})
+    flat = sorted({path.parent.name for path in root.glob(f"*/{XML}")} - {"Annotations"})
     if inner:
         remedy = f"did you mean voc:{inner[0]}?"
     elif flat and not split:

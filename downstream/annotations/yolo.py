@@ -15,7 +15,8 @@ from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Rows
 from downstream.annotations.numbers import number_in
 from downstream.annotations.problems import Problems, shown, text_of
-from ssldet.data.files import list_files
+from downstream.annotations.yolo_files import LabelFiles
+from ssldet.data.files import beside, list_files
 from ssldet.data.images import ImageRules, image_sizes
 from ssldet.documents import FAST_LOADER, OddDocumentError, parse_yaml
 from ssldet.errors import AnnotationError, DataError, UnreadableError, suggest
@@ -37,6 +38,8 @@ BOXED = (
     "are they keypoints? state kpt_shape in data.yaml"
 )
 """What is said of polygons that look like a box with keypoints."""
+MISREAD = "are they stored as corners, or from the upper left one, instead of centre, width and height?"
+"""What to ask where many boxes leave their image."""
 POLYGON = 7
 """Words of the shortest polygon row: the class and three points."""
 
@@ -87,11 +90,11 @@ def gather_yolo(rest: str, problems: Problems, rules: ImageRules, *, masks: bool
     folder, names = _images(description, split or "train", path)
     sizes = [UNKNOWN if isinstance(size, UnreadableError) else size for size in image_sizes(folder, names, rules)]
     rows = Rows()
-    files = [label_file(folder / name) for name in names]
-    places = [_short(file, path.parent) for file in files]
+    found = LabelFiles([folder / name for name in names])
+    places = [_short(file, path.parent) for file in found.files]
     labelled, boxed = 0, list[bool]()
-    for image, (file, size) in enumerate(zip(files, sizes, strict=True)):
-        if not file.exists():
+    for image, (file, size) in enumerate(zip(found.files, sizes, strict=True)):
+        if file not in found:
             rows.count("images without a label file, taken as images without objects")
             continue
         labelled += 1
@@ -100,20 +103,19 @@ def gather_yolo(rest: str, problems: Problems, rules: ImageRules, *, masks: bool
     if boxed and all(boxed):
         rows.notes[BOXED] = len(boxed)
     if not labelled:
-        raise AnnotationError(f"{path}: none of {len(files)} images has a label file; {files[0]} is not there")
+        raise AnnotationError(f"{path}: none of {len(names)} images has a label file; {found.files[0]} is not there")
+    _count_odd_files(found, rows, path.parent)
     labels = rows.labels(classes=classes, category_ids=range(len(classes)), image_ids=names, files=names, sizes=sizes)
-    return Annotated(labels=labels, folder=folder, origin=path, places=places)
+    return Annotated(labels=labels, folder=folder, origin=path, places=places, misread=MISREAD)
 
 
-def label_file(image: Path) -> Path:
-    """Return where the labels of an image are: `labels` in the place of the last folder `images`, or beside it."""
-    parts = list(image.parts)
-    beside = image.with_suffix(".txt")
-    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
-    if not places or beside.exists():
-        return beside
-    parts[places[-1]] = "labels"
-    return Path(*parts).with_suffix(".txt")
+def _count_odd_files(found: LabelFiles, rows: Rows, home: Path) -> None:
+    """Note what is odd about which label files there are."""
+    if shared := found.shared():
+        rows.notes["images share their label file with one of the same name and another ending"] = shared
+    if strays := found.strays():
+        first = f"the first is {shown(_short(strays[0], home))}"
+        rows.notes[f"label files belong to no image that is there and can be decoded, not read; {first}"] = len(strays)
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ class _Reader:
             rows.count("rows with keypoints, of which the box was read")
             words = words[:5]
         label, numbers = number_in(words[0]), [number_in(word) for word in words[1:]]
+        if not self.classes:  # told at data.yaml, once
+            return
         if label is None or label % 1 or not 0 <= label < len(self.classes):
             remedy = f"expects a class from 0 to {len(self.classes) - 1}, as data.yaml names them"
             problems.add(place, f"class {shown(words[0])}", remedy)
@@ -204,13 +208,15 @@ def _description(place: Path) -> Path:
     """Return the YAML file that describes a data set."""
     if place.is_file():
         return place
+    if not place.is_dir():
+        raise AnnotationError(f"{place}: no such folder{beside(place)}; give yolo:ROOT:SPLIT, with data.yaml in ROOT")
     for name in ("data.yaml", "data.yml", "dataset.yaml"):
         if (place / name).is_file():
             return place / name
-    others = sorted(place.glob("*.y*ml")) if place.is_dir() else []
+    others = sorted(place.glob("*.y*ml"))
     if len(others) == 1:
         return others[0]
-    inner = sorted(place.glob("*/data.y*ml")) if place.is_dir() else []
+    inner = sorted(place.glob("*/data.y*ml"))
     remedy = f"did you mean yolo:{inner[0].parent}?" if inner else "it names the classes and the folders of images"
     raise AnnotationError(f"{place}: no data.yaml in it; {remedy}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ssldet import defaults
-from ssldet.cli.options import Data, Epochs, Flag, Json, Overrides, Steps, assignments
+from ssldet.cli.options import Data, Epochs, Flag, Json, Overrides, Steps, Whole, assignments
 from ssldet.cli.printing import prints
 
 
@@ -41,8 +41,8 @@ def show(recipe: str, *, set_: Overrides = None, json_: Json = False) -> None:
 def plan(
     recipe: str,
     *,
-    images: int,
-    devices: int = 1,
+    images: Whole,
+    devices: Whole = 1,
     measured: Flag = False,
     steps: Steps = None,
     epochs: Epochs = None,
@@ -72,7 +72,7 @@ def preview(
     task: str = defaults.PREVIEW,
     recipe: str | None = None,
     out: Path | None = None,
-    count: int = 8,
+    count: Whole = 8,
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:
@@ -113,7 +113,7 @@ def doctor(*images: str, json_: Json = False) -> None:
         sys.exit(4)
 
 
-def demo(*, out: Path | None = None, seed: int = 0, json_: Json = False) -> None:
+def demo(*, out: Path | None = None, seed: Whole = 0, json_: Json = False) -> None:
     """Pretrain and fine-tune on generated images in minutes, compare with training from scratch, write a report.
 
     Args:

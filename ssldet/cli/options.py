@@ -4,10 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from ssldet.errors import ConfigError
+from ssldet.escapes import shortened
+from ssldet.recipe import whole_number
 
+
+def _exactly(_: object, tokens: Sequence[Token]) -> int:
+    """Read a whole number as `--set` does: `1e3` is one, and `2.5`, which the parser would round, is none."""
+    text = tokens[0].value
+    try:
+        return whole_number(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r}; expects a whole number") from error
+
+
+Whole = Annotated[int, Parameter(converter=_exactly)]
+"""A whole number on the command line."""
 Overrides = Annotated[
     list[str] | None,
     Parameter(name="--set", consume_multiple=True, negative=(), help="Recipe fields, such as optim.lr=1e-4."),
@@ -15,13 +29,13 @@ Overrides = Annotated[
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="One JSON object on standard output.")]
 Flag = Annotated[bool, Parameter(negative=())]
 Out = Annotated[Path | None, Parameter(name="--out", help="Run folder to create; default: the next free one in runs/.")]
-Steps = Annotated[int | None, Parameter(name="--steps", help="Length in optimiser steps.")]
+Steps = Annotated[Whole | None, Parameter(name="--steps", help="Length in optimiser steps.")]
 Epochs = Annotated[float | None, Parameter(name="--epochs", help="Length in passes over the training set.")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"] | None,
     Parameter(name="--device", help="Where to compute; default: the recipe's."),
 ]
-BatchSize = Annotated[int | None, Parameter(name="--batch-size", help="Images of one optimiser step.")]
+BatchSize = Annotated[Whole | None, Parameter(name="--batch-size", help="Images of one optimiser step.")]
 Quiet = Annotated[bool, Parameter(name="--quiet", negative=(), help="Show problems only, no progress.")]
 LoggerNames = Annotated[
     list[str] | None,
@@ -35,14 +49,14 @@ DryRun = Annotated[
 ]
 Resume = Annotated[Path | None, Parameter(name="--resume", help="Run folder to go on with.")]
 AtStep = Annotated[
-    int | Literal["latest"] | None,
+    Whole | Literal["latest"] | None,
     Parameter(name="--step", help="Take a checkpoint of the run, which need not have finished: its step, or 'latest'."),
 ]
 Data = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
 Which = Annotated[
     Literal["last", "best"], Parameter(help="Weights of a run: of its last step, or those that measured best.")
 ]
-Tiles = Annotated[int | None, Parameter(name="--tiles", help="Side of the tiles of larger images, in pixels.")]
+Tiles = Annotated[Whole | None, Parameter(name="--tiles", help="Side of the tiles of larger images, in pixels.")]
 TileOverlap = Annotated[
     float | None, Parameter(name="--tile-overlap", help="Share of a tile that the next one shows too.")
 ]
@@ -55,12 +69,20 @@ def assignments(pairs: Sequence[str] | None) -> dict[str, str]:
     """Return recipe fields and their values from words such as `optim.lr=1e-4`.
 
     Raises:
-        ConfigError: Words without an equals sign; lists all of them.
+        ConfigError: Words without an equals sign, or fields that are set twice; lists all of them.
     """
-    wrong = [pair for pair in pairs or () if "=" not in pair]
+    wrong = [f"--set {pair}: expects path=value, such as task.num_patches=5" for pair in pairs or () if "=" not in pair]
+    values: dict[str, list[str]] = {}
+    for path, value in (pair.split("=", 1) for pair in pairs or () if "=" in pair):
+        values.setdefault(path, []).append(value)
+    wrong += [
+        f"--set {path}: is set {len(given)} times, to {', '.join(map(shortened, given))}; keep one of them"
+        for path, given in values.items()
+        if len(given) > 1
+    ]
     if wrong:
-        raise ConfigError([f"--set {pair}: expects path=value, such as task.num_patches=5" for pair in wrong])
-    return dict(pair.split("=", 1) for pair in pairs or ())
+        raise ConfigError(wrong)
+    return {path: value for path, (value,) in values.items()}
 
 
 def require_new(resume: Path | None) -> None:

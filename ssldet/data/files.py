@@ -357,12 +357,20 @@ def _can_be_named(entry: str) -> bool:
 
 
 def _missing(path: Path) -> DataError:
-    """Say that a path does not exist, and what stands beside the first part of it that doesn't."""
-    wrong = path
+    return DataError(f"no such file or folder: {shown(path)}{beside(path)}")
+
+
+def beside(path: Path) -> str:
+    """Say which name stands where the first part of a path that does not exist should be, as `suggest` does.
+
+    Args:
+        path: A path that does not exist.
+    """
+    wrong = absolute(path)
     while not wrong.parent.is_dir():
         wrong = wrong.parent
     try:
-        beside = [shown(entry.name) for entry in wrong.parent.iterdir()]
+        there = [shown(entry.name) for entry in wrong.parent.iterdir()]
     except OSError:
-        beside = []
-    return DataError(f"no such file or folder: {shown(path)}{suggest(shown(wrong.name), beside)}")
+        there = []
+    return suggest(shown(wrong.name), there)

@@ -20,6 +20,7 @@ from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
 from ssldet.escapes import printable
 from ssldet.ranks import launched, rank
 from ssldet.recipe import check, override
+from ssldet.registry import name_of
 from ssldet.source import Source
 from ssldet.task import Objective
 from ssldet.verbs.channels import for_channels, normalised
@@ -204,6 +205,11 @@ def _origin(run: Run) -> dict[str, Mapping[str, Any]]:
 
 def _labelled(run: Run, start: str | Path | None) -> Sources:
     """Open the training data, which must have classes, and make sure that the evaluation data have the same."""
+    _require(
+        run.task.needs.labels,
+        f"the recipe's task, {name_of('ssldet.tasks', type(run.task))}, learns without labels; use pretrain for it, or "
+        "another recipe: ssldet list recipes 'detection/*'",
+    )
     sources = open_sources(run)
     warn_of_few_queries(run.detector, sources.train, run.task)
     _require(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from downstream.annotations.shapes import write_shapes
-from downstream.annotations.yolo import label_file
+from downstream.annotations.yolo_files import label_file
 from downstream.metrics.panoptic_predictions import score_panoptic
 from downstream.metrics.predictions import score_predictions
 from ssldet.citations import cited

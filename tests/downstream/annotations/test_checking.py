@@ -96,3 +96,39 @@ def test_images_without_labels_are_inspected_too(tmp_path: Path) -> None:
     assert inspection.counts == {"images": 1}
     assert len(inspection.skipped) == 1
     assert not check_data(str(tmp_path / "nowhere")).sound
+
+
+def test_boxes_that_stand_twice_and_names_taken_for_one_are_warned_of(tmp_path: Path) -> None:
+    spec = write(tmp_path, {}, {}, {"category_id": 9}, {"image_id": 2}, {"bbox": [1, 2, 10, 11]}, {"iscrowd": 1})
+    document = json.loads((tmp_path / "ann.json").read_text())
+    document["categories"] = [{"id": 3, "name": "Cup "}, {"id": 9, "name": "cup"}]
+    (tmp_path / "ann.json").write_text(json.dumps(document))
+    inspection = check_data(spec)
+    assert inspection.sound
+    said = "\n".join(inspection.warnings)
+    assert "1 box repeats another one of the same image and class exactly" in said
+    assert "'Cup ' and 'cup' are different classes" in said
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_what_names_no_class_is_told_once_and_not_by_every_box(tmp_path: Path, form: str) -> None:
+    spec = write(tmp_path, {}, {})
+    document = json.loads((tmp_path / "ann.json").read_text())
+    (tmp_path / "ann.json").write_text(json.dumps(document | {"categories": {"3": "cup"}}))
+    if form == "yolo":
+        (tmp_path / "data.yaml").write_text("train: .\nnames: cup, cat\n")
+        (tmp_path / "a.txt").write_text("0 .5 .5 .1 .1\n1 .5 .5 .2 .2\n")
+        spec = f"yolo:{tmp_path}"
+    assert check_data(spec).problem_count == 1
+
+
+def test_a_path_that_is_not_there_is_told_with_the_one_that_is_meant(tmp_path: Path) -> None:
+    write(tmp_path, {})
+    (tmp_path / "pictures").mkdir()
+    for spec, meant in {
+        f"coco:{tmp_path}/anm.json:{tmp_path}": "ann.json",
+        f"coco:{tmp_path}/ann.json:{tmp_path}/picture": "pictures",
+        f"voc:{tmp_path}/pictres": "pictures",
+        f"yolo:{tmp_path}/pictres": "pictures",
+    }.items():
+        assert f"(did you mean '{meant}'?)" in str(check_data(spec))

@@ -226,7 +226,7 @@ REFUSED = [
     (all_ids_zero, "$.annotations[1].id: 0", "own id"),
     (unknown_category, "$.annotations[0].category_id: 2", "$.categories"),
     (unknown_image, "$.annotations[0].image_id: 4", "$.images"),
-    (image_id_as_text, "$.annotations[0].image_id: '3'", "whole number"),
+    (image_id_as_text, "$.annotations[0].image_id: '3'; no image has this id, but 3", "add it"),
     (duplicate_image_id, "$.images[1].id: 7 of b.png is also the id of a.png", "own id"),
     (duplicate_file_name, "$.images[1].file_name: ./a.png is also the file of $.images[0]", "once"),
     (odd_difficult_flag, "$.annotations[0].difficult: 2", "0 or 1"),
@@ -242,7 +242,7 @@ REFUSED = [
     (upward_file_name, "$.images[0].file_name", "under the image folder"),
     (absolute_file_name, "$.images[0].file_name", "under the image folder"),
     (zero_byte_in_file_name, "$.images[0].file_name", "under the image folder"),
-    (no_file_name, "$.images[0].file_name: None", "file name"),
+    (no_file_name, "$.images[0].file_name: missing", "file name"),
     (missing_image, "$.images[0]: ", "restore"),
     (wrong_size, "$.images[0]: states 41 x 60", "original files"),
     (size_before_rotation, "$.images[0]: states 60 x 40", "EXIF"),
@@ -412,7 +412,7 @@ def test_a_damaged_image_is_skipped_with_its_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "advice"),
     [
-        ("", "line 1 column 1"),
+        ("", "is empty"),
         ("{", "line 1 column 2"),
         ('{"images": [],}', "offset"),
         ("[" * 200_000, "nested too deeply"),
@@ -637,3 +637,62 @@ def test_exchanged_sides_are_told_with_the_cause_that_fits_the_file(tmp_path: Pa
         opened(tmp_path, document)
     assert "exchange them in the annotations" in str(caught.value)
     assert "label it again" not in str(caught.value)
+
+
+def with_text_ids(document: Document) -> None:
+    for record in document["images"]:
+        record["id"] = f"scan-{record['id']}"
+    for record in document["annotations"]:
+        record["image_id"] = f"scan-{record['image_id']}"
+
+
+def test_ids_of_images_may_be_text(tmp_path: Path) -> None:
+    source = opened(tmp_path, mutated(with_text_ids))
+    assert source.image_ids == ("scan-7", "scan-3")
+    assert len(source[0].targets) == 1
+    assert {row["image_id"] for row in source.ground_truth()["annotations"]} == {"scan-7", "scan-3"}
+
+
+def test_ids_of_images_that_differ_by_quotes_are_refused(tmp_path: Path) -> None:
+    def quote(document: Document) -> None:
+        document["images"][1]["id"] = "3"
+
+    with pytest.raises(AnnotationError) as caught:
+        opened(tmp_path, mutated(quote))
+    said = str(caught.value)
+    assert "$.images[1].id: '3', where those of other images are whole numbers; write" in said
+    assert "$.annotations[0].image_id: 3; no image has this id, but '3'" in said
+
+
+def test_one_id_with_decimals_is_told_once(tmp_path: Path) -> None:
+    def decimal(document: Document) -> None:
+        document["images"][1]["id"] = 3.0
+
+    with pytest.raises(AnnotationError, match=r"1 problem\n  \$\.images\[1\]\.id: 3\.0; expects a whole number"):
+        opened(tmp_path, mutated(decimal))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "ann.json: is empty; expects an object"),
+        (json.dumps(CLEAN)[:90], "is it cut off?"),
+        (json.dumps(CLEAN) + "\n{}", "are these several files joined into one?"),
+        (json.dumps(CLEAN).replace('"images"', "images"), "enclosed in double quotes; expects an object"),
+    ],
+)
+def test_what_is_no_json_says_what_may_have_happened(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(AnnotationError) as caught:
+        opened(tmp_path, text)
+    assert said in str(caught.value)
+
+
+def test_a_name_of_spaces_is_no_name_of_a_class(tmp_path: Path) -> None:
+    def blank(document: Document) -> None:
+        document["categories"][0]["name"] = "  "
+        del document["categories"][1]["name"]
+
+    with pytest.raises(AnnotationError) as caught:
+        opened(tmp_path, mutated(blank))
+    assert "$.categories[0].name: '  '; expects the name" in str(caught.value)
+    assert "$.categories[1].name: missing; expects the name" in str(caught.value)

@@ -264,7 +264,7 @@ def test_a_missing_image_and_a_missing_file_are_named(tmp_path: Path) -> None:
         opened(folder)
     assert len(read_voc(str(folder))) == 2, "labels alone need no images"
     (folder / "Annotations/b.xml").unlink()
-    with pytest.raises(AnnotationError, match=r"Annotations/b\.xml: can't be read"):
+    with pytest.raises(AnnotationError, match=r"trainval\.txt:2: 'b' has no XML file"):
         opened(folder)
 
 
@@ -382,3 +382,50 @@ def test_without_lists_every_xml_file_counts(tmp_path: Path) -> None:
     assert opened(root).keys == ("a", "b")
     with pytest.raises(AnnotationError, match=r"no ImageSets/Main in it, hence no split 'val'; give voc:"):
         opened(f"{root}:val")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_xml_files_are_found_whatever_the_case_of_their_ending(tmp_path: Path, listed: bool) -> None:
+    root = write(tmp_path / "voc")
+    (root / "Annotations/a.xml").rename(root / "Annotations/a.XML")
+    if not listed:
+        (root / "ImageSets/Main/trainval.txt").unlink()
+        (root / "ImageSets/Main").rmdir()
+    assert len(opened(root)[0].targets) == 1
+
+
+def test_names_in_lists_without_xml_file_are_told_with_their_line_and_what_was_meant(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc")
+    (root / "ImageSets/Main/trainval.txt").write_text("a.jpg\nb  -1\nJPEGImages/b.jpg\nnothing-like-it\n")
+    with pytest.raises(AnnotationError) as caught:
+        opened(root)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    for line, name, meant in ((1, "a.jpg", "a"), (2, "b  -1", "b"), (3, "JPEGImages/b.jpg", "b")):
+        assert f"ImageSets/Main/trainval.txt:{line}: '{name}' has no XML file (did you mean '{meant}'?);" in lines[line]
+
+
+def test_images_without_annotations_and_names_that_contradict_are_counted(tmp_path: Path) -> None:
+    root = write(tmp_path / "voc", a=xml(thing()).replace("<size>", "<filename>b.jpg</filename><size>"))
+    (root / "ImageSets/Main/trainval.txt").unlink()
+    (root / "ImageSets/Main").rmdir()
+    (root / "Annotations/b.xml").unlink()
+    notes = opened(root).labels.notes
+    assert notes["images without an XML file, not read"] == 1
+    assert notes["XML files state another image of the folder than that of their name, which was read"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "a.xml: line 1: not XML (the file is empty)"),
+        (xml(thing(name="K\xe4fer")).encode("latin-1"), "not UTF-8, and names no other encoding; save it as UTF-8"),
+        (b'<?xml version="1.0" encoding="gbk"?>' + xml().encode(), "save it as UTF-8"),
+    ],
+)
+def test_text_that_is_none_says_what_helps(tmp_path: Path, content: bytes, said: str) -> None:
+    root = write(tmp_path / "voc")
+    (root / "Annotations/a.xml").write_bytes(content)
+    with pytest.raises(AnnotationError) as caught:
+        opened(root)
+    assert said in str(caught.value)

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from downstream.annotations.labelled import LabelledImages
-from downstream.annotations.yolo import BOXED, label_file, open_yolo
+from downstream.annotations.yolo import BOXED, open_yolo
+from downstream.annotations.yolo_files import label_file
 from ssldet.data.images import ImageRules
 from ssldet.errors import AnnotationError
 
@@ -212,3 +213,37 @@ def test_damage_is_read_or_refused(tmp_path: Path) -> None:
             refused.append(str(error))
     assert min(sound, len(refused)) > 30
     assert all(str(tmp_path) in message for message in refused)
+
+
+def test_label_files_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    (root / "labels/train/a.txt").rename(root / "labels/train/a.TXT")
+    assert len(opened(root)[0].targets) == 2
+
+
+def test_labels_of_images_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    (root / "images/train/b.jpg").rename(root / "images/train/b.heic")
+    for name, text in (("b", ROWS), ("gone", ROWS), ("classes", "cup\ncat\n"), ("empty", "")):
+        (root / f"labels/train/{name}.txt").write_text(text)
+    notes = opened(root).labels.notes
+    assert [count for what, count in notes.items() if "not read; the first is 'labels/train/b.txt'" in what] == [2]
+
+
+def test_images_of_other_splits_in_the_same_folder_own_their_labels(tmp_path: Path) -> None:
+    root = write(tmp_path, description="train: train.txt\nnames: [cup, cat]")
+    (root / "train.txt").write_text("images/train/a.jpg\n")
+    (root / "labels/train/b.txt").write_text(ROWS)
+    assert opened(root).labels.notes == {}
+
+
+def test_images_that_share_a_label_file_are_counted(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    Image.new("RGB", (60, 40)).save(root / "images/train/a.png")
+    notes = opened(root).labels.notes
+    assert notes["images share their label file with one of the same name and another ending"] == 2
+
+
+def test_numbers_are_those_that_annotation_tools_write(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"'0\.2_0'"):
+        opened(write(tmp_path, "0 0.5 0.5 0.2_0 0.1"))
