@@ -214,6 +214,7 @@ def _images(images: Sequence[str]) -> Iterator[Finding]:
     from ssldet.data.sources import open_source
     from ssldet.engine.run import DataConfig
     from ssldet.verbs import preview
+    from ssldet.verbs.look import NO_FORECAST
 
     log.info("looking at %s", ", ".join(images))
     source = open_source(images, ImageRules())
@@ -227,3 +228,5 @@ def _images(images: Sequence[str]) -> Iterator[Finding]:
     measured = preview(images, draw=False)
     for name, value in measured.probe.items():
         yield Finding(name, None, f"{value:.3f}, {measured.meanings.get(name, 'a number of the task')}; no forecast")
+    if measured.probe:
+        yield Finding("forecast", None, NO_FORECAST, measured.advice)

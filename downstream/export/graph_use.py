@@ -5,6 +5,7 @@ from typing import Any
 
 from ssldet.data.bands import RGB
 from ssldet.data.geometry import EvaluationSize
+from ssldet.data.images import BACKDROP
 from ssldet.detectors.base import Detector
 from ssldet.errors import ConfigError
 from ssldet.recipe import from_document
@@ -47,7 +48,12 @@ from PIL import Image, ImageOps
 
 {load}
 for path in sys.argv[1:]:
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, {backdrop}), image.convert("RGBA"))
+    image = image.convert("RGB")
     (width, height), low, high = image.size, min(image.size), max(image.size)
 {size}
     pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float32).transpose(2, 0, 1)[None] / 255
@@ -172,6 +178,7 @@ def script(info: Mapping[str, Any], detector: Detector, name: str, package: str 
         return ""
     return SCRIPT.format(
         package=package,
+        backdrop=(*BACKDROP, 255),
         load=RUNTIMES[package]["load"].format(name=name),
         run=RUNTIMES[package]["run"],
         size=SIZES[sizing.rule].format(**_numbers(sizing)),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from ssldet.cli.options import AtStep, Data, Json, Overrides, Start, TileOverlap, Tiles, Which, assignments
+from ssldet.cli.options import AtStep, Data, Json, Overrides, Start, TileOverlap, Tiles, Which, Whole, assignments
 from ssldet.cli.printing import Figures, FoundTable, prints
 
 

@@ -333,7 +333,7 @@ def _thumbnail(image: Image.Image | BandImage, _: Stamp, *, size: tuple[int, int
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     # A JPEG is decoded to an eighth of its size in a fraction of the time.
     image.draft("L", (8 * max(size), 8 * max(size)))
-    grey = turned_upright(image).convert("L")
+    grey = _in_bytes(turned_upright(image)).convert("L")
     return np.asarray(grey.resize((size[1], size[0]), Image.Resampling.BOX))
 
 
@@ -369,14 +369,17 @@ def _decode(image: Image.Image | BandImage, _: Stamp) -> Tensor:
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     if (decoded := jpegs.decoded(image)) is not None:
         return decoded
-    upright = turned_upright(image)
-    if upright.mode.startswith("I;16"):
-        # Pillow's own conversion cuts off at 255 and returns white.
-        grey = (np.asarray(upright).astype(np.uint32) * 255 + 32767) // 65535
-        pixels = np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    elif upright.has_transparency_data:
-        backdrop = Image.new("RGBA", upright.size, (*BACKDROP, 255))
-        pixels = np.array(Image.alpha_composite(backdrop, upright.convert("RGBA")).convert("RGB"))
-    else:
-        pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    upright = _in_bytes(turned_upright(image))
+    pixels = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _in_bytes(image: Image.Image) -> Image.Image:
+    """Return an image that Pillow converts as it looks: 16 bits scaled to 8, transparency over `BACKDROP`."""
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts off at 255 and returns white.
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        backdrop = Image.new("RGBA", image.size, (*BACKDROP, 255))
+        return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
+    return image

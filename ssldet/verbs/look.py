@@ -1,5 +1,6 @@
 """RUN | images -> pictures and pages: the report of a run, and the problems that a task makes of images."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,13 +19,16 @@ from ssldet.data.sources import open_source
 from ssldet.disk import naming
 from ssldet.engine.assemble import assemble
 from ssldet.engine.folder import RunFolder
+from ssldet.engine.run import Run
 from ssldet.engine.sources import prepared
 from ssldet.errors import ConfigError
 from ssldet.recipe import check, override, read_document
+from ssldet.registry import name_of, names
 from ssldet.report.page import write_report
 from ssldet.report.pictures import contact_sheet, draw_answers, draw_detections, draw_problem, draw_segmentation
 from ssldet.task import Objective
 from ssldet.types import Batch, Detections
+from ssldet.verbs.bounds import COUNT, require_within
 from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
 from ssldet.verbs.measuring import measure_for_report
 
@@ -32,6 +36,8 @@ PROBE_BATCHES = 4
 """Batches from which `Objective.probe` measures."""
 NO_FORECAST = "these numbers are measured before any training, and do not tell whether training will succeed"
 """Line that follows the numbers of `Objective.probe`."""
+TRIAL = 300
+"""Steps after which a report tells whether a pretext task is being learned."""
 NOTHING = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
 """Drawn for an answer without boxes."""
 
@@ -44,22 +50,24 @@ class Preview:
         out: File of the picture; `None` where none was drawn.
         probe: Numbers of `Objective.probe`, measured before any training.
         meanings: What each of these numbers is.
+        advice: What to do to learn whether training will succeed; empty without numbers.
     """
 
     out: Path | None
     probe: dict[str, float] = field(default_factory=dict)
     meanings: dict[str, str] = field(default_factory=dict)
+    advice: str = ""
 
     def __str__(self) -> str:
         """Return the text that the command line prints."""
         lines = [str(self.out)] if self.out else []
         lines += [f"{name}  {value:.3f}  {self.meanings.get(name, '')}".rstrip() for name, value in self.probe.items()]
-        return "\n".join([*lines, *([NO_FORECAST] if self.probe else [])])
+        return "\n".join([*lines, *([f"{NO_FORECAST}; {self.advice}"] if self.probe else [])])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         out = None if self.out is None else str(self.out)
-        return {"out": out, "probe": self.probe, "meanings": self.meanings}
+        return {"out": out, "probe": self.probe, "meanings": self.meanings, "advice": self.advice}
 
 
 def preview(
@@ -87,6 +95,7 @@ def preview(
         ConfigError: There is no such recipe or field, or the task learns from labels and these images have none.
         DataError: The images can't be used.
     """
+    require_within({"count": (count, COUNT)})
     run = override(resolve(recipe or f"{task}/tiny"), changes_of(images, overrides=overrides))
     check(run)
     source = prepared(run.task, open_source(run.data.train, run.data.rules, masks=run.task.needs.masks))
@@ -103,12 +112,30 @@ def preview(
         objective = assemble(run, source).eval()
         probe = objective.probe(batches)
         meanings = {name: text for name, text in objective.probe_meanings.items() if name in probe}
+    advice = trial_of(run, texts(images)) if probe else ""
     if not draw:
-        return Preview(out=None, probe=probe, meanings=meanings)
+        return Preview(out=None, probe=probe, meanings=meanings, advice=advice)
     path = Path(out or "preview.png")
     with naming(path):
         contact_sheet(problems_of(batches, count, source.classes)).save(path)
-    return Preview(out=path, probe=probe, meanings=meanings)
+    return Preview(out=path, probe=probe, meanings=meanings, advice=advice)
+
+
+def trial_of(run: Run, images: Sequence[str]) -> str:
+    """Return the commands that tell whether a pretext task can be learned from images, and what decides it.
+
+    Args:
+        run: What was previewed.
+        images: Its images, as they were named.
+    """
+    name = name_of("ssldet.tasks", type(run.task))
+    recipe = f"{name}/small" if f"{name}/small" in names("ssldet.recipes") else f"{name}/tiny"
+    named = " ".join(map(shlex.quote, images))
+    return (
+        f"a short run does: ssldet pretrain {named} --recipe {recipe} --steps {TRIAL} --out runs/trial; then "
+        f"'ssldet report runs/trial' says in words whether {run.task.headline} on held-out images exceeds that of one "
+        "answer for all of them. Where it does not, more steps or images may help, or else do without pretraining"
+    )
 
 
 def problems_of(batches: Sequence[Batch], count: int, classes: Sequence[str] = ()) -> list[Image.Image]:

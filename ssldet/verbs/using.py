@@ -23,7 +23,7 @@ from ssldet.disk import Disk, naming, write_whole
 from ssldet.engine.sources import evaluation_batches_of, prepared
 from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs
 from ssldet.errors import ConfigError, DataError, UnreadableError
-from ssldet.hints import hints_of
+from ssldet.hints import Within, hints_of
 from ssldet.importing.base import Opened
 from ssldet.patches import PatchObjective
 from ssldet.recipe import check, override
@@ -33,6 +33,7 @@ from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
 from ssldet.types import Detections, Pixels, Sample, Segmentation, Skipped
 from ssldet.verbs.asking import asking
+from ssldet.verbs.bounds import COUNT, SHARE, require_within
 from ssldet.verbs.opening import Step, Which, open_answering
 from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of, save_cut_out
 
@@ -90,6 +91,7 @@ def evaluate(
         DataError: The images or labels can't be used, or no class of the model is among those of the data.
         CheckpointError: The model can't be opened, or needs training before it answers.
     """
+    require_within({"batch_size": (batch_size, COUNT), "workers": (workers, Within(0)), "iou": (iou, SHARE)})
     specs = (data,) if isinstance(data, str) else tuple(data)
     if predictions is not None:
         if start is not None or len(specs) != 1:
@@ -166,7 +168,16 @@ def predict(
     Returns:
         `out`, the number of `images` that were looked at, and `predictions` in COCO results format; where images can't
         be read, `unreadable` names each with the reason.
+
+    Raises:
+        ConfigError: Options that don't fit the model or one another, or `out` is a file.
+        DataError: Not one of the images, or of the patches, can be used.
+        CheckpointError: The model can't be opened, or needs training before it answers.
     """
+    require_within({"threshold": (threshold, SHARE)})
+    folder = Path(out or "predictions")
+    if folder.is_file():
+        raise ConfigError(f"{folder}: is a file; choose another --out")
     opened = _tiled(open_answering(start, weights, step), tiles, tile_overlap, overrides or {})
     opened = _measured_otherwise(opened, overrides or {})
     source = _open((images,) if isinstance(images, str) else images, _rules(opened))
@@ -175,7 +186,6 @@ def predict(
     )
     _require_query(opened, given=queries is not None)
     require_bands(bands, opened.objective.detector.in_channels)
-    folder = Path(out or "predictions")
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     segmented: PanopticResults | None = None

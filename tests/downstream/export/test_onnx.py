@@ -88,15 +88,19 @@ def test_a_graph_answers_for_any_number_and_size_of_images(exported) -> None:
 @pytest.mark.slow
 def test_the_script_beside_the_graph_finds_what_predict_finds(exported, tmp_path: Path) -> None:
     path, *_ = exported
-    photo = write_photo(tmp_path / "photo.png", seed=2)
-    run = [sys.executable, str(path.with_suffix(".py")), str(photo)]
+    photos = [write_photo(tmp_path / "a.png", seed=2), tmp_path / "deep.png", tmp_path / "transparent.png"]
+    with Image.open(photos[0]) as photo:
+        Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 200).save(photos[1])
+        photo.putalpha(photo.convert("L").point(lambda grey: 255 if grey > 120 else 0))
+        photo.save(photos[2])
+    run = [sys.executable, str(path.with_suffix(".py")), *map(str, photos)]
     done = subprocess.run(run, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    ours = ssldet.predict(path.with_suffix(".safetensors"), str(photo), out=tmp_path / "found", draw=False)[
+    ours = ssldet.predict(path.with_suffix(".safetensors"), [*map(str, photos)], out=tmp_path / "found", draw=False)[
         "predictions"
     ]
-    assert len(found) == len(ours) == TINY.num_queries
+    assert len(found) == len(ours) == 3 * TINY.num_queries
     for theirs, row in zip(found, ours, strict=True):
         assert theirs["bbox"] == pytest.approx(row["bbox"], abs=0.2)
         assert theirs["score"] == pytest.approx(row["score"], abs=1e-3)

@@ -111,6 +111,24 @@ def test_blank_pictures_are_alike_only_as_files(tmp_path: Path) -> None:
     assert [leak.same for leak in compare_data(tmp_path / "first", tmp_path / "second").pairs] == ["file"]
 
 
+@pytest.mark.parametrize("kind", ["16 bits", "transparent"])
+def test_pictures_are_compared_as_they_look(tmp_path: Path, kind: str) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    for seed in range(3):
+        grey = picture(seed).convert("L")
+        if kind == "16 bits":
+            shown = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        else:
+            shown = Image.new("RGBA", grey.size)  # black, and seen by its transparency alone
+            shown.putalpha(grey)
+        shown.save(tmp_path / "first" / f"{seed}.png")
+        if seed:
+            shown.resize((60, 45)).save(tmp_path / "second" / f"copy{seed}.png")
+    found = compare_data(tmp_path / "first", tmp_path / "second").pairs
+    assert [(Path(leak.first).stem, Path(leak.second).stem) for leak in found] == [("1", "copy1"), ("2", "copy2")]
+
+
 def test_what_can_not_be_decoded_is_counted(folders: tuple[Path, Path]) -> None:
     first, second = folders
     whole = (first / "0.png").read_bytes()

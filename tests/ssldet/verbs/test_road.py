@@ -318,11 +318,17 @@ def test_preview_draws_and_measures(place: Path) -> None:
     _, first, second, last = str(seen).splitlines()
     assert first == f"template_iou  {seen.probe['template_iou']:.3f}  {seen.meanings['template_iou']}"
     assert "one box for all of them" in second
-    assert last == "these numbers are measured before any training, and do not tell whether training will succeed"
+    told = "these numbers are measured before any training, and do not tell whether training will succeed"
+    assert last == f"{told}; {seen.advice}"
+    command = f"ssldet pretrain {place / 'made' / 'images'} --recipe random_query_patch/small --steps 300"
+    assert command in seen.advice
+    assert "patch_iou on held-out images" in seen.advice
     findings = {one.subject: one for one in doctor([str(place / "made" / "images")]).findings}
     for name, meaning in seen.meanings.items():
         assert (findings[name].ok, findings[name].remedy) == (None, "")
         assert findings[name].detail.endswith(f"{meaning}; no forecast")
+    assert (findings["forecast"].detail, findings["forecast"].ok) == (told, None)
+    assert command in findings["forecast"].remedy
 
 
 def test_a_preview_of_a_task_with_boxes_alone_draws_and_names_them(labelled: str, place: Path) -> None:

@@ -1,0 +1,39 @@
+"""Numbers of verbs that stand in no recipe: refused before anything is opened or written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ssldet
+from ssldet.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"batch_size": 0}, "batch_size: 0 does not fit; expects a number, at least 1"),
+        ({"batch_size": -2, "workers": -1}, "workers: -1 does not fit; expects a number, at least 0"),
+        ({"iou": float("nan"), "predictions": "a.json"}, "iou: nan does not fit; expects a number, from 0 to 1"),
+    ],
+)
+def test_evaluate_says_all_that_does_not_fit(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ssldet.evaluate("nowhere", "coco:nowhere", **wrong)
+    assert said in str(caught.value)
+    assert len(caught.value.problems) == min(len(wrong), 2) - ("predictions" in wrong)
+
+
+@pytest.mark.parametrize("threshold", [30, -0.1, float("nan"), "0.5"])
+def test_a_threshold_is_a_share(threshold: Any) -> None:
+    with pytest.raises(ConfigError, match=r"threshold: .* does not fit; expects a number, from 0 to 1"):
+        ssldet.predict("nowhere", "nowhere", threshold=threshold)
+
+
+def test_pictures_need_a_folder_and_a_number(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ConfigError, match="is a file; choose another --out"):
+        ssldet.predict("nowhere", "nowhere", out=tmp_path / "file")
+    with pytest.raises(ConfigError, match="count: 0 does not fit"):
+        ssldet.preview("nowhere", count=0, out=tmp_path / "none.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
