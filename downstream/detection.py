@@ -22,6 +22,7 @@ from downstream.metrics.predictions import figures_of
 from downstream.mosaic import MixedImages
 from downstream.tiled_answers import answer_tiled
 from downstream.tiles import TiledEvaluation, TrainingTiles, most_in_a_tile
+from ssldet.data.augmentations import BUILT_IN
 from ssldet.data.geometry import (
     DETRAugmentation,
     EvaluationSize,
@@ -40,9 +41,6 @@ from ssldet.recipe import Within
 from ssldet.source import Measurable, Source
 from ssldet.task import Evaluator, Needs, Objective, Task, Views
 from ssldet.types import Batch, Detections, Losses, Predictions
-
-BUILT_IN = ("detr", "scale_jitter", "none")
-"""Augmentations that need no registration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +152,7 @@ class Detection(Task):
             ConfigError: There is no such augmentation, it fails or returns nonsense.
         """
         if self.augmentation not in BUILT_IN:
-            transform_named(self.augmentation, BUILT_IN).try_on(source)
+            transform_named(self.augmentation, tuple(BUILT_IN)).try_on(source)
 
     def _augmentation(self, sizing: EvaluationSize) -> Views:
         if self.augmentation == "none":
@@ -169,7 +167,7 @@ class Detection(Task):
                 colour=self.jitter_colour,
             )
         if self.augmentation not in BUILT_IN:
-            own = transform_named(self.augmentation, BUILT_IN)
+            own = transform_named(self.augmentation, tuple(BUILT_IN))
             return InOrder((own, ShortSide(self.scales, self.max_size)))
         return DETRAugmentation(
             scales=self.scales,

@@ -111,7 +111,7 @@ def list_names(what: str, pattern: str | None = None) -> "NameTable | RecipeTabl
 
     Args:
         what: `tasks`, `recipes`, `detectors`, `exporters`, `importers`, `sources`, `loggers` (listed without importing
-            anything), `backbones`, or `weights`.
+            anything), `augmentations`, `backbones`, or `weights`.
         pattern: A shell pattern of the names; `None` lists all names, and of backbones one per family.
 
     Raises:
@@ -123,15 +123,28 @@ def list_names(what: str, pattern: str | None = None) -> "NameTable | RecipeTabl
         from ssldet.weights.zoo import Zoo, zoo
 
         return Zoo(tuple(entry for entry in zoo().entries if fnmatchcase(entry.name, pattern or "*")))
+    if what == "augmentations":
+        from ssldet.data.augmentations import augmentations
+
+        lines = augmentations()
+        return NameTable({name: lines[name] for name in _fitting(list(lines), pattern, "augmentation", what)})
     group, known = GROUP_OF[what], names(GROUP_OF[what])
-    fitting = [name for name in known if fnmatchcase(name, pattern or "*")]
-    if not fitting:
-        raise ConfigError(
-            f"no {GROUPS[group]} fits {pattern!r}{suggest(pattern or '', known)}; see: ssldet list {what}"
-        )
+    fitting = _fitting(known, pattern, GROUPS[group], what)
     if what == "recipes":
         return RecipeTable([_recipe(name) for name in fitting])
     return NameTable({name: summary(group, name) for name in fitting})
+
+
+def _fitting(known: Sequence[str], pattern: str | None, noun: str, what: str) -> list[str]:
+    """Return the names that fit a pattern.
+
+    Raises:
+        ConfigError: None does.
+    """
+    fitting = [name for name in known if fnmatchcase(name, pattern or "*")]
+    if not fitting:
+        raise ConfigError(f"no {noun} fits {pattern!r}{suggest(pattern or '', known)}; see: ssldet list {what}")
+    return fitting
 
 
 def _recipe(name: str) -> dict[str, str]:

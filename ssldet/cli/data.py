@@ -6,7 +6,7 @@ from pathlib import Path
 from cyclopts import App
 
 from ssldet import defaults
-from ssldet.cli.options import Data, Json
+from ssldet.cli.options import Data, Json, Whole
 from ssldet.cli.printing import prints
 from ssldet.errors import DataError
 
@@ -44,7 +44,7 @@ def convert(spec: str, *, to: str = "coco", out: Path, json_: Json = False) -> N
 
 
 @app.command
-def pack(images: Data, /, *, out: Path, megabytes: int = 256, json_: Json = False) -> None:
+def pack(images: Data, /, *, out: Path, megabytes: Whole = 256, json_: Json = False) -> None:
     """Write images into tar archives in WebDataset's layout, which tar:SHARDS reads; nothing is overwritten.
 
     What was stopped goes on where it was when the same is packed again.

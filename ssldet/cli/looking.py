@@ -11,7 +11,16 @@ from ssldet.cli.printing import prints
 
 def list_(
     what: Literal[
-        "tasks", "recipes", "detectors", "backbones", "weights", "exporters", "importers", "sources", "loggers"
+        "tasks",
+        "recipes",
+        "detectors",
+        "backbones",
+        "weights",
+        "augmentations",
+        "exporters",
+        "importers",
+        "sources",
+        "loggers",
     ],
     pattern: str | None = None,
     *,

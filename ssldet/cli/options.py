@@ -20,6 +20,13 @@ def _exactly(_: object, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{text!r}; expects a whole number") from error
 
 
+def _step(kind: object, tokens: Sequence[Token]) -> int | str:
+    """Read a step, or the word for the newest checkpoint; a converter within a union would not be asked."""
+    return LATEST if tokens[0].value == LATEST else _exactly(kind, tokens)
+
+
+LATEST = "latest"
+"""What stands for the newest checkpoint in place of its step."""
 Whole = Annotated[int, Parameter(converter=_exactly)]
 """A whole number on the command line."""
 Overrides = Annotated[
@@ -49,8 +56,12 @@ DryRun = Annotated[
 ]
 Resume = Annotated[Path | None, Parameter(name="--resume", help="Run folder to go on with.")]
 AtStep = Annotated[
-    Whole | Literal["latest"] | None,
-    Parameter(name="--step", help="Take a checkpoint of the run, which need not have finished: its step, or 'latest'."),
+    int | Literal["latest"] | None,
+    Parameter(
+        name="--step",
+        converter=_step,
+        help="Take a checkpoint of the run, which need not have finished: its step, or 'latest'.",
+    ),
 ]
 Data = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
 Which = Annotated[

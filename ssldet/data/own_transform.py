@@ -51,6 +51,11 @@ def register_augmentation(name: str, transform: Any) -> None:
     _registered[name] = transform
 
 
+def registered() -> dict[str, Any]:
+    """Return name -> transform of those that were registered in this process."""
+    return dict(_registered)
+
+
 def adopt(transform: Any) -> str:
     """Register a transform under the name of its class, or a free name like it, and return that name."""
     base, number = getattr(transform, "__name__", type(transform).__name__), 1
@@ -80,7 +85,8 @@ def transform_named(name: str, built_in: tuple[str, ...]) -> "OwnTransform":
         known = [*built_in, *_registered, *names(GROUP)]
         raise ConfigError(
             f"task.augmentation: no {name!r}{suggest(name, known)}; there are {', '.join(known)}, module:Object for a "
-            "transform of your own, or ssldet.register_augmentation before you call ssldet"
+            "transform of your own or of torchvision (see: ssldet list augmentations), or ssldet.register_augmentation "
+            "before you call ssldet"
         )
     try:
         made = made() if _is_factory(made) else made

@@ -36,6 +36,8 @@ PROBE_BATCHES = 4
 """Batches from which `Objective.probe` measures."""
 NO_FORECAST = "these numbers are measured before any training, and do not tell whether training will succeed"
 """Line that follows the numbers of `Objective.probe`."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Endings of the pictures that are written."""
 TRIAL = 300
 """Steps after which a report tells whether a pretext task is being learned."""
 NOTHING = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0, dtype=torch.int64))
@@ -96,6 +98,8 @@ def preview(
         DataError: The images can't be used.
     """
     require_within({"count": (count, COUNT)})
+    path = Path(out or "preview.png")
+    _require_picture(path)
     run = override(resolve(recipe or f"{task}/tiny"), changes_of(images, overrides=overrides))
     check(run)
     source = prepared(run.task, open_source(run.data.train, run.data.rules, masks=run.task.needs.masks))
@@ -115,10 +119,21 @@ def preview(
     advice = trial_of(run, texts(images)) if probe else ""
     if not draw:
         return Preview(out=None, probe=probe, meanings=meanings, advice=advice)
-    path = Path(out or "preview.png")
     with naming(path):
         contact_sheet(problems_of(batches, count, source.classes)).save(path)
     return Preview(out=path, probe=probe, meanings=meanings, advice=advice)
+
+
+def _require_picture(path: Path) -> None:
+    """Let a preview begin only if its picture can be written.
+
+    Raises:
+        ConfigError: It is a folder, or no format of pictures has this ending.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name the picture, such as {path / 'preview.png'}")
+    if path.suffix.lower() not in PICTURES:
+        raise ConfigError(f"{path}: ends in none of {' '.join(PICTURES)}; name it {path.with_suffix('.png')}")
 
 
 def trial_of(run: Run, images: Sequence[str]) -> str:

@@ -27,6 +27,14 @@ log = logging.getLogger(__name__)
 
 Which = Literal["last", "best"]
 """Which weights of a run: those of its last step, or those that measured best on the way."""
+RECIPE = "run.toml"
+"""The file by which a run folder is known."""
+PARTS = {RECIPE, "weights", "checkpoints", "run.json", "metrics.jsonl", "lineage.json", "report.html", "train.log"}
+"""Files and folders of a run that hold no model by themselves."""
+CHECKPOINT = ".ckpt"
+"""Ending of the checkpoints of a run, which no other program reads."""
+MOST_NAMED = 5
+"""Runs of a folder that a message names."""
 Step = int | Literal["latest"]
 """A step of which a run has a checkpoint, or the newest of them that is whole."""
 
@@ -193,7 +201,26 @@ def _place(start: str | Path, weights: Which) -> Path:
             return cached(known[str(start)])
         siblings = [*known, *(other.name for other in path.parent.iterdir())] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such run or file{suggest(path.name, siblings)}")
+    _refuse_parts(path)
     return path
+
+
+def _refuse_parts(path: Path) -> None:
+    """Refuse a part of a run folder, or a folder of runs, where the run is meant.
+
+    Raises:
+        CheckpointError: It is one; names the run.
+    """
+    run = path.absolute().parent.parent if path.suffix == CHECKPOINT else path.absolute().parent
+    if (path.name in PARTS or path.suffix == CHECKPOINT) and (run / RECIPE).is_file():
+        raise CheckpointError(
+            f"{path}: is a part of a run; name the run, {run}; evaluate, predict and export take checkpoints by --step"
+        )
+    if path.is_dir() and (runs := sorted(recipe.parent for recipe in path.glob(f"*/{RECIPE}"))):
+        more = f", …, {len(runs)} in all" if len(runs) > MOST_NAMED else ""
+        raise CheckpointError(
+            f"{path}: is a folder of runs; name one of them: {', '.join(map(str, runs[:MOST_NAMED]))}{more}"
+        )
 
 
 def _of_run(folder: RunFolder, weights: Which) -> Path:

@@ -183,6 +183,7 @@ def pretrain(
     """
     changes = changes_of(images, val, steps, epochs, overrides)
     if resume is not None:
+        _require_same_run(resume, out, start=start, recipe=recipe)
         return _go_on(resume, changes if backbone is None else backbone_changes(backbone) | changes)
     return _train(prepare_pretraining(images, start, weights, recipe, backbone, changes, out))
 
@@ -228,6 +229,7 @@ def finetune(
     """
     changes = changes_of(data, val, steps, epochs, overrides, unlabelled)
     if resume is not None:
+        _require_same_run(resume, out, start=start, recipe=recipe)
         return _go_on(resume, changes if backbone is None else backbone_changes(backbone) | changes)
     return _train(prepare_finetuning(start, data, weights, recipe, backbone, changes, out))
 
@@ -242,6 +244,19 @@ def _train(prepared: Prepared) -> Trained:
         documents=documents,
     )  # fmt: skip
     return _reported(prepared.folder)
+
+
+def _require_same_run(resume: str | Path, out: str | Path | None, **unread: object) -> None:
+    """Refuse another folder for a run that goes on, and say which choices of its beginning are not made again.
+
+    Raises:
+        ConfigError: The run goes on in its own folder.
+    """
+    if out is not None and Path(out).absolute() != Path(resume).absolute():
+        raise ConfigError(f"--out {out}: a run goes on in its own folder, {resume}; leave one of the two out")
+    named = " and ".join(f"--{name}" if name != "start" else "the start" for name, value in unread.items() if value)
+    if named:
+        log.warning("%s: goes on with the configuration that it began with; %s is not read", resume, named)
 
 
 def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:

@@ -5,6 +5,7 @@ from importlib.metadata import entry_points
 import pytest
 
 from ssldet.catalogue import GROUP_OF, MOST_MEASURED, BackboneTable, NameTable, RecipeTable, list_names
+from ssldet.data.own_transform import transform_named
 from ssldet.detectors.detr import DETRConfig
 from ssldet.errors import ConfigError
 from ssldet.registry import find, names
@@ -87,3 +88,19 @@ def test_recipes_say_what_they_need_and_their_docstrings_tell_the_truth() -> Non
         assert row["device"] in {"CPU", "GPUs"}, row["name"]
         assert row["about"], row["name"]
     assert "half an hour" in str(list_names("recipes", "detection/small"))
+
+
+def test_augmentations_are_those_that_can_be_named_and_change_images_with_boxes() -> None:
+    rows = {row["name"]: row["about"] for row in list_names("augmentations").to_json()}
+    assert list(rows)[:3] == ["detr", "scale_jitter", "none"]
+    library = {name.partition(":")[2] for name in rows if ":" in name}
+    assert {"RandomHorizontalFlip", "RandomPhotometricDistort", "RandomIoUCrop"} <= library
+    assert not {"Identity", "AutoAugment", "Grayscale", "ToTensor", "ColorJitter"} & library
+    assert all(about.endswith(".") and "\n" not in about for about in rows.values())
+    for name in rows:
+        if ":" in name:
+            assert transform_named(name, ()).name == name
+    (one,) = list_names("augmentations", "*:RandomVertical*").to_json()
+    assert one["about"] == "Vertically flip the input with a given probability."
+    with pytest.raises(ConfigError, match=r"no augmentation fits 'detrr' \(did you mean 'detr'"):
+        list_names("augmentations", "detrr")

@@ -115,7 +115,7 @@ def test_every_verb_helps_on_one_screen(verb: str, capsys: pytest.CaptureFixture
         (["pretrain", "nowhere", *TINY, "--set", "optim.lr.x=2"], 2, "optim.lr.x: optim.lr is a single value"),
         (["pretrain", "nowhere", *TINY, "--steps", "2.5"], 2, "--steps: '2.5'; expects a whole number"),
         (["preview", "nowhere", "--count", "1.2"], 2, "--count: '1.2'; expects a whole number"),
-        (["evaluate", "nowhere", "--data", "x", "--step", "7.5"], 2, "7.5"),
+        (["evaluate", "nowhere", "--data", "x", "--step", "7.5"], 2, "--step: '7.5'; expects a whole number"),
         (["finetune", "scratch", *TINY, "--data", "coco:x"], 2, "random_query_patch, learns without labels"),
         (["pretrain", "nowhere", *TINY], 3, "nowhere"),
         (["finetune", "nowhere", "--data", "voc:nowhere"], 5, "nowhere: no such run or file"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import ssldet
-from ssldet.errors import ConfigError
+from ssldet.errors import CheckpointError, ConfigError
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,26 @@ def test_pictures_need_a_folder_and_a_number(tmp_path: Path) -> None:
         ssldet.predict("nowhere", "nowhere", out=tmp_path / "file")
     with pytest.raises(ConfigError, match="count: 0 does not fit"):
         ssldet.preview("nowhere", count=0, out=tmp_path / "none.png")
+    with pytest.raises(ConfigError, match=r"is a folder; name the picture, such as .*preview\.png"):
+        ssldet.preview("nowhere", out=tmp_path)
+    with pytest.raises(ConfigError, match=r"ends in none of \.png .*; name it .*a\.png"):
+        ssldet.preview("nowhere", out=tmp_path / "a.xyz")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--out elsewhere: a run goes on in its own folder"):
+        ssldet.pretrain(resume=tmp_path, out="elsewhere")
+
+
+@pytest.mark.parametrize("part", ["run.toml", "checkpoints", "checkpoints/step-000002.ckpt"])
+def test_a_part_of_a_run_is_told_from_weights(tmp_path: Path, part: str) -> None:
+    run = tmp_path / "runs" / "a"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("run.toml", "checkpoints/step-000002.ckpt"):
+        (run / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"is a part of a run; name the run, .*/runs/a; evaluate") as caught:
+        ssldet.load(run / part)
+    assert str(run / part) in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"is a folder of runs; name one of them: .*/runs/a"):
+        ssldet.load(tmp_path / "runs")
