@@ -22,6 +22,7 @@ from downstream.annotations.labels import Labels, stays_inside
 from downstream.annotations.problems import Problems, json_of, records, shown
 from ssldet.data.images import ANY_SIZE, read_image
 from ssldet.errors import AnnotationError
+from ssldet.escapes import is_text
 from ssldet.source import Measurable
 from ssldet.types import Segmentation
 
@@ -245,7 +246,7 @@ def _categories(document: dict[str, Any], problems: Problems) -> dict[int, dict[
     names: set[str] = set()
     for where, record in records(document, "categories", problems):
         key, name = record.get("id"), record.get("name")
-        if not isinstance(name, str) or not name or name in names:
+        if not isinstance(name, str) or not name.strip() or not is_text(name) or name in names:
             problems.add(f"{where}.name", shown(name), "expects the name of the class, which no other class has")
         elif type(key) is not int or key in found:
             problems.add(f"{where}.id", shown(key), "expects a whole number that no other class has")

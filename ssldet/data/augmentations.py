@@ -18,7 +18,7 @@ from ssldet.types import Sample, Targets
 BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         "detr": "Mirror, resize to one of task.scales, and crop in half of the cases, as DETR does.",
-        "scale_jitter": "Mirror, scale by a factor in task.jitter_scale, stretch, cut to task.max_size, jitter colours.",
+        "scale_jitter": "Mirror, scale by any factor in task.jitter_scale, stretch, cut to task.max_size, recolour.",
         "none": "Change nothing: every image is as in evaluation, without mosaic and mixup too.",
     }
 )

@@ -169,6 +169,7 @@ def _scan(
         raise DataError(
             f"{len(faults)} of {len(paths)} archives can't be read: {some}; copy them again or leave them out"
         )
+    _warn_of_cut_archives([paths[shard] for shard in fresh])
     return ShardIndex(
         paths=tuple(paths),
         stamps=stamps,
@@ -177,6 +178,23 @@ def _scan(
         places=np.concatenate([piece.places for piece in whole]),
         bad=tuple((shard, name, reason) for shard, piece in enumerate(whole) for name, reason in piece.bad),
     )
+
+
+def _warn_of_cut_archives(paths: Sequence[str]) -> None:
+    """Say which archives end between two members: without the blocks of zeros, nobody can tell what came behind."""
+    cut = [path for path in paths if not _has_end(path)]
+    if cut:
+        log.warning(
+            "%s%s without the blocks that end an archive; where it was cut off, the images behind are missing",
+            shown(cut[0]),
+            f" and {len(cut) - 1} more archives end" if len(cut) > 1 else " ends",
+        )
+
+
+def _has_end(path: str) -> bool:
+    with open_regular(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - BLOCK))
+        return not file.read(BLOCK).strip(b"\0")
 
 
 def scan(path: str, rules: ImageRules) -> Piece:

@@ -199,6 +199,17 @@ def test_a_damaged_archive_is_told_in_one_line(shards, damage, said):
         open_tar(str(shards), RULES)
 
 
+def test_archives_that_were_cut_between_two_members_are_told(shards, caplog):
+    for shard in (1, 3):
+        whole = (shards / f"{shard:06d}.tar").read_bytes()
+        with tarfile.open(shards / f"{shard:06d}.tar") as archive:
+            last = archive.getmembers()[-1]
+        (shards / f"{shard:06d}.tar").write_bytes(whole[: last.offset])
+    assert len(open_tar(str(shards), RULES)) == 18
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "000001.tar and 1 more archives end without the blocks that end an archive; where it was cut" in said
+
+
 def test_an_archive_without_images_and_one_that_is_a_pipe(tmp_path):
     write(tmp_path / "a.tar", {"a.cls": b"7"})
     with pytest.raises(DataError, match="no usable image in 1 archives"):
