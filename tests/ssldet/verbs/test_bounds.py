@@ -24,8 +24,8 @@ def test_evaluate_says_all_that_does_not_fit(wrong: dict[str, Any], said: str) -
     assert len(caught.value.problems) == min(len(wrong), 2) - ("predictions" in wrong)
 
 
-@pytest.mark.parametrize("threshold", [30, -0.1, float("nan"), "0.5"])
-def test_a_threshold_is_a_share(threshold: Any) -> None:
+@pytest.mark.parametrize("threshold", [30.0, -0.1, float("nan")])
+def test_a_threshold_is_a_share(threshold: float) -> None:
     with pytest.raises(ConfigError, match=r"threshold: .* does not fit; expects a number, from 0 to 1"):
         ssldet.predict("nowhere", "nowhere", threshold=threshold)
 
