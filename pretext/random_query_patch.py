@@ -300,7 +300,7 @@ class PatchDetection(PatchObjective):
         """
         if self.task.patch_source == "feature_map":
             boxes = [cxcywh_to_xyxy(one.boxes) for one in batch.targets]
-            return tuple(pooled(level, batch, boxes) for level in self.detector.levels(images))
+            return tuple(pooled(level, batch, boxes) for level in self.look_at(images))
         return self.describe(patches_of(batch).pixels, jitter)
 
     def _looking_once(self) -> AbstractContextManager[None]:

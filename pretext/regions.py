@@ -141,6 +141,10 @@ class RegionObjective(Objective):
         """Length of what describes a region."""
         return self.detector.level_channels[self._level]
 
+    def look_at(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Return all levels, of which the task chooses one."""
+        return self.detector.levels(images)
+
     @torch.no_grad()
     def describe(self, batch: Batch) -> Float[Tensor, "R E"]:
         """Return what describes every region of a batch, image after image: the mean feature of its pixels."""
@@ -151,7 +155,7 @@ class RegionObjective(Objective):
         pixels = regions.pixels[real]
         if regions.jitter is not None:
             pixels = apply_jitter(pixels, regions.jitter[real])
-        level = self.detector.levels(self.detector.normalise(pixels))[self._level]
+        level = self.look_at(self.detector.normalise(pixels))[self._level]
         return level.mean(dim=(2, 3)).float()
 
     @torch.no_grad()

@@ -255,7 +255,7 @@ class CrossViewDetection(PatchObjective):
         )
 
     def pool(self, batch: Batch, images: Float[Tensor, "B c H W"] | None = None) -> tuple[Float[Tensor, "B P _"], ...]:
-        """Return each level of the features of the regions of a view, by RoIAlign, from fine to coarse.
+        """Return the levels that describe the regions of a view, averaged by RoIAlign, from fine to coarse.
 
         Args:
             batch: A view with its regions; in training, each side of a region is moved a little.
@@ -271,7 +271,7 @@ class CrossViewDetection(PatchObjective):
                 sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
                 boxes = (boxes + sides * self.task.disturbance * (2 * moves[image] - 1)).clamp(0, 1)
             regions.append(boxes)
-        return tuple(pooled(level, batch, regions, POOLED, samples=-1) for level in self.detector.levels(images))
+        return tuple(pooled(level, batch, regions, POOLED, samples=-1) for level in self.look_at(images))
 
     def fit_patch(self, patch: UInt8[Tensor, "3 _ _"]) -> UInt8[Tensor, "3 h w"]:
         """Resize a patch to the task's square."""

@@ -120,13 +120,13 @@ class PatchObjective(Objective):
     def describe(
         self, patches: ManyPatches, jitter: Float[Tensor, "B P J"] | None = None
     ) -> tuple[Float[Tensor, "B P _"], ...]:
-        """Return each level of the detector's features of the patches, averaged over its cells, from fine to coarse.
+        """Return the levels of the detector that describe patches, averaged over their cells, from fine to coarse.
 
         Args:
             patches: Pixels.
             jitter: Drawn photometric changes; `None` for the patches as they are.
         """
-        levels = self.detector.levels(self.detector.normalise(in_one_row(patches, jitter)))
+        levels = self.look_at(self.detector.normalise(in_one_row(patches, jitter)))
         return tuple(level.mean(dim=(2, 3)).view(*patches.shape[:2], -1) for level in levels)
 
     def ask(

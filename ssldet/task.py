@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ssldet.detectors.base import Detector, DetectorConfig
 from ssldet.findings import Findings
@@ -56,6 +57,16 @@ class Objective(nn.Module, ABC):
             One entry per image, of the kind that the task's evaluator takes: `Detections` (in pixels of the images on
             disk), an `Embedding`, or a kind of the task's own.
         """
+
+    def look_at(self, images: Float[Tensor, "B c h w"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Return the maps of the detector that describe what a problem shows beside the image, such as patches.
+
+        Steps of training use it, and so does what reckons how much room kept features take.
+
+        Args:
+            images: Normalised pixels.
+        """
+        return self.detector.patch_levels(images)
 
     def begin(self, step: int, total_steps: int) -> None:
         """Make ready for a step, once on every rank, before its first batch; does nothing unless a task needs it.

@@ -124,6 +124,14 @@ class Detector(nn.Module, ABC):
         """
         return (self.features(images),)
 
+    def patch_levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Return those of `levels` that describe patches: the last, and finer ones if proposals are compared with them.
+
+        Args:
+            images: What `normalise` returned.
+        """
+        return (self.features(images),)
+
     def memory(
         self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"] | None = None
     ) -> tuple[Float[Tensor, "B D _ _"], ...]:

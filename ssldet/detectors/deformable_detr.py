@@ -104,6 +104,10 @@ class DeformableDETR(BackboneDetector):
         self.width = level_embedding.weight.shape[1]
         self.feature_channels = backbone.channels
 
+    def patch_levels(self, images: Float[Tensor, "B c H W"]) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Return the last level or, where proposals are compared with patches, all that proposals are made of."""
+        return self.backbone.levels(images, 1 if self.proposals is None else self.projection.given)
+
     def memory(
         self, levels: Sequence[Float[Tensor, "B _ _ _"]], padding: Bool[Tensor, "B H W"] | None = None
     ) -> tuple[Float[Tensor, "B D _ _"], ...]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from ssldet.chance import generator
 from ssldet.data.collate import collate
 from ssldet.data.problems import batches, gathers
-from ssldet.detectors.base import Detector
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources
 from ssldet.errors import ConfigError, SetupError, UnreadableError
@@ -46,11 +45,11 @@ class KeptFeatures:
     views: int
 
     def __str__(self) -> str:
-        """Say where they are and what they take."""
+        """Say where they are, what they take, and what is free."""
         words = (
-            f"features of the backbone: about {self.each / 1e6:.3g} MB for each of {counted(self.views, 'view')}, "
-            f"{self.total / GIGABYTE:.3g} GB in all; up to {self.store.limit / GIGABYTE:.3g} GB is kept in "
-            f"{shown(self.store.folder)}, which holds {self.store.used / GIGABYTE:.3g} GB"
+            f"about {self.each / 1e6:.3g} MB for each of {counted(self.views, 'view')}, {self.total / GIGABYTE:.3g} GB "
+            f"in all; up to {self.store.limit / GIGABYTE:.3g} GB is kept in {shown(self.store.folder)}, which holds "
+            f"{self.store.used / GIGABYTE:.3g} GB; {self.free / GIGABYTE:.3g} GB are free there"
         )
         if self.total > self.store.limit:
             words += (
@@ -62,6 +61,11 @@ class KeptFeatures:
     def total(self) -> int:
         """Bytes for all views."""
         return self.each * self.views
+
+    @property
+    def free(self) -> int:
+        """Free bytes on their disk."""
+        return shutil.disk_usage(_existing(self.store.folder)).free
 
     def account(self) -> str:
         """Say what came of them."""
@@ -78,11 +82,10 @@ class KeptFeatures:
             SetupError: It can't.
         """
         more = min(self.total, self.store.limit) - self.store.used
-        free = shutil.disk_usage(_existing(self.store.folder)).free
-        if more > free:
+        if more > self.free:
             raise SetupError(
                 f"data.feature_cache: {more / GIGABYTE:.3g} GB are needed in {shown(self.store.folder)} and "
-                f"{free / GIGABYTE:.3g} GB free; set SSLDET_HOME to a folder on a larger disk, or a smaller limit"
+                f"{self.free / GIGABYTE:.3g} GB free; set SSLDET_HOME to a folder on a larger disk, or a smaller limit"
             )
 
 
@@ -104,7 +107,7 @@ def keep_features(run: Run, objective: Objective, sources: Sources, devices: int
     resting = [part for part in objective.modules() if isinstance(part, Backbone) and _rests(part)]
     if not resting:
         raise ConfigError("data.feature_cache: no backbone of this detector is frozen as a whole; leave it at 0")
-    each = _bytes_of_a_view(run, objective.detector, sources, resting)
+    each = _bytes_of_a_view(run, objective, sources, resting)
     store = DiskStore(cache_folder() / "features", int(run.data.feature_cache * GIGABYTE) // devices)
     for backbone in resting:
         backbone.kept = KeptLevels(store)
@@ -122,7 +125,7 @@ def telling(features: KeptFeatures | None) -> Iterator[None]:
         features: What `keep_features` returned.
     """
     if features is not None:
-        log.info("%s", features)
+        log.info("features of the backbone: %s", features)
     yield
     if features is not None:
         log.info("%s", features.account())
@@ -143,14 +146,15 @@ class _Scale:
 
 
 @torch.no_grad()
-def _bytes_of_a_view(run: Run, detector: Detector, sources: Sources, resting: list[Backbone]) -> int:
+def _bytes_of_a_view(run: Run, objective: Objective, sources: Sources, resting: list[Backbone]) -> int:
     """Return what the levels of an image and of its patches take, by looking at a few."""
-    scale, training, seen = _Scale(), detector.training, 0
+    scale, detector, seen = _Scale(), objective.detector, 0
+    training = detector.training
     for backbone in resting:
         backbone.kept = KeptLevels(scale)
     detector.eval()
     for batch in _few(run, sources):
-        _look(detector, batch)
+        _look(objective, batch)
         seen += 1
     detector.train(training)
     return scale.bytes // max(1, seen)
@@ -166,8 +170,9 @@ def _few(run: Run, sources: Sources) -> Iterator[Batch]:
             continue  # training skips this file and counts it
 
 
-def _look(detector: Detector, batch: Batch) -> None:
-    """Show a detector the images of a batch and of its problem."""
+def _look(objective: Objective, batch: Batch) -> None:
+    """Show the images of a batch and of its problem to the detector, as a step of training does."""
+    detector = objective.detector
     detector(detector.normalise(batch.images, batch.padding), batch.padding)
     if batch.problem is None:
         return
@@ -175,9 +180,9 @@ def _look(detector: Detector, batch: Batch) -> None:
         value = getattr(batch.problem, name)
         if how is Gather.PIXELS and value is not None:
             for pixels in value if isinstance(value, tuple) else (value,):
-                detector.features(detector.normalise(pixels.flatten(0, -4)))
+                objective.look_at(detector.normalise(pixels.flatten(0, -4)))
     for part in batches(batch.problem):
-        _look(detector, part)
+        _look(objective, part)
 
 
 def _rests(backbone: Backbone) -> bool:

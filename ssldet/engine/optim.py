@@ -34,10 +34,8 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
     Raises:
         ConfigError: No parameter is trainable.
     """
-    found = [(members, rate) for members, rate in _members_and_rates(objective, config) if members]
+    found = _groups(objective, config)
     groups = [{"params": members, "lr": rate, "peak": rate} for members, rate in found]
-    if not groups:
-        raise ConfigError("the task trains no section that has parameters; nothing would learn")
     fused = config.fused == "on" or found[0][0][0].is_cuda or None
     if config.optimizer == "adamw":
         return AdamW(groups, weight_decay=config.weight_decay, fused=fused)
@@ -46,6 +44,27 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> Optimizer:
     timm: Any = import_module("timm.optim")
     lars: Optimizer = timm.Lars(groups, momentum=config.momentum, weight_decay=config.weight_decay)
     return lars
+
+
+def count_learning(objective: Objective, config: OptimConfig) -> int:
+    """Return how many numbers an optimiser of `build_optimizer` changes, without making one, which takes seconds.
+
+    Args:
+        objective: Detector and heads.
+        config: Rates of the optimiser.
+
+    Raises:
+        ConfigError: No parameter is trainable.
+    """
+    return sum(parameter.numel() for members, _ in _groups(objective, config) for parameter in members)
+
+
+def _groups(objective: Objective, config: OptimConfig) -> list[tuple[list[nn.Parameter], float]]:
+    """Return the groups that have trainable parameters; raises where there are none."""
+    found = [(members, rate) for members, rate in _members_and_rates(objective, config) if members]
+    if not found:
+        raise ConfigError("the task trains no section that has parameters; nothing would learn")
+    return found
 
 
 def _members_and_rates(objective: Objective, config: OptimConfig) -> list[tuple[list[nn.Parameter], float]]:

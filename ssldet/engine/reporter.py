@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 PREVIEW_IMAGES = 6
 """Images of a preview picture."""
+PREVIEW_COMPRESSION = 2
+"""Of zlib: training waits for a preview a quarter as long as at the usual 6, for a sixth more bytes."""
 
 Compare = Callable[[Progress, Mapping[str, Any]], None]
 """Takes what an evaluation measured; nothing where it failed."""
@@ -207,7 +209,7 @@ class Reporter:
             with at_rest(progress.model, self._device, run.precision):
                 picture = self._preview(progress.model, next(iter(batches)).to(self._device))
             path.mkdir(exist_ok=True)
-            picture.save(path / f"step-{progress.step:06d}.png")
+            picture.save(path / f"step-{progress.step:06d}.png", compress_level=PREVIEW_COMPRESSION)
         except Exception as error:  # whatever a drawing function may do
             log.warning("no preview at step %d: %s: %s", progress.step, type(error).__name__, error)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssldet.data.loader import require_equal_shares
+from ssldet.engine.features import GIGABYTE
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
 from ssldet.recipe import check, override
@@ -39,6 +40,7 @@ class Estimate:
         gigabytes: Most memory of a device, activations included; `None` where nobody has measured it.
         memory_source: Where that is from.
         disk: Most bytes of checkpoints and weights, counted.
+        features_disk: Most bytes that features of a frozen backbone may take on top; zero where none are kept.
     """
 
     recipe: str
@@ -56,6 +58,7 @@ class Estimate:
     gigabytes: float | None
     memory_source: str
     disk: int
+    features_disk: int
 
     def __str__(self) -> str:
         """Return a line per subject, with the source of each figure."""
@@ -69,6 +72,9 @@ class Estimate:
         memory = f"{in_words(self.state)} for weights and optimiser (counted); activations not measured"
         if self.gigabytes is not None:
             memory = f"{self.gigabytes:.1f} GB on each device ({self.memory_source})"
+        disk = f"at most {in_words(self.disk)} for checkpoints and weights (counted)"
+        if self.features_disk:
+            disk += f"; at most {in_words(self.features_disk)} for features of the backbone (data.feature_cache)"
         rows = {
             "recipe": self.recipe,
             "length": f"{self.steps:,} steps: {self.epochs:.3g} passes over {self.images:,} images (from the recipe)",
@@ -76,7 +82,7 @@ class Estimate:
             "speed": speed,
             "time": time,
             "memory": memory,
-            "disk": f"at most {in_words(self.disk)} for checkpoints and weights (counted)",
+            "disk": disk,
         }
         return "\n".join(f"{name:<7}  {text}" for name, text in rows.items())
 
@@ -142,6 +148,7 @@ def plan(
         gigabytes=None if speed is None else speed.gigabytes,
         memory_source="" if speed is None else speed.memory_source,
         disk=sizes.disk,
+        features_disk=int(run.data.feature_cache * GIGABYTE),
     )
 
 

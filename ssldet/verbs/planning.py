@@ -8,8 +8,9 @@ from typing import Any
 
 from ssldet.detectors.base import backbone_of
 from ssldet.engine.devices import placement_of
+from ssldet.engine.features import keep_features
 from ssldet.engine.fit import require_usable
-from ssldet.engine.optim import MOMENTS, build_optimizer, learning
+from ssldet.engine.optim import MOMENTS, count_learning
 from ssldet.engine.run import Run
 from ssldet.escapes import counted
 from ssldet.recipe import diff
@@ -52,6 +53,8 @@ class Plan:
         memory: Bytes of weights, gradients, optimiser and averaged weights; activations come on top.
         disk: Most bytes that checkpoints and weights take.
         free: Free bytes where the run would be written.
+        features: What features of a frozen backbone take on disk, and where; empty where none are kept.
+        features_disk: Most bytes of these.
         exports: Which exporters will take the detector, and which fields open more formats.
         out: The run folder.
     """
@@ -77,6 +80,8 @@ class Plan:
     memory: int
     disk: int
     free: int
+    features: str
+    features_disk: int
     exports: str
     out: str
 
@@ -97,6 +102,7 @@ class Plan:
             "device": f"{self.device}, precision {self.precision}",
             "memory": f"{in_words(self.memory)} for weights and optimiser; activations come on top",
             "disk": f"at most {in_words(self.disk)} for checkpoints and weights; {in_words(self.free)} are free",
+            "features": self.features,
             "exports": self.exports,
             "out": self.out,
         }
@@ -137,7 +143,7 @@ class Sizes:
         objective = objective or run.task.objective(run.detector.build())
         objective.detector.train_only(learning_sections(run.task, objective.detector))
         stored = sum(tensor.numel() for tensor in objective.state_dict().values())
-        taught = sum(p.numel() for p in learning(build_optimizer(objective, run.optim)))
+        taught = count_learning(objective, run.optim)
         kept = stored * (2 if measures and run.checkpoint.best_of else 1)
         state = stored + MOMENTS[run.optim.optimizer] * taught + (stored if run.optim.ema else 0)
         return cls(
@@ -205,6 +211,8 @@ def _plan(prepared: Prepared) -> Plan:
     objective, _ = prepared.handed_over()
     objective = objective or run.task.objective(run.detector.build())
     steps, sizes = run.total_steps(len(sources.train)), Sizes.of(run, objective, measures=sources.val is not None)
+    exports, placement = str(formats_of(objective.detector, run.detector)), placement_of(run)
+    features = keep_features(run, objective, sources, placement.world)
     return Plan(
         recipe=prepared.recipe,
         changes=_changes(prepared.recipe, run),
@@ -222,12 +230,14 @@ def _plan(prepared: Prepared) -> Plan:
         batch_size=run.data.batch_size,
         epochs=steps * run.data.batch_size / len(sources.train),
         evaluate_every=run.evaluate_every,
-        device=str(placement_of(run)),
+        device=str(placement),
         precision=run.precision,
         memory=sizes.memory,
         disk=sizes.disk,
         free=shutil.disk_usage(_existing(prepared.folder.path)).free,
-        exports=str(formats_of(objective.detector, run.detector)),
+        features="" if features is None else str(features),
+        features_disk=0 if features is None else min(features.total, features.store.limit),
+        exports=exports,
         out=str(prepared.folder.path),
     )
 

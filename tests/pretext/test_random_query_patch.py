@@ -10,6 +10,7 @@ from pretext.recipes import random_query_patch as recipes
 from ssldet.boxes import cxcywh_to_xyxy, to_absolute
 from ssldet.data.collate import collate
 from ssldet.data.photometric import Jitter
+from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.detectors.detr import DETRConfig
 from ssldet.engine.run import Run
 from ssldet.errors import ConfigError
@@ -30,6 +31,18 @@ DETR = DETRConfig(
     encoder_layers=1,
     decoder_layers=2,
     feedforward=24,
+)
+DEFORMABLE = DeformableDETRConfig(
+    backbone=DETR.backbone,
+    num_queries=12,
+    width=16,
+    heads=2,
+    encoder_layers=1,
+    decoder_layers=2,
+    feedforward=24,
+    backbone_levels=2,
+    extra_levels=0,
+    refine_boxes=True,
 )
 
 
@@ -112,19 +125,21 @@ def test_jitter_changes_the_patches_and_nothing_else():
     assert torch.allclose(one, changed[:1], atol=1e-5)
 
 
-def test_a_patch_is_described_by_the_mean_over_its_cells():
-    model, made = objective().eval(), batch()
+@pytest.mark.parametrize(("detector", "count"), [(DETR, 1), (DEFORMABLE, 1), (replace(DEFORMABLE, two_stage=True), 2)])
+def test_a_patch_is_described_by_the_levels_that_proposals_are_made_of(detector, count):
+    model, made = objective(detector=detector).eval(), batch()
     normalised = model.detector.normalise(made.problem.pixels[1])
     described, levels = model.describe(made.problem.pixels), model.detector.levels(normalised)
-    assert len(described) == len(levels) > 1
-    for means, cells in zip(described, levels, strict=True):
+    assert len(described) == count < len(levels)
+    for means, cells in zip(described, levels[-count:], strict=True):
         assert torch.allclose(means[1], cells.mean((2, 3)), atol=1e-6)
     assert torch.allclose(described[-1][1], model.detector.features(normalised).mean((2, 3)), atol=1e-6)
 
 
-def test_a_feature_map_describes_patches_and_is_computed_once(monkeypatch):
+@pytest.mark.parametrize("detector", [DETR, DEFORMABLE, replace(DEFORMABLE, two_stage=True)])
+def test_a_feature_map_describes_patches_and_is_computed_once(detector, monkeypatch):
     task = replace(TASK, patch_source="feature_map")
-    model, asked = objective(task), batch(task)
+    model, asked = objective(task, detector), batch(task)
     assert asked.problem.jitter is None
     backbone = model.detector.backbone
     compute, computed = backbone._levels, []

@@ -135,7 +135,7 @@ def test_the_target_of_the_agreement_gets_no_gradient() -> None:
 
 def test_regions_are_pooled_from_their_place_in_their_image_and_not_from_padding() -> None:
     objective, batch = objective_of(replace(TASK, disturbance=0.0)).eval(), batch_of(TASK)
-    objective.detector.levels = lambda images: (images,)  # type: ignore[method-assign]
+    objective.detector.patch_levels = lambda images: (images,)  # type: ignore[method-assign]
     objective.detector.normalise = lambda pixels, padding=None: pixels.float() / 255  # type: ignore[method-assign]
     pooled = objective.pool(batch)[-1]
     for number, targets in enumerate(batch.targets):
@@ -146,12 +146,13 @@ def test_regions_are_pooled_from_their_place_in_their_image_and_not_from_padding
             torch.testing.assert_close(vector[:2], under[:2], atol=0.04, rtol=0)
 
 
-def test_proposals_are_compared_with_the_regions_in_every_level() -> None:
+def test_proposals_are_compared_with_the_regions_in_every_level_that_they_are_made_of() -> None:
     config = replace(SMALL_DEFORMABLE_DETR, num_queries=10, num_classes=2, refine_boxes=True, two_stage=True)
     objective, batch = objective_of(replace(TASK, disturbance=0.0), config).eval(), batch_of(TASK)
     pooled = objective.pool(batch)
-    levels = objective.detector.levels(objective.detector.normalise(batch.images, batch.padding))
-    assert [level.shape[-1] for level in pooled] == [level.shape[1] for level in levels]
+    assert len(pooled) == SMALL_DEFORMABLE_DETR.backbone_levels > 1
+    channels = objective.detector.level_channels[-len(pooled) :]
+    assert [level.shape[-1] for level in pooled] == list(channels)
     everywhere, at_the_last = objective.ask(batch, pooled), objective.ask(batch, pooled[-1:])
     assert not torch.equal(everywhere.boxes, at_the_last.boxes)
 

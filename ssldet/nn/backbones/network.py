@@ -166,10 +166,12 @@ class Backbone(nn.Module):
         for known, levels in self._remembered:
             if known is images and len(levels) >= count:
                 return levels[-count:]
-        levels = self._levels(images, count)
+        # What is computed anyway is remembered whole, since the next one to ask may need finer levels.
+        whole = self._remembers and self.kept is None
+        levels = self._levels(images, len(self.level_channels) if whole else count)
         if self._remembers:
             self._remembered.append((images, levels))
-        return levels
+        return levels[-count:]
 
     @contextmanager
     def remembering(self) -> Iterator[None]:

@@ -35,6 +35,9 @@ def test_what_nobody_measured_is_not_known(committed: Path, capsys: pytest.Captu
     assert "300,274 steps: 60 passes over 1,281,167 images" in said
     assert "speed    not known: no measurement of a GPU is committed for such a recipe; --measured" in said
     assert "activations not measured" in said
+    assert "features" not in said
+    kept = plan(R50, images=100, overrides={"data.views_per_image": 1, "data.feature_cache": 5.0})
+    assert "; at most 4,768 MB for features of the backbone (data.feature_cache)" in str(kept)
 
 
 def test_a_committed_measurement_is_scaled_and_named(committed: Path) -> None:

@@ -63,6 +63,28 @@ def test_the_command_prints_it(
     assert set(place.rglob("*")) == before
 
 
+def test_features_of_a_frozen_backbone_are_counted_before_they_are_kept(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSLDET_HOME", str(tmp_path / "home"))
+    changes = SMALL | {"data.views_per_image": 2, "data.feature_cache": 0.5, "task.jitter.probability": 0.0}
+    choices = {"recipe": TINY, "steps": 15, "out": tmp_path / "run"}
+    assert plan_pretraining(place / "made" / "images", overrides=SMALL, **choices).features == ""
+    plan = plan_pretraining(place / "made" / "images", overrides=changes, **choices)
+    assert not (tmp_path / "home" / "features").exists()
+    assert "features  about" in str(plan)
+    assert f"for each of 41 views, {plan.features_disk / 1e9:.3g} GB in all; up to 0.5 GB is kept in" in plan.features
+    assert "GB are free there" in plan.features
+    ssldet.pretrain(place / "made" / "images", overrides=changes, **choices)
+    written = sum(file.stat().st_size for file in (tmp_path / "home" / "features").rglob("*") if file.is_file())
+    assert written == pytest.approx(plan.features_disk, rel=0.2)
+    for refused in ({"data.feature_cache": 1e6, "data.views_per_image": 10**8}, {"task.freeze_backbone": False}):
+        with pytest.raises((ssldet.errors.SetupError, ssldet.errors.ConfigError), match=r"data\.feature_cache"):
+            plan_pretraining(
+                place / "made" / "images", overrides=changes | refused, **choices | {"out": tmp_path / "x"}
+            )
+
+
 def test_weights_are_not_fetched_for_a_plan(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were asked for")
