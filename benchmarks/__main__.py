@@ -123,7 +123,7 @@ def speed(
         out: JSON file, written after each row; rows of parts that are left out stay in it.
         images: Images of the evaluation.
         repeats: Rounds of the short measurements.
-        only: Parts: views, backbone, matching, optimiser, sampling, processes, step, engine, checkpoint,
+        only: Parts: views, loader, backbone, matching, sets, optimiser, sampling, processes, step, engine, checkpoint,
             huggingface, evaluation.
         json_: Print each row as one JSON object.
         check: Only measure parts that take seconds, and fail if a ratio fell by a third below that in the file.

@@ -18,6 +18,7 @@ from benchmarks.timing.clock import Ratio, ratio, write
 from benchmarks.timing.floors import beside_memory
 from benchmarks.timing.handing_over import measure_handing_over
 from benchmarks.timing.huggingface import left_out, measure_huggingface
+from benchmarks.timing.sets import measure_sets
 from benchmarks.timing.training import measure_checkpoint, measure_engine, measure_steps
 from benchmarks.timing.views import measure_drafts, measure_views
 from downstream.annotations.shapes import write_shapes
@@ -238,6 +239,10 @@ def _sampling(amount: Amount) -> Iterator[Ratio]:
     )
 
 
+def _sets(amount: Amount) -> Iterator[Ratio]:
+    yield from measure_sets(amount.repeats)
+
+
 def _loader(amount: Amount) -> Iterator[Ratio]:
     yield from measure_handing_over(amount.repeats)
 
@@ -336,6 +341,7 @@ PARTS: dict[str, Callable[[Amount], Iterator[Ratio]]] = {
     "loader": _loader,
     "backbone": _backbone,
     "matching": _matching,
+    "sets": _sets,
     "optimiser": _optimiser,
     "sampling": _sampling,
     "processes": _processes,
