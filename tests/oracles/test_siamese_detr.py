@@ -92,14 +92,15 @@ def test_features_of_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their RoIAlign takes the corner of a cell for its middle, so that its regions lie half a cell before ours."""
     record, ours = theirs()["pooled"], objective().eval()
     cells = uniform("cells", 2, 6, 9, 12)
-    monkeypatch.setattr(type(ours.detector), "features", lambda self, images: cells)
+    monkeypatch.setattr(type(ours.detector), "patch_levels", lambda self, images: (cells,))
     image, half = torch.zeros(3, 9 * 32, 12 * 32, dtype=torch.uint8), 16
     samples = []
     for number, boxes in enumerate(record["boxes"]):
         moved = to_normalised(torch.tensor(boxes) + half, (9 * 32, 12 * 32))
         targets = Targets(boxes=moved, labels=torch.arange(len(boxes)))
         samples.append(Sample(image=image, targets=targets, key=str(number), original_size=(9 * 32, 12 * 32)))
-    torch.testing.assert_close(ours.pool(collate(samples)), torch.tensor(record["features"]), rtol=1e-4, atol=1e-5)
+    (pooled,) = ours.pool(collate(samples))
+    torch.testing.assert_close(pooled, torch.tensor(record["features"]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_boxes_of_both_views() -> None:
