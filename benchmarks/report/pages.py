@@ -56,5 +56,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small_run": tables_of_runs.small_run,
     "steps": tables_of_runs.steps,
     "two_stage": tables_of_suites.two_stage,
+    "zoo_small": partial(tables_of_suites.starts, name="zoo-small-tiny", baseline="backbone"),
 }
 """Name -> folder of committed results -> table in Markdown."""

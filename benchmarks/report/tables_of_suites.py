@@ -9,6 +9,9 @@ from benchmarks.results import Results, read_results
 from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries
 from ssldet.report.sections import Table
 
+MEASURES = (("patch_iou", "patch_iou_constant"), ("region_recall_30", "region_recall_30_chance"))
+"""Names of a pretext task's measure on held-out images, and of what is reached there without looking at them."""
+
 
 def of_suite(results: Path, name: str) -> Results:
     """Return the committed results of a suite."""
@@ -22,6 +25,8 @@ def _means(results: Results) -> dict[tuple[str, str, str], str]:
 
 def in_words(difference: Difference) -> str:
     """Say whether a difference is a gain, in how many seeds, and how sure that is."""
+    if len(difference.values) == 1:
+        return f"{PERCENT * difference.mean:+.1f} in one seed, which shows nothing about chance"
     sure = "" if difference.significant else ", not significant"
     better = "better" if difference.mean > 0 else "**worse**" if difference.significant else "worse"
     agree = sum(value * difference.mean > 0 for value in difference.values)
@@ -33,12 +38,14 @@ def _with_seeds(values: Sequence[float]) -> str:
     return f"{PERCENT * fmean(values):.1f} ({' '.join(f'{PERCENT * value:.1f}' for value in values)})"
 
 
-def _overlap(suite: Results, method: str) -> str:
-    """Return how well the pretrainings of a method found held-out patches, and the best constant box; empty if none."""
-    ended = [run["results"] for run in suite.runs.values() if run["purpose"]["method"] == method]
-    names = ("patch_iou", "patch_iou_constant")
-    found = [[results[name] for name in names] for results in ended if names[0] in (results or {})]
-    return "{:.3f} ({:.3f})".format(*map(fmean, zip(*found, strict=True))) if found else ""
+def _learned(suite: Results, method: str) -> str:
+    """Return the measure of a method's pretrainings on held-out images, and what is reached without looking at them."""
+    ended = [run["results"] or {} for run in suite.runs.values() if run["purpose"]["method"] == method]
+    for names in MEASURES:
+        if found := [[results[name] for name in names] for results in ended if names[0] in results]:
+            reached, blind = map(fmean, zip(*found, strict=True))
+            return f"`{names[0]}` {reached:.3f} ({blind:.3f})"
+    return ""
 
 
 def _recall(suite: Results, task: str, fraction: float, method: str) -> str:
@@ -226,10 +233,10 @@ def starts(results: Path, name: str, baseline: str) -> str:
             titles[one.method],
             _with_seeds(one.values),
             _recall(suite, one.downstream, one.fraction, one.method),
-            _overlap(suite, one.method),
+            _learned(suite, one.method),
             against.get(one.method, ""),
         )
         for one in summaries(suite)
     ]
-    columns = ("start", "AP50", "AR100", "overlap of patches (best constant box)", f"against {titles[baseline]}")
+    columns = ("start", "AP50", "AR100", "pretraining: measured (without looking)", f"against {titles[baseline]}")
     return markdown(Table(columns=columns, rows=rows))
