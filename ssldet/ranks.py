@@ -106,7 +106,7 @@ def largest(numbers: Sequence[int], device: torch.device) -> list[int]:
     """
     if not connected():
         return list(numbers)
-    return _maxima(torch.tensor(numbers, device=device))
+    return cast(list[int], _with_maxima(torch.tensor(numbers, device=device)).tolist())
 
 
 def share(values: torch.Tensor) -> torch.Tensor:
@@ -124,14 +124,14 @@ def any_rank(flags: torch.Tensor) -> list[bool]:
     Args:
         flags: A few numbers on the device, zero for "no".
     """
-    raised = _maxima(flags.clone()) if connected() else flags.tolist()
-    return [bool(flag) for flag in raised]
+    raised = _with_maxima(flags.clone()) if connected() else flags
+    return [bool(flag) for flag in raised.tolist()]
 
 
-def _maxima(numbers: torch.Tensor) -> list[int]:
-    """Return the largest of each number over all ranks, which overwrites it; waits for the device."""
+def _with_maxima(numbers: torch.Tensor) -> torch.Tensor:
+    """Write the largest of each number over all ranks into the tensor, and return it."""
     distributed.all_reduce(numbers, op=distributed.ReduceOp.MAX)
-    return cast(list[int], numbers.tolist())
+    return numbers
 
 
 def gather_objects(value: T) -> list[T]:
