@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from pretext.proposals import Proposals
 from pretext.recipes import random_query_patch
+from pretext.recipes.sizes import SMALL_SIZES
 from pretext.siamese_detr import SiameseDETR
 from ssldet.data.photometric import Jitter
 from ssldet.detectors.deformable_detr import DeformableDETRConfig
@@ -66,9 +67,9 @@ def small() -> Run:
     task = SiameseDETR(
         proposals=Proposals(count=9, smallest_share=0.1, largest_share=0.9),
         patch_size=64,
-        scales=(192, 224, 256),
-        max_size=320,
-        eval_scale=240,
+        scales=SMALL_SIZES["scales"],
+        max_size=SMALL_SIZES["max_size"],
+        eval_scale=SMALL_SIZES["eval_scale"],
         # Half of the strength of the authors': few steps must do.
         jitter=Jitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05, grey=0.0, blur=0.0),
         grouped_attention=True,
