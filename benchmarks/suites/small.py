@@ -53,6 +53,8 @@ class Cut:
 USUAL = Cut(pretraining=600, finetuning=800)
 QUICK = Cut(pretraining=400, finetuning=300, side=160)
 """For suites of many arms."""
+QUICKEST = replace(QUICK, pretraining=300)
+"""For suites in which every arm has a pretraining of its own; arms with the same recipe share their runs."""
 
 
 def small(setting: Setting) -> Suite:
@@ -93,7 +95,6 @@ def few_labels(setting: Setting) -> Suite:
     whole = _suite(setting, QUICK)
     (own,) = whole.downstreams
     run = own.stages[0]
-    with_images = QUICK.of("self_training/small", setting, 200)
     return replace(
         whole,
         name="ours/few_labels",
@@ -102,8 +103,7 @@ def few_labels(setting: Setting) -> Suite:
         downstreams=(
             own,
             replace(own, name="ten_shots", stages=(override(run, {"data.shots": 10}),), fractions=(1.0,)),
-            # After the same fine-tuning, so that the teacher knows the labels.
-            replace(own, name="self_training", stages=(run, override(with_images, {"task.burn_in": 0.0}))),
+            _with_images(own, setting),
         ),
         fractions=(0.01, 0.02, 0.05, 0.1),
         claims=tuple(claim for claim in CLAIMS if "global" not in (claim.higher, claim.lower)),
@@ -182,7 +182,7 @@ def matching(setting: Setting) -> Suite:
 
 def orderings(setting: Setting) -> Suite:
     """The paper's orderings on a backbone that knows photographs: one patch or ten, frozen or not, reconstruction."""
-    whole = _suite(setting, QUICK)
+    whole = _suite(setting, QUICKEST)
     (ten,) = (method for method in whole.methods if method.name == "own_group")
     learns: dict[str, object] = {"task.freeze_backbone": False, "optim.lr_backbone": 1e-4}
     without: dict[str, object] = {"task.reconstruction": False}
@@ -216,28 +216,34 @@ def orderings(setting: Setting) -> Suite:
 
 
 def methods(setting: Setting) -> Suite:
-    """Every pretext task that has a recipe named small, with a tenth of the labels and ten objects of each class."""
-    cut = replace(QUICK, pretraining=300)
-    whole = _suite(setting, cut)
+    """Every pretext task that has a recipe named small, with few labels, and self-training on top."""
+    whole = _suite(setting, QUICKEST)
     (own,) = whole.downstreams
     kept = [method for method in whole.methods if method.name in {"backbone", "none"}]
     pretrained = []
     for name in names("ssldet.tasks"):
         if find("ssldet.tasks", name).verb == "pretrain" and f"{name}/small" in names("ssldet.recipes"):
-            stage = cut.of(f"{name}/small", setting, cut.pretraining)
+            stage = QUICKEST.of(f"{name}/small", setting, QUICKEST.pretraining)
             pretrained.append(Method(name=name, title=name, stages=(stage,), weights=kept[0].weights))
     return replace(
         whole,
         name="zoo/small",
-        question="Which pretext task pays on these photographs, once the backbone is good?",
+        question="Which pretext task pays on these photographs, with a good backbone, and does self-training add?",
         methods=(*kept, *pretrained),
         downstreams=(
             own,
             replace(own, name="ten_shots", stages=(override(own.stages[0], {"data.shots": 10}),), fractions=(1.0,)),
+            _with_images(own, setting),
         ),
         fractions=(0.1,),
         claims=(),
     )
+
+
+def _with_images(own: Downstream, setting: Setting) -> Downstream:
+    """Return the same fine-tuning with self-training after it, so that the teacher knows the labels."""
+    with_images = QUICK.of("self_training/small", setting, 200)
+    return replace(own, name="self_training", stages=(*own.stages, override(with_images, {"task.burn_in": 0.0})))
 
 
 def _smaller(run: Run, side: int) -> dict[str, object]:
