@@ -55,7 +55,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small_differences": tables_of_suites.small_differences,
     "small_run": tables_of_runs.small_run,
     "steps": tables_of_runs.steps,
-    "two_stage": tables_of_suites.two_stage,
+    "two_stage": partial(tables_of_suites.two_stage, name="zoo-detectors-two-stage-tiny"),
+    "two_stage_apart": partial(tables_of_suites.two_stage, name="zoo-detectors-apart-tiny"),
     "zoo_small": partial(tables_of_suites.starts, name="zoo-small-tiny", baseline="backbone"),
 }
 """Name -> folder of committed results -> table in Markdown."""

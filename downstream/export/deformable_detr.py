@@ -55,6 +55,11 @@ def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
         reasons.append("detector.backbone.name: it scales pixels by ImageNet's mean and deviation, this backbone not")
     if config.pre_norm:
         reasons.append("detector.pre_norm: it normalises after each branch; train with pre_norm=false")
+    if config.proposal_overlap < 1:
+        reasons.append(
+            "detector.proposal_overlap: its queries begin with the best proposals even if these overlap; train with "
+            "proposal_overlap=1"
+        )
     wanted = 1 if config.backbone_levels + config.extra_levels == 1 else LEVELS
     if config.backbone_levels != wanted:
         reasons.append(

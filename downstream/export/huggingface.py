@@ -151,6 +151,11 @@ def _unfit_deformable(config: DeformableDETRConfig) -> list[str]:
     reasons = []
     if config.pre_norm:
         reasons.append("detector.pre_norm: its Deformable DETR normalises after each branch; train with pre_norm=false")
+    if config.proposal_overlap < 1:
+        reasons.append(
+            "detector.proposal_overlap: its queries begin with the best proposals even if these overlap; train with "
+            "proposal_overlap=1"
+        )
     wanted = 1 if config.backbone_levels + config.extra_levels == 1 else 3
     if config.backbone_levels != wanted:
         reasons.append(

@@ -148,6 +148,7 @@ def tiny() -> Run:
             decoder_points=4,
             refine_boxes=True,
             two_stage=True,
+            proposal_overlap=0.5,
         ),
         optim=replace(run.optim, lr_sampling_factor=0.1),
     )

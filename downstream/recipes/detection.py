@@ -215,6 +215,7 @@ def small_detector() -> DeformableDETRConfig:
         extra_levels=0,
         refine_boxes=True,
         two_stage=True,
+        proposal_overlap=0.5,
     )
 
 

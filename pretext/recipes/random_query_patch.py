@@ -137,6 +137,7 @@ def small() -> Run:
             extra_levels=0,
             refine_boxes=True,
             two_stage=True,
+            proposal_overlap=0.5,
         ),
         data=DataConfig(batch_size=8),
         optim=OptimConfig(lr=4e-4, clip=1.0, schedule="cosine", warmup_steps=100, ema=0.995, ema_ramp=10.0),
@@ -239,6 +240,7 @@ def deformable_tiny() -> Run:
             decoder_points=4,
             refine_boxes=True,
             two_stage=True,
+            proposal_overlap=0.5,
         ),
         optim=replace(run.optim, lr_sampling_factor=0.1),
     )

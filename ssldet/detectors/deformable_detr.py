@@ -68,6 +68,7 @@ class DeformableDETR(BackboneDetector):
         scores: SigmoidScores,
         num_classes: int,
         num_queries: int,
+        proposal_overlap: float = 1.0,
     ) -> None:
         """Join the parts.
 
@@ -84,6 +85,7 @@ class DeformableDETR(BackboneDetector):
             scores: How the outputs of the class heads are read.
             num_classes: Number of classes.
             num_queries: Number of object queries.
+            proposal_overlap: Overlap with a better proposal above which queries begin with another one.
         """
         super().__init__()
         self.backbone = backbone
@@ -101,6 +103,7 @@ class DeformableDETR(BackboneDetector):
         self.sections = {name: (name,) for name in own} | {"encoder": ("level_embedding", "encoder")}
         self.scores = scores
         self.num_classes, self.num_queries = num_classes, num_queries
+        self.proposal_overlap = proposal_overlap
         self.width = level_embedding.weight.shape[1]
         self.feature_channels = backbone.channels
 
@@ -202,7 +205,7 @@ class DeformableDETR(BackboneDetector):
             if queries.asked is not None:
                 proposed = for_groups(proposed, queries.asked.float(), self._alike(given, levels, queries))
         # An object is class 0 to the proposals, whatever it is.
-        cells = first_cells(proposed.logits[0, ..., 0], queries)
+        cells = first_cells(proposed.logits[0, ..., 0], boxes, queries, self.proposal_overlap)
         reference = boxes.detach().gather(1, cells.unsqueeze(-1).expand(-1, -1, 4))
         return proposed, reference
 
@@ -249,6 +252,9 @@ class DeformableDETRConfig(DetectorConfig):
         refine_boxes: Let each decoder layer look around, and correct, the boxes of the layer before.
         two_stage: Begin with the best boxes that encoded cells propose instead of learned queries; needs
             `refine_boxes`.
+        proposal_overlap: Intersection over union with a better proposal above which a proposal is passed over as long
+            as there are others, so that queries begin apart and don't all find the same object; 1 takes the best of all
+            cells, as the authors do. Needs `two_stage`.
     """
 
     cite: ClassVar[str] = "zhu2021deformable"
@@ -269,12 +275,15 @@ class DeformableDETRConfig(DetectorConfig):
     decoder_points: Annotated[int, Within(1, 256)] = 4
     refine_boxes: bool = False
     two_stage: bool = False
+    proposal_overlap: Annotated[float, Within(0, 1)] = 1.0
 
     def problems(self) -> list[str]:
         """Say what no single field can know."""
         wrong = problems_of_width(self.width, self.heads, NORM_GROUPS, "groups of the projection's norms")
         if self.two_stage and not self.refine_boxes:
             wrong.append("two_stage: boxes that cells propose are there to be refined; choose refine_boxes=true too")
+        if self.proposal_overlap < 1 and not self.two_stage:
+            wrong.append("proposal_overlap: only a detector with two stages has proposals; choose two_stage=true too")
         return wrong
 
     def build(self) -> DeformableDETR:
@@ -319,6 +328,7 @@ class DeformableDETRConfig(DetectorConfig):
             scores=scores,
             num_classes=self.num_classes,
             num_queries=self.num_queries,
+            proposal_overlap=self.proposal_overlap,
         )
 
     def _box_heads(self) -> nn.ModuleList:

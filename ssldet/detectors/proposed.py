@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssldet.nn.deformable import Levels
 from ssldet.nn.padding import mean_over_cells
-from ssldet.nn.proposals import best_cells
+from ssldet.nn.proposals import best_cells, distinct_cells
 from ssldet.queries import ranks_within_groups
 from ssldet.types import Predictions, Queries
 
@@ -80,20 +80,29 @@ def resemblance(level: Float[Tensor, "B C h w"], looks: Float[Tensor, "B G C"], 
     return SHARPNESS * torch.cat(each, dim=-1)
 
 
-def first_cells(scores: Float[Tensor, "B _"], queries: Queries) -> Int[Tensor, "B Q"]:
+def first_cells(
+    scores: Float[Tensor, "B _"], boxes: Float[Tensor, "B K 4"], queries: Queries, overlap: float
+) -> Int[Tensor, "B Q"]:
     """Return the cell with which each query begins: every group has the best ones, best first.
 
     Args:
         scores: Score of each cell, one group after the other where the groups ask for something.
+        boxes: What each cell proposes, cxcywh.
         queries: The queries.
+        overlap: Intersection over union of two boxes above which a group prefers another one to the worse; 1 prefers
+            none.
     """
+
+    def best(scores: Tensor, boxes: Tensor, count: int) -> Tensor:
+        return best_cells(scores, count) if overlap >= 1 else distinct_cells(scores, boxes, count, overlap)
+
     if queries.groups is None:
-        return best_cells(scores, queries.content.shape[1])
+        return best(scores, boxes, queries.content.shape[1])
     ranks = ranks_within_groups(queries.groups)
     most = int(ranks.max()) + 1 if queries.equal_groups is None else len(ranks) // queries.equal_groups
     ranks = ranks.to(scores.device)
     if queries.asked is None:
-        return best_cells(scores, most)[:, ranks]
-    batch, groups = queries.asked.shape[:2]
-    best = best_cells(scores.reshape(batch * groups, -1), most).view(batch, groups, most)
-    return best[:, queries.groups.to(scores.device), ranks]
+        return best(scores, boxes, most)[:, ranks]
+    groups = queries.asked.shape[1]
+    each = best(scores.reshape(-1, boxes.shape[1]), boxes.repeat_interleave(groups, dim=0), most)
+    return each.view(len(boxes), groups, most)[:, queries.groups.to(scores.device), ranks]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssldet.boxes import cxcywh_to_xyxy, pairwise_iou
 from ssldet.nn.deformable import Levels
 
 SIDE = 0.05
@@ -17,6 +18,11 @@ SIDE = 0.05
 MARGIN = 0.01
 """Cells make a proposal only if all four numbers of their box are between this and one minus this."""
 TEMPERATURE = 10_000.0
+SPARE = 4
+"""Cells for each wanted one that are looked through for distinct boxes; were there few in a row of thousands, all pairs
+of them would take too much memory."""
+ROUNDS = 9
+"""Rounds in which cells are passed over: an odd number, after which no two of the kept boxes overlap."""
 
 
 class Proposals(nn.Module):
@@ -86,3 +92,33 @@ def best_cells(scores: Float[Tensor, "B K"], count: int) -> Int[Tensor, "B N"]:
     """
     best = F.pad(scores, (0, count), value=-torch.inf).topk(count, dim=1).indices
     return best.clamp(max=scores.shape[1] - 1)
+
+
+def distinct_cells(
+    scores: Float[Tensor, "B K"], boxes: Float[Tensor, "B K 4"], count: int, overlap: float
+) -> Int[Tensor, "B N"]:
+    """Return the cells with the best proposals that lie apart from one another, best first, then those passed over.
+
+    A cell is passed over if its box overlaps the box of a better cell that is not: non-maximum suppression, as DETA
+    (Ouyang-Zhang et al. 2022, "NMS Strikes Back") selects proposals. Without it, the cells of one object propose the
+    same box once boxes are good, and queries that begin alike answer alike.
+
+    All images are decided at once, in rounds: a box without a better one on it stays, those on it go, and so on. A box
+    at the end of a chain of more than `ROUNDS` boxes, each on the one before, counts as passed over.
+
+    Args:
+        scores: Score of the proposal of each cell.
+        boxes: The proposals, cxcywh.
+        count: Number of cells.
+        overlap: Intersection over union of two boxes above which the worse one is passed over.
+    """
+    looked_through = best_cells(scores, SPARE * count)
+    corners = cxcywh_to_xyxy(boxes.detach().gather(1, looked_through.unsqueeze(-1).expand(-1, -1, 4)))
+    # Of the pair (better, worse), for the worse in rows.
+    on_better = (pairwise_iou(corners, corners) > overlap).tril(-1).to(scores.dtype)
+    stays = torch.ones_like(on_better[..., :1])
+    for _ in range(ROUNDS):
+        stays = (on_better @ stays == 0).to(scores.dtype)
+    ranks = torch.arange(looked_through.shape[1], device=scores.device)
+    order = ranks + (1 - stays.squeeze(-1)) * looked_through.shape[1]
+    return looked_through.gather(1, order.argsort(dim=1)[:, :count])

@@ -22,6 +22,7 @@ SMALL: dict[str, list[DetectorConfig]] = {
         TINY_DEFORMABLE,
         replace(TINY_DEFORMABLE, refine_boxes=True),
         replace(TINY_DEFORMABLE, refine_boxes=True, two_stage=True),
+        replace(TINY_DEFORMABLE, refine_boxes=True, two_stage=True, proposal_overlap=0.3),
     ],
     "fp_detr": [SMALL_FP_DETR, replace(SMALL_FP_DETR, strides=(16,), extra_levels=0, encoder_layers=1)],
 }

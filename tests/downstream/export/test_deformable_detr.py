@@ -20,6 +20,7 @@ from tests.models import SMALL_DEFORMABLE_DETR, SMALL_DETR
 SMALL = replace(SMALL_DEFORMABLE_DETR, backbone=BackboneConfig(name="resnet50"))
 DC5 = BackboneConfig(name="resnet50", output_stride=16)
 KINDS = {"plain": SMALL, "two stages, DC5": replace(SMALL, refine_boxes=True, two_stage=True, backbone=DC5)}
+APART = {"refine_boxes": True, "two_stage": True, "proposal_overlap": 0.5}
 TASK = Detection(eval_scale=96)
 
 
@@ -47,10 +48,15 @@ def test_the_file_is_plain_and_proven_and_opens_as_what_it_was(kind: str, tmp_pa
 
 
 def test_what_their_code_cannot_hold_is_said_at_once_and_nothing_is_written(tmp_path: Path) -> None:
-    config = replace(SMALL_DEFORMABLE_DETR, pre_norm=True, backbone_levels=2)
+    config = replace(SMALL_DEFORMABLE_DETR, pre_norm=True, backbone_levels=2, **APART)
     with pytest.raises(CheckpointError) as told:
         export(TASK.objective(config.build()), info_of(config), tmp_path / "model.pth")
-    for field in ("detector.backbone.name: ", "detector.pre_norm: ", "detector.backbone_levels: "):
+    for field in (
+        "detector.backbone.name: ",
+        "detector.pre_norm: ",
+        "detector.backbone_levels: ",
+        "detector.proposal_overlap: ",
+    ):
         assert field in str(told.value)
     info = {"detector": to_document(SMALL_DETR)}
     with pytest.raises(CheckpointError, match="is a DETR; only 'deformable_detr' can be written"):

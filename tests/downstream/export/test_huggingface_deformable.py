@@ -105,7 +105,9 @@ def test_halves_of_different_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_transformers_can_not_hold_is_told(tmp_path: Path) -> None:
-    config = replace(SMALL_DEFORMABLE_DETR, pre_norm=True, backbone_levels=2)
-    with pytest.raises(CheckpointError, match=r"pre_norm=false; .*backbone_levels=3"):
+    config = replace(
+        SMALL_DEFORMABLE_DETR, pre_norm=True, backbone_levels=2, refine_boxes=True, two_stage=True, proposal_overlap=0.5
+    )
+    with pytest.raises(CheckpointError, match=r"pre_norm=false; .*proposal_overlap=1; .*backbone_levels=3"):
         write(config, tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -26,6 +26,7 @@ KINDS = {
         extra_levels=0,
         refine_boxes=True,
         two_stage=True,
+        proposal_overlap=0.5,
     ),
     "fp_detr": replace(SMALL_FP_DETR, encoder_layers=1, joined_layers=2),
 }

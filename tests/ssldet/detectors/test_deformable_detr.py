@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssldet.boxes import cxcywh_to_xyxy, pairwise_iou
 from ssldet.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
 from ssldet.errors import ConfigError
 from ssldet.nn.backbones import BackboneConfig
@@ -29,6 +30,7 @@ VARIANTS = {
     "plain": {},
     "refined": {"refine_boxes": True},
     "two stages": {"refine_boxes": True, "two_stage": True},
+    "two stages, apart": {"refine_boxes": True, "two_stage": True, "proposal_overlap": 0.3},
     "pre-norm": {"refine_boxes": True, "pre_norm": True},
 }
 each_variant = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
@@ -205,6 +207,30 @@ def test_a_group_begins_with_the_cells_that_agree_with_what_it_asks_for() -> Non
     torch.testing.assert_close(added, 10 * states[0][0] @ asked[0, 1] / 8, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("asking", [False, True])
+def test_queries_of_a_group_begin_apart_if_asked_to(asking: bool) -> None:
+    torch.manual_seed(0)
+    close, apart = (build(refine_boxes=True, two_stage=True, proposal_overlap=overlap) for overlap in (1.0, 0.2))
+    with torch.no_grad():
+        close.box_head[-1].layers[-1].bias[2:] += 2  # boxes wider than the steps between cells
+    apart.load_state_dict(close.state_dict())
+    images, begun = some_images(), []
+    queries = replace(close.default_queries(2), groups=group_ids(12, 3), equal_groups=3)
+    if asking:
+        queries = replace(queries, asked=torch.randn(2, 3, 64))
+    for detector in (close, apart):
+        detector.decoder.register_forward_pre_hook(lambda _, given: begun.append(given[2]))
+        predictions = detector(images, None, queries)
+    corners = [cxcywh_to_xyxy(boxes).unflatten(1, (3, 4)) for boxes in begun]
+    overlaps = [pairwise_iou(one, one).tril(-1) for one in corners]
+    assert overlaps[0].max() > 0.2
+    assert overlaps[1].max() <= 0.2
+    # The best cell is the first all the same.
+    torch.testing.assert_close(corners[0][:, :, 0], corners[1][:, :, 0])
+    assert predictions.proposals is not None
+    assert predictions.proposals.boxes.shape[2] == (3 if asking else 1) * (12 * 16 + 6 * 8 + 3 * 4)
+
+
 def test_queries_of_patches_ask_for_them() -> None:
     asking = PatchQueries(14, 64, num_patches=3, mask_ratio=0.5)
     own = build(refine_boxes=True, two_stage=True).default_queries(1)
@@ -280,6 +306,8 @@ def test_contradictions_are_told_with_a_remedy() -> None:
     assert "choose width=64 or 96" in width
     (stages,) = replace(TINY, two_stage=True).problems()
     assert "choose refine_boxes=true too" in stages
+    (apart,) = replace(TINY, proposal_overlap=0.5).problems()
+    assert "choose two_stage=true too" in apart
 
 
 def test_a_configuration_comes_back_from_its_document() -> None:
