@@ -10,8 +10,8 @@ paper, the authors' code and this file, each with the field that chooses:
     too few regions     -                        copies moved by up to 10 %     the same; random ones if there is none
     without a region    -                        another image                  as above
     size of the views   -                        both of one size               each its own, on a canvas of its own
-    query features      RoIAlign, 7 by 7         of the last level; Deformable  of the detector's `features`, which is
-                                                 DETR joins three levels        the last level
+    query features      RoIAlign, 7 by 7         of the last level; Deformable  of the last level; finer ones say where
+                                                 DETR joins three levels        a two-stage Deformable DETR looks
                         middle of cells          half a cell before it          aligned
     box disturbance     yes                      up to 10 % of the sides        `disturbance`
     attention mask      no                       no                             `grouped_attention`

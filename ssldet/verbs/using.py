@@ -186,6 +186,8 @@ def predict(
     )
     _require_query(opened, given=queries is not None)
     require_bands(bands, opened.objective.detector.in_channels)
+    if (folder / "predictions.json").exists():
+        log.warning("%s: what an earlier prediction drew of other images stays in it; choose another --out", folder)
     folder.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     segmented: PanopticResults | None = None

@@ -253,7 +253,7 @@ def test_segmentations_follow_class_names_too() -> None:
 
 
 def test_predictions_are_pictures_and_coco_results(
-    finetuned: ssldet.Trained, place: Path, monkeypatch: pytest.MonkeyPatch
+    finetuned: ssldet.Trained, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     read: list[int] = []
     original = ImageSource.__getitem__
@@ -264,6 +264,13 @@ def test_predictions_are_pictures_and_coco_results(
     assert len(list((place / "seen").glob("*.png"))) == 12
     rows = json.loads((place / "seen" / "predictions.json").read_text())
     assert {"image_id", "category_id", "category", "bbox", "score"} == rows[0].keys()
+    assert not caplog.messages
+    one = sorted((place / "made" / "images").iterdir())[0]
+    assert finetuned.predict(one, out=place / "seen")["images"] == 1
+    assert caplog.messages == [
+        f"{place / 'seen'}: what an earlier prediction drew of other images stays in it; choose another --out"
+    ]
+    assert len(list((place / "seen").glob("*.png"))) == 12
 
 
 def test_a_patch_is_looked_for_by_whom_was_taught_to(
