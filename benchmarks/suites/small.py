@@ -181,13 +181,17 @@ def matching(setting: Setting) -> Suite:
 
 
 def orderings(setting: Setting) -> Suite:
-    """The paper's orderings on a backbone that knows photographs: one patch or ten, frozen or not, reconstruction."""
+    """The paper's orderings on a backbone that knows photographs: patches, frozen or not, reconstruction, mask.
+
+    Query shuffle is not among them: a detector with two stages has no learned queries.
+    """
     whole = _suite(setting, QUICKEST)
     (ten,) = (method for method in whole.methods if method.name == "own_group")
     learns: dict[str, object] = {"task.freeze_backbone": False, "optim.lr_backbone": 1e-4}
     without: dict[str, object] = {"task.reconstruction": False}
     changed: dict[str, tuple[str, dict[str, object]]] = {
         "one_patch": ("one patch per image", {"task.num_patches": 1}),
+        "free": ("all queries attend to all", {"task.grouped_attention": False}),
         "without": ("backbone frozen, without reconstruction", without),
         "learns": ("backbone learns, with reconstruction", learns),
         "learns_without": ("backbone learns, without reconstruction", learns | without),
@@ -211,6 +215,7 @@ def orderings(setting: Setting) -> Suite:
             Claim(words="frozen is at least as good, with reconstruction", higher="own_group", lower="learns"),
             Claim(words="frozen is at least as good, without it", higher="without", lower="learns_without"),
             Claim(words="no gain from reconstruction once frozen", higher="own_group", lower="without", kind="no gain"),
+            Claim(words="no gain from masking attention", higher="own_group", lower="free", kind="no gain"),
         ),
     )
 
