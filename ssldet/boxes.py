@@ -3,6 +3,8 @@
 Normalised boxes are fractions of the valid image, padding excluded; absolute boxes are pixels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -53,7 +55,9 @@ def pairwise_iou(a: Float[Tensor, "*#B N 4"], b: Float[Tensor, "*#B M 4"]) -> Fl
         a: Corners, xyxy.
         b: Corners, xyxy.
     """
-    return _pairwise(a, b)[0]
+    with torch.no_grad():
+        inner, union, _ = _shared(a, b)
+        return inner.div_(union.clamp_(min=SMALLEST_AREA)).mT
 
 
 def pairwise_giou(a: Float[Tensor, "*#B N 4"], b: Float[Tensor, "*#B M 4"]) -> Float[Tensor, "*B N M"]:
@@ -65,7 +69,13 @@ def pairwise_giou(a: Float[Tensor, "*#B N 4"], b: Float[Tensor, "*#B M 4"]) -> F
         a: Corners, xyxy.
         b: Corners, xyxy.
     """
-    return _pairwise(a, b)[1]
+    with torch.no_grad():
+        inner, union, ((ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2)) = _shared(a, b)
+        outer = torch.maximum(ax2, bx2).sub_(torch.minimum(ax1, bx1)).clamp_(min=0)
+        outer.mul_(torch.maximum(ay2, by2).sub_(torch.minimum(ay1, by1)).clamp_(min=0))
+        iou = inner.div_(union.clamp(min=SMALLEST_AREA))
+        excess = outer.sub(union).div_(outer.clamp_(min=SMALLEST_AREA))
+        return iou.sub_(excess).mT
 
 
 def elementwise_iou(a: Float[Tensor, "*N 4"], b: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
@@ -104,23 +114,19 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return iou, iou - (outer - union) / outer.clamp(min=SMALLEST_AREA)
 
 
-@torch.no_grad()
-def _pairwise(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return IoU and GIoU of all pairs of xyxy boxes, bit by bit those of `_overlap`.
+def _shared(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, tuple[Sequence[Tensor], Sequence[Tensor]]]:
+    """Return intersection and union of all pairs of xyxy boxes, transposed, and the coordinates as they were paired.
 
     Each coordinate is a plane of its own, with the many boxes of `a` next to one another in memory, and every step
-    overwrites the one before: three to seven times faster than pairs of boxes side by side. Hence without gradient.
+    overwrites the one before: three to seven times faster than pairs of boxes side by side, with the same bits as
+    `_overlap`. Hence without gradient.
     """
-    ax1, ay1, ax2, ay2 = a.movedim(-1, 0).contiguous().unsqueeze(-2)
-    bx1, by1, bx2, by2 = b.movedim(-1, 0).contiguous().unsqueeze(-1)
+    ax1, ay1, ax2, ay2 = one = a.movedim(-1, 0).contiguous().unsqueeze(-2).unbind()
+    bx1, by1, bx2, by2 = other = b.movedim(-1, 0).contiguous().unsqueeze(-1).unbind()
     inner = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)
     inner.mul_(torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0))
-    outer = torch.maximum(ax2, bx2).sub_(torch.minimum(ax1, bx1)).clamp_(min=0)
-    outer.mul_(torch.maximum(ay2, by2).sub_(torch.minimum(ay1, by1)).clamp_(min=0))
     union = (_area(a).unsqueeze(-2) + _area(b).unsqueeze(-1)).sub_(inner)
-    iou = inner.div_(union.clamp(min=SMALLEST_AREA))
-    excess = outer.sub(union).div_(outer.clamp_(min=SMALLEST_AREA))
-    return iou.mT, torch.sub(iou, excess).mT
+    return inner, union, (one, other)
 
 
 def _area(boxes: Tensor) -> Tensor:
