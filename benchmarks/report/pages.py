@@ -51,6 +51,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "pretraining": tables_of_suites.pretraining,
     "resemblance": tables_of_runs.resemblance,
     "speed": tables_of_runs.speed,
+    "self_training": tables_of_suites.self_training,
     "small": tables_of_suites.small,
     "small_differences": tables_of_suites.small_differences,
     "small_run": tables_of_runs.small_run,

@@ -172,6 +172,27 @@ def two_stage(results: Path, name: str) -> str:
     return _rise(of_suite(results, name), starts, ("AP", "AR10"))
 
 
+def self_training(results: Path) -> str:
+    """Tabulate what self-training adds to fine-tuning, from a fresh and from a pretrained transformer."""
+    suite = of_suite(results, "zoo-small-tiny")
+    titles = {"backbone": "fresh transformer", "random_query_patch": "pretrained on random query patches"}
+    values = {(one.method, one.downstream): one.values for one in summaries(suite)}
+    rows = []
+    for method, title in titles.items():
+        before, after = (values[method, task] for task in ("own", "self_training"))
+        gain = fmean(after) - fmean(before)
+        better = sum(high > low for low, high in zip(before, after, strict=True))
+        rows.append(
+            (
+                title,
+                _with_seeds(before),
+                _with_seeds(after),
+                f"{PERCENT * gain:+.1f}, better in {better} of {len(after)} seeds",
+            )
+        )
+    return markdown(Table(columns=("start", "after fine-tuning", "after self-training", "gain"), rows=rows))
+
+
 def small_differences(results: Path) -> str:
     """Tabulate what each start of the recipes named small gives at the end of fine-tuning."""
     suite = of_suite(results, "ours-small-tiny")
@@ -219,7 +240,7 @@ def few_labels(results: Path, name: str = "ours-few-labels-tiny") -> str:
 
 
 def starts(results: Path, name: str, baseline: str) -> str:
-    """Tabulate what each start of a suite with one downstream task gives, and how much more than one of them.
+    """Tabulate what each start of a suite gives, and how much more than one of them with the same fine-tuning.
 
     Args:
         results: Folder of committed results.
@@ -228,14 +249,15 @@ def starts(results: Path, name: str, baseline: str) -> str:
     """
     suite = of_suite(results, name)
     titles = {method["name"]: method["title"] for method in suite.suite["methods"]}
-    against = {one.method: in_words(one) for one in differences(suite, baseline)}
+    against = {(one.downstream, one.method): in_words(one) for one in differences(suite, baseline)}
+    then = {"self_training": ", then self-training"}
     rows = [
         (
-            titles[one.method],
+            titles[one.method] + then.get(one.downstream, ""),
             _with_seeds(one.values),
             _recall(suite, one.downstream, one.fraction, one.method),
             _learned(suite, one.method),
-            against.get(one.method, ""),
+            against.get((one.downstream, one.method), ""),
         )
         for one in summaries(suite)
     ]
