@@ -186,9 +186,7 @@ def predict(
     )
     _require_query(opened, given=queries is not None)
     require_bands(bands, opened.objective.detector.in_channels)
-    if (folder / "predictions.json").exists():
-        log.warning("%s: what an earlier prediction drew of other images stays in it; choose another --out", folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _prepare(folder)
     results: list[dict[str, Any]] = []
     segmented: PanopticResults | None = None
     name_of, lost = FileNames(), list(source.skipped)
@@ -216,6 +214,13 @@ def predict(
     write_whole(folder / "predictions.json", json.dumps(results, indent=1).encode(), Disk())
     told = _named(lost, "are left out")
     return {"out": str(folder), "images": len(source) + len(source.skipped) - len(lost), "predictions": results, **told}
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder for predictions, and say what it keeps of earlier ones."""
+    if (folder / "predictions.json").exists():
+        log.warning("%s: what an earlier prediction drew of other images stays in it; choose another --out", folder)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _require_query(opened: Opened, *, given: bool) -> None:
