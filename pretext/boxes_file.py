@@ -14,7 +14,7 @@ from ssldet.escapes import shown
 from ssldet.regular import read_bytes
 
 
-def read_boxes(file: Path) -> dict[str, Float[Tensor, "R 4"]]:
+def read_boxes(file: Path) -> dict[str, Float[Tensor, "_ 4"]]:
     """Return boxes in absolute xyxy by the name of their image: its `file_name`, or else its `image_id` as text.
 
     Args:

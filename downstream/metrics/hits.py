@@ -127,7 +127,7 @@ def _rows_of(columns: Columns, rows: Any) -> Columns:
     return replace(columns, masks=None, **{name: getattr(columns, name)[rows] for name in names})
 
 
-def _rows_by(keys: Int[np.ndarray, " N"]) -> dict[int, Int[np.ndarray, " n"]]:
+def _rows_by(keys: Int[np.ndarray, " N"]) -> dict[int, Int[np.ndarray, " _"]]:
     """Return key -> the rows that have it, in order."""
     order = np.argsort(keys, kind="stable")
     values, starts = np.unique(keys[order], return_index=True)

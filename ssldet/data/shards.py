@@ -162,8 +162,8 @@ def windowed(
 
 
 def _places(
-    first: Int[np.ndarray, " T"], indices: Int[np.ndarray, " N"] | None, windows: Sequence[Int[np.ndarray, " W"]]
-) -> Iterator[Int[np.ndarray, " P"]]:
+    first: Int[np.ndarray, " T"], indices: Int[np.ndarray, " N"] | None, windows: Sequence[Int[np.ndarray, " _"]]
+) -> Iterator[Int[np.ndarray, " _"]]:
     """Yield the places in `indices` of the images of each window, in ascending order."""
     if indices is None:
         for shards in windows:
