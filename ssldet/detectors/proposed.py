@@ -93,16 +93,19 @@ def first_cells(
             none.
     """
 
-    def best(scores: Tensor, boxes: Tensor, count: int) -> Tensor:
-        return best_cells(scores, count) if overlap >= 1 else distinct_cells(scores, boxes, count, overlap)
+    def best(scores: Tensor, count: int, groups: int = 1) -> Tensor:
+        if overlap >= 1:
+            return best_cells(scores, count)
+        own = boxes if groups == 1 else boxes.repeat_interleave(groups, dim=0)
+        return distinct_cells(scores, own, count, overlap)
 
     if queries.groups is None:
-        return best(scores, boxes, queries.content.shape[1])
+        return best(scores, queries.content.shape[1])
     ranks = ranks_within_groups(queries.groups)
     most = int(ranks.max()) + 1 if queries.equal_groups is None else len(ranks) // queries.equal_groups
     ranks = ranks.to(scores.device)
     if queries.asked is None:
-        return best(scores, boxes, most)[:, ranks]
+        return best(scores, most)[:, ranks]
     groups = queries.asked.shape[1]
-    each = best(scores.reshape(-1, boxes.shape[1]), boxes.repeat_interleave(groups, dim=0), most)
+    each = best(scores.reshape(-1, boxes.shape[1]), most, groups)
     return each.view(len(boxes), groups, most)[:, queries.groups.to(scores.device), ranks]

@@ -19,8 +19,7 @@ MARGIN = 0.01
 """Cells make a proposal only if all four numbers of their box are between this and one minus this."""
 TEMPERATURE = 10_000.0
 SPARE = 4
-"""Cells for each wanted one that are looked through for distinct boxes; were there few in a row of thousands, all pairs
-of them would take too much memory."""
+"""Cells, for each wanted one, among which distinct boxes are looked for: pairs of all cells take too much memory."""
 ROUNDS = 9
 """Rounds in which cells are passed over: an odd number, after which no two of the kept boxes overlap."""
 
