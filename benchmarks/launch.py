@@ -20,6 +20,7 @@ from typing import BinaryIO
 from benchmarks.data import specifications
 from benchmarks.plan import Job, Plan
 from benchmarks.work import JobFolder, run_of
+from pretext.proposal_task import ProposalTask
 from ssldet.detectors.base import backbone_of
 from ssldet.errors import ConfigError, StoppedError
 from ssldet.recipe import dumps, override
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 PAUSE = 0.2
 """Seconds between checks of the running processes."""
+
+SEARCHED = ("selective_search", "objectness")
+"""Ways to propose regions that take long, and find the same boxes in the same image."""
 
 Start = Callable[[Sequence[str], Mapping[str, str], BinaryIO, BinaryIO], "subprocess.Popen[bytes]"]
 """Command, environment, log file, lock -> a process; tests pass another function."""
@@ -163,6 +167,9 @@ class Runner:
         changes: dict[str, object] = {"data.train": train, "data.val": val}
         if job.backbone is not None:
             changes["detector.backbone.weights"] = str(run_of(self.out, job.backbone).weights.resolve())
+        if isinstance(job.run.task, ProposalTask) and job.run.task.proposals.method in SEARCHED:
+            # Seeds and tasks look at the same images; where boxes are kept has no influence on them.
+            changes["task.proposals.cache"] = str(self.out.resolve() / "proposals")
         folder.recipe.write_text(dumps(override(job.run, changes), job.title), encoding="utf-8")
         words = ["--recipe", str(folder.recipe), "--out", str(folder.run.path)]
         start = None if job.start is None else str(run_of(self.out, job.start).path)

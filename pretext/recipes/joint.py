@@ -1,9 +1,10 @@
-"""Recipes of joint pretraining of backbone and transformer from random weights: at UP-DETR's scale, and for a laptop.
+"""Recipes of joint pretraining of backbone and transformer: at UP-DETR's scale, on your photographs, for a laptop.
 
 Paper:     none; the future work that Dai et al. 2021 (UP-DETR) name in section 5, with the contrast of MoCo v2.
 Command:   ssldet pretrain imagenet/train --recipe joint/r50 --out runs/pre
+           ssldet pretrain photos --recipe joint/small --out runs/pre
            ssldet pretrain photos --recipe joint/tiny --val held-out --out runs/pre
-Time:      r50: not measured. tiny: minutes on two CPU cores.
+Time:      r50: not measured. small, tiny: minutes on two CPU cores.
 Score:     none published. UP-DETR with a backbone that learns reaches 74.0 AP50 on VOC, with a frozen one 78.7
            (published); what the contrast changes at this scale has not been measured with this code. tiny: see
            docs/joint.md; 500 steps of 16 images are too few for it to find patches (measured, one seed).
@@ -16,6 +17,7 @@ from pretext.joint import Joint
 from pretext.random_query_patch import RandomQueryPatch
 from pretext.recipes import random_query_patch
 from ssldet.data.photometric import Jitter
+from ssldet.detectors.deformable_detr import DeformableDETRConfig
 from ssldet.engine.run import Run
 from ssldet.nn.backbones import BackboneConfig
 
@@ -34,6 +36,21 @@ def deformable_r50() -> Run:
     Needs: GPUs; 320–480 px.
     """
     return _whole(random_query_patch.deformable_r50())
+
+
+def small() -> Run:
+    """Pretrain the detector of `detection/small` with its backbone, which starts from pretrained weights and learns.
+
+    Needs: CPU; 192–256 px; half an hour.
+    """
+    run = random_query_patch.small()
+    assert isinstance(run.task, RandomQueryPatch)
+    # Batches of few images: a short queue and few groups of keys; the other view changes as much as the patch does.
+    task = _joint(run, view_jitter=run.task.jitter, queue_length=2048, momentum=0.996, key_groups=2)
+    # A backbone that knows photographs already learns as slowly as in fine-tuning.
+    learning = replace(run, task=task, optim=replace(run.optim, lr_backbone=5e-5))
+    assert isinstance(run.detector, DeformableDETRConfig)
+    return _with_backbone(learning, replace(run.detector.backbone, frozen_norm=False, frozen_stages=0))
 
 
 def tiny() -> Run:

@@ -1,4 +1,3 @@
-import gc
 import multiprocessing
 import os
 import resource
@@ -444,8 +443,8 @@ def fewer_files():
 
 def open_shared_memory():
     """The descriptors of shared memory that this process holds, told from those of pipes and of other files."""
-    links = (os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.is_symlink())
-    return sum(link.startswith("/dev/shm/torch_") for link in links)
+    links = (one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink())
+    return sum(str(link).startswith("/dev/shm/torch_") for link in links)
 
 
 @pytest.mark.parametrize(("shared_from", "some"), [(0, True), (workers.SHARED_FROM, False)])
