@@ -55,6 +55,8 @@ QUICK = Cut(pretraining=400, finetuning=300, side=160)
 """For suites of many arms."""
 QUICKEST = replace(QUICK, pretraining=300)
 """For suites in which every arm has a pretraining of its own; arms with the same recipe share their runs."""
+ON_TOP = 200
+"""Steps at the tiny scale of what comes after fine-tuning."""
 
 
 def small(setting: Setting) -> Suite:
@@ -239,6 +241,8 @@ def methods(setting: Setting) -> Suite:
             own,
             replace(own, name="ten_shots", stages=(override(own.stages[0], {"data.shots": 10}),), fractions=(1.0,)),
             _with_images(own, setting),
+            # As many more steps on the labels alone, without which a gain of self-training may be one of training.
+            replace(own, name="longer", stages=(*own.stages, QUICK.of("detection/small", setting, ON_TOP))),
         ),
         fractions=(0.1,),
         claims=(),
@@ -247,7 +251,7 @@ def methods(setting: Setting) -> Suite:
 
 def _with_images(own: Downstream, setting: Setting) -> Downstream:
     """Return the same fine-tuning with self-training after it, so that the teacher knows the labels."""
-    with_images = QUICK.of("self_training/small", setting, 200)
+    with_images = QUICK.of("self_training/small", setting, ON_TOP)
     return replace(own, name="self_training", stages=(*own.stages, override(with_images, {"task.burn_in": 0.0})))
 
 

@@ -15,10 +15,13 @@ from benchmarks.plan import Plan, plan_suite
 from benchmarks.results import read_results
 from benchmarks.suite import Suite
 from benchmarks.work import JobFolder
+from pretext.detreg import DETReg
+from pretext.proposals import Proposals
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.progress import Progress
+from ssldet.engine.run import Run
 from ssldet.errors import ConfigError, StoppedError
-from ssldet.recipe import override
+from ssldet.recipe import load, override
 from tests.benchmarks.conftest import Ended, InProcess
 
 
@@ -226,3 +229,18 @@ def test_a_backbone_is_exchanged_on_the_command_line(suite: Suite, tmp_path: Pat
         assert (
             words[words.index("--start") + 1] if "--start" in words else words[words.index("finetune") + 1]
         ) == start
+
+
+def test_found_regions_are_shared_by_the_runs_of_a_comparison(suite: Suite, tmp_path: Path) -> None:
+    job = next(iter(plan_suite(suite).jobs.values()))
+
+    def cache_of(proposals: Proposals) -> str | None:
+        folder = JobFolder(tmp_path, replace(job, run=replace(job.run, task=DETReg(proposals=proposals))))
+        folder.path.mkdir(parents=True, exist_ok=True)
+        Runner(out=tmp_path)._prepare(folder)
+        task = load(Run, folder.recipe).task
+        assert isinstance(task, DETReg)
+        return task.proposals.cache
+
+    assert cache_of(Proposals()) == str(tmp_path / "proposals")
+    assert cache_of(Proposals(method="random")) is None
