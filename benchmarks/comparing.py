@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.address import data_version
 from benchmarks.cost import Forecast, forecast
 from benchmarks.launch import Runner, Start, command_of, start_process
 from benchmarks.plan import Job, Plan, plan_suite
@@ -16,7 +17,7 @@ from benchmarks.results import Results, collect
 from benchmarks.suite import Scale, Setting, Suite
 from benchmarks.suites import find_suite
 from benchmarks.work import results_of
-from ssldet.errors import ConfigError
+from ssldet.errors import ConfigError, DataError, SsldetError
 from ssldet.recipe import check
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def compare(
     chosen = find_suite(suite, setting) if isinstance(suite, str) else suite
     folder = Path(out)
     asked = partial(fnmatchcase, pat=only)
+    _require_data(chosen)
     plan = _plan(chosen, folder).only(asked)
     _require_valid(plan, only)
     if dry_run:
@@ -112,6 +114,18 @@ def _plan(suite: Suite, out: Path) -> Plan:
         return float(value) if isinstance(value, int | float) else None
 
     return plan_suite(suite, measured_value)
+
+
+def _require_data(suite: Suite) -> None:
+    """Open all data sets before anything is planned, so that each that can't be used is told."""
+    wrong: list[str] = []
+    for data in suite.data():
+        try:
+            data_version(data)
+        except SsldetError as error:
+            wrong += [f"data {data.name}: {line}" for line in str(error).splitlines()]
+    if wrong:
+        raise DataError("\n".join(wrong))
 
 
 def _require_valid(plan: Plan, only: str) -> None:

@@ -218,6 +218,12 @@ class Suite:
             raise ConfigError([f"suite {self.name}: {line}" for line in wrong])
         return self
 
+    def data(self) -> list[Data]:
+        """Return every data set that a run reads or is measured on, once each."""
+        of_tasks = ((task.unlabelled, task.unlabelled_val, task.train, task.val) for task in self.downstreams)
+        found = [*chain.from_iterable(of_tasks), *(method.labelled for method in self.methods)]
+        return list(dict.fromkeys(one for one in found if one is not None))
+
     def models(self) -> list[DetectorConfig]:
         """Return every combination of a detector and a backbone, and the detectors that take none."""
         pluggable = [detector for detector in self.detectors if backbone_of(detector) is not None]

@@ -12,7 +12,7 @@ from benchmarks.suite import ImagesOnDisk, Scale, Setting, Suite
 from benchmarks.suites import SUITES, find_suite
 from benchmarks.suites.detectors import FINETUNING
 from downstream.annotations.shapes import write_shapes
-from ssldet.errors import ConfigError
+from ssldet.errors import ConfigError, DataError
 from ssldet.recipe import check, override
 from tests.third_party.sketches.patch_transformer import PatchTransformerConfig
 
@@ -148,6 +148,15 @@ def test_a_dry_run_writes_nothing_and_says_what_it_does_not_know(suite: Suite, t
     assert "5 runs of kinds that were never measured" in str(found)
     assert "2 rows: left out of this test" in str(found)
     assert data_version(suite.downstreams[0].train)[1] == 7
+
+
+def test_all_data_sets_that_cannot_be_used_are_told_at_once(places: dict[str, str], tmp_path: Path) -> None:
+    wrong = {"images": str(tmp_path / "photos"), "val": f"coco:{tmp_path / 'val.json'}:{tmp_path}"}
+    with pytest.raises(DataError) as raised:
+        compare("own_data", data=places | wrong, out=tmp_path / "out", dry_run=True)
+    lines = str(raised.value).splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["data images", "data val"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_few_labels_are_shares_or_shots_and_self_training_sees_the_other_images(places: dict[str, str]) -> None:
