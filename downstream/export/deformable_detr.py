@@ -53,6 +53,17 @@ def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
         reasons.append("detector.backbone.frozen_norm: its norms are fixed; train with frozen_norm=true")
     if (detector.backbone.mean, detector.backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):
         reasons.append("detector.backbone.name: it scales pixels by ImageNet's mean and deviation, this backbone not")
+    reasons += unlike_the_authors(config)
+    return reasons
+
+
+def unlike_the_authors(config: DeformableDETRConfig) -> list[str]:
+    """Return which choices the authors' model does not have, nor that of transformers, which follows it.
+
+    Args:
+        config: Configuration of a detector.
+    """
+    reasons = []
     if config.pre_norm:
         reasons.append("detector.pre_norm: it normalises after each branch; train with pre_norm=false")
     if config.proposal_overlap < 1:

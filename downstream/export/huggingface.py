@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from downstream.export.card import model_card, statement
+from downstream.export.deformable_detr import unlike_the_authors
 from downstream.export.proof import (
     Comparison,
     ExportReport,
@@ -84,7 +85,7 @@ def unfit(detector: Detector, config: DetectorConfig) -> list[str]:
             if getattr(config, name)
         ]
     elif isinstance(detector, DeformableDETR) and isinstance(config, DeformableDETRConfig):
-        reasons = _unfit_deformable(config)
+        reasons = unlike_the_authors(config)
     else:
         return [f"detector: is a {type(detector).__name__}; only 'detr' and 'deformable_detr' can be written"]
     if any(name.endswith("num_batches_tracked") for name in detector.backbone.body.state_dict()):
@@ -145,24 +146,6 @@ def export(objective: Objective, info: Mapping[str, Any], out: Path) -> ExportRe
         log.warning(OTHER_ROUNDING)
     use = USE.format(folder=out.name, architecture=architecture_of(config))
     return write_proven(out, write, lambda folder: _compare(folder, detector), model_card(objective, info, use))
-
-
-def _unfit_deformable(config: DeformableDETRConfig) -> list[str]:
-    reasons = []
-    if config.pre_norm:
-        reasons.append("detector.pre_norm: its Deformable DETR normalises after each branch; train with pre_norm=false")
-    if config.proposal_overlap < 1:
-        reasons.append(
-            "detector.proposal_overlap: its queries begin with the best proposals even if these overlap; train with "
-            "proposal_overlap=1"
-        )
-    wanted = 1 if config.backbone_levels + config.extra_levels == 1 else 3
-    if config.backbone_levels != wanted:
-        reasons.append(
-            f"detector.backbone_levels: it takes {wanted} levels of the backbone, not {config.backbone_levels}; train "
-            f"with backbone_levels={wanted}"
-        )
-    return reasons
 
 
 def _unfit_masks(config: DETRConfig, detector: DETR) -> list[str]:
