@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import resource
@@ -450,6 +451,7 @@ def open_shared_memory():
 @pytest.mark.parametrize(("shared_from", "some"), [(0, True), (workers.SHARED_FROM, False)])
 def test_only_large_tensors_keep_shared_memory_open(monkeypatch, shared_from, some):
     monkeypatch.setattr(workers, "SHARED_FROM", shared_from)
+    gc.collect()  # or tensors of earlier tests would close theirs in between
     before = open_shared_memory()
     held = stream(workers=1, total_steps=20)
     assert len(held) == 20
