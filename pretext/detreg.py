@@ -6,9 +6,11 @@ between the paper, the authors' code and this file, each with the field that cho
 
     topic             paper                     released code                    here
     regions           selective search          30 first, OpenCV's fast form     `proposals`
-    order of regions  hierarchy times chance    the C library's chance           the same rule, seeded
+    order of regions  hierarchy times chance,   OpenCV's, small ones first       by area times chance, seeded;
+                      large ones first                                           `proposals.first`, small ones in
+                                                                                 the recipes of the authors
     few regions       not stated                another image if below two       fewer targets, or none
-    embedding         of the frozen SwAV        mean of the level of stride 8    `embedding_level`
+    embedding         of the frozen SwAV        mean of the level of stride 8    `embedding_level`, no projection head
     its head          MLP                       two layers                       three layers
     its loss          L1                        mean L1, last layer only         mean L1, last layer only
     colours searched  RGB                       red and blue exchanged           as they are

@@ -1,6 +1,7 @@
 """BackboneConfig -> a network that never learns, and is no part of what is trained: it proposes regions, or teaches."""
 
 from functools import cache
+from hashlib import blake2b
 
 import torch
 
@@ -29,3 +30,18 @@ def resting_network(config: BackboneConfig, device: torch.device | None = None) 
     if config.weights is not None:
         load_backbone(network, config.weights, architecture=config.name, coverage=config.coverage)
     return network.to(device or "cpu").eval().requires_grad_(False)
+
+
+@cache
+def fingerprint_of_weights(config: BackboneConfig) -> str:
+    """Return a digest of the weights of `resting_network`, once per process.
+
+    A file of the same name may hold others tomorrow.
+
+    Args:
+        config: The network.
+    """
+    digest = blake2b(digest_size=8)
+    for name, value in resting_network(config).state_dict().items():
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from pretext.boxes_file import read_boxes
-from pretext.networks import resting_network
+from pretext.networks import fingerprint_of_weights, resting_network
 from pretext.normalised_cut import objects_of
 from ssldet.disk import Disk, write_whole
 from ssldet.errors import DataError, suggest
@@ -41,6 +41,9 @@ class Proposals:
         count: Most boxes per image.
         choice: Which of more boxes are taken: the first (`top_k`), any (`random`), or more likely those that come early
             (`importance`).
+        first: Which boxes of selective search tend to come first: the `largest`, as its paper ranks them, or the
+            `smallest`, as OpenCV does, and with it DETReg's released code, whose first 30 boxes cover a hundredth of
+            the image each. Their place in this order is multiplied by a random number.
         smallest_share: Shortest side of a box as a share of the image's side; smaller boxes are left out.
         largest_share: Longest side of a box as a share of the image's side; larger boxes are left out.
         side: Side in pixels of the square to which the image is squeezed before the search.
@@ -54,6 +57,7 @@ class Proposals:
     method: Literal["selective_search", "objectness", "random", "file"] = "selective_search"
     count: Annotated[int, Within(1)] = 30
     choice: Literal["top_k", "random", "importance"] = "top_k"
+    first: Literal["largest", "smallest"] = "largest"
     smallest_share: Annotated[float, Within(0, 1)] = 0.0
     largest_share: Annotated[float, Within(0, 1)] = 1.0
     side: Annotated[int, Within(16, 1024)] = SEARCH_SIDE
@@ -100,11 +104,14 @@ class Proposals:
             return draw_boxes(self.count, (height, width), self.smallest_share, self.largest_share, generator)
         if self.method == "file":
             assert isinstance(sample.problem, GivenBoxes), "the source of this sample was not prepared"
-            boxes, order = sample.problem.boxes, None
+            # The file counts pixels on disk, which are more than these where a JPEG was decoded at a part of its size.
+            shrunk = torch.tensor([width, height]) / torch.tensor(sample.original_size[::-1])
+            boxes = sample.problem.boxes * shrunk.repeat(2)
         else:
             boxes = self._find(sample.image)
-            order = _hierarchical(boxes, generator) if self.method == "selective_search" else None
-        boxes = boxes if order is None else boxes[order]
+        if self.method == "selective_search":
+            boxes = boxes if self.first == "largest" else boxes.flip(0)
+            boxes = boxes[_by_place_and_chance(len(boxes), generator)]
         boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
         sides = (boxes[:, 2:] - boxes[:, :2]) / torch.tensor([width, height])
         fits = (sides >= self.smallest_share) & (sides <= self.largest_share) & (sides > 0)
@@ -114,7 +121,7 @@ class Proposals:
     def _find(self, image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "R 4"]:
         if self.cache is None:
             return self._search(image)
-        words = f"{self.method} {self.side} {self.backbone} {self.similarity} {tuple(image.shape)}"
+        words = f"{self._searched()} {tuple(image.shape)}"
         name = blake2b(words.encode() + image.numpy().tobytes(), digest_size=16).hexdigest()
         path = Path(self.cache) / name[:2] / f"{name}.boxes"
         if path.is_file() and path.stat().st_size % 16 == 0:
@@ -123,6 +130,13 @@ class Proposals:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, boxes.numpy().astype("<f4").tobytes(), Disk())
         return boxes
+
+    def _searched(self) -> str:
+        """Return all that found boxes depend on, beside the image."""
+        words = f"{self.method} {self.side} {self.backbone} {self.similarity}"
+        if self.backbone is None:
+            return words
+        return f"{words} {self.count} {fingerprint_of_weights(self.backbone)}"
 
     def _search(self, image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "R 4"]:
         height, width = image.shape[1:]
@@ -206,6 +220,32 @@ class WithBoxes(WrappedSource):
         return self.source[index].key if path is None else str(path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Regions(Problem):
+    """The pixels of the regions of an image, which are described but not shown to the detector.
+
+    Attributes:
+        pixels: One square for each target, then zeros.
+        jitter: Drawn photometric parameters of every square; `None` leaves them as they are.
+    """
+
+    pixels: Annotated[UInt8[Tensor, "*B P 3 h w"], Gather.PIXELS]
+    jitter: Annotated[Float[Tensor, "*B P J"] | None, Gather.STACK] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRegions(Regions):
+    """The same outside training, with what recall of labelled objects is taken of; boxes are normalised cxcywh.
+
+    Attributes:
+        objects: Boxes of the labels of an image, if it has any.
+        candidates: As many proposals as recall looks at, the first ones first; none without labels.
+    """
+
+    objects: Annotated[Float[Tensor, "T 4"] | list[Tensor], Gather.LIST]
+    candidates: Annotated[Float[Tensor, "N 4"] | list[Tensor], Gather.LIST]
+
+
 def draw_boxes(
     count: int, size: tuple[int, int], smallest_share: float, largest_share: float, generator: torch.Generator
 ) -> Float[Tensor, "P 4"]:
@@ -258,6 +298,6 @@ def selective_search(image: UInt8[Tensor, "3 H W"]) -> Float[Tensor, "R 4"]:
     return torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], dim=1)
 
 
-def _hierarchical(boxes: Float[Tensor, "R 4"], generator: torch.Generator) -> Tensor:
-    """Return the order of the paper: the place in the hierarchy, large regions first, times a random number."""
-    return (torch.arange(1, len(boxes) + 1) * torch.rand(len(boxes), generator=generator)).argsort()
+def _by_place_and_chance(count: int, generator: torch.Generator) -> Tensor:
+    """Return an order: by the place times a random number, as selective search ranks its groups of pixels."""
+    return (torch.arange(1, count + 1) * torch.rand(count, generator=generator)).argsort()

@@ -5,22 +5,22 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from pretext.proposal_task import ProposalTask
-from pretext.proposals import whole_pixels
-from pretext.region_recall import RegionRecall
+from pretext.proposals import MeasuredRegions, Regions, whole_pixels
+from pretext.region_recall import AT, RegionRecall
 from ssldet.boxes import to_normalised
 from ssldet.data.geometry import DETRAugmentation, ShortSide, problems_of_crops
 from ssldet.data.photometric import apply_jitter, draw_jitter
 from ssldet.detectors.base import Detector
 from ssldet.patches import cut
-from ssldet.postprocess import detections
+from ssldet.postprocess import answers_of_queries
 from ssldet.recipe import Within
 from ssldet.source import Source
-from ssldet.task import Evaluator, Objective, Views
-from ssldet.types import Batch, Detections, Gather, Predictions, Problem, Sample, Targets
+from ssldet.task import Evaluator, Needs, Objective, Views
+from ssldet.types import Batch, Detections, Predictions, Sample, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class RegionTask(ProposalTask):
     """
 
     headline: ClassVar[str] = "region_recall_30"
+    needs: ClassVar[Needs] = Needs(labels=False, measures_labels=True)
 
     crop_size: Annotated[int, Within(8)] = 128
     embedding_level: Annotated[int, Within(1)] = 3
@@ -62,19 +63,6 @@ class RegionTask(ProposalTask):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regions(Problem):
-    """The pixels of the regions of an image, which are described but not shown to the detector.
-
-    Attributes:
-        pixels: One square for each target, then zeros.
-        jitter: Drawn photometric parameters of every square; `None` leaves them as they are.
-    """
-
-    pixels: Annotated[UInt8[Tensor, "*B P 3 h w"], Gather.PIXELS]
-    jitter: Annotated[Float[Tensor, "*B P J"] | None, Gather.STACK] = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class RegionViews:
     """Proposes regions on the whole image and cuts them out of it, and then flips, crops and resizes the image.
 
@@ -87,8 +75,11 @@ class RegionViews:
     training: bool
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """Return an image with its regions; labels, if it has any, are not read."""
+        """Return an image with its regions; labels are read outside training only, to measure."""
         task, size = self.task, (sample.image.shape[1], sample.image.shape[2])
+        objects = sample.targets.boxes
+        # Before the draws of the regions, so that the first candidates are these.
+        candidates = self._candidates(sample, generator) if len(objects) and not self.training else torch.zeros(0, 4)
         boxes = task.proposals.propose(sample, generator)
         numbers = torch.arange(len(boxes))
         whole = replace(sample, targets=Targets(boxes=to_normalised(boxes, size), labels=numbers), problem=None)
@@ -102,7 +93,17 @@ class RegionViews:
         if self.training and task.jitter.changes_pixels:
             jitter = draw_jitter(task.proposals.count, task.jitter, generator)
         targets = replace(framed.targets, labels=torch.zeros_like(left))
-        return replace(framed, targets=targets, problem=Regions(pixels=pixels, jitter=jitter))
+        if self.training:
+            return replace(framed, targets=targets, problem=Regions(pixels=pixels, jitter=jitter))
+        measured = MeasuredRegions(pixels=pixels, jitter=jitter, objects=objects, candidates=candidates)
+        return replace(framed, targets=targets, problem=measured)
+
+    def _candidates(self, sample: Sample, generator: torch.Generator) -> Float[Tensor, "N 4"]:
+        """Return as many proposals as recall looks at, by the draws to come, which are left to come."""
+        again = torch.Generator()
+        again.set_state(generator.get_state())
+        found = replace(self.task.proposals, count=max(AT)).propose(sample, again)
+        return to_normalised(found, (sample.image.shape[1], sample.image.shape[2]))
 
     def _frame(self) -> Views:
         task = self.task
@@ -161,7 +162,7 @@ class RegionObjective(Objective):
     @torch.no_grad()
     def answer(self, batch: Batch) -> Sequence[Detections]:
         """Return every query's answer; its score says how much it takes what it found for an object."""
-        return detections(self.ask(batch, self.detector), batch.original_sizes)
+        return answers_of_queries(self.ask(batch, self.detector), batch.original_sizes)
 
     def ask(self, batch: Batch, detector: Detector) -> Predictions:
         """Detect with a detector's own queries.

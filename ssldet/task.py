@@ -151,6 +151,7 @@ class Needs:
 
     Attributes:
         labels: Whether it reads boxes and classes; where it does not, the engine removes them before the task's views.
+        measures_labels: Whether a task that learns without labels is measured on them too, where images have any.
         masks: Whether each object must come with its mask.
         unlabelled: Whether it learns from further images without labels too, `data.unlabelled`, which then come mixed
             with the others; see `ssldet.data.mixing`.
@@ -159,6 +160,7 @@ class Needs:
     """
 
     labels: bool = True
+    measures_labels: bool = False
     masks: bool = False
     unlabelled: bool = False
     average: bool = False
@@ -300,7 +302,7 @@ class Task(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PretextTask(Task):
-    """A task that promises to read no box label: the engine hands its views samples stripped of their targets."""
+    """A task that promises to learn from no box label: the engine hands its views samples stripped of their targets."""
 
     verb: ClassVar[Literal["pretrain", "finetune"]] = "pretrain"
     needs: ClassVar[Needs] = Needs(labels=False)

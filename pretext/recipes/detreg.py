@@ -31,10 +31,10 @@ def imagenet() -> Run:
     Needs: GPUs; 320–480 px; 1.5 days on 8 V100 (published).
     """
     return Run(
-        task=DETReg(),
+        task=DETReg(proposals=Proposals(first="smallest")),
         detector=DeformableDETRConfig(backbone=SWAV, num_classes=1, num_queries=300),
         data=DataConfig(batch_size=192, workers=8),
-        optim=OptimConfig(lr=2e-4, weight_decay=1e-4, schedule="constant", clip=0.1),
+        optim=OptimConfig(lr=2e-4, lr_sampling_factor=0.1, weight_decay=1e-4, schedule="constant", clip=0.1),
         budget=Budget(epochs=5.0),
         checkpoint=CheckpointConfig(every_steps=2000),
         log_every=50,
@@ -60,7 +60,7 @@ def detr() -> Run:
         run,
         task=replace(run.task, class_weight=1.0),  # type: ignore[call-arg]
         detector=DETRConfig(backbone=SWAV, num_classes=1, num_queries=100),
-        optim=replace(run.optim, lr=1e-4),
+        optim=replace(run.optim, lr=1e-4, lr_sampling_factor=1.0),
         budget=Budget(epochs=60.0),
     )
 

@@ -64,7 +64,8 @@ def prepared(task: Task, source: Source, *, training: bool = True) -> Source:
     Raises:
         DataError: The images can't serve this task.
     """
-    seen = source if task.needs.labels else Unlabelled(source)
+    reads_labels = task.needs.labels or (task.needs.measures_labels and not training)
+    seen = source if reads_labels else Unlabelled(source)
     return task.prepare(seen, training=training)
 
 

@@ -1,16 +1,21 @@
 """The mathematics of DETReg as it is put together here."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from downstream.annotations.shapes import write_shapes
 from pretext.detreg import DETReg, EmbeddingDistance, RegionDetection
 from pretext.proposals import Proposals
 from pretext.recipes.detreg import tiny
 from pretext.region_recall import RegionRecall
+from ssldet import pretrain
+from ssldet.boxes import cxcywh_to_xyxy, pairwise_iou, xyxy_to_cxcywh
 from ssldet.chance import generator
 from ssldet.data.collate import collate
+from ssldet.data.problems import same
 from ssldet.detectors.base import DetectorConfig
 from ssldet.errors import DataError, DivergedError
 from ssldet.task import learning_sections
@@ -115,7 +120,7 @@ def test_images_without_a_region_are_learned_from_too() -> None:
 
 def test_recall_counts_the_most_confident_answers() -> None:
     boxes = torch.tensor([[0.25, 0.5, 0.3, 0.4], [0.75, 0.5, 0.3, 0.4]])
-    batch = batch_of(TASK)
+    batch = batch_of(TASK, training=False)
     targets = Targets(boxes=boxes, labels=torch.zeros(2, dtype=torch.int64))
     one = replace(batch, targets=[targets] * 3)
     height, width = 70, 90
@@ -129,7 +134,39 @@ def test_recall_counts_the_most_confident_answers() -> None:
     figures = recall.results()
     assert (figures["region_recall_10"], figures["region_recall_30"]) == (0.5, 1.0)
     assert 0 <= figures["region_recall_30_chance"] < 1
+    assert not [name for name in figures if name.startswith(("patch_recall", "object_recall"))], "images had no labels"
     with pytest.raises(DataError, match="no region"):
         RegionRecall().results()
     with pytest.raises(DivergedError):
         recall.update([replace(answers, boxes=answers.boxes * float("nan"))] * 3, one)
+
+
+def test_labels_are_measured_on_and_not_learned_from() -> None:
+    task = replace(TASK, flip=0.0, crop=0.0)
+    image = photo(0)
+    candidates = replace(task.proposals, count=100).propose(image, generator(1))
+    size = torch.tensor([90, 70, 90, 70])
+    boxes = torch.cat([torch.tensor([[0.5, 0.5, 0.4, 0.4]]), xyxy_to_cxcywh(candidates[12:13] / size)])
+    near = Targets(boxes=boxes, labels=torch.tensor([3, 0]))
+    plain, labelled = image, replace(image, targets=near)
+    assert same(task.views()(plain, generator(1)), task.views()(labelled, generator(1)))
+    views = task.views(training=False)
+    recall = RegionRecall()
+    answers = Detections(boxes=candidates[:1], scores=torch.ones(1), labels=torch.zeros(1, dtype=torch.int64))
+    recall.update([answers] * 2, collate([views(labelled, generator(1)), views(plain, generator(1))]))
+    figures, covered = recall.results(), pairwise_iou(cxcywh_to_xyxy(near.boxes) * size, candidates) >= 0.5
+    assert covered[1, 12]
+    for number in (10, 30, 100):
+        expected = float(covered[:, :number].any(1).float().mean())
+        assert figures[f"patch_recall_{number}"] == pytest.approx(expected)
+    assert figures["object_recall_10"] == pytest.approx(float(covered[:, :1].any(1).float().mean()))
+
+
+def test_a_run_measures_both_recalls_of_labelled_objects(tmp_path: Path) -> None:
+    labels = write_shapes(tmp_path / "scenes", images=6, seed=1)
+    spec = f"coco:{labels}:{tmp_path / 'scenes' / 'images'}"
+    changes = {"data.batch_size": 2, "data.workers": 0}
+    done = pretrain(spec, val=spec, recipe="detreg/tiny", steps=1, out=tmp_path / "run", overrides=changes)
+    wanted = {f"{name}_recall_{number}" for name in ("region", "object", "patch") for number in (10, 30, 100)}
+    assert wanted <= done.results.keys()
+    assert done.results["patch_recall_100"] > 0.5

@@ -3,14 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from pretext.networks import fingerprint_of_weights, resting_network
 from pretext.normalised_cut import objects_of
-from pretext.proposals import Proposals, selective_search
+from pretext.proposals import GivenBoxes, Proposals, selective_search
 from ssldet.boxes import pairwise_iou
 from ssldet.chance import generator
 from ssldet.data.images import ImageRules
@@ -51,6 +54,38 @@ def test_selective_search_is_a_function_of_the_pixels_and_its_order_of_the_gener
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert len(one) == 8
+
+
+def test_large_or_small_regions_come_first_as_in_the_paper_or_in_opencv() -> None:
+    cv2 = pytest.importorskip("cv2")
+    noise = torch.randint(0, 255, (1, 3, 32, 32), generator=generator(5)).float()
+    pixels = F.interpolate(noise, (128, 128), mode="bicubic")[0].clamp(0, 255).to(torch.uint8)
+    image = replace(scene(), image=pixels, original_size=(128, 128))
+
+    def area(boxes: torch.Tensor) -> float:
+        return float((boxes[:, 2:] - boxes[:, :2]).prod(1).median())
+
+    def drawn(first: str) -> float:
+        proposals = Proposals(count=20, first=first)  # type: ignore[arg-type]
+        return fmean(area(proposals.propose(image, generator(seed))) for seed in range(10))
+
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()[:, :, ::-1]))
+    search.switchToSelectiveSearchFast()
+    places = torch.from_numpy(np.asarray(search.process(), dtype=np.float32))[:20]
+    of_opencv = area(torch.cat([places[:, :2], places[:, :2] + places[:, 2:]], dim=1))
+    assert of_opencv < drawn("largest") / 4
+    assert drawn("smallest") < drawn("largest") / 4
+
+
+def test_boxes_of_a_file_follow_a_jpeg_that_was_decoded_at_half_its_size() -> None:
+    given = GivenBoxes(boxes=torch.tensor([[40.0, 20.0, 80.0, 60.0]]))
+    whole = replace(scene(), problem=given)
+    half = replace(whole, image=whole.image[:, ::2, ::2])
+    proposals = Proposals(method="file", file="boxes.json")
+    (on_disk,) = proposals.propose(whole, generator(0))
+    (on_half,) = proposals.propose(half, generator(0))
+    assert torch.equal(on_half, on_disk / 2)
 
 
 def test_an_image_of_one_colour_has_one_region_at_most() -> None:
@@ -118,6 +153,25 @@ def test_found_boxes_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.Mon
     files[0].write_bytes(b"cut")
     with pytest.raises(pytest.fail.Exception, match="searched again"):
         kept.propose(scene(), generator(4))
+
+
+def test_kept_boxes_of_a_network_depend_on_their_number_and_on_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = BackboneConfig(name="tiny")
+    one, many = (
+        Proposals(method="objectness", backbone=network, count=count, side=64, cache=str(tmp_path / "boxes"))
+        for count in (1, 5)
+    )
+    assert len(one.propose(scene(), generator(0))) == 1
+    assert len(many.propose(scene(), generator(0))) == len(replace(many, cache=None).propose(scene(), generator(0)))
+    kept = len(list((tmp_path / "boxes").rglob("*.boxes")))
+    other = resting_network(replace(network, tiny_channels=(8, 16, 32)))
+    monkeypatch.setattr("pretext.networks.resting_network", lambda config: other)
+    fingerprint_of_weights.cache_clear()
+    many.propose(scene(), generator(0))
+    fingerprint_of_weights.cache_clear()
+    assert len(list((tmp_path / "boxes").rglob("*.boxes"))) == kept + 1
 
 
 def images(tmp_path: Path) -> Source:
