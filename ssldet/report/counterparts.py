@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ssldet.blind_scores import finite
 from ssldet.report.record import Record, read_record
-from ssldet.report.verdict import finite
 
 MOST_FOLDERS = 200
 """Folders that are looked into."""

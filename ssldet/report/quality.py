@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from ssldet.blind_scores import finite
 from ssldet.escapes import counted
 from ssldet.report.curves import curves
 from ssldet.report.record import Record
 from ssldet.report.sections import Bar, Gallery, Picture, Section
-from ssldet.report.verdict import finite
 from ssldet.report.wording import ABSENT, in_points, points
 
 OUTCOMES = {

@@ -1,23 +1,22 @@
 """Results, findings -> a verdict in words: is it good, and compared with what?"""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssldet.blind_scores import HARDLY_BETTER, blind_score, finite, share_of_the_way
 from ssldet.report.record import Record
 from ssldet.report.wording import measured, number
 
-CONSTANT, CHANCE = "one and the same answer whatever the images show", "chance"
 BLIND = "boxes that are the same in every image"
-"""What results are compared with, in words."""
+"""What detections are compared with, in words."""
 
 FEW_OBJECTS = 100
 """Fewer objects than this give rough figures."""
 MOST, SOME = 0.75, 0.4
 """Balance of recall and precision (F1) from which most, and some, objects are found."""
-HARDLY_BETTER, MUCH_BETTER = 0.05, 0.5
-"""Share of the way from the baseline to a perfect score, below and above which a result is called so."""
+MUCH_BETTER = 0.5
+"""Share of the way from the baseline to a perfect score, above which a result is called so."""
 
 _SHARES = (
     (0.95, "nearly all"),
@@ -90,17 +89,10 @@ def verdict_of(record: Record, results: Mapping[str, Any], headline: str, others
     return Verdict(grade=grade, sentence=sentence, reasons=reasons, comparisons=compared)
 
 
-def finite(value: object) -> float | None:
-    """Return a finite number; `None` for anything else that a file may hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
 def _judged(
     value: float, baseline: float | None, name: str, balance: tuple[float, float, float] | None
 ) -> tuple[str, str]:
-    way = 1.0 if baseline is None else (value - baseline) / max(1e-9, 1 - baseline)
+    way = 1.0 if baseline is None else share_of_the_way(value, baseline)
     if baseline is not None and value <= baseline:
         return "bad", f"No better than {name}: it has not learned to look at the images."
     if balance is not None:
@@ -128,17 +120,7 @@ def _baseline(record: Record, results: Mapping[str, Any], headline: str) -> tupl
     blind = record.findings.get("baseline")
     if isinstance(blind, Mapping) and (value := finite(blind.get(headline))) is not None and value >= 0:
         return BLIND, value
-    for name, words in _names_of_baselines(headline):
-        if (value := finite(results.get(name))) is not None:
-            return words, value
-    return "", None
-
-
-def _names_of_baselines(headline: str) -> Iterator[tuple[str, str]]:
-    yield f"{headline}_constant", CONSTANT
-    yield f"{headline}_chance", CHANCE
-    yield f"{headline.partition('_')[0]}_chance", CHANCE
-    yield "chance", CHANCE
+    return blind_score(headline, results)
 
 
 def _balance(record: Record) -> tuple[float, float, float] | None:

@@ -82,6 +82,19 @@ def test_a_score_of_zero_is_said_when_half_of_the_budget_is_spent(run: Any) -> N
     assert "--steps 80" in sentence
 
 
+@pytest.mark.parametrize("name", ["score_constant", "score_chance"])
+def test_a_score_is_judged_by_what_is_reached_without_looking(run: Any, name: str) -> None:
+    sees, alike, falls = variance_of(0.1, 0.2), variance_of(0.0, 0.2), lines(9, 4)
+    (sentence,) = symptoms(run, 20, falls, {"score": 0.47, name: 0.471}, sees)
+    assert "score is 0.470, where" in sentence
+    assert "would reach 0.471, after 100% of the budget" in sentence
+    assert not symptoms(run, 41, falls, {"score": 0.47, name: 0.471}, sees), "said too early"
+    assert not symptoms(run, 20, falls, {"score": 0.48, name: 0.471}, sees)
+    # A score that is high without looking is no sign of sight, and one that is low may be.
+    assert "hardly depend on the image" in blindness(run.task, {"score": 0.48, name: 0.471}, alike)
+    assert not blindness(run.task, {"score": 0.25, name: 0.1}, alike)
+
+
 def test_a_loss_that_has_not_fallen_is_said_with_both_figures(run: Any) -> None:
     (sentence,) = symptoms(run, 20, lines(9, 8.5), {}, BoxVariance())
     assert "8.99 in the first tenth" in sentence
