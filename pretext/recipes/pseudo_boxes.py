@@ -48,6 +48,14 @@ def tiny() -> Run:
     return _clustered(detreg.tiny(), clusters=16)
 
 
+def deformable_tiny() -> Run:
+    """Pretrain the small Deformable DETR of `random_query_patch/deformable-tiny` likewise.
+
+    Needs: CPU; 64 px; minutes.
+    """
+    return detreg.on_deformable(tiny())
+
+
 def _clustered(run: Run, clusters: int) -> Run:
     """Return a run on regions with their clusters as classes, of which the detector gets as many."""
     assert isinstance(run.task, RegionTask)

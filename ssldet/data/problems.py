@@ -178,7 +178,13 @@ def _shown(batch: Batch, number: int) -> Iterator[Tensor]:
             yield from _shown(value, number)
         elif how is Gather.PIXELS and value is not None:
             for images in _each(value):
-                yield images[number].flatten(0, -4)
+                yield _without_empty_end(images[number].flatten(0, -4))
+
+
+def _without_empty_end(squares: Tensor) -> Tensor:
+    """Return the squares up to the last that shows anything: images with fewer than others are filled up with zeros."""
+    filled = squares.flatten(1).any(1).nonzero()
+    return squares[: int(filled[-1]) + 1 if len(filled) else 0]
 
 
 def _each(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

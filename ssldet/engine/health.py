@@ -71,7 +71,8 @@ class Health:
         learning = set(learning_sections(self._run.task, objective.detector))
         numbers: list[int] = []
         vectors: dict[str, list[Tensor]] = {"backbone": [], "decoder": []}
-        if learning <= {"backbone"}:
+        rests = set(objective.detector.sections) - learning
+        if learning <= {"backbone"} or "decoder" in rests:
             del vectors["decoder"]
         for part in vectors:
             numbers = []

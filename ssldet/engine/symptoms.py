@@ -42,8 +42,8 @@ ONE_DIRECTION = 1.1
 """Effective rank below which all vectors of images are as good as one: if one singular value holds all but a share e of
 the sum, the rank is about 1 + e (1 - ln e), so that e is below two hundredths here."""
 LOST = 0.25
-"""Share of its first effective rank, below which a part that learns has lost what told images apart. The decoders of runs
-that found objects on photographs kept 0.3 and more."""
+"""Share of its first effective rank, below which a part that learns has lost what told images apart. Decoders that went
+on to find objects in photographs kept 0.3 and more."""
 DEVIATIONS = 2
 """Standard errors of a share of images that neighbours must be better than chance by; less is chance once in 40."""
 

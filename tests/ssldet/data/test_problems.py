@@ -164,3 +164,17 @@ class Unsaid(Problem):
 def test_a_field_that_does_not_say_how_it_gathers_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Unsaid\.numbers does not say how it gathers.*Gather\.STACK"):
         collate([plain(4, 4, 1, Unsaid(numbers=torch.zeros(2)))])
+
+
+def test_places_that_hold_nothing_are_not_shown() -> None:
+    looks = torch.zeros(4, 3, 4, 3, dtype=torch.uint8)
+    looks[0], looks[2] = 9, 5  # the second is a black picture, the last one holds nothing
+    batch = collate([replace(plain(5, 7, 1), problem=Everything(**fields_with(looks)))])
+    assert pictures(batch, 0)[:, 0, 0, 0].tolist()[:3] == [9, 0, 5]
+    assert len(pictures(batch, 0)) == len(pictures(gathered()[0], 1)) + 1
+
+
+def fields_with(looks: torch.Tensor) -> dict[str, Any]:
+    problem = sample(1).problem
+    assert isinstance(problem, Everything)
+    return vars(problem) | {"looks": looks}

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from ssldet.collapse import effective_rank
+from ssldet.engine.assemble import assemble
 from ssldet.engine.health import Health, unreached
 from ssldet.engine.symptoms import collapse
 from ssldet.recipe import override
 from ssldet.source import WrappedSource
+from ssldet.verbs.choosing import resolve
 
 
 class InFolders(WrappedSource):
@@ -124,3 +126,11 @@ def test_one_direction_holds_all_but_two_hundredths_at_the_threshold() -> None:
     rows = torch.zeros(100, 5)
     rows[:50, 0], rows[50:, 1] = 0.98, 0.02
     assert float(effective_rank(rows)) == pytest.approx(1.1, abs=0.01)
+
+
+def test_a_decoder_that_rests_is_not_judged(fakes: ModuleType) -> None:
+    run = resolve("distillation/tiny")
+    objective = assemble(run, fakes.FakeSource(8))
+    figures = Health(override(run, {"health": 8}), fakes.FakeSource(8)).measure(objective, torch.device("cpu"))
+    assert "rank_backbone" in figures
+    assert "rank_decoder" not in figures
