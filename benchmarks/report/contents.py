@@ -49,6 +49,7 @@ def contents(results: Results) -> list[Part]:
     parts = [
         _verdicts(results),
         _main(results),
+        _methods(results),
         *_published(results),
         Part(heading="Learning", text=_LEARNING, drawings=drawings_of_learning(results)),
         Part(heading="Fewer labels", drawings=drawings_of_labels(results)),
@@ -61,6 +62,14 @@ def contents(results: Results) -> list[Part]:
         Part(heading="What to cite", code=_citations(results)),
     ]
     return [part for part in parts if part.text or part.code or part.drawings or (part.table and part.table.rows)]
+
+
+def _methods(results: Results) -> Part:
+    """Say what each method that was measured is, since its name says little."""
+    measured = {row.arm.method for row in results.measured()}
+    told = results.suite["methods"]
+    rows = [(method["name"], method["title"]) for method in told if method["name"] in measured]
+    return Part(heading="Methods", table=Table(columns=("method", "what it is"), rows=rows))
 
 
 _LEARNING = (

@@ -88,7 +88,7 @@ def found(results: Path) -> str:
     rows = [
         ("generated scenes, 500 labelled; fresh backbone", f"{scratch:.1f}", f"{pretrained:.1f}", "three seeds"),
         (
-            "photographs of playing cards, 296 labelled; pretrained backbone, 800 steps",
+            "photographs of playing cards, 296 labelled; backbone from ImageNet's labels, 800 steps",
             f"{means['backbone']:.1f}",
             f"{means['own_group']:.1f}",
             in_words(difference),

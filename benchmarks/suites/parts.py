@@ -15,6 +15,9 @@ RECIPES = {"full": "random_query_patch/paper", "tiny": "random_query_patch/tiny"
 """Scale -> recipe of UP-DETR. The tiny recipe matches within own groups, because with matching over all queries it
 learns nothing at that scale, as `ours/matching` measures."""
 
+TITLES = {"full": "UP-DETR", "tiny": "UP-DETR, own groups"}
+"""Scale -> what that recipe is called in reports."""
+
 BACKBONE_TASKS = ("swav", "moco_v2")
 """Pretext tasks that train a backbone alone, the preferred one first."""
 
@@ -70,26 +73,27 @@ def backbone_stage() -> tuple[tuple[Run, ...], str]:
 
 
 def updetr(
-    scale: Scale, name: str = "updetr", title: str = "UP-DETR", changes: Mapping[str, object] = MappingProxyType({})
+    scale: Scale, name: str = "updetr", title: str = "", changes: Mapping[str, object] = MappingProxyType({})
 ) -> Method:
     """Return random query patch detection: on SwAV's backbone at full scale, on a fresh one at tiny scale.
 
     Args:
         scale: Scale of the suite.
         name: Name of the method.
-        title: Description in a few words.
+        title: Description in a few words; empty names the method as the recipe matches.
         changes: Dotted fields of the recipe and their values.
     """
     tiny = TINY_PRETRAINING if scale == "tiny" else {}
     run = override(recipe(RECIPES[scale]), {**tiny, **changes})
-    return Method(name=name, title=title, stages=(run,), weights="swav" if scale == "full" else None)
+    weights = "swav" if scale == "full" else None
+    return Method(name=name, title=title or TITLES[scale], stages=(run,), weights=weights)
 
 
 def both(scale: Scale) -> Method:
     """Return backbone pretraining followed by random query patch detection on that backbone, at tiny scale."""
     stage, missing = backbone_stage()
     whole = updetr(scale)
-    title = "a backbone pretrained on the same images, then UP-DETR on it"
+    title = f"a backbone pretrained on the same images, then {TITLES[scale]}"
     return replace(whole, name="both", title=title, stages=(*stage, *whole.stages), missing=missing)
 
 

@@ -136,7 +136,7 @@ def backbone_swap(setting: Setting) -> Suite:
         methods=(
             *(method for method in whole.methods if method.name in {"backbone", "none"}),
             swapped("exchanged", "a transformer that was taught behind another backbone, as it is"),
-            swapped("own_group", "the same, re-aligned by UP-DETR", own_group),
+            swapped("own_group", "the same, re-aligned by UP-DETR, own groups", own_group),
             swapped("distillation", "the same, re-aligned by distillation", distillation),
         ),
         # As few steps as re-alignment may save.
