@@ -187,6 +187,16 @@ def smallest_visible(values: Sequence[float]) -> float | None:
     return error * float(brentq(lacking, 0.0, 10 * threshold))
 
 
+def verdicts(results: Results) -> list[tuple[str, str, str]]:
+    """Return the words, the task and the verdict of each claim of a suite on each of its tasks.
+
+    Args:
+        results: The results.
+    """
+    tasks = [task["name"] for task in results.suite["downstreams"]]
+    return [(claim.words, task, judge(claim, results, task)) for claim in results.claims() for task in tasks]
+
+
 def judge(claim: Claim, results: Results, downstream: str) -> str:
     """Return in words whether a claim holds at this scale.
 
@@ -203,11 +213,11 @@ def judge(claim: Claim, results: Results, downstream: str) -> str:
     if not compared:
         return "not measured"
     several = len({difference.model for difference in compared}) > 1
-    verdicts = [
+    told = [
         f"{f'{difference.model}: ' if several else ''}{_verdict(claim, difference)} ({_in_numbers(difference)})"
         for difference in compared
     ]
-    return "; ".join(verdicts)
+    return "; ".join(told)
 
 
 def _verdict(claim: Claim, difference: Difference) -> str:

@@ -17,6 +17,8 @@ transformers. What is measured, handed over and exported is the teacher: the ave
     matching            Semi-DETR: one-to-many at first             one-to-one, as everywhere in this project
     box loss            none on pseudo boxes (Unbiased), or where   on all pseudo boxes
                         jittered boxes agree (Soft Teacher)
+    weight              one for all unlabelled images               that times the share of them in which the teacher is
+                                                                    sure of something
     background          weighted by the teacher's background        not learned where the teacher is unsure, nor from
                         score (Soft Teacher)                        images in which it is sure of nothing
     weak and strong     two sizes and crops, boxes mapped (Soft     one geometry for both views, strong changes of
@@ -34,6 +36,7 @@ from torch import Tensor
 
 from downstream.detection import Detection, SetPrediction
 from downstream.pseudo_labels import Found, PseudoLabels, no_targets, spared
+from ssldet import ranks
 from ssldet.data.mixing import Origin
 from ssldet.data.photometric import Jitter
 from ssldet.data.strong import Erasing, StrongView
@@ -185,8 +188,9 @@ class SelfTeaching(SetPrediction):
         unjudged = spared(predictions, dict(zip(places, taught.values(), strict=True)))
         pseudo = self._compare(unjudged, places, [one.sure for one in taught.values()])
         weight = 0.0 if self._burning_in else self.task.pseudo_weight
+        share = self._share_taught(len(taught), len(others))
         return Losses(
-            terms=known.terms | {f"pseudo_{name}": term for name, term in pseudo.terms.items()},
+            terms=known.terms | {f"pseudo_{name}": share * term for name, term in pseudo.terms.items()},
             weights=known.weights | {f"pseudo_{name}": weight * own for name, own in pseudo.weights.items()},
             metrics=known.metrics | metrics,
         )
@@ -213,6 +217,15 @@ class SelfTeaching(SetPrediction):
         if len(limits) > FEW_CLASSES:
             return found, measures | {"threshold_lowest": limits.min(), "threshold_highest": limits.max()}
         return found, measures | {f"threshold_{label}": limit for label, limit in enumerate(limits.unbind())}
+
+    def _share_taught(self, taught: int, others: int) -> Tensor:
+        """Return the share of the unlabelled images, on all ranks, from which something is learned.
+
+        Losses are means over boxes. Without this share, the one box of a batch of which the teacher is sure would weigh
+        as much as all labels together, and while the teacher is seldom sure it is often wrong.
+        """
+        counts: Tensor = ranks.reduce_mean(self.pseudo_labels.confidence.new_tensor([taught, others]))
+        return counts[0] / counts[1].clamp(min=1e-12)
 
     def _ask_teacher(self, images: UInt8[Tensor, "B 3 H W"], padding: Bool[Tensor, "B H W"]) -> Predictions:
         """Detect with the averaged weights, or the student's own where the run averages none, without dropout."""

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.published import TABLES
 from benchmarks.report.drawings import drawings_of_labels, drawings_of_learning, drawings_of_pretraining
 from benchmarks.results import Results
-from benchmarks.statistics import PERCENT, Difference, Summary, differences, judge, summaries
+from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries, verdicts
 from ssldet.citations import citation
 from ssldet.escapes import counted
 from ssldet.report.sections import Table
@@ -125,14 +125,14 @@ def published_figure(results: Results, summary: Summary) -> float | str:
 
 
 def _verdicts(results: Results) -> Part:
-    tasks = [task["name"] for task in results.suite["downstreams"]]
-    rows = [(claim.words, task, judge(claim, results, task)) for claim in results.claims() for task in tasks]
     missing = [method for method in results.suite["methods"] if method["missing"]]
     lines = [f"{method['name']} could not be run: {method['missing']}." for method in missing]
     if not results.complete:
         done = sum(row.status == "finished" for row in results.rows)
         lines.insert(0, f"Unfinished: {done} of {len(results.rows)} rows have a result.")
-    table = Table(columns=("statement", "task", "what shows here: difference [95 % interval] in points"), rows=rows)
+    table = Table(
+        columns=("statement", "task", "what shows here: difference [95 % interval] in points"), rows=verdicts(results)
+    )
     return Part(heading="What shows", text=" ".join(lines), table=table)
 
 

@@ -39,6 +39,7 @@ def write_tables(text: str, results: Path = RESULTS) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "backbone_swap": partial(tables_of_suites.starts, name="ours-backbone-swap-tiny", baseline="exchanged"),
+    "claims": tables_of_suites.claims,
     "costs": table_of_costs,
     "demo": tables_of_runs.demo,
     "few_labels": tables_of_suites.few_labels,

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from benchmarks.report.text import markdown
 from benchmarks.results import Results, read_results
-from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries
+from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries, verdicts
 from ssldet.report.sections import Table
 
 MEASURES = {
@@ -16,6 +16,9 @@ MEASURES = {
     "agreement": "",
 }
 """Name of a pretext task's measure on held-out images -> that of what is reached without looking at them, if known."""
+
+OF_CLAIMS = ("paper-table1-tiny", "paper-table5-tiny", "paper-table6-tiny", "ours-matching-tiny")
+"""Suites whose claims are tabulated together."""
 
 
 def of_suite(results: Path, name: str) -> Results:
@@ -86,6 +89,14 @@ def detectors(results: Path) -> str:
             for one in differences(suite, "none")
         ]
     return markdown(Table(columns=("detector", "from scratch", "pretrained", "difference"), rows=rows))
+
+
+def claims(results: Path) -> str:
+    """Tabulate what suites of the paper's statements, and of ours, show of each."""
+    rows = [row for name in OF_CLAIMS for row in verdicts(of_suite(results, name))]
+    return markdown(
+        Table(columns=("statement", "task", "at this scale: difference [95 % interval] in points"), rows=rows)
+    )
 
 
 def methods(results: Path) -> str:

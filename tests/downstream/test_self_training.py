@@ -12,6 +12,7 @@ import ssldet
 from downstream.annotations.coco import open_coco
 from downstream.annotations.shapes import write_shapes
 from downstream.detection import Detection
+from downstream.pseudo_labels import Found, PseudoLabels, no_targets
 from downstream.self_training import Lesson, SelfTeaching, SelfTraining
 from ssldet.data.collate import collate
 from ssldet.data.images import ImageRules
@@ -24,7 +25,7 @@ from ssldet.engine.run import OptimConfig
 from ssldet.errors import ConfigError
 from ssldet.recipe import check, dumps, load, override
 from ssldet.registry import find, names
-from ssldet.types import Batch, Sample
+from ssldet.types import Batch, Predictions, Sample
 from tests.models import SMALL_DEFORMABLE_DETR, TINY_DETR
 
 TASK = SelfTraining(scales=(48,), max_size=64, eval_scale=48, crop=0.0, threshold=0.005, least_threshold=0.001)
@@ -127,6 +128,29 @@ def test_nothing_is_learned_from_images_in_which_the_teacher_is_sure_of_nothing(
     assert losses.metrics["pseudo_boxes"] == 0
     assert bool(losses.total.isfinite())
     assert not any(bool(term.any()) for name, term in losses.terms.items() if name.startswith("pseudo_"))
+
+
+def test_unlabelled_images_weigh_as_many_as_the_teacher_is_sure_of(
+    mixed: MixedSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, _ = taught(TINY_DETR)
+    batch, each = batch_of(mixed, OTHERS), PseudoLabels.forward
+
+    def terms_if_sure_of_one() -> dict[str, torch.Tensor]:
+        def first(self: PseudoLabels, predictions: Predictions) -> list[Found]:
+            nothing = no_targets(predictions.boxes.device)
+            found = each(self, predictions)
+            return [one if place == 0 else replace(one, sure=nothing) for place, one in enumerate(found)]
+
+        monkeypatch.setattr(PseudoLabels, "forward", first)
+        return {name: term.detach() for name, term in objective(batch).terms.items() if name.startswith("pseudo_")}
+
+    monkeypatch.setattr(SelfTeaching, "_share_taught", lambda self, taught, others: torch.tensor(1.0))
+    unweighted = terms_if_sure_of_one()
+    monkeypatch.undo()
+    weighted = terms_if_sure_of_one()
+    for name, term in unweighted.items():
+        torch.testing.assert_close(weighted[name], term / len(OTHERS))
 
 
 def test_the_average_is_saved_once_and_is_what_is_handed_over(mixed: MixedSource) -> None:
