@@ -2,12 +2,13 @@
 
 Intervals are Student's: they grow as fast as few seeds require, where resampling three values can never leave their
 range. The test is his too, of differences paired by seed; its p-values are adjusted for the number of comparisons of a
-downstream task, after Benjamini and Hochberg. Beside a difference that is not significant stands the smallest one that
-so many seeds with this spread would most likely have shown, because "not seen" says little where little could be seen.
+downstream task, after Benjamini and Hochberg. Where a method has several pretrainings, seeds that begin with the same
+one count as one. Beside a difference that is not significant stands the smallest one that so many seeds with this
+spread would most likely have shown, because "not seen" says little where little could be seen.
 """
 
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,11 +75,14 @@ class Difference:
         method: Name of the first method.
         baseline: Name of the second method.
         values: First minus second, one value per seed.
-        mean: Mean of the values.
-        interval: Confidence interval of the mean; `None` for one seed.
-        p: p-value of the paired t-test, adjusted for the comparisons of the task; `None` for fewer than two seeds.
-        visible: The smallest mean that would be significant with a chance of `POWER`, if seeds differ as much as
-            these do and nothing else is compared; `None` for fewer than two seeds.
+        independent: The same where seeds share no run, else one mean per shared pretraining: seeds that begin with the
+            same pretraining say little about another one. If all seeds share one, nothing is known of others, and each
+            seed stands for itself.
+        mean: Mean of the independent values.
+        interval: Confidence interval of the mean; `None` for one value.
+        p: p-value of the paired t-test, adjusted for the comparisons of the task; `None` for fewer than two values.
+        visible: The smallest mean that would be significant with a chance of `POWER`, if values differ as much as these
+            do, even where all other comparisons of the task show nothing; `None` for fewer than two values.
     """
 
     downstream: str
@@ -87,6 +91,7 @@ class Difference:
     method: str
     baseline: str
     values: tuple[float, ...]
+    independent: tuple[float, ...]
     mean: float
     interval: tuple[float, float] | None
     p: float | None
@@ -168,16 +173,17 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def smallest_visible(values: Sequence[float]) -> float | None:
+def smallest_visible(values: Sequence[float], comparisons: int = 1) -> float | None:
     """Return the smallest mean difference that a t-test of as many values would show with a chance of `POWER`.
 
     Args:
         values: Differences, whose spread is taken for that of all; `None` is returned for fewer than two.
+        comparisons: Number of comparisons for which p-values are adjusted.
     """
     if len(values) < 2:
         return None
     freedom, error = len(values) - 1, float(stats.sem(values))
-    threshold = stats.t.isf(LEVEL / 2, freedom)
+    threshold = stats.t.isf(LEVEL / comparisons / 2, freedom)
 
     def lacking(shift: float) -> float:
         """Chance that is lacking if the mean lies this many standard errors from zero."""
@@ -251,9 +257,10 @@ def _grouped(results: Results) -> dict[Group, list[Row]]:
 
 
 def _difference(group: Group, baseline: str, rows: list[Row], others: list[Row], metric: str) -> Difference:
-    theirs = {row.arm.seed: float(row.results[metric]) for row in others}
-    pairs = [(float(row.results[metric]), theirs[row.arm.seed]) for row in rows if row.arm.seed in theirs]
-    values = tuple(one - other for one, other in pairs)
+    theirs = {row.arm.seed: row for row in others}
+    pairs = [(row, theirs[row.arm.seed]) for row in rows if row.arm.seed in theirs]
+    values = tuple(float(one.results[metric]) - float(other.results[metric]) for one, other in pairs)
+    independent = _independent(values, [(*one.arm.jobs, *other.arm.jobs) for one, other in pairs])
     downstream, model, fraction, method = group
     return Difference(
         downstream=downstream,
@@ -262,11 +269,26 @@ def _difference(group: Group, baseline: str, rows: list[Row], others: list[Row],
         method=method,
         baseline=baseline,
         values=values,
-        mean=float(np.mean(values)) if values else 0.0,
-        interval=interval(values),
-        p=_paired(values),
-        visible=smallest_visible(values),
+        independent=independent,
+        mean=float(np.mean(independent)) if independent else 0.0,
+        interval=interval(independent),
+        p=_paired(independent),
+        visible=None,
     )
+
+
+def _independent(values: Sequence[float], runs: Sequence[Sequence[str]]) -> tuple[float, ...]:
+    """Return one mean of the values of each set of shared runs; the values if none, or one for all, are shared.
+
+    Args:
+        values: One per seed.
+        runs: Addresses of the runs on which each value rests.
+    """
+    uses = Counter(address for addresses in runs for address in set(addresses))
+    groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for addresses, value in zip(runs, values, strict=True):
+        groups[tuple(address for address in addresses if uses[address] > 1) or tuple(addresses)].append(value)
+    return tuple(values) if len(groups) == 1 else tuple(float(np.mean(group)) for group in groups.values())
 
 
 def _paired(values: Sequence[float]) -> float | None:
@@ -289,5 +311,6 @@ def _adjusted(compared: list[Difference]) -> list[Difference]:
         if places:
             adjusted = stats.false_discovery_control([compared[place].p for place in places])
             for place, p in zip(places, adjusted, strict=True):
-                result[place] = replace(compared[place], p=float(p))
+                visible = smallest_visible(compared[place].independent, len(places))
+                result[place] = replace(compared[place], p=float(p), visible=visible)
     return result

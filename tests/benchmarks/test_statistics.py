@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -7,7 +8,7 @@ from scipy import stats
 from benchmarks.plan import Arm
 from benchmarks.report.contents import result_table
 from benchmarks.results import Results, Row
-from benchmarks.statistics import differences, interval, judge, smallest_visible, summaries
+from benchmarks.statistics import Difference, differences, interval, judge, smallest_visible, summaries
 from benchmarks.suite import Claim
 
 
@@ -61,6 +62,34 @@ def test_the_smallest_visible_difference_is_significant_four_times_of_five() -> 
     assert smallest_visible([0.2]) is None
 
 
+def test_seeds_that_begin_with_the_same_of_several_pretrainings_count_as_one() -> None:
+    results = measured({"none": [0.1, 0.2, 0.3, 0.1, 0.2], "a": [0.2, 0.4, 0.6, 0.4, 0.2]})
+    gains = [0.1, 0.2, 0.3, 0.3, 0.0]
+
+    def difference(pretrainings: Sequence[str]) -> Difference:
+        rows = [
+            replace(
+                row,
+                arm=replace(
+                    row.arm,
+                    jobs=((pretrainings[row.arm.seed],) if row.arm.method == "a" else ())
+                    + (f"{row.arm.method}{row.arm.seed}",),
+                ),
+            )
+            for row in results.rows
+        ]
+        (found,) = differences(replace(results, rows=rows), "none")
+        return found
+
+    several = difference("xyzxy")
+    assert several.values == pytest.approx(gains)
+    assert several.independent == pytest.approx([0.2, 0.1, 0.3])
+    assert several.p == pytest.approx(stats.ttest_1samp([0.2, 0.1, 0.3], 0).pvalue)
+    assert several.interval == pytest.approx(interval([0.2, 0.1, 0.3]))
+    for alike in ("xxxxx", "vwxyz"):
+        assert difference(alike).independent == pytest.approx(gains)
+
+
 def test_differences_are_paired_by_seed_and_adjusted() -> None:
     results = measured({"none": [0.1, 0.5, 0.9], "a": [0.21, 0.6, 1.0], "b": [0.1, None, 0.7]})
     found = {entry.method: entry for entry in differences(results, "none")}
@@ -70,7 +99,10 @@ def test_differences_are_paired_by_seed_and_adjusted() -> None:
     assert [found["a"].p, found["b"].p] == pytest.approx(list(stats.false_discovery_control(raw)))
     assert found["a"].words().startswith("significantly better")
     assert found["b"].words().startswith("worse in the mean, not significant")
-    assert found["b"].words().endswith(", less than 163.34 points would mostly be missed)")
+    limit = smallest_visible([0.0, -0.2], comparisons=2)
+    assert limit is not None
+    assert limit > (smallest_visible([0.0, -0.2]) or 0)
+    assert found["b"].words().endswith(f", less than {100 * limit:.2f} points would mostly be missed)")
     assert differences(results, "absent") == []
 
 
