@@ -18,6 +18,9 @@ CLAIMS = (
     Claim(words="a supervised start pays more", higher="supervised", lower="own_group"),
 )
 
+BASELINES = ("none", "backbone", "frozen", "supervised")
+"""Arms without pretext task, which every suite here has."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
@@ -134,7 +137,7 @@ def backbone_swap(setting: Setting) -> Suite:
         name="ours/backbone_swap",
         question="What does the transformer of a detector keep behind another backbone, and what brings it back?",
         methods=(
-            *(method for method in whole.methods if method.name in {"backbone", "none"}),
+            *(method for method in whole.methods if method.name in BASELINES),
             swapped("exchanged", "a transformer that was taught behind another backbone, as it is"),
             swapped("own_group", "the same, re-aligned by UP-DETR, own groups", own_group),
             swapped("distillation", "the same, re-aligned by distillation", distillation),
@@ -153,7 +156,7 @@ def backbone_swap(setting: Setting) -> Suite:
 def matching(setting: Setting) -> Suite:
     """Matching in own groups or over all queries x strength of jitter, on a backbone that knows photographs."""
     whole = _suite(setting, QUICK)
-    kept = [method for method in whole.methods if method.name in {"backbone", "none"}]
+    kept = [method for method in whole.methods if method.name in BASELINES]
     (own_group,) = (method for method in whole.methods if method.name == "own_group")
     methods = [
         replace(
@@ -203,7 +206,7 @@ def orderings(setting: Setting) -> Suite:
         name="ours/orderings",
         question="Do the paper's orderings hold once the backbone is good?",
         methods=(
-            *(method for method in whole.methods if method.name in {"backbone", "none"}),
+            *(method for method in whole.methods if method.name in BASELINES),
             replace(ten, title="ten patches, backbone frozen, with reconstruction"),
             *(
                 replace(ten, name=name, title=title, stages=(override(ten.stages[0], changes),))
@@ -226,7 +229,7 @@ def methods(setting: Setting) -> Suite:
     """Every pretext task that has a recipe named small, with few labels, and self-training on top."""
     whole = _suite(setting, QUICKEST)
     (own,) = whole.downstreams
-    kept = [method for method in whole.methods if method.name in {"backbone", "none"}]
+    kept = [method for method in whole.methods if method.name in BASELINES]
     pretrained = []
     for name in names("ssldet.tasks"):
         if find("ssldet.tasks", name).verb == "pretrain" and f"{name}/small" in names("ssldet.recipes"):
