@@ -50,6 +50,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "matching_small": partial(tables_of_suites.starts, name="ours-matching-small-tiny", baseline="backbone"),
     "methods": tables_of_suites.methods,
     "pretraining": tables_of_suites.pretraining,
+    "orderings": partial(tables_of_suites.starts, name="ours-orderings-tiny", baseline="backbone"),
     "resemblance": tables_of_runs.resemblance,
     "speed": tables_of_runs.speed,
     "self_training": tables_of_suites.self_training,
