@@ -26,7 +26,7 @@ transformers. What is measured, handed over and exported is the teacher: the ave
     strong on labels    always                                      with probability `strong_labelled`
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
@@ -45,6 +45,8 @@ from ssldet.recipe import Within
 from ssldet.task import Needs, Objective, Views
 from ssldet.types import Batch, Gather, Losses, Predictions, Problem, Sample, Targets
 
+SCARCE = 0.1
+"""Pseudo labels per unlabelled image, below which these teach hardly anything: one image in ten, at most, has one."""
 FEW_CLASSES = 20
 """Classes up to which the threshold of each is in the log; of more, only the lowest and the highest are."""
 
@@ -92,6 +94,16 @@ class SelfTraining(Detection):
     def objective(self, detector: Detector) -> "SelfTeaching":
         """Return the module that learns from labels and from what its own average finds."""
         return SelfTeaching(self, detector)
+
+    def symptoms(self, lately: Mapping[str, float], done: float) -> list[str]:
+        """Return a clause if the teacher is sure of nothing in most images."""
+        boxes = lately.get("pseudo_boxes")
+        if boxes is None or boxes >= SCARCE or done <= self.burn_in:
+            return []
+        return [
+            f"the teacher is sure of {boxes:.2f} boxes per unlabelled image, so that these teach hardly anything: "
+            f"lower task.threshold (it is {self.threshold:g}), or learn from labels for longer before"
+        ]
 
     def problems(self) -> list[str]:
         """Return what is wrong between fields."""

@@ -15,6 +15,7 @@ A patent application, US 2025/0265826, describes a pipeline such as SimDETR's: p
 classes, and rounds of self-training. Whether it concerns your use is for you to find out.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
@@ -32,6 +33,12 @@ from ssldet.losses.set_prediction import set_prediction
 from ssldet.recipe import Within
 from ssldet.types import Batch, Losses, Predictions, Targets
 
+FEWEST_CLUSTERS = 2
+"""Clusters in use, below which they tell nothing apart."""
+SCARCE = 0.01
+"""Share of boxes of a teacher, below which a round is no other than the first."""
+SECOND_ROUND = 1.5
+"""Rounds after which this is judged: the middle of the second."""
 SIDE_LEFT = 1e-3
 """Side, as a share of the image, below which a teacher's box counts as empty once it is clipped to the image."""
 
@@ -59,6 +66,21 @@ class PseudoBoxes(RegionTask):
     def objective(self, detector: Detector) -> "ClusterDetection":
         """Return the module that has the detector find regions and their clusters."""
         return ClusterDetection(self, detector)
+
+    def symptoms(self, lately: Mapping[str, float], done: float) -> list[str]:
+        """Return a clause if all regions lie in one cluster, and one if the teacher of a later round finds nothing."""
+        used, share, found = lately.get("clusters_in_use"), lately.get("taught_share"), []
+        if used is not None and used < FEWEST_CLUSTERS <= self.clusters:
+            found.append(
+                f"regions lie in {used:.1f} clusters of {self.clusters}: to the backbone all look alike; take one that "
+                "knows such images, or larger regions (task.proposals.smallest_share)"
+            )
+        if share is not None and share < SCARCE and self.rounds * done >= SECOND_ROUND:
+            found.append(
+                f"{share:.1%} of the boxes come from the detector of the round before, which is confident of nothing: "
+                f"lower task.confidence (it is {self.confidence:g})"
+            )
+        return found
 
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Return a message if the detector has not a class for each cluster."""

@@ -288,6 +288,17 @@ class Task(ABC):
         """
         return source
 
+    def symptoms(self, lately: Mapping[str, float], done: float) -> list[str]:
+        """Return a clause, with its remedy, for each thing that this task's own metrics show to go wrong in a run.
+
+        They are said in the log and in the report, from the middle of a run on.
+
+        Args:
+            lately: Name of a metric, as in `Losses.metrics` -> its mean over the last lines of the log.
+            done: Share of the budget that is spent.
+        """
+        return []
+
     def problems_with(self, detector: DetectorConfig) -> list[str]:
         """Return one message for each thing that keeps this task and a detector from working together.
 

@@ -5,7 +5,8 @@ objects often lie cost little, and only its score shows that it finds nothing.
 """
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssldet import defaults
-from ssldet.blind_scores import HARDLY_BETTER, blind_score, share_of_the_way
+from ssldet.blind_scores import HARDLY_BETTER, blind_score, finite, share_of_the_way
 from ssldet.detectors.base import backbone_of
 from ssldet.engine.run import Run
 from ssldet.registry import name_of
@@ -36,6 +37,8 @@ LATE = 0.5
 then, and enough is left for it to be worth stopping."""
 HARDLY = 0.1
 """Share of the first loss by which a loss must have fallen; from batch to batch, losses vary by about as much."""
+RECENT = 0.9
+"""Share that each further line keeps of what a metric was lately: about the last ten lines count."""
 FEWEST_LINES = 10
 """Lines of losses without which none is judged."""
 ONE_DIRECTION = 1.1
@@ -101,6 +104,38 @@ def blindness(task: Task, results: Mapping[str, Any], variance: BoxVariance) -> 
     return f"the boxes hardly depend on the image: {reason}; {task.headline} is {score:.3f}"
 
 
+@dataclass
+class _Course:
+    """What a run wrote down so far, as far as it is judged.
+
+    Attributes:
+        step: The last step that was written down; 0 before the first.
+        losses: One loss per line.
+        checks: Lines about health.
+        lately: Name of a metric of the task -> its mean over the last lines.
+    """
+
+    step: int = 0
+    losses: "array[float]" = field(default_factory=lambda: array("d"))
+    checks: list[Mapping[str, Any]] = field(default_factory=list)
+    lately: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lines: Iterable[Mapping[str, Any]]) -> "_Course":
+        """Go through the lines of a metrics file."""
+        course = cls()
+        for line in lines:
+            if line.get("kind") == "health":
+                course.checks.append(line)
+            elif line.get("kind") == "train":
+                course.step = int(line["step"])
+                if isinstance(line.get("loss"), int | float):
+                    course.losses.append(line["loss"])
+                for name, value in _metrics(line):
+                    course.lately[name] = value + RECENT * (course.lately.get(name, value) - value)
+        return course
+
+
 def symptoms(
     run: Run, total_steps: int, lines: Iterable[Mapping[str, Any]], results: Mapping[str, Any], variance: BoxVariance
 ) -> list[str]:
@@ -113,24 +148,19 @@ def symptoms(
         results: What was measured now; empty without an evaluation.
         variance: The boxes that were answered in it.
     """
-    step, losses, checks = None, array("d"), []
-    for line in lines:
-        if line.get("kind") == "health":
-            checks.append(line)
-        elif line.get("kind") == "train":
-            step = int(line["step"])
-            if isinstance(line.get("loss"), int | float):
-                losses.append(line["loss"])
-    if step is None:
+    course = _Course.of(lines)
+    if not course.step:
         return []
-    score, done = _score(run.task, results), step / max(1, total_steps)
+    score, done = _score(run.task, results), course.step / max(1, total_steps)
     found = [blindness(run.task, results, variance)]
     finds = _finds(run.task, results)
     if score is not None and done >= LATE and (failure := _failure(run.task, score, results)):
-        found.append(f"{failure} after {done:.0%} of the budget, step {step:,} of {total_steps:,}")
+        found.append(f"{failure} after {done:.0%} of the budget, step {course.step:,} of {total_steps:,}")
     if done >= LATE and not finds:
-        found.append(_flatness(losses))
-    found += collapse(checks, done, finds=finds)
+        found.append(_flatness(course.losses))
+    found += collapse(course.checks, done, finds=finds)
+    if done >= LATE:
+        found += run.task.symptoms(course.lately, done)
     clauses = [clause for clause in found if clause]
     # What helps is the same for all of them, and said once.
     return [*clauses[:-1], f"{clauses[-1]}. {_remedies(run, total_steps)}"] if clauses else []
@@ -198,6 +228,12 @@ def recipe_that_knows_photographs(task: Task) -> str:
     """
     recipe = f"{name_of('ssldet.tasks', type(task))}/small"
     return f"--recipe {recipe}" if recipe in defaults.SMALL else f"--set {defaults.BACKBONE_OF_SMALL}"
+
+
+def _metrics(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in line.items():
+        if name.startswith("metric/") and (number := finite(value)) is not None:
+            yield name.removeprefix("metric/"), number
 
 
 def _failure(task: Task, score: float, results: Mapping[str, Any]) -> str:

@@ -102,6 +102,34 @@ def test_a_loss_that_has_not_fallen_is_said_with_both_figures(run: Any) -> None:
     assert not symptoms(run, 20, lines(9, 8.5), {"score": 0.6}, variance_of(0.1, 0.2))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "metrics", "said"),
+    [
+        ("self_training/tiny", {"pseudo_boxes": 0.04}, "sure of 0.04 boxes per unlabelled image"),
+        ("self_training/tiny", {"pseudo_boxes": 0.4}, ""),
+        (
+            "pseudo_boxes/tiny",
+            {"taught_share": 0.0, "clusters_in_use": 9.0},
+            "of the boxes come from the detector",
+        ),
+        ("pseudo_boxes/tiny", {"taught_share": 0.4, "clusters_in_use": 1.1}, "regions lie in 1.1 clusters of 16"),
+        ("pseudo_boxes/tiny", {"taught_share": 0.4, "clusters_in_use": 9.0}, ""),
+    ],
+)
+def test_a_task_says_what_its_own_metrics_show(recipe: str, metrics: dict[str, float], said: str) -> None:
+    run = resolve(recipe)
+    # What was long ago counts little: a teacher begins unsure.
+    early = [line | {"metric/pseudo_boxes": 2.0, "metric/taught_share": 0.5} for line in lines(9, 5, 30)]
+    late = [line | {f"metric/{name}": value for name, value in metrics.items()} for line in lines(5, 3, 60)]
+    found = symptoms(run, 60, [*early, *late], {}, BoxVariance())
+    if not said:
+        assert not found
+        return
+    (sentence,) = found
+    assert said in sentence
+    assert not symptoms(run, 121, [*early, *late], {}, BoxVariance()), "said too early"
+
+
 def test_what_may_help_is_said_once(run: Any) -> None:
     blind, late = symptoms(run, 20, lines(9, 4), {"score": 0.0}, variance_of(0.0, 0.2))
     assert "hardly depend on the image" in blind
