@@ -54,6 +54,10 @@ def read_boxes(file: Path) -> dict[str, Float[Tensor, "_ 4"]]:
             f"{place}: {len(wrong)} of {len(entries)} entries are no boxes, the first at {wrong[0]}; each needs "
             "`bbox`, four finite numbers x, y, width, height with positive sides, and `image_id` or `file_name`"
         )
+    if boxes and max(box[side] for some in boxes.values() for box in some for side in (2, 3)) <= 1:
+        raise DataError(
+            f"{place}: all boxes lie within one pixel, as if they were shares of their images; `bbox` counts pixels"
+        )
     return {name: _sorted(some) for name, some in boxes.items()}
 
 

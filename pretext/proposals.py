@@ -1,5 +1,7 @@
 """images -> boxes where objects may be: region proposals, which pretext tasks share."""
 
+import logging
+from collections import Counter
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -22,6 +24,8 @@ from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import Within
 from ssldet.source import Source, WrappedSource
 from ssldet.types import Gather, Problem, Sample
+
+log = logging.getLogger(__name__)
 
 SEARCH_SIDE = 128
 """Side of the square to which DETReg squeezes an image before it searches for regions."""
@@ -103,10 +107,10 @@ class Proposals:
         if self.method == "random":
             return draw_boxes(self.count, (height, width), self.smallest_share, self.largest_share, generator)
         if self.method == "file":
-            assert isinstance(sample.problem, GivenBoxes), "the source of this sample was not prepared"
+            # Other images than those of the training set, such as those to predict on, have none.
+            given = sample.problem.boxes if isinstance(sample.problem, GivenBoxes) else torch.zeros(0, 4)
             # The file counts pixels on disk, which are more than these where a JPEG was decoded at a part of its size.
-            shrunk = torch.tensor([width, height]) / torch.tensor(sample.original_size[::-1])
-            boxes = sample.problem.boxes * shrunk.repeat(2)
+            boxes = given * (torch.tensor([width, height]) / torch.tensor(sample.original_size[::-1])).repeat(2)
         else:
             boxes = self._find(sample.image)
         if self.method == "selective_search":
@@ -174,50 +178,64 @@ class GivenBoxes(Problem):
 class WithBoxes(WrappedSource):
     """Images together with the boxes that a file holds for them.
 
+    An image is known by its path, by as much of its end as the file states, or by its name without suffix.
+
     Attributes:
         source: The images.
-        found: Number of images for which the file has boxes.
     """
 
     def __init__(self, source: Source, file: Path) -> None:
-        """Read the file.
+        """Read the file, and say how many images it leaves without boxes.
 
         Args:
             source: Images.
             file: COCO results or annotations as JSON.
 
         Raises:
-            DataError: The file can't be read, or it has boxes for none of the images.
+            DataError: The file can't be read, it has boxes for none of the images, or a name in it fits several.
         """
         super().__init__(source)
         self._boxes = read_boxes(file)
-        self.found = sum(self._of(self._name(index)) is not None for index in range(len(source)))
-        if not self.found:
+        self._entries = [self._entry_of(self._name(index)) for index in range(len(source))]
+        uses = Counter(entry for entry in self._entries if entry is not None)
+        if not uses:
             example = self._name(0)
             raise DataError(
                 f"{shown(file)}: has boxes for none of the {len(source)} images, such as {example!r}"
                 f"{suggest(example, self._boxes)}; images are known by `file_name`, or by an `image_id` that is a path"
             )
+        name, most = uses.most_common(1)[0]
+        if most > 1:
+            raise DataError(
+                f"{shown(file)}: {name!r} fits {most} images, such as {self._name(self._entries.index(name))!r}; state "
+                "as much of their paths as tells them apart"
+            )
+        if missing := len(source) - uses.total():
+            log.warning(
+                "%s: has no box for %d of %d images, which are learned from as images without objects",
+                *(shown(file), missing, len(source)),
+            )
 
     def __getitem__(self, index: int) -> Sample:
         """Read one image and its boxes; images that the file does not know have none."""
-        return self._with_boxes(super().__getitem__(index))
+        return self._with_boxes(index, super().__getitem__(index))
 
     def draw(self, index: int, generator: torch.Generator) -> Sample:
         """Read one image for training, and its boxes."""
-        return self._with_boxes(super().draw(index, generator))
+        return self._with_boxes(index, super().draw(index, generator))
 
-    def _with_boxes(self, sample: Sample) -> Sample:
-        boxes = self._of(sample.key)
-        return replace(sample, problem=GivenBoxes(boxes=torch.zeros(0, 4) if boxes is None else boxes))
+    def _with_boxes(self, index: int, sample: Sample) -> Sample:
+        entry = self._entries[index]
+        return replace(sample, problem=GivenBoxes(boxes=torch.zeros(0, 4) if entry is None else self._boxes[entry]))
 
-    def _of(self, key: str) -> Tensor | None:
-        names = (key, Path(key).name, Path(key).stem)
-        return next((self._boxes[name] for name in names if name in self._boxes), None)
+    def _entry_of(self, name: str) -> str | None:
+        """Return what the file calls an image: the longest end of its path that the file knows, or its stem."""
+        parts = Path(name).parts
+        ends = (str(Path(*parts[start:])) for start in range(len(parts)))
+        return next((known for known in (*ends, Path(name).stem) if known in self._boxes), None)
 
     def _name(self, index: int) -> str:
-        path = self.source.path_of(index)
-        return self.source[index].key if path is None else str(path)
+        return self.source.name_of(index) or self.source[index].key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from downstream.annotations.shapes import write_shapes
+from pretext.detreg import DETReg
 from pretext.networks import fingerprint_of_weights, resting_network
 from pretext.normalised_cut import objects_of
 from pretext.proposals import GivenBoxes, Proposals, selective_search
@@ -18,6 +20,7 @@ from ssldet.boxes import pairwise_iou
 from ssldet.chance import generator
 from ssldet.data.images import ImageRules
 from ssldet.data.sources import open_source
+from ssldet.engine.sources import prepared
 from ssldet.errors import ConfigError, DataError
 from ssldet.nn.backbones import BackboneConfig
 from ssldet.recipe import check
@@ -211,6 +214,7 @@ def test_boxes_of_a_file_belong_to_their_images(tmp_path: Path) -> None:
         ('[{"image_id": "deep/a.png", "bbox": [1, 2, -3, 4]}]', "1 of 1 entries are no boxes, the first at /0"),
         ('[{"image_id": "deep/a.png", "bbox": [1, 2, NaN, 4]}]', "no boxes"),
         ('[{"image_id": "A.png", "bbox": [1, 2, 3, 4]}]', "none of the 3 images"),
+        ('[{"image_id": "a.png", "bbox": [0.1, 0.2, 0.3, 0.4]}]', "as if they were shares of their images"),
     ],
 )
 def test_a_file_that_is_of_no_use_is_refused(content: str, said: str, tmp_path: Path) -> None:
@@ -218,6 +222,39 @@ def test_a_file_that_is_of_no_use_is_refused(content: str, said: str, tmp_path: 
     file.write_text(content)
     with pytest.raises(DataError, match=said):
         Proposals(method="file", file=str(file)).within(images(tmp_path))
+
+
+def test_boxes_find_labelled_images_by_the_names_of_their_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = write_shapes(tmp_path / "scenes", images=4, seed=1)
+    spec = f"coco:{labels}:{tmp_path / 'scenes' / 'images'}"
+    proposals = Proposals(method="file", file=str(labels))
+    source = prepared(DETReg(proposals=proposals), open_source([spec], RULES))
+    assert all(len(proposals.propose(source[index], generator(0))) for index in range(4))
+    assert not caplog.text
+    document = json.loads(labels.read_text())
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] == document["images"][0]["id"]]
+    labels.write_text(json.dumps(document))
+    proposals.within(open_source([str(tmp_path / "scenes" / "images")], RULES))
+    assert "has no box for 3 of 4 images" in caplog.text
+
+
+def test_a_name_that_fits_several_images_is_refused(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        Image.new("RGB", (40, 50), "red" if folder == "a" else "blue").save(tmp_path / "images" / folder / "x.png")
+    source, file = open_source([str(tmp_path / "images")], RULES), tmp_path / "boxes.json"
+    file.write_text('[{"file_name": "x.png", "bbox": [1, 2, 30, 40]}]')
+    with pytest.raises(DataError, match=r"'x.png' fits 2 images, such as '.*a/x.png'; state"):
+        Proposals(method="file", file=str(file)).within(source)
+    file.write_text('[{"file_name": "b/x.png", "bbox": [1, 2, 30, 40]}]')
+    found = Proposals(method="file", file=str(file)).within(source)
+    assert [len(found[index].problem.boxes) for index in range(2)] == [0, 1]  # type: ignore[union-attr]
+
+
+def test_images_that_no_file_describes_have_no_boxes() -> None:
+    assert len(Proposals(method="file", file="boxes.json").propose(scene(), generator(0))) == 0
 
 
 def test_contradictions_are_said_at_once() -> None:
