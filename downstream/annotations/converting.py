@@ -1,6 +1,7 @@
 """LabelledImages -> a COCO file: what was read of VOC or YOLO, written so that every evaluation stays the same."""
 
 import json
+import logging
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -12,9 +13,12 @@ import numpy as np
 from downstream.annotations.coco import read_coco
 from downstream.annotations.labelled import LabelledImages
 from downstream.annotations.labels import Labels, ground_truth
+from ssldet.data.files import unreadable
 from ssldet.disk import naming
 from ssldet.errors import AnnotationError, DataError
 from ssldet.source import Source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,12 @@ def write_coco(source: Source, out: Path) -> Converted:
     finally:
         part.unlink()
     counts = {"images": len(labels), "boxes": len(labels.boxes), "classes": len(labels.classes)}
+    if source.skipped:
+        log.warning("%s, and left out", unreadable({one.path: one.reason for one in source.skipped}))
+        counts |= {
+            "images left out": len(source.skipped),
+            "boxes left out": len(source.all_labels.boxes) - len(labels.boxes),
+        }
     return Converted(spec=f"coco:{out}:{source.place.spec}", counts=counts)
 
 

@@ -26,9 +26,9 @@ class DataConfig:
         train: Data specifications: folders, globs, file lists, `coco:ANN.json:IMAGES`, `voc:ROOT:SPLIT`,
             `yolo:ROOT:SPLIT`.
         val: Specifications to evaluate on; empty evaluates on what is held out, if anything is.
-        held_out: Share of the training images, 200 at most, that is not trained on, and evaluated on unless `val` names
-            others; see `ssldet.data.holding_out`. `None` leaves it to the verb: `pretrain` holds out one image in 20
-            where `val` is empty, all others hold out none.
+        held_out: Share of the training images, 200 at most, that is evaluated on and not trained on; none where `val`
+            names others. See `ssldet.data.holding_out`. `None` leaves it to the verb: `pretrain` holds out one image in
+            20 where `val` is empty, all others hold out none.
         unlabelled: Specifications of further images whose labels are never read, for tasks that learn from both kinds.
         unlabelled_ratio: Unlabelled images of a batch for each labelled one.
         fraction: Share of the training images that is used; with one seed, a smaller share is a subset of a larger one.

@@ -40,7 +40,7 @@ def open_sources(run: Run) -> Sources:
     """
     data, task = run.data, run.task
     opened = partial(open_source, rules=data.rules, masks=task.needs.masks)
-    whole, held = hold_out(opened(data.train), data.held_out or 0.0)
+    whole, held = hold_out(opened(data.train), 0.0 if data.val else data.held_out or 0.0)
     part = whole if data.fraction == 1 else take_fraction(whole, data.fraction, data.fraction_seed)
     if data.shots:
         part = take_shots(part, data.shots, data.fraction_seed)

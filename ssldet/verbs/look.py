@@ -1,5 +1,6 @@
 """RUN | images -> pictures and pages: the report of a run, and the problems that a task makes of images."""
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from ssldet.recipe import check, override, read_document
 from ssldet.registry import name_of, names
 from ssldet.report.page import write_report
 from ssldet.report.pictures import contact_sheet, draw_answers, draw_detections, draw_problem, draw_segmentation
+from ssldet.source import Source
 from ssldet.task import Objective
 from ssldet.types import Batch, Detections
 from ssldet.verbs.bounds import COUNT, require_within
@@ -108,6 +110,7 @@ def preview(
             f"{', '.join(run.data.train)}: carries no labels, which the task learns from; use coco:…, voc:… or yolo:…"
         )
     size = max(1, min(run.data.batch_size, len(source)))
+    _require_no_image_of(source, path)
     loader = training_batches(source, run.task.views(), seed=run.seed, batch_size=size, total_steps=PROBE_BATCHES)
     batches = list(islice(loader, PROBE_BATCHES))
     probe: dict[str, float] = {}
@@ -134,6 +137,17 @@ def _require_picture(path: Path) -> None:
         raise ConfigError(f"{path}: is a folder; name the picture, such as {path / 'preview.png'}")
     if path.suffix.lower() not in PICTURES:
         raise ConfigError(f"{path}: ends in none of {' '.join(PICTURES)}; name it {path.with_suffix('.png')}")
+
+
+def _require_no_image_of(source: Source, path: Path) -> None:
+    """Keep a picture from taking the place of an image that it is made of.
+
+    Raises:
+        ConfigError: It would.
+    """
+    place = os.path.realpath(path)
+    if path.exists() and any(name is not None and os.path.realpath(name) == place for name in source.all_names()):
+        raise ConfigError(f"{path}: is one of the images; name another file for the picture")
 
 
 def trial_of(run: Run, images: Sequence[str]) -> str:

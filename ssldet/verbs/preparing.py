@@ -215,6 +215,10 @@ def _labelled(run: Run, start: str | Path | None) -> Sources:
     _require(
         bool(sources.train.classes), f"{', '.join(run.data.train)}: carries no labels; use coco:…, voc:… or yolo:…"
     )
+    _require(
+        _has_objects(sources.train),
+        f"{', '.join(run.data.train)}: has classes and not one object to learn from; look at it with ssldet data check",
+    )
     if sources.val is not None:
         _require_same_classes(run, sources.train, sources.val)
         _warn_of_leaks(start, sources.val)
@@ -227,6 +231,13 @@ def _labelled(run: Run, start: str | Path | None) -> Sources:
                 seen[0],
             )
     return sources
+
+
+def _has_objects(source: Source) -> bool:
+    """Return whether any image has an object, as far as that is known without reading images."""
+    known = (targets for targets in map(source.targets_of, range(len(source))) if targets is not None)
+    first = next(known, None)
+    return first is None or len(first.boxes) > 0 or any(len(targets.boxes) for targets in known)
 
 
 def _warn_of_leaks(start: str | Path | None, val: Source) -> None:

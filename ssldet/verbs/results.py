@@ -5,6 +5,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from ssldet.data.segments import write_segments
 from ssldet.disk import Disk, naming, write_whole
+from ssldet.documents import parse_json
 from ssldet.errors import ConfigError, SetupError
+from ssldet.regular import read_bytes
 from ssldet.source import Measurable, Source
 from ssldet.task import Task
 from ssldet.types import Batch, Detections, Segmentation
@@ -34,12 +37,31 @@ def results_file(path: Path, task: Task, source: Source) -> "RowResults | Panopt
         source: The labelled source that it is shown, whose ids the file uses.
 
     Raises:
-        ConfigError: The source has no ids.
+        ConfigError: The source has no ids, or something else than results lies at the path, which would be lost.
     """
+    _require_results_or_nothing(path)
     if not isinstance(source, Measurable):
         raise ConfigError(f"{path}: results need the ids of labelled data; give one coco:…, voc:… or panoptic:…")
     panoptic = task.needs.masks and bool(source.is_thing)
     return PanopticResults(path, source) if panoptic else RowResults(path, source)
+
+
+def _require_results_or_nothing(path: Path) -> None:
+    """Refuse a place where something else than earlier results lies.
+
+    Raises:
+        ConfigError: It is a folder, or a file of another kind.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name the file, such as {path / 'results.json'}")
+    if not path.exists():
+        return
+    with suppress(OSError, ValueError):
+        document = parse_json(read_bytes(path))
+        rows = document.get("annotations") if isinstance(document, dict) and len(document) == 1 else document
+        if isinstance(rows, list) and all(isinstance(row, dict) and "image_id" in row for row in rows):
+            return
+    raise ConfigError(f"{path}: exists, and holds no results, so that something else would be lost; name another file")
 
 
 class RowResults:

@@ -181,18 +181,16 @@ def predict(
     opened = _tiled(open_answering(start, weights, step), tiles, tile_overlap, overrides or {})
     opened = _measured_otherwise(opened, overrides or {})
     source = _open((images,) if isinstance(images, str) else images, _rules(opened))
-    queries = (
-        _open((query,) if isinstance(query, str) else query, replace(_rules(opened), min_side=1)) if query else None
-    )
-    _require_query(opened, given=queries is not None)
+    asked_for = _queries(query, _rules(opened))
+    _require_query(opened, given=bool(asked_for))
     require_bands(bands, opened.objective.detector.in_channels)
     _prepare(folder)
     results: list[dict[str, Any]] = []
     segmented: PanopticResults | None = None
     name_of, lost = FileNames(), list(source.skipped)
     category_ids = opened.info.get("category_ids")
-    classes = opened.classes if queries is None else tuple(queries[number].key for number in range(len(queries)))
-    patches = None if queries is None else [queries[number].image for number in range(len(queries))]
+    classes = tuple(one.key for one in asked_for) or opened.classes
+    patches = [one.image for one in asked_for] or None
     ask, views = asking(opened, patches, device), opened.task.views(training=False)
     for index, sample in _readable(Unlabelled(source), lost):
         ((_, (found,)),) = ask([collate([views(sample, chance.generator(0, "views", 0, index))])])
@@ -216,6 +214,22 @@ def predict(
     return {"out": str(folder), "images": len(source) + len(source.skipped) - len(lost), "predictions": results, **told}
 
 
+def _queries(query: str | Sequence[str] | None, rules: ImageRules) -> list[Sample]:
+    """Read the images to look for; all of them, because one that is left out would not be missed in the answers.
+
+    Raises:
+        DataError: One of them can't be used.
+    """
+    if not query:
+        return []
+    source = _open((query,) if isinstance(query, str) else query, replace(rules, min_side=1))
+    lost = list(source.skipped)
+    read = [sample for _, sample in _readable(source, lost)]
+    if lost:
+        raise DataError("\n".join(f"--query {one.path}: can't be used ({one.reason}); leave it out" for one in lost))
+    return read
+
+
 def _prepare(folder: Path) -> None:
     """Make the folder for predictions, and say what it keeps of earlier ones."""
     if (folder / "predictions.json").exists():
@@ -232,7 +246,8 @@ def _require_query(opened: Opened, *, given: bool) -> None:
         )
     if given and not finds_patches:
         raise ConfigError(
-            "--query asks a model that was taught to find patches; this one was fine-tuned to find classes"
+            "--query asks a model that was taught to find patches; this one was taught by "
+            f"{name_of('ssldet.tasks', type(opened.task))}"
         )
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from downstream.annotations.converting import write_coco
 from downstream.annotations.labelled import LabelledImages
+from downstream.annotations.shapes import write_shapes
 from downstream.annotations.voc import open_voc
 from downstream.annotations.yolo import open_yolo
 from downstream.metrics.average_precision import box_ap
@@ -83,6 +84,25 @@ def test_yolo_becomes_coco_with_its_masks(tmp_path: Path) -> None:
     assert masks[1] is not None
     assert masks[0].any()
     assert masks[0].equal(masks[1])
+
+
+def test_masks_are_converted_where_every_object_has_one(tmp_path: Path) -> None:
+    labels = write_shapes(tmp_path / "scenes", images=3, seed=1)
+    spec = f"coco:{labels}:{tmp_path / 'scenes' / 'images'}"
+    convert_data(spec, to="coco", out=tmp_path / "again.json")
+    again = open_source([f"coco:{tmp_path / 'again.json'}:{tmp_path / 'scenes' / 'images'}"], RULES, masks=True)
+    for number, sample in enumerate(again[place] for place in range(3)):
+        masks = open_source([spec], RULES, masks=True)[number].targets.masks
+        assert masks is not None
+        assert sample.targets.masks is not None
+        assert sample.targets.masks.equal(masks)
+
+
+def test_what_is_left_out_is_said(voc: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (voc / "JPEGImages" / "a.png").write_bytes(b"")
+    written = convert_data(f"voc:{voc}", to="coco", out=tmp_path / "ann.json")
+    assert "2 images, 1 boxes, 20 classes, 1 images left out, 2 boxes left out" in str(written)
+    assert "1 image can't be read" in caplog.text
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(voc: Path, tmp_path: Path) -> None:

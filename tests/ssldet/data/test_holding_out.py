@@ -11,9 +11,12 @@ from ssldet.data.holding_out import MOST, MeasurablePart, hold_out
 from ssldet.data.images import ImageRules
 from ssldet.data.joining import joined
 from ssldet.data.sources import open_source
+from ssldet.engine.sources import open_sources
+from ssldet.recipe import override
 from ssldet.source import Measurable, Source
 from ssldet.testing import check_source
 from ssldet.types import Sample
+from ssldet.verbs.choosing import resolve
 
 RULES = ImageRules()
 
@@ -98,3 +101,11 @@ def test_labelled_images_that_are_held_out_can_be_measured_on(tmp_path: Path) ->
     expected = [row for row in whole.ground_truth()["annotations"] if row["image_id"] in held.image_ids]
     assert truth["annotations"] == expected
     assert len(held) == 3
+
+
+def test_nothing_is_held_out_where_other_images_are_measured_on(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "made", images=12, seed=3)
+    spec = f"coco:{tmp_path}/made/instances.json:{tmp_path}/made/images"
+    run = override(resolve("detection/tiny"), {"data.train": (spec,), "data.held_out": 0.25})
+    assert len(open_sources(run).train) == 9
+    assert len(open_sources(override(run, {"data.val": (spec,)})).train) == 12

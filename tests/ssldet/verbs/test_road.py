@@ -182,6 +182,36 @@ def test_evaluation_is_that_of_the_run_and_of_its_results_file(
     assert scored == pytest.approx(measured, abs=1e-12)
 
 
+def test_what_is_no_results_file_is_never_replaced(finetuned: ssldet.Trained, labelled: str, place: Path) -> None:
+    mine = {place / "made" / "instances.json", finetuned.path / "run.json"}
+    before = {path: path.read_bytes() for path in mine}
+    for path in mine:
+        with pytest.raises(ConfigError, match="exists, and holds no results"):
+            finetuned.evaluate(labelled, save_predictions=path, workers=0)
+    with pytest.raises(ConfigError, match="is a folder; name the file"):
+        finetuned.evaluate(labelled, save_predictions=place, workers=0)
+    image = next((place / "made" / "images").iterdir())
+    before[image] = image.read_bytes()
+    with pytest.raises(ConfigError, match="is one of the images"):
+        ssldet.preview(place / "made" / "images", out=image, overrides=SMALL)
+    assert {path: path.read_bytes() for path in before} == before
+    twice = place / "twice.json"
+    for _ in range(2):
+        finetuned.evaluate(labelled, save_predictions=twice, workers=0)
+
+
+def test_every_patch_that_is_looked_for_can_be_read(pretrained: ssldet.Trained, place: Path) -> None:
+    bad = [place / "zero.jpg", place / "cut.png"]
+    bad[0].write_bytes(b"")
+    image = next((place / "made" / "images").iterdir())
+    bad[1].write_bytes(image.read_bytes()[:300])
+    with pytest.raises(DataError) as raised:
+        pretrained.predict(image, query=[str(image), *map(str, bad)], out=place / "no-answers")
+    lines = [line.partition(": can't be used")[0] for line in str(raised.value).splitlines()]
+    assert sorted(lines) == sorted(f"--query {path}" for path in bad)
+    assert not (place / "no-answers").exists()
+
+
 def test_the_metric_is_a_choice(finetuned: ssldet.Trained, labelled: str, place: Path) -> None:
     results = place / "results-voc.json"
     measured = finetuned.evaluate(labelled, save_predictions=results, workers=0, metric="voc")
@@ -280,7 +310,7 @@ def test_a_patch_is_looked_for_by_whom_was_taught_to(
     Image.effect_noise((15, 9), 80).convert("RGB").save(patch)
     answer = pretrained.predict(place / "made" / "images", query=str(patch), out=place / "found")
     assert {row["category"] for row in answer["predictions"]} == {"patch.png"}
-    with pytest.raises(ConfigError, match="was fine-tuned"):
+    with pytest.raises(ConfigError, match="this one was taught by detection"):
         finetuned.predict(place / "made" / "images", query=str(patch))
     with pytest.raises(ConfigError, match="add --query"):
         pretrained.predict(place / "made" / "images")
