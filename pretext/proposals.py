@@ -81,6 +81,8 @@ class Proposals:
             wrong.append("file: state a file of boxes with method=file, and only there")
         if (self.method == "objectness") != (self.backbone is not None):
             wrong.append("backbone: state a network with method=objectness, and only there")
+        if self.cache is not None and Path(self.cache).exists() and not Path(self.cache).is_dir():
+            wrong.append(f"cache: {self.cache} is a file; name a folder")
         if self.smallest_share >= self.largest_share:
             wrong.append(f"smallest_share: {self.smallest_share:g} must be below largest_share {self.largest_share:g}")
         return wrong

@@ -17,11 +17,12 @@ from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
 from ssldet.engine.sources import Sources, open_sources
 from ssldet.errors import CheckpointError, ConfigError, DataError, SsldetError
-from ssldet.escapes import printable
+from ssldet.escapes import printable, shown
 from ssldet.ranks import launched, rank
 from ssldet.recipe import check, override
 from ssldet.registry import name_of
 from ssldet.source import Source
+from ssldet.states import few
 from ssldet.task import Objective
 from ssldet.verbs.channels import for_channels, normalised
 from ssldet.verbs.choosing import Specs, holding_out, placed
@@ -162,6 +163,7 @@ def prepare_finetuning(
     if not run.data.measured_on:
         log.info(UNMEASURED)
     sources = _labelled(run, start)
+    _require_classes_of_data(changes, sources.train)
     task = run.task.stage.learns_from(run.task, sources.train)
     run = _checked(override(replace(run, task=task), {"detector.num_classes": len(sources.train.classes)}))
     return Prepared(
@@ -230,7 +232,19 @@ def _labelled(run: Run, start: str | Path | None) -> Sources:
                 len(sources.val),
                 seen[0],
             )
+        else:
+            _warn_of_common_images(sources.train, sources.val)
     return sources
+
+
+def _require_classes_of_data(changes: Mapping[str, object], train: Source) -> None:
+    """Refuse another number of classes than that of the labels, which would be dropped without a word."""
+    asked, known = changes.get("detector.num_classes"), len(train.classes)
+    _require(
+        asked is None or str(asked) == str(known),
+        f"detector.num_classes={asked}: fine-tuning takes the classes of the data, which are {known} "
+        f"({few(train.classes)}); leave it out",
+    )
 
 
 def _has_objects(source: Source) -> bool:
@@ -238,6 +252,16 @@ def _has_objects(source: Source) -> bool:
     known = (targets for targets in map(source.targets_of, range(len(source))) if targets is not None)
     first = next(known, None)
     return first is None or len(first.boxes) > 0 or any(len(targets.boxes) for targets in known)
+
+
+def _warn_of_common_images(train: Source, val: Source) -> None:
+    """Say if images to measure on are trained on under the same names, labelled or not."""
+    names = {name for name in train.all_names() if name is not None}
+    if common := [name for name in val.all_names() if name in names]:
+        log.warning(
+            "%d of %d images of data.val are among those that are trained on, %s for one; the score flatters",
+            *(len(common), len(val), shown(common[0])),
+        )
 
 
 def _warn_of_leaks(start: str | Path | None, val: Source) -> None:

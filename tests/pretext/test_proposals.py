@@ -257,6 +257,12 @@ def test_images_that_no_file_describes_have_no_boxes() -> None:
     assert len(Proposals(method="file", file="boxes.json").propose(scene(), generator(0))) == 0
 
 
+def test_a_file_is_no_place_to_keep_boxes(tmp_path: Path) -> None:
+    (tmp_path / "boxes").write_text("")
+    with pytest.raises(ConfigError, match="is a file; name a folder"):
+        check(Proposals(cache=str(tmp_path / "boxes")))
+
+
 def test_contradictions_are_said_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
         check(Proposals(method="file", backbone=BackboneConfig(name="tiny"), smallest_share=0.9, largest_share=0.2))

@@ -200,6 +200,25 @@ def test_what_is_no_results_file_is_never_replaced(finetuned: ssldet.Trained, la
         finetuned.evaluate(labelled, save_predictions=twice, workers=0)
 
 
+def test_what_a_run_would_do_in_silence_is_said_or_refused(
+    labelled: str, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def prepare(data: str, **changes: object) -> None:
+        named = SMALL | {"data.train": (data,)} | {name.replace("__", "."): value for name, value in changes.items()}
+        prepare_finetuning(None, data, "last", "detection/tiny", None, named, place / "never")
+
+    prepare(labelled, data__val=(labelled,))
+    assert "12 of 12 images of data.val are among those that are trained on" in caplog.text
+    with pytest.raises(ConfigError, match=r"num_classes=7: fine-tuning takes the classes of the data, which are 3"):
+        prepare(labelled, detector__num_classes=7)
+    prepare(labelled, detector__num_classes=3)
+    empty = json.loads((place / "made" / "instances.json").read_text()) | {"annotations": []}
+    (place / "empty.json").write_text(json.dumps(empty))
+    with pytest.raises(ConfigError, match="has classes and not one object to learn from"):
+        prepare(f"coco:{place}/empty.json:{place}/made/images")
+    assert not (place / "never").exists()
+
+
 def test_every_patch_that_is_looked_for_can_be_read(pretrained: ssldet.Trained, place: Path) -> None:
     bad = [place / "zero.jpg", place / "cut.png"]
     bad[0].write_bytes(b"")
