@@ -8,12 +8,12 @@ from ssldet.recipe import override
 
 
 def hands_detector(stage: Run) -> bool:
-    """Return whether a pretraining run leaves a whole detector, and not just a backbone.
+    """Return whether a pretraining run leaves more of a detector than its backbone, if only an encoder.
 
     Args:
         stage: The run.
     """
-    return not stage.task.stays_behind("decoder")
+    return not stage.task.stays_behind("encoder")
 
 
 def in_suite(stage: Run, model: DetectorConfig, backbone: str | None = None) -> Run:

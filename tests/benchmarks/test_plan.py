@@ -200,6 +200,10 @@ def test_every_task_with_a_recipe_named_small_is_compared_on_the_same_detector(p
     assert tasks | {"none", "backbone", "frozen"} == arms.keys()
     for method in arms:  # self-training and as many steps without images go on from the same fine-tuning
         assert by_task[method, "self_training"][:-1] == by_task[method, "own"] == by_task[method, "longer"][:-1]
+    for method in tasks:  # all but DINO hand over more than a backbone, distillation its encoder
+        pretraining, fine_tuning = by_task[method, "own"]
+        assert (fine_tuning.start == pretraining.address) == (method != "dino")
+        assert (fine_tuning.backbone == pretraining.address) == (method == "dino")
     fine = arms["backbone"][-1]
     for runs in arms.values():
         assert runs[-1].detector == fine.detector or runs[-1].detector.backbone.weights is None
