@@ -106,7 +106,7 @@ def tiny() -> Run:
 
 
 def deformable_tiny() -> Run:
-    """Pretrain the small Deformable DETR of `random_query_patch/deformable-tiny` likewise.
+    """Pretrain the Deformable DETR of `random_query_patch/deformable-tiny` on the regions of selective search.
 
     Needs: CPU; 64 px; minutes.
     """

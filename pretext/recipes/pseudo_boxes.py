@@ -49,7 +49,7 @@ def tiny() -> Run:
 
 
 def deformable_tiny() -> Run:
-    """Pretrain the small Deformable DETR of `random_query_patch/deformable-tiny` likewise.
+    """Pretrain the Deformable DETR of `random_query_patch/deformable-tiny` on clusters of regions, in two rounds.
 
     Needs: CPU; 64 px; minutes.
     """

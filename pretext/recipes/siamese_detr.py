@@ -105,7 +105,7 @@ def tiny() -> Run:
 
 
 def deformable_tiny() -> Run:
-    """Pretrain the small Deformable DETR of `random_query_patch/deformable-tiny` likewise.
+    """Pretrain the Deformable DETR of `random_query_patch/deformable-tiny` on two views of an image.
 
     Needs: CPU; 64 px; minutes.
     """

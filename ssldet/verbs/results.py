@@ -53,7 +53,7 @@ def _require_results_or_nothing(path: Path) -> None:
         ConfigError: It is a folder, or a file of another kind.
     """
     if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name the file, such as {path / 'results.json'}")
+        raise ConfigError(f"{path}: is a folder; call the file {path}.json")
     if not path.exists():
         return
     with suppress(OSError, ValueError):

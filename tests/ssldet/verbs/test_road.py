@@ -188,7 +188,7 @@ def test_what_is_no_results_file_is_never_replaced(finetuned: ssldet.Trained, la
     for path in mine:
         with pytest.raises(ConfigError, match="exists, and holds no results"):
             finetuned.evaluate(labelled, save_predictions=path, workers=0)
-    with pytest.raises(ConfigError, match="is a folder; name the file"):
+    with pytest.raises(ConfigError, match="is a folder; call the file"):
         finetuned.evaluate(labelled, save_predictions=place, workers=0)
     image = next((place / "made" / "images").iterdir())
     before[image] = image.read_bytes()
