@@ -7,15 +7,11 @@ from statistics import fmean
 from benchmarks.report.text import markdown
 from benchmarks.results import Results, read_results
 from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries, verdicts
+from ssldet.blind_scores import blind_score
 from ssldet.report.sections import Table
 
-MEASURES = {
-    "patch_iou": "patch_iou_constant",
-    "region_recall_30": "region_recall_30_chance",
-    "knn_top1": "knn_chance",
-    "agreement": "",
-}
-"""Name of a pretext task's measure on held-out images -> that of what is reached without looking at them, if known."""
+MEASURES = ("patch_iou", "region_recall_30", "knn_top1", "agreement")
+"""Names of what pretext tasks are measured by on held-out images."""
 
 OF_CLAIMS = ("paper-table1-tiny", "paper-table5-tiny", "paper-table6-tiny", "ours-matching-tiny", "ours-orderings-tiny")
 """Suites whose claims are tabulated together."""
@@ -56,11 +52,11 @@ def _with_seeds(values: Sequence[float]) -> str:
 def _learned(suite: Results, method: str) -> str:
     """Return the measure of a method's pretrainings on held-out images, and what is reached without looking at them."""
     ended = [run["results"] or {} for run in suite.runs.values() if run["purpose"]["method"] == method]
-    for name, without in MEASURES.items():
+    for name in MEASURES:
         if found := [results for results in ended if name in results]:
             reached = fmean(results[name] for results in found)
-            blind = f" ({fmean(results[without] for results in found):.3f})" if without in found[0] else ""
-            return f"`{name}` {reached:.3f}{blind}"
+            blind = [value for _, value in (blind_score(name, results) for results in found) if value is not None]
+            return f"`{name}` {reached:.3f}" + (f" ({fmean(blind):.3f})" if blind else "")
     return ""
 
 
