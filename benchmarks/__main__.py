@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from benchmarks.suite import Scale
 from ssldet.errors import ConfigError, SsldetError, StoppedError
+from ssldet.escapes import counted
 
 app = App(
     name="python -m benchmarks",
@@ -63,6 +64,7 @@ def compare(
         launcher: Command that runs each process, such as 'srun --gres=gpu:1 {command}'.
         json_: Print one JSON object.
     """
+    from benchmarks.comparing import FinishedComparison
     from benchmarks.comparing import compare as run_suite
 
     result = run_suite(
@@ -70,6 +72,9 @@ def compare(
         jobs=jobs, only=filter_, launcher=launcher,
     )  # fmt: skip
     sys.stdout.write((json.dumps(result.to_json()) if json_ else str(result)) + "\n")
+    if isinstance(result, FinishedComparison) and (failed := result.failed):
+        sys.stderr.write(f"error: {counted(failed, 'row')} without result, because runs failed; see the report\n")
+        sys.exit(1)
 
 
 @app.command
@@ -84,9 +89,10 @@ def report(results: Path, *, out: Path | None = None, pictures: Path | None = No
     from benchmarks.report import write_reports
     from benchmarks.results import read_results
 
+    read = read_results(results)
     folder = out or (results if results.is_dir() else results.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    sys.stdout.write(f"{write_reports(read_results(results), folder, pictures=pictures)}\n")
+    sys.stdout.write(f"{write_reports(read, folder, pictures=pictures)}\n")
 
 
 @app.command
@@ -94,12 +100,16 @@ def tables(*pages: Path) -> None:
     """Write the tables of pages from the committed results; a table stands between `<!-- table: NAME -->` and an end.
 
     Args:
-        pages: Markdown files; default: README.md and those in docs.
+        pages: Markdown files; default: README.md and those in docs, and the reports of suites in docs/results too.
     """
-    from benchmarks.report.pages import write_tables
+    from benchmarks.report import write_page
+    from benchmarks.report.pages import RESULTS, write_tables
+    from benchmarks.results import read_results
     from ssldet.disk import Disk, write_whole
     from ssldet.regular import read_text
 
+    for folder in () if pages else sorted(Path("docs/results").iterdir()):
+        write_page(read_results(RESULTS / f"{folder.name}.json"), folder)
     for page in pages or (Path("README.md"), *sorted(Path("docs").glob("*.md"))):
         before = read_text(page)
         if (after := write_tables(before)) != before:
@@ -177,6 +187,33 @@ def costs(
 
 
 @app.command
+def record(
+    *,
+    out: Path = Path("benchmarks/results/recorded.json"),
+    runs: Path = Path("runs/recorded"),
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    data: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    most_steps: int | None = None,
+) -> None:
+    """Make the runs behind figures of the documentation that no suite has.
+
+    Args:
+        out: JSON file, written after each record; those of earlier calls stay in it.
+        runs: Folder of the runs, which must not have held any before.
+        only: Records: collapse, one_shot, one_shot_cards, panoptic, backbones, small_run.
+        data: photos=folders:ROOT with one folder per class, cards= and cards_val= with labels.
+        most_steps: Steps after which any run ends, to rehearse.
+    """
+    from benchmarks.recorded import Recorder
+    from benchmarks.recorded import record as record_runs
+
+    recorder = Recorder(folder=runs, places=_places(data or []), most_steps=most_steps)
+    for name, row in record_runs(out, recorder, only or ()):
+        sys.stdout.write(f"{name}  {json.dumps(row)}\n")
+        sys.stdout.flush()
+
+
+@app.command
 def gpu(
     *,
     out: Path = Path("benchmarks/results/gpu.json"),
@@ -196,7 +233,8 @@ def gpu(
         device: Where to compute.
         tiny: Small networks and few steps, to rehearse.
         only: Parts: tests, steps, memory, against_transformers, transfer.
-        data: images=, train= and val= for the suite ours/small, which the part transfer runs.
+        data: images=, train= and val= for the suite ours/small, which the part transfer runs; labelled=, more_train=
+            and more_val= add to it.
         runs: Folder of that suite's runs and reports.
         jobs: Number of its processes at a time.
     """
@@ -245,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (CycloptsError, SsldetError) as error:
+    except (CycloptsError, SsldetError, OSError) as error:
         word = "stopped" if isinstance(error, StoppedError) else "error"
         sys.stderr.writelines(f"{word}: {line}\n" for line in str(error).splitlines())
         sys.exit(getattr(error, "exit_code", ConfigError.exit_code))

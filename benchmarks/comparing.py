@@ -38,6 +38,11 @@ class FinishedComparison:
     results: Results
     report: Path
 
+    @property
+    def failed(self) -> int:
+        """Number of rows without result because a run failed."""
+        return sum(row.status == "failed" for row in self.results.rows)
+
     def __str__(self) -> str:
         """Return the verdicts and the folder of the report."""
         return (self.report / "report.md").read_text(encoding="utf-8").partition("\n## ")[0] + f"\n{self.report}"
@@ -82,8 +87,12 @@ def compare(
         DataError: A data set can't be used; nothing has been written then.
         StoppedError: A signal or the budget stopped the runs; all is saved and the report has the finished results.
     """
-    if jobs < 1:
-        raise ConfigError(f"--jobs: {jobs}; at least one")
+    if wrong := [
+        f"--{name}: {number}; at least one"
+        for name, number in (("jobs", jobs), ("seeds", seeds))
+        if number is not None and number < 1
+    ]:
+        raise ConfigError(wrong)
     command_of([], launcher, "")
     setting = Setting(scale=scale, places=data or {}, seeds=seeds)
     chosen = find_suite(suite, setting) if isinstance(suite, str) else suite

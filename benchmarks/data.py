@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import mkdtemp
 
-from benchmarks.address import data_version
+from benchmarks.address import code_version, data_version
 from benchmarks.suite import Data, GeneratedScenes, ImagesOnDisk
 from ssldet.registry import find
 from ssldet.showcase import SCENES
@@ -20,7 +20,8 @@ def specifications(data: Data, folder: Path) -> tuple[str, ...]:
     """
     if isinstance(data, ImagesOnDisk):
         return data.specs
-    place = (folder / f"{data.name}-{data_version(data)[0]}").resolve()
+    # Other code may draw other scenes.
+    place = (folder / f"{data.name}-{data_version(data)[0]}-{code_version()}").resolve()
     if not place.exists():
         _draw(data, place)
     if data.form == "panoptic":

@@ -114,7 +114,7 @@ class Runner:
         states = {address: folder.state() for address, folder in folders.items() if address not in self._active}
         locked = False
         for address, folder in folders.items():
-            if len(self._active) >= self.jobs:
+            if self._stopping or len(self._active) >= self.jobs:
                 break
             done = states.get(address, "started") == "finished"
             ready = all(states.get(need) == "finished" for need in folder.job.needs)
@@ -146,6 +146,9 @@ class Runner:
         folder.sign(process.pid)
         log.info("%s  started: %s", address, folder.job.title)
         self._active[address] = (folder, process, time.monotonic())
+        if self._stopping:
+            # The signal came while this one was being started.
+            os.killpg(process.pid, signal.SIGTERM)
         return True
 
     def _process(self, folder: JobFolder, lock: BinaryIO) -> "subprocess.Popen[bytes]":
@@ -160,10 +163,14 @@ class Runner:
     def _prepare(self, folder: JobFolder) -> list[str]:
         """Write the recipe of a run and return its command."""
         job, verb = folder.job, folder.job.run.task.verb
-        if folder.run.checkpoints.is_dir() and any(folder.run.checkpoints.glob("*.ckpt")):
-            return command_of([verb, "--resume", str(folder.run.path)], self.launcher, job.address)
         train = specifications(job.train, self.out / "data")
         val = specifications(job.val, self.out / "data") if job.val is not None else ()
+        named = [*(["--data"] if verb == "finetune" else []), *train, *(["--val", *val] if val else [])]
+        if job.unlabelled is not None:
+            named += ["--unlabelled", *specifications(job.unlabelled, self.out / "data")]
+        if folder.run.checkpoints.is_dir() and any(folder.run.checkpoints.glob("*.ckpt")):
+            # The images may lie elsewhere by now.
+            return command_of([verb, "--resume", str(folder.run.path), *named], self.launcher, job.address)
         changes: dict[str, object] = {"data.train": train, "data.val": val}
         if job.backbone is not None:
             changes["detector.backbone.weights"] = str(run_of(self.out, job.backbone).weights.resolve())
@@ -178,9 +185,7 @@ class Runner:
             assert network is not None
             words += ["--backbone", network.name, "--set", f"detector.backbone.weights={network.weights or 'none'}"]
         if verb == "finetune":
-            words = [start or "scratch", *words, "--data", *train, *(["--val", *val] if val else [])]
-            if job.unlabelled is not None:
-                words += ["--unlabelled", *specifications(job.unlabelled, self.out / "data")]
+            words = [start or "scratch", *words, *named]
         elif start is not None:
             # Images and measures stand in the recipe, as for any pretraining; the detector is that of the start.
             words += ["--start", start]

@@ -6,6 +6,7 @@ runs are planned once its trials have been measured. Planning again costs nothin
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from benchmarks.address import address_of, data_version
@@ -15,6 +16,10 @@ from ssldet.detectors.base import DetectorConfig, backbone_of
 from ssldet.engine.run import Run
 from ssldet.recipe import override
 from ssldet.registry import name_of
+
+TRIED_ON = 0.2
+"""Share of the training images, 200 at most, on which a trial is measured instead of training on them: the images that
+arms are measured on choose nothing."""
 
 MeasuredValue = Callable[[str, str], float | None]
 """Address of a run, name of a metric -> its value; `None` while it has not been measured."""
@@ -253,7 +258,8 @@ def _arms(
     if suite.rates:
         # Another seed, so that the runs that choose the rate are not among those that are compared.
         seed = max(suite.seeds) + 1
-        chains = {rate: _chain(plan, method, model, downstream, fraction, seed, rate) for rate in suite.rates}
+        tried = partial(_chain, plan, method, model, downstream, fraction, seed, trial=True)
+        chains = {rate: tried(rate) for rate in suite.rates}
         trials = [replace(arm, seed=seed, rate=rate, trial=True, jobs=jobs) for rate, jobs in chains.items()]
         yield from trials
         measured = [(measured_value(trial.jobs[-1], downstream.metric), trial.rate) for trial in trials]
@@ -274,18 +280,21 @@ def _chain(
     fraction: float,
     seed: int,
     rate: float | None,
+    *,
+    trial: bool = False,
 ) -> tuple[str, ...]:
     """Plan pretraining and fine-tuning of one arm; return all addresses in order."""
     if method.weights is not None and backbone_of(model) is not None:
         model = override(model, {"backbone.weights": method.weights})
     kind = name_of(DetectorConfig.group, type(model))
-    runs = _ArmRuns(plan=plan, method=method, model=model, downstream=downstream)
+    runs = _ArmRuns(plan=plan, method=method, model=model, downstream=downstream, trial=trial)
     if method.taught is not None:
         runs.teach(replace(method.taught, seed=seed % plan.suite.pretrainings))
     for number, stage in enumerate(method.stages_of.get(kind, method.stages), start=1):
         runs.pretrain(number, replace(stage, seed=seed % plan.suite.pretrainings))
     changes: dict[str, object] = {"seed": seed, "data.fraction": fraction, "data.fraction_seed": seed}
     changes |= dict(method.finetuning) | ({} if rate is None else {"optim.lr": rate})
+    changes |= {"data.held_out": TRIED_ON} if trial else {}
     for number, stage in enumerate(downstream.stages_of.get(kind, downstream.stages), start=1):
         runs.finetune(number, override(stage, changes), fraction, seed)
     return tuple(runs.addresses)
@@ -300,6 +309,7 @@ class _ArmRuns:
         method: The pretraining method.
         model: The suite's detector, with the backbone's weights of the method.
         downstream: The downstream task.
+        trial: Whether the arm only serves to choose the rate.
         addresses: The runs so far, in order.
         backbone: The last run that left a backbone.
         detector: The last run that left a whole detector.
@@ -310,6 +320,7 @@ class _ArmRuns:
     method: Method
     model: DetectorConfig
     downstream: Downstream
+    trial: bool
     addresses: list[str] = field(default_factory=list)
     backbone: str | None = None
     detector: str | None = None
@@ -345,7 +356,8 @@ class _ArmRuns:
         )  # fmt: skip
         further = self.downstream.unlabelled if stage.task.needs.unlabelled else None
         origin: dict[str, Any] = {"start": self.detector, "backbone": kept, "exchange": self.exchange}
-        address = self.plan.add(purpose, run, self.downstream.train, self.downstream.val, further, **origin)
+        val = None if self.trial else self.downstream.val
+        address = self.plan.add(purpose, run, self.downstream.train, val, further, **origin)
         self.detector, self.exchange = self._added(address), False
 
     def _added(self, address: str) -> str:

@@ -21,6 +21,9 @@ from ssldet.regular import read_text
 SCHEMA = 2
 """Version of the file format."""
 
+MEASURES = ("patch_iou", "region_recall_30", "knn_top1", "agreement")
+"""Names of what pretext tasks are measured by on held-out images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

@@ -48,7 +48,7 @@ class Summary:
         values: One value per seed.
         mean: Mean of the values.
         spread: Standard deviation of the values; `None` for one seed.
-        interval: Confidence interval of the mean; `None` for one seed.
+        interval: Confidence interval of the mean, over what is independent as in `Difference`; `None` for one value.
         seconds: Mean time of a row, pretraining included.
     """
 
@@ -73,7 +73,7 @@ class Difference:
         model: Name of the model.
         fraction: Share of the labels.
         method: Name of the first method.
-        baseline: Name of the second method.
+        baseline: Name of the second method, or of the second task where two tasks are compared.
         values: First minus second, one value per seed.
         independent: The same where seeds share no run, else one mean per shared pretraining: seeds that begin with the
             same pretraining say little about another one. If all seeds share one, nothing is known of others, and each
@@ -133,7 +133,7 @@ def summaries(results: Results) -> list[Summary]:
                 values=values,
                 mean=float(np.mean(values)),
                 spread=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                interval=interval(values),
+                interval=interval(_independent(values, [row.arm.jobs for row in rows])),
                 seconds=float(np.mean([row.seconds or 0.0 for row in rows])),
             )
         )
@@ -156,6 +156,24 @@ def differences(results: Results, baseline: str) -> list[Difference]:
             compared.append(
                 _difference((downstream, model, fraction, method), baseline, rows, others, metrics[downstream])
             )
+    return _adjusted([difference for difference in compared if difference.values])
+
+
+def differences_of_tasks(results: Results, task: str, baseline: str) -> list[Difference]:
+    """Compare what each method reaches on one downstream task with what it reaches on another, seed by seed.
+
+    Args:
+        results: The results.
+        task: Name of the first task.
+        baseline: Name of the second task, which is measured by the same metric.
+    """
+    groups = _grouped(results)
+    (metric,) = {entry["metric"] for entry in results.suite["downstreams"] if entry["name"] in {task, baseline}}
+    compared = []
+    for (downstream, model, fraction, method), rows in groups.items():
+        others = groups.get((baseline, model, fraction, method), [])
+        if downstream == task and others:
+            compared.append(_difference((task, model, fraction, method), baseline, rows, others, metric))
     return _adjusted([difference for difference in compared if difference.values])
 
 
@@ -218,12 +236,18 @@ def judge(claim: Claim, results: Results, downstream: str) -> str:
     ]
     if not compared:
         return "not measured"
-    several = len({difference.model for difference in compared}) > 1
     told = [
-        f"{f'{difference.model}: ' if several else ''}{_verdict(claim, difference)} ({_in_numbers(difference)})"
+        f"{_condition(difference, compared)}{_verdict(claim, difference)} ({_in_numbers(difference)})"
         for difference in compared
     ]
     return "; ".join(told)
+
+
+def _condition(difference: Difference, compared: Sequence[Difference]) -> str:
+    """Return the model and the share of labels, each only where not all differences have the same."""
+    parts = [difference.model] if len({one.model for one in compared}) > 1 else []
+    parts += [f"{difference.fraction:.0%} of labels"] if len({one.fraction for one in compared}) > 1 else []
+    return f"{', '.join(parts)}: " if parts else ""
 
 
 def _verdict(claim: Claim, difference: Difference) -> str:
@@ -232,8 +256,10 @@ def _verdict(claim: Claim, difference: Difference) -> str:
     if claim.kind == "no gain":
         if difference.mean > 0 and difference.significant:
             return "does not reproduce: there is a gain"
-        return "reproduces: no significant gain"
-    if difference.mean >= 0:
+        return "no gain is shown"
+    if difference.mean == 0:
+        return "not shown: equal in the mean"
+    if difference.mean > 0:
         return "reproduces" if difference.significant else "not shown: higher in the mean, not significant"
     return (
         "does not reproduce: reversed" if difference.significant else "not shown: reversed in the mean, not significant"
@@ -251,9 +277,14 @@ def _grouped(results: Results) -> dict[Group, list[Row]]:
     groups: dict[Group, list[Row]] = defaultdict(list)
     metrics = {entry["name"]: entry["metric"] for entry in results.suite["downstreams"]}
     for row in results.measured():
-        if isinstance(row.results.get(metrics[row.arm.downstream]), int | float):
+        if is_number(row.results.get(metrics[row.arm.downstream])):
             groups[row.arm.downstream, row.arm.model, row.arm.fraction, row.arm.method].append(row)
     return groups
+
+
+def is_number(value: object) -> bool:
+    """Return whether a metric has a value; COCO's code writes -1 where there was nothing to find."""
+    return isinstance(value, int | float) and value != -1
 
 
 def _difference(group: Group, baseline: str, rows: list[Row], others: list[Row], metric: str) -> Difference:

@@ -152,8 +152,8 @@ class Suite:
         fractions: Shares of the labelled images.
         seeds: Seeds of fine-tuning; the order of images is the same for every method.
         pretrainings: Number of pretraining runs per method, among which the seeds are divided.
-        rates: Learning rates of fine-tuning, of which every method gets the best one by a further seed; empty keeps
-            those of the recipes.
+        rates: Learning rates of fine-tuning, of which every method gets the best one by a further seed, measured on a
+            share of the training images; empty keeps those of the recipes.
         threads: Number of threads of every run, because it changes the last digits of sums; `None` leaves it to the
             machine.
         claims: Claims to check.

@@ -1,13 +1,16 @@
 """Results -> a report as one HTML file, Markdown with drawings, CSV and LaTeX."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from benchmarks.report.contents import Part, contents
 from benchmarks.report.text import to_csv, to_latex, to_markdown
 from benchmarks.results import Results
 from benchmarks.statistics import PERCENT, summaries
-from ssldet.report.page import Picture, Section, write_page
+from ssldet.regular import read_text
+from ssldet.report.page import Picture, Section
+from ssldet.report.page import write_page as write_html
 
 MOST_FIGURES = 6
 """Largest number of means that stand at the top of a report."""
@@ -25,17 +28,14 @@ def write_reports(results: Results, folder: Path, *, pictures: Path | None = Non
         Path of the HTML page.
     """
     parts = contents(results)
-    (folder / "report.md").write_text(to_markdown(results, parts), encoding="utf-8")
+    _write_markdown(results, parts, folder)
     (folder / "results.csv").write_text(to_csv(results), encoding="utf-8")
     (folder / "results.tex").write_text(to_latex(results), encoding="utf-8")
-    _write_figures(
-        {f"{part.file_of(name)}.svg": svg for part in parts for name, svg in part.drawings.items()}, folder / "figures"
-    )
     sections = [_section(part) for part in parts]
     if pictures is not None and (images := _pictures(results, pictures)):
         sections.insert(-3, Section(heading="What was detected", pictures=images))
     suite = results.suite
-    return write_page(
+    return write_html(
         folder / "report.html",
         f"{suite['name']}, {suite['scale']}",
         sections,
@@ -45,12 +45,33 @@ def write_reports(results: Results, folder: Path, *, pictures: Path | None = Non
     )
 
 
-def _write_figures(figures: Mapping[str, str], folder: Path) -> None:
-    """Write the drawings of this report, and remove drawings that only an earlier report had."""
+def write_page(results: Results, folder: Path) -> None:
+    """Write the report as Markdown with its drawings alone, as a page of the documentation.
+
+    Args:
+        results: The results.
+        folder: Existing folder to write to.
+    """
+    _write_markdown(results, contents(results), folder)
+
+
+def _write_markdown(results: Results, parts: Sequence[Part], folder: Path) -> None:
+    before = _shown(folder / "report.md")
+    (folder / "report.md").write_text(to_markdown(results, parts), encoding="utf-8")
+    drawings = {f"{part.file_of(name)}.svg": svg for part in parts for name, svg in part.drawings.items()}
+    _write_figures(drawings, folder / "figures", before)
+
+
+def _shown(report: Path) -> set[str]:
+    """Return the names of the drawings that a report in Markdown shows; none if there is no such report."""
+    return set(re.findall(r"\(figures/([\w-]+\.svg)\)", read_text(report))) if report.exists() else set()
+
+
+def _write_figures(figures: Mapping[str, str], folder: Path, shown: Set[str]) -> None:
+    """Write the drawings of this report, and remove those that only an earlier report had, which it shows."""
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.svg"):
-        if old.name not in figures:
-            old.unlink()
+    for name in shown - figures.keys():
+        (folder / name).unlink(missing_ok=True)
     for name, svg in figures.items():
         (folder / name).write_text(svg, encoding="utf-8")
 

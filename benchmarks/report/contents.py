@@ -2,15 +2,16 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from benchmarks.plan import TRIED_ON
 from benchmarks.published import TABLES
 from benchmarks.report.drawings import drawings_of_labels, drawings_of_learning, drawings_of_pretraining
 from benchmarks.results import Results
-from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries, verdicts
+from benchmarks.statistics import PERCENT, Difference, Group, Summary, differences, is_number, summaries, verdicts
 from ssldet.citations import citation
 from ssldet.escapes import counted
 from ssldet.report.sections import Table
@@ -127,9 +128,10 @@ def published_figure(results: Results, summary: Summary) -> float | str:
 def _verdicts(results: Results) -> Part:
     missing = [method for method in results.suite["methods"] if method["missing"]]
     lines = [f"{method['name']} could not be run: {method['missing']}." for method in missing]
-    if not results.complete:
-        done = sum(row.status == "finished" for row in results.rows)
-        lines.insert(0, f"Unfinished: {done} of {len(results.rows)} rows have a result.")
+    done = sum(row.status == "finished" for row in results.rows)
+    unavailable = sum(row.arm.method in {method["name"] for method in missing} for row in results.rows)
+    if done + unavailable < len(results.rows):
+        lines.insert(0, f"In part: {done} of {len(results.rows)} rows have a result.")
     table = Table(
         columns=("statement", "task", "what shows here: difference [95 % interval] in points"), rows=verdicts(results)
     )
@@ -153,8 +155,11 @@ def _published(results: Results) -> list[Part]:
 
 
 def _costs(results: Results) -> Part:
-    entries = summaries(results)
-    baseline = _name_of(results, "none")
+    entries, seen = summaries(results), _images_seen(results)
+    several = len({entry.fraction for entry in entries}) > 1
+    # The cheapest start that was measured.
+    named = (_name_of(results, role) for role in ("none", "backbone"))
+    baseline = next((name for name in named if any(entry.method == name for entry in entries)), "")
     plain = {(entry.downstream, entry.model, entry.fraction): entry for entry in entries if entry.method == baseline}
     rows = []
     for entry in entries:
@@ -163,39 +168,68 @@ def _costs(results: Results) -> Part:
         minutes = None if base is None else (entry.seconds - base.seconds) / 60
         paid = gain / minutes if gain is not None and minutes is not None and minutes > 0 else None
         method = f"{entry.method}, {entry.model}" if len(results.suite["models"]) > 1 else entry.method
-        rows.append((entry.downstream, method, PERCENT * entry.mean, duration(entry.seconds), gain, paid))
-    rows.sort(key=lambda row: (str(row[0]), -(row[5] if isinstance(row[5], float) else -1e9)))
+        method += f", {entry.fraction:.0%}" if several else ""
+        images = counted(round(seen[entry.downstream, entry.model, entry.fraction, entry.method]), "image")
+        rows.append((entry.downstream, method, PERCENT * entry.mean, images, duration(entry.seconds), gain, paid))
+    rows.sort(key=lambda row: (str(row[0]), -(row[6] if isinstance(row[6], float) else -1e9)))
     return Part(
         heading="What it costs",
-        text="Ranked by points gained over no pretraining for each minute that pretraining adds, on this machine.",
-        table=Table(columns=("task", "method", "mean", "time in all", "gain", "gain a minute"), rows=rows),
+        text=f"Ranked by points gained over {baseline} for each minute that pretraining adds, on this machine."
+        if baseline
+        else "",
+        table=Table(
+            columns=("task", "method", "mean", "seen in all", "time in all", "gain", "gain a minute"), rows=rows
+        ),
     )
 
 
+def _images_seen(results: Results) -> dict[Group, float]:
+    """Return how many images the steps of all stages look at, in the mean over seeds; one counts every time."""
+    seen: dict[Group, list[int]] = defaultdict(list)
+    for row in results.measured():
+        arm, runs = row.arm, [results.runs[address] for address in row.arm.jobs]
+        seen[arm.downstream, arm.model, arm.fraction, arm.method].append(
+            sum(run["steps"] * run["batch"] for run in runs)
+        )
+    return {group: fmean(images) for group, images in seen.items()}
+
+
 def _pretraining(results: Results) -> Part:
-    numbers_of: dict[str, dict[str, Any]] = {}
+    numbers_of: dict[str, list[dict[str, float]]] = defaultdict(list)
     for record in results.runs.values():
         if record["purpose"]["verb"] == "pretrain" and record["status"] == "finished":
             numbers = {name: value for name, value in record["results"].items() if isinstance(value, int | float)}
             losses = [value for _, value in record["losses"][-5:] if value is not None]
-            numbers_of[record["title"]] = {**numbers, "last loss": fmean(losses) if losses else None}
-    names = list(dict.fromkeys(name for numbers in numbers_of.values() for name in numbers))
-    rows = [(title, *(numbers.get(name) for name in names)) for title, numbers in numbers_of.items()]
+            numbers_of[record["title"]].append(numbers | ({"last loss": fmean(losses)} if losses else {}))
+    names = list(dict.fromkeys(name for runs in numbers_of.values() for numbers in runs for name in numbers))
+    rows = [
+        (title, len(runs), *(_mean_of([numbers[name] for numbers in runs if name in numbers]) for name in names))
+        for title, runs in numbers_of.items()
+    ]
     return Part(
         heading="Pretraining",
-        text="Measured on held-out images where the task has a measure; losses of different tasks do not compare."
+        text="Means of all pretrainings of a kind, measured on held-out images where the task has a measure; losses of "
+        "different tasks do not compare."
         if rows
         else "",
-        table=Table(columns=("run", *names), rows=rows),
+        table=Table(columns=("run", "runs", *names), rows=rows),
         drawings=drawings_of_pretraining(results),
     )
 
 
+def _mean_of(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
 def _absent(results: Results) -> Part:
     lacking: dict[tuple[str, str, str, str], int] = defaultdict(int)
+    metrics = {entry["name"]: entry["metric"] for entry in results.suite["downstreams"]}
     for row in results.rows:
         if row.status != "finished":
             lacking[row.arm.downstream, row.arm.method, row.status, row.reason] += 1
+        elif not is_number(row.results.get(metrics[row.arm.downstream])):
+            why = f"nothing to measure by {metrics[row.arm.downstream]}"
+            lacking[row.arm.downstream, row.arm.method, row.status, why] += 1
     table = Table(
         columns=("task", "method", "rows", "state", "why"),
         rows=[(task, method, count, state, why) for (task, method, state, why), count in lacking.items()],
@@ -207,7 +241,7 @@ def _rules(results: Results) -> str:
     suite = results.suite
     rates = (
         f"The learning rate of fine-tuning was chosen from {', '.join(f'{rate:g}' for rate in suite['rates'])} for "
-        "every method alike, by one further seed on the images that are measured on."
+        f"every method alike, by one further seed, measured on {TRIED_ON:.0%} of the training images."
         if suite["rates"]
         else "Learning rates are those of the recipes, the same for every method, and were not tuned."
     )
@@ -216,11 +250,12 @@ def _rules(results: Results) -> str:
         f"Seeds {seeds}; seeds take turns with {pretrainings} of "
         "each method, so intervals hold the chance of fine-tuning, and that of pretraining only as far as there are "
         "several. All methods fine-tune the same model on the same images in the same order, for the same number of "
-        f"steps, and are measured alike. {rates}\n\n"
-        "Intervals are Student's, one for each figure. The test is a t-test of differences paired by seed, adjusted "
-        "for the number of comparisons of a task (Benjamini and Hochberg). Significant means p < 0.05. Where a "
-        "difference is not, the report adds below which size so many seeds with this spread would have missed it more "
-        "often than once in five times."
+        "steps, and are measured alike, after the last one: nothing is chosen by the images that are measured on. "
+        f"{rates}\n\n"
+        "Intervals are Student's, one for each figure; seeds that share one of several pretrainings count as one. The "
+        "test is a t-test of differences paired by seed, adjusted for the number of comparisons of a task with one "
+        "baseline (Benjamini and Hochberg). Significant means p < 0.05. Where a difference is not, the report adds "
+        "below which size so many seeds with this spread would have missed it more often than once in five times."
     )
 
 

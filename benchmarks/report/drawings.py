@@ -1,10 +1,9 @@
 """Results -> curves: a metric against epochs, total compute and labels; losses of pretraining."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from benchmarks.results import Results, Row
+from benchmarks.results import MEASURES, Results, Row
 from benchmarks.statistics import PERCENT
 from ssldet.report.curves import Points, seed_curves
 
@@ -20,20 +19,40 @@ def drawings_of_learning(results: Results) -> dict[str, str]:
         axis = f"{metric}, points"
         epochs: Runs = defaultdict(list)
         compute: Runs = defaultdict(list)
-        for row, last in _rows(results, name):
-            points = [(point["step"], PERCENT * point[metric]) for point in last["curve"] if metric in point]
-            # Before its first step a detector scores zero.
-            points = [(0.0, 0.0), *points]
-            epoch = last["batch"] / max(1, last["images"] or 1)
-            second = (last["seconds"] or 0.0) / max(1, last["steps"])
-            before = (row.seconds or 0.0) - (last["seconds"] or 0.0)
-            epochs[_label(row, results)].append([(step * epoch, value) for step, value in points])
-            compute[_label(row, results)].append([(before + step * second, value) for step, value in points])
+        for row in _rows(results, name):
+            by_epoch, by_second = _curves(row, results, metric)
+            epochs[_label(row, results)].append(by_epoch)
+            compute[_label(row, results)].append(by_second)
         if epochs:
             drawings[f"{name}, against epochs"] = seed_curves(epochs, f"{name}: fine-tuning", axis, "epoch")
             title = f"{name}: pretraining included"
             drawings[f"{name}, against compute"] = seed_curves(compute, title, axis, "seconds")
     return drawings
+
+
+def _curves(row: Row, results: Results, metric: str) -> tuple[Points, Points]:
+    """Return a metric in points against epochs of fine-tuning, and against seconds of all stages, of one row.
+
+    Before its first step a detector scores zero; where fine-tuning has several stages, each goes on where the last one
+    ended.
+    """
+    epochs: list[tuple[float, float]] = [(0.0, 0.0)]
+    compute: list[tuple[float, float]] = [(row.pretraining, 0.0)]
+    epoch, second = 0.0, row.pretraining
+    for address in row.arm.jobs:
+        record = results.runs[address]
+        if record["purpose"]["verb"] != "finetune":
+            continue
+        epochs_a_step = record["batch"] / max(1, record["images"] or 1)
+        seconds_a_step = (record["seconds"] or 0.0) / max(1, record["steps"])
+        for point in record["curve"]:
+            if metric in point:
+                value = PERCENT * point[metric]
+                epochs.append((epoch + point["step"] * epochs_a_step, value))
+                compute.append((second + point["step"] * seconds_a_step, value))
+        epoch += record["steps"] * epochs_a_step
+        second += record["seconds"] or 0.0
+    return epochs, compute
 
 
 def drawings_of_labels(results: Results) -> dict[str, str]:
@@ -43,7 +62,7 @@ def drawings_of_labels(results: Results) -> dict[str, str]:
     drawings = {}
     for task in results.suite["downstreams"]:
         curves: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
-        for row, _ in _rows(results, task["name"]):
+        for row in _rows(results, task["name"]):
             value = row.results.get(task["metric"])
             if isinstance(value, int | float):
                 curves[_label(row, results, fraction=False), row.arm.seed].append((row.arm.fraction, PERCENT * value))
@@ -58,21 +77,30 @@ def drawings_of_labels(results: Results) -> dict[str, str]:
 
 
 def drawings_of_pretraining(results: Results) -> dict[str, str]:
-    """Draw the losses of all pretraining runs."""
-    groups: Runs = defaultdict(list)
+    """Draw the losses of all pretraining runs, and what they measure on held-out images, against steps."""
+    losses: Runs = defaultdict(list)
+    measures: dict[str, Runs] = {name: defaultdict(list) for name in MEASURES}
     for record in results.runs.values():
         purpose = record["purpose"]
-        if purpose["verb"] == "pretrain" and record["losses"]:
-            points = [(x, y) for x, y in record["losses"] if y is not None]
-            model = f", {purpose['model']}" if purpose.get("model") else ""
-            groups[f"{purpose['method']}{model}, stage {purpose['stage']}"].append(points)
-    return {"Loss of pretraining": seed_curves(groups, "pretraining", "loss")} if groups else {}
+        if purpose["verb"] != "pretrain":
+            continue
+        model = f", {purpose['model']}" if purpose.get("model") else ""
+        label = f"{purpose['method']}{model}, stage {purpose['stage']}"
+        if points := [(x, y) for x, y in record["losses"] if y is not None]:
+            losses[label].append(points)
+        for name, curves in measures.items():
+            if points := [(point["step"], point[name]) for point in record["curve"] if name in point]:
+                curves[label].append(points)
+    drawings = {"Loss of pretraining": seed_curves(losses, "pretraining", "loss")} if losses else {}
+    return drawings | {
+        f"{name} of pretraining": seed_curves(curves, "pretraining, held-out images", name)
+        for name, curves in measures.items()
+        if curves
+    }
 
 
-def _rows(results: Results, task: str) -> Iterator[tuple[Row, Mapping[str, Any]]]:
-    for row in results.measured():
-        if row.arm.downstream == task:
-            yield row, results.runs[row.arm.jobs[-1]]
+def _rows(results: Results, task: str) -> Iterator[Row]:
+    return (row for row in results.measured() if row.arm.downstream == task)
 
 
 def _label(row: Row, results: Results, *, fraction: bool = True) -> str:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.report import tables_of_runs, tables_of_suites
+from benchmarks.report import decisions, tables_of_runs, tables_of_suites
 from benchmarks.report.costs import table_of_costs
 from ssldet.errors import ConfigError, suggest
 
 RESULTS = Path("benchmarks/results")
-_BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?:(?!<!-- table: ).)*?(<!-- end -->)", re.DOTALL)
+_BEGIN = re.compile(r"<!-- table: (?P<name>[\w-]+) -->")
 
 
 def write_tables(text: str, results: Path = RESULTS) -> str:
@@ -25,8 +26,11 @@ def write_tables(text: str, results: Path = RESULTS) -> str:
         results: Folder of committed results.
 
     Raises:
-        ConfigError: The page names a table that does not exist.
+        ConfigError: The page names a table that does not exist, or does not say where it ends.
     """
+    ended = {block["name"] for block in _BLOCK.finditer(text)}
+    if endless := [begin["name"] for begin in _BEGIN.finditer(text) if begin["name"] not in ended]:
+        raise ConfigError([f"table {name!r}: no <!-- end --> follows" for name in endless])
 
     def table(block: re.Match[str]) -> str:
         name = block["name"]
@@ -37,17 +41,27 @@ def write_tables(text: str, results: Path = RESULTS) -> str:
     return _BLOCK.sub(table, text)
 
 
+LEARNING = {
+    "random_query_patch": ("patch_iou",),
+    "joint": ("patch_iou",),
+    "siamese_detr": ("patch_iou",),
+    "distillation": ("agreement",),
+}
+LEARNING_REGIONS = dict.fromkeys(("detreg", "pseudo_boxes"), ("region_recall_30", "object_recall_30"))
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "backbone_swap": partial(tables_of_suites.starts, name="ours-backbone-swap-tiny", baseline="exchanged"),
     "claims": tables_of_suites.claims,
     "costs": table_of_costs,
     "demo": tables_of_runs.demo,
     "few_labels": tables_of_suites.few_labels,
-    "few_labels_six_seeds": partial(tables_of_suites.few_labels, name="ours-few-labels-six-seeds-tiny"),
-    "found": tables_of_runs.found,
+    "decisions": decisions.decisions,
+    "found": decisions.found,
     "detectors": tables_of_suites.detectors,
     "matching": tables_of_suites.matching,
     "matching_small": partial(tables_of_suites.starts, name="ours-matching-small-tiny", baseline="backbone"),
+    "learning": partial(tables_of_suites.learning, measures=LEARNING),
+    "learning_regions": partial(tables_of_suites.learning, measures=LEARNING_REGIONS),
     "methods": tables_of_suites.methods,
     "pretraining": tables_of_suites.pretraining,
     "orderings": partial(tables_of_suites.starts, name="ours-orderings-tiny", baseline="backbone"),

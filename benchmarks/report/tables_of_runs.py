@@ -3,12 +3,10 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from benchmarks.report.tables_of_suites import in_words, of_suite
 from benchmarks.report.text import markdown
-from benchmarks.statistics import PERCENT, differences, summaries
+from benchmarks.statistics import PERCENT
 from ssldet.regular import read_text
 from ssldet.report.sections import Table
 
@@ -68,41 +66,6 @@ def demo(results: Path) -> str:
         f"{table}\n\nPatches of held-out scenes are found with an overlap of {measured['patch_iou']:.3f}; "
         f"the best constant box reaches {measured['patch_iou_constant']:.3f}."
     )
-
-
-def found(results: Path) -> str:
-    """Tabulate for a newcomer what is found with and without pretraining, on generated scenes and on photographs."""
-    demo: Mapping[str, Any] = json.loads(read_text(results / "demo.json"))
-    run: Mapping[str, Any] = json.loads(read_text(results / "small-run.json"))
-    suite = of_suite(results, "ours-small-tiny")
-    scratch, pretrained = (PERCENT * fmean(demo[f"ap50_{start}"]) for start in ("scratch", "pretrained"))
-    means = {one.method: PERCENT * one.mean for one in summaries(suite)}
-    (difference,) = (one for one in differences(suite, "backbone") if one.method == "own_group")
-    few = of_suite(results, "zoo-small-tiny")
-    on_few = {one.method: one for one in summaries(few) if one.downstream == "own"}
-    (gain,) = (
-        one for one in differences(few, "backbone") if (one.downstream, one.method) == ("own", "random_query_patch")
-    )
-    last = run["curve"][-1]
-    length = f"{last['step']:,} steps in {last['seconds'] / 60:.0f} minutes"
-    rows = [
-        ("generated scenes, 500 labelled; fresh backbone", f"{scratch:.1f}", f"{pretrained:.1f}", "three seeds"),
-        (
-            "photographs of playing cards, 296 labelled; backbone from ImageNet's labels, 800 steps",
-            f"{means['backbone']:.1f}",
-            f"{means['own_group']:.1f}",
-            in_words(difference),
-        ),
-        (
-            f"the same, {gain.fraction:.0%} of them labelled, at 160 pixels, 300 steps",
-            f"{PERCENT * on_few['backbone'].mean:.1f}",
-            f"{PERCENT * on_few['random_query_patch'].mean:.1f}",
-            in_words(gain),
-        ),
-        (f"the same photographs, {length}", f"{PERCENT * last['AP50']:.1f}", "not measured", "one seed"),
-    ]
-    columns = ("held-out AP50, in points, on", "transformer from scratch", "pretrained without labels", "")
-    return markdown(Table(columns=columns, rows=rows))
 
 
 def speed(results: Path) -> str:

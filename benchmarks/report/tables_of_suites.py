@@ -5,13 +5,11 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.report.text import markdown
-from benchmarks.results import Results, read_results
-from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries, verdicts
+from benchmarks.results import MEASURES, Results, read_results
+from benchmarks.statistics import PERCENT, Difference, Summary, differences, differences_of_tasks, summaries, verdicts
 from ssldet.blind_scores import blind_score
+from ssldet.escapes import counted
 from ssldet.report.sections import Table
-
-MEASURES = ("patch_iou", "region_recall_30", "knn_top1", "agreement")
-"""Names of what pretext tasks are measured by on held-out images."""
 
 OF_CLAIMS = ("paper-table1-tiny", "paper-table5-tiny", "paper-table6-tiny", "ours-matching-tiny", "ours-orderings-tiny")
 """Suites whose claims are tabulated together."""
@@ -125,11 +123,18 @@ def matching(results: Path) -> str:
     """Tabulate both scopes of matching with and without jitter, on a backbone of random weights."""
     suite = of_suite(results, "ours-matching-tiny")
     means = {method: mean for (_, _, method), mean in _means(suite).items()}
+    kinds = ("own_group", "global")
     rows = [
-        (words, means[f"own_group/{jitter}"], means[f"global/{jitter}"], means["none"])
+        (
+            words,
+            *(means[f"{kind}/{jitter}"] for kind in kinds),
+            means["none"],
+            *(_learned(suite, f"{kind}/{jitter}") for kind in kinds),
+        )
         for jitter, words in (("none", "none"), ("full", "UP-DETR's"))
     ]
-    return markdown(Table(columns=("jitter of patches", "`own_group`", "`global`", "no pretraining"), rows=rows))
+    found = (f"{kind}: found (without looking)" for kind in kinds)
+    return markdown(Table(columns=("jitter of patches", *kinds, "no pretraining", *found), rows=rows))
 
 
 def pretraining(results: Path) -> str:
@@ -187,6 +192,32 @@ def small(results: Path) -> str:
     return _rise(of_suite(results, "ours-small-tiny"), starts, ("AP50", "AP75"))
 
 
+def learning(results: Path, measures: Mapping[str, Sequence[str]]) -> str:
+    """Tabulate what pretext tasks measure on held-out photographs as pretraining goes on, in the mean over its seeds.
+
+    Args:
+        results: Folder of committed results.
+        measures: Method of `zoo/small` -> names of its measures.
+    """
+    suite = of_suite(results, "zoo-small-tiny")
+    rows, steps = [], dict[int, None]()
+    for method, names in measures.items():
+        runs = [run for run in suite.runs.values() if run["purpose"]["method"] == method and run["curve"]]
+        runs = [run for run in runs if run["purpose"]["verb"] == "pretrain"]
+        steps |= {point["step"]: None for point in runs[0]["curve"]}
+        for name in names:
+            means = [
+                fmean(points[place][name] for points in (run["curve"] for run in runs)) for place in range(len(steps))
+            ]
+            blind = [value for _, value in (blind_score(name, run["results"]) for run in runs) if value is not None]
+            without = f"{fmean(blind):.3f}" if blind else ""
+            rows.append(
+                (f"`{method}`, {counted(len(runs), 'seed')}", f"`{name}`", *(f"{one:.3f}" for one in means), without)
+            )
+    columns = ("task", "measure", *(f"after {step} steps" for step in steps), "without looking")
+    return markdown(Table(columns=columns, rows=rows))
+
+
 def two_stage(results: Path, name: str) -> str:
     """Tabulate how two-stage Deformable DETR rises on scenes with and without pretraining."""
     starts = {"none": "fresh weights", "pretrained": "pretrained"}
@@ -198,13 +229,15 @@ def self_training(results: Path) -> str:
     suite = of_suite(results, "zoo-small-tiny")
     titles = {"backbone": "fresh transformer", "random_query_patch": "pretrained on random query patches"}
     values = {(one.method, one.downstream): one.values for one in summaries(suite)}
-    rows = []
-    for method, title in titles.items():
-        before, alone, after = (values[method, task] for task in ("own", "longer", "self_training"))
-        gain = PERCENT * (fmean(after) - fmean(alone))
-        better = sum(high > low for low, high in zip(alone, after, strict=True))
-        cells = map(_with_seeds, (before, alone, after))
-        rows.append((title, *cells, f"{gain:+.1f}, better in {better} of {len(after)} seeds"))
+    compared = {one.method: one for one in differences_of_tasks(suite, "self_training", "longer")}
+    rows = [
+        (
+            title,
+            *(_with_seeds(values[method, task]) for task in ("own", "longer", "self_training")),
+            f"{PERCENT * compared[method].mean:+.1f}, {in_words(compared[method])}",
+        )
+        for method, title in titles.items()
+    ]
     columns = (
         "start",
         "fine-tuned",

@@ -28,6 +28,13 @@ SUITES: dict[str, SuiteFunction] = {
 """Name -> function that builds the suite."""
 
 
+DATA = (
+    *("imagenet", "voc_train", "voc_test", "coco_train", "coco_val", "panoptic_train", "panoptic_val"),
+    *("photos", "cards", "cards_val", "images", "train", "val", "labelled", "more_train", "more_val"),
+)
+"""Names of all data sets that suites ask for."""
+
+
 def find_suite(name: str, setting: Setting) -> Suite:
     """Return a suite by name.
 
@@ -36,8 +43,13 @@ def find_suite(name: str, setting: Setting) -> Suite:
         setting: Scale, data and seeds.
 
     Raises:
-        ConfigError: There is no such suite, or a data set that it needs was not given.
+        ConfigError: There is no such suite, or a data set that it needs was not given, or one that no suite knows was.
     """
+    wrong = [
+        f"--data {given}=…: no suite asks for it{suggest(given, DATA)}" for given in setting.places if given not in DATA
+    ]
     if name not in SUITES:
-        raise ConfigError(f"no suite {name!r}{suggest(name, SUITES)}; there are {', '.join(SUITES)}")
+        wrong.append(f"no suite {name!r}{suggest(name, SUITES)}; there are {', '.join(SUITES)}")
+    if wrong:
+        raise ConfigError(wrong)
     return SUITES[name](setting)

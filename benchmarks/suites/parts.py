@@ -143,7 +143,7 @@ def detection_on_disk(setting: Setting, metric: str = "AP") -> tuple[Downstream,
         setting: The choices, with the data sets.
         metric: Name of the metric that is compared.
     """
-    if "cards" not in setting.places:
+    if not {"photos", "cards", "cards_val"} & setting.places.keys():
         return ()
     photos, cards, held_out = setting.given("photos", "cards", "cards_val")
     stages = (tiny_detection(ON_DISK),)

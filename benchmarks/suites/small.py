@@ -65,10 +65,16 @@ ON_TOP = 200
 def small(setting: Setting) -> Suite:
     """The recipes named small, on your photographs: `images`, `train`, `val` and, for a supervised start, `labelled`.
 
-    Each run has the budget of its recipe at full scale, and a third of that or less at the tiny one. The baseline
-    without any pretraining keeps the frozen first stages of the recipes, here with fresh weights.
+    Fine-tuning is repeated on `more_train` and `more_val`, where given, from the same pretraining. Each run has
+    the budget of its recipe at full scale, and a third of that or less at the tiny one. The baseline without any
+    pretraining keeps the frozen first stages of the recipes, here with fresh weights.
     """
-    return _suite(setting, USUAL)
+    whole = _suite(setting, USUAL)
+    if not {"more_train", "more_val"} & setting.places.keys():
+        return whole
+    train, val = setting.given("more_train", "more_val")
+    (own,) = whole.downstreams
+    return replace(whole, downstreams=(own, replace(own, name="more", train=train, val=val)))
 
 
 def _suite(setting: Setting, cut: Cut) -> Suite:
@@ -97,7 +103,7 @@ def _suite(setting: Setting, cut: Cut) -> Suite:
 
 def few_labels(setting: Setting) -> Suite:
     """The same starts with 1, 2, 5, 10 % of the labels, with ten objects of each class, and self-training on top."""
-    whole = _suite(setting, QUICK)
+    whole = _suite(setting, QUICKEST)
     (own,) = whole.downstreams
     run = own.stages[0]
     return replace(

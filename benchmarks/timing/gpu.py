@@ -7,10 +7,12 @@ and, where images are given, what pretraining brings a detector with a strong ba
 tiny scale). Without an accelerator everything but the tests runs on the CPU, to rehearse.
 """
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from benchmarks.timing.plain import PlainStep, PlainUPDETR
 from ssldet.errors import ConfigError, SetupError, StoppedError, suggest
 from ssldet.patches import patches_of
 from ssldet.recipe import override
+from ssldet.regular import read_text
 
 
 def tests(bench: Bench) -> Iterator[Row]:
@@ -155,13 +158,16 @@ def against_transformers(bench: Bench) -> Iterator[Row]:
 
 
 def transfer(bench: Bench) -> Iterator[Row]:
-    """Compare what pretraining brings the recipes named small; their runs share the accelerator."""
-    if not bench.places:
+    """Compare what pretraining on the images and on generated scenes brings the recipes named small."""
+    if "images" not in bench.places:
         yield {"left_out": "needs --data images=… train=… val=…"}
         return
+    # Beside the runs, which go on in a later call.
+    scenes = replace(bench, folder=bench.out / "data").images(1000, 320, 1)
+    places = {**bench.places, "images": f"{bench.places['images']},{scenes}"}
     done: FinishedComparison | None = None
     try:
-        found = compare("ours/small", data=bench.places, out=bench.out, jobs=bench.jobs, budget=bench.seconds_left)
+        found = compare("ours/small", data=places, out=bench.out, jobs=bench.jobs, budget=bench.seconds_left)
         done = found if isinstance(found, FinishedComparison) else None
     except StoppedError as stopped:
         yield {"stopped": str(stopped)}
@@ -188,7 +194,7 @@ def measure(
     """Measure part after part, each in a process of its own, and write after each row.
 
     Args:
-        out: JSON file to write.
+        out: JSON file to write; rows of parts that are not measured now stay in it.
         bench: Where and on what is measured.
         only: Names of parts; empty measures all.
         parts: As `PARTS`; functions that another process can import.
@@ -206,11 +212,8 @@ def measure(
     if bench.device.type == "cuda" and not torch.cuda.is_available():
         raise SetupError("device: torch sees no CUDA device; rehearse with --device cpu --tiny")
     name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else bench.device.type
-    machine, rows, whole = (
-        {"device": name, "torch": torch.__version__, "tiny": bench.tiny},
-        list[Row](),
-        bench.seconds_left,
-    )
+    machine = {"device": name, "torch": torch.__version__, "tiny": bench.tiny}
+    whole, rows = bench.seconds_left, _kept(out, machine, only)
     for name, (part, share) in parts.items():
         if bench.seconds_left <= 0:
             return
@@ -221,3 +224,20 @@ def measure(
             rows.append({"part": name, **row, "seconds_left": round(bench.seconds_left)})
             write(out, machine, rows)
             yield rows[-1]
+
+
+def _kept(out: Path, machine: Mapping[str, object], only: Sequence[str]) -> list[Row]:
+    """Return the rows of a file that stay when some parts are measured anew.
+
+    Raises:
+        ConfigError: The file holds what another machine measured.
+    """
+    if not out.exists():
+        return []
+    before = json.loads(read_text(out))
+    if any(before["machine"][what] != machine[what] for what in ("device", "tiny")) or (
+        only and before["machine"] != machine
+    ):
+        told = ", ".join(f"{what} {value}" for what, value in before["machine"].items())
+        raise ConfigError(f"--out {out}: holds measurements of another machine ({told}); name another file")
+    return [row for row in before["results"] if row["part"] not in only] if only else []

@@ -80,8 +80,8 @@ def measure(out: Path, amount: Amount, only: Sequence[str] = ()) -> Iterator[dic
         raise ConfigError(wrong)
     _settle()
     missing = {name: words for name in only or PARTS if (words := PEERS[name]() if name in PEERS else "")}
-    kept: list[dict[str, Any]] = json.loads(read_text(out))["results"] if only and out.exists() else []
-    stays = [name for name in PARTS if name not in only or name in missing]
+    kept: list[dict[str, Any]] = json.loads(read_text(out))["results"] if out.exists() else []
+    stays = [name for name in PARTS if name not in (only or PARTS) or name in missing]
     rows = {name: [row for row in kept if row["part"] == name and name in stays] for name in PARTS}
     machine = {**hardware(), "threads": 1, "torch": torch.__version__}
     yield from ({"part": name, "left_out": words} for name, words in missing.items())

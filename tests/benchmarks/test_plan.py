@@ -138,6 +138,11 @@ def test_rates_are_chosen_by_the_same_trials_for_every_method(suite: Suite) -> N
     second = plan_suite(suite, lambda address, metric: best[address])
     chosen = {arm.method: arm.rate for arm in second.arms if arm.jobs and not arm.trial}
     assert chosen == {"none": 0.1, "updetr": 0.2}
+    # What arms are measured on chooses nothing.
+    tuned = [second.jobs[arm.jobs[-1]] for arm in second.arms if arm.jobs and not arm.trial]
+    tried = [second.jobs[arm.jobs[-1]] for arm in second.arms if arm.trial]
+    assert all(job.val is not None and not job.run.data.held_out for job in tuned)
+    assert all(job.val is None and job.run.data.held_out for job in tried)
     assert first.jobs.keys() <= second.jobs.keys()
 
 

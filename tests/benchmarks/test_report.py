@@ -49,9 +49,12 @@ def test_a_comparison_is_told_in_every_form(
     again = read_results(folder)
     assert json.loads(json.dumps(again.to_json())) == json.loads((folder / "results.json").read_text())
     (tmp_path / "again" / "figures").mkdir(parents=True)
-    (tmp_path / "again" / "figures" / "of-an-earlier-report.svg").touch()
+    for name in ("of-an-earlier-report.svg", "of-somebody-else.svg"):
+        (tmp_path / "again" / "figures" / name).touch()
+    (tmp_path / "again" / "report.md").write_text("![loss](figures/of-an-earlier-report.svg)", encoding="utf-8")
     main(["report", str(folder / "results.json"), "--out", str(tmp_path / "again")])
-    assert [path.name for path in sorted((tmp_path / "again" / "figures").iterdir())] == [path.name for path in figures]
+    left = {path.name for path in (tmp_path / "again" / "figures").iterdir()}
+    assert left == {path.name for path in figures} | {"of-somebody-else.svg"}
     assert (tmp_path / "again" / "report.md").read_text(encoding="utf-8") == before
 
 
@@ -78,6 +81,9 @@ def test_the_command_line_tells_what_is_wrong(capsys: pytest.CaptureFixture[str]
         (["compare", "own_data", "--data", "photos"], "'photos' is not NAME=SPECIFICATION"),
         (["compare", "smoke", "--filter", "nothing*"], "fits no arm"),
         (["compare", "smoke", "--jobs", "0"], "--jobs: 0"),
+        (["compare", "smoke", "--seeds", "0"], "--seeds: 0"),
+        (["compare", "smoke", "--data", "labeled=coco:a.json"], "--data labeled=…: no suite asks for it (did you mean"),
+        (["report", str(tmp_path / "absent" / "results.json")], "no results here"),
     ):
         with pytest.raises(SystemExit) as caught:
             main([*words, "--out", str(tmp_path / "out")] if words[0] == "compare" else words)

@@ -6,9 +6,17 @@ import pytest
 from scipy import stats
 
 from benchmarks.plan import Arm
-from benchmarks.report.contents import result_table
+from benchmarks.report.contents import contents, result_table
 from benchmarks.results import Results, Row
-from benchmarks.statistics import Difference, differences, interval, judge, smallest_visible, summaries
+from benchmarks.statistics import (
+    Difference,
+    differences,
+    differences_of_tasks,
+    interval,
+    judge,
+    smallest_visible,
+    summaries,
+)
 from benchmarks.suite import Claim
 
 
@@ -116,7 +124,8 @@ def test_differences_are_paired_by_seed_and_adjusted() -> None:
         ("at least", [0.3, None, None], "one seed: not decided"),
         ("at least", [None, None, None], "not measured"),
         ("no gain", [0.2, 0.31, 0.4], "does not reproduce: there is a gain"),
-        ("no gain", [0.5, 0.1, 0.3], "reproduces: no significant gain"),
+        ("no gain", [0.5, 0.1, 0.3], "no gain is shown (+10.00"),
+        ("at least", [0.1, 0.2, 0.3], "not shown: equal in the mean"),
     ],
 )
 def test_a_claim_is_judged_by_what_was_measured(
@@ -138,3 +147,79 @@ def test_several_models_are_judged_and_told_each_by_its_name() -> None:
     shown = result_table(both)
     assert [row[shown.columns.index("model")] for row in shown.rows] == ["m", "m", "other", "other"]
     assert {len(row) for row in shown.rows} == {len(shown.columns)}
+
+
+def test_shares_of_labels_are_judged_and_told_each_by_its_share() -> None:
+    results = measured({"none": [0.1, 0.2, 0.3], "a": [0.2, 0.31, 0.4]})
+    few = [replace(row, arm=replace(row.arm, fraction=0.1)) for row in results.rows]
+    claim = Claim(words="w", higher="a", lower="none")
+    whole, tenth = judge(claim, replace(results, rows=[*results.rows, *few]), "task").split("; ")
+    assert whole.startswith("100% of labels: reproduces (")
+    assert tenth.startswith("10% of labels: reproduces (")
+
+
+def test_an_interval_counts_seeds_that_share_one_of_several_pretrainings_as_one() -> None:
+    results = measured({"a": [0.1, 0.3, 0.5, 0.7]})
+    rows = [replace(row, arm=replace(row.arm, jobs=("xxyy"[row.arm.seed], str(row.arm.seed)))) for row in results.rows]
+    (summary,) = summaries(replace(results, rows=rows))
+    assert summary.values == (0.1, 0.3, 0.5, 0.7)
+    assert summary.interval == pytest.approx(interval([0.2, 0.6]))
+
+
+def test_two_tasks_are_compared_method_by_method_and_seed_by_seed() -> None:
+    results = measured({"a": [0.1, 0.2, 0.3], "b": [0.5, 0.5, None]})
+    suite = {**results.suite, "downstreams": [{"name": name, "metric": "AP"} for name in ("task", "longer")]}
+    more = [
+        replace(row, arm=replace(row.arm, downstream="longer"), results={"AP": row.results["AP"] + 0.1 * row.arm.seed})
+        for row in reversed(results.rows)
+        if row.results
+    ]
+    both = replace(results, suite=suite, rows=[*results.rows, *more])
+    found = {one.method: one for one in differences_of_tasks(both, "longer", "task")}
+    assert found["a"].values == pytest.approx((0.2, 0.1, 0.0))
+    assert found["b"].values == pytest.approx((0.1, 0.0))
+    assert found["a"].baseline == "task"
+
+
+def test_what_there_was_nothing_to_measure_by_is_no_value_and_is_told() -> None:
+    results = measured({"none": [0.1, -1, 0.3]})
+    (summary,) = summaries(results)
+    assert summary.values == (0.1, 0.3)
+    (absent,) = (part for part in contents(whole(results)) if part.heading == "Without result")
+    assert absent.table is not None
+    assert absent.table.rows == [("task", "none", 1, "finished", "nothing to measure by AP")]
+
+
+def test_results_in_part_are_told_as_such() -> None:
+    results = whole(measured({"none": [0.1, 0.2, None]}))
+    assert contents(results)[0].text == "In part: 2 of 3 rows have a result."
+
+
+def whole(results: Results) -> Results:
+    """Results with all that a report tells of a suite."""
+    suite = {"name": "s", "rates": [], "seeds": [0, 1, 2], "pretrainings": 1, "fractions": [1.0]}
+    methods = [{"title": "", "missing": "", "cite": []} | method for method in results.suite["methods"]]
+    tasks = [{"cite": []} | task for task in results.suite["downstreams"]]
+    hardware = {"processor": "p", "cores": 1, "system": "s", "python": "3"}
+    return replace(
+        results,
+        suite={**results.suite, **suite, "methods": methods, "downstreams": tasks},
+        hardware=hardware,
+        runs={"x": RECORD},
+    )
+
+
+RECORD: Mapping[str, Any] = {
+    "purpose": {"verb": "finetune"},
+    "curve": [],
+    "batch": 1,
+    "images": 1,
+    "seconds": 1.0,
+    "steps": 1,
+    "device": "cpu",
+    "versions": {},
+    "status": "finished",
+    "results": {},
+    "losses": [],
+    "title": "t",
+}

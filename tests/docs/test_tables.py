@@ -35,3 +35,9 @@ def test_a_typed_figure_is_replaced() -> None:
 def test_a_table_that_does_not_exist_is_said() -> None:
     with pytest.raises(ConfigError, match=r"'matchin' .did you mean 'matching'"):
         write_tables("<!-- table: matchin -->\n<!-- end -->", RESULTS)
+
+
+def test_a_table_that_does_not_end_is_said() -> None:
+    text = "<!-- table: matching -->\n| none |\nprose\n<!-- table: demo -->\n| x |\n<!-- end -->"
+    with pytest.raises(ConfigError, match=r"table 'matching': no <!-- end -->"):
+        write_tables(text, RESULTS)
