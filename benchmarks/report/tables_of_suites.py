@@ -33,13 +33,14 @@ def _means(results: Results) -> dict[tuple[str, str, str], str]:
 
 
 def in_words(difference: Difference) -> str:
-    """Say whether a difference is a gain, in how many seeds, and how sure that is."""
+    """Say whether a difference is a gain, in how many seeds, and how sure that is, or which one would show."""
     if len(difference.values) == 1:
         return f"{PERCENT * difference.mean:+.1f} in one seed, which shows nothing about chance"
     sure = "" if difference.significant else ", not significant"
     better = "better" if difference.mean > 0 else "**worse**" if difference.significant else "worse"
     agree = sum(value * difference.mean > 0 for value in difference.values)
-    return f"{better} in {agree} of {len(difference.values)} seeds{sure} (p = {difference.p:.2g})"
+    limit = f"; {PERCENT * difference.visible:.0f} points would show" if sure and difference.visible else ""
+    return f"{better} in {agree} of {len(difference.values)} seeds{sure} (p = {difference.p:.2g}{limit})"
 
 
 def _with_seeds(values: Sequence[float]) -> str:
