@@ -19,8 +19,7 @@ Score:     AP on COCO val2017, from a backbone with supervised weights: coco-50 
            README); on VOC in its protocol 56.1, 56.4, 59.7 (published, likewise).
            1, 2, 5, 10 percent: 11.79, 16.02, 22.81, 27.79 from SwAV's backbone alone, 14.58, 18.69, 24.80, 29.12 after
            DETReg (published, DETReg). None of these is measured with this code.
-           tiny at 128 pixels with 40 queries and width 128, after 250 steps of patches on 53 images of COCO, 500 steps
-           of 8 on these: 22.7 AP, 44.6 AP50 on them, nothing on 50 others (measured once, one seed).
+           tiny: see `docs/detectors.md`.
 Differences from the published recipes:
            class numbers are contiguous, 80 instead of 91 with holes; evaluation never pads. DETReg starts few labels
            from a detector pretrained on COCO's own images, in batches of 3 a device; its subsets are others.

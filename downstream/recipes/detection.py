@@ -15,11 +15,9 @@ Time:      r50: 28 minutes an epoch on 8 V100, 6 days in all (published).
            tiny: 0.46 s a step on one thread of a busy machine, 15 minutes in all (measured).
 Score:     r50 on COCO val2017: 43.1 AP from UP-DETR's released weights (published, README), 42.8 (published, paper),
            42.1 from a SwAV backbone alone, the transformer fresh (published). Not yet measured with this code.
-           tiny without pretraining, 1,500 steps on 1,000 generated scenes of 1 to 3 shapes: 4.0 AP, 12.2 AP50 on 200
-           others (measured once, one seed): a place to see differences, not a detector.
-           voc-tiny from fresh weights, 2,500 steps of 16 on 296 photographs of playing cards: 13.1 AP, 25.8 AP50 on
-           these, 2.1 and 6.8 on 67 others. coco-tiny likewise, 2,000 steps of 8 on 53 images of COCO: 29.1 AP, 48.9
-           AP50 on these, nothing on 50 others (each measured once, one seed, about a quarter of an hour on one thread).
+           tiny: a place to see differences, not a detector; see `docs/benchmarks.md`. voc-tiny and coco-tiny from fresh
+           weights learn the photographs that they are shown, and find hardly anything in others. small: see
+           `docs/small.md`.
 Differences from the published recipe:
            class numbers are contiguous, 80 instead of 91 with holes; evaluation never pads, so that its figures do not
            depend on the batch. On small data lower `task.no_object_weight`.

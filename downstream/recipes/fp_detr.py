@@ -11,8 +11,7 @@ Score:     COCO val2017, AP / AP50 / AP75 / small / medium / large after ImageNe
            lite 37.9 / 57.5 / 41.1 / 21.7 / 40.6 / 50.7, small 42.5 / 62.6 / 45.9 / 25.3 / 45.5 / 56.9,
            base 43.2 / 63.1 / 47.5 / 25.7 / 46.7 / 57.5, base after ImageNet-21K-P 43.7 / 64.1 / 47.8 / 26.5 / 46.7 /
            58.2. Not measured with this code, which has not been run at that scale.
-           tiny from fresh weights, 1,000 steps on 1,000 generated scenes of 1 to 3 shapes: 15.1 AP, 30.3 AP50 on 200
-           others (measured once, one seed).
+           tiny: see the comparison of detectors in `docs/benchmarks.md`.
 Differences from the published recipe:
            none that is known, but for sizes and rates of `tiny`, whose offsets of sampling points and reference points
            learn at the rate of the rest.

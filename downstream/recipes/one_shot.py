@@ -7,10 +7,7 @@ Command:   ssldet finetune runs/pre --data voc:VOC2007:trainval voc:VOC2012:trai
            ssldet finetune runs/pre --data coco:train.json:images --recipe one_shot/tiny --set task.unseen=triangle
 Score:     voc: 73.1 AP50 on the 4 unseen and 69.0 on the 16 seen classes; 57.3 and 46.2 without pretraining
            (published). Not yet measured with this code.
-           tiny on 300 generated scenes of 2 or 3 shapes, four classes with hues, one held out; 600 steps of
-           `random_query_patch/tiny` on the same images, then 900 steps, batch 16, lr 1e-3, one seed: AP50 of seen
-           classes .427 there and .379 on 100 other scenes, .007 and .006 when shown another class of the image
-           instead; of the unseen class .023 and .052. From scratch it does not look at the query (`docs/one_shot.md`).
+           tiny and small: see `docs/one_shot.md`.
 Differences from the published recipe:
            stated there are the data, the 300 epochs, one patch in all queries, and the measure. Batch, rates, the drop
            at two thirds, augmentation and the hand-over of the patch projection are not stated; they are those of

@@ -7,8 +7,7 @@ Command:   ssldet finetune runs/pre --data panoptic:train.json:train:train2017 -
              --recipe panoptic/r50
 Score:     r50 on COCO val2017: 44.3 PQ, 32.9 mask AP from a supervised backbone, 44.5 PQ, 34.0 mask AP from UP-DETR
            (published). Not measured with this code.
-           tiny on 300 generated scenes with hues and stuff, 1,000 steps of boxes and 400 of masks: 0.63 PQ, 0.55 mask
-           AP on 60 others (measured once, one seed, in about seven minutes on one thread of a busy machine).
+           tiny: see `docs/panoptic.md`.
 Differences from the published recipe:
            see `downstream/panoptic.py`.
 

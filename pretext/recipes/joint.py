@@ -6,8 +6,8 @@ Command:   ssldet pretrain imagenet/train --recipe joint/r50 --out runs/pre
            ssldet pretrain photos --recipe joint/tiny --val held-out --out runs/pre
 Time:      r50: not measured. small, tiny: minutes on two CPU cores.
 Score:     none published. UP-DETR with a backbone that learns reaches 74.0 AP50 on VOC, with a frozen one 78.7
-           (published); what the contrast changes at this scale has not been measured with this code. tiny: see
-           docs/joint.md; 500 steps of 16 images are too few for it to find patches (measured, one seed).
+           (published); what the contrast changes at this scale has not been measured with this code. small: see
+           docs/joint.md; tiny: see docs/benchmarks.md.
 """
 
 from dataclasses import fields, replace
