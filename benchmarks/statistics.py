@@ -177,6 +177,48 @@ def differences_of_tasks(results: Results, task: str, baseline: str) -> list[Dif
     return _adjusted([difference for difference in compared if difference.values])
 
 
+def differences_over_shares(results: Results, baseline: str, task: str) -> list[Difference]:
+    """Compare methods with a baseline in the mean over all shares of the labels, seed by seed.
+
+    Args:
+        results: The results.
+        baseline: Name of the baseline.
+        task: Name of the downstream task; methods that were not measured with every share of it are left out.
+
+    Returns:
+        Differences whose `fraction` is zero.
+    """
+    groups = {group: rows for group, rows in _grouped(results).items() if group[0] == task}
+    (metric,) = {entry["metric"] for entry in results.suite["downstreams"] if entry["name"] == task}
+    shares = {fraction for _, _, fraction, _ in groups}
+    compared = []
+    for model, method in dict.fromkeys((model, method) for _, model, _, method in groups):
+        pairs = [
+            (groups.get((task, model, share, method), []), groups.get((task, model, share, baseline), []))
+            for share in sorted(shares)
+        ]
+        if method != baseline and all(rows and others for rows, others in pairs):
+            each = [_difference((task, model, 0.0, method), baseline, rows, others, metric) for rows, others in pairs]
+            compared.append(_mean_difference(each))
+    return _adjusted(compared)
+
+
+def _mean_difference(each: Sequence[Difference]) -> Difference:
+    """Return the mean of differences over the same seeds."""
+    values, independent = (
+        tuple(float(np.mean(column)) for column in zip(*columns, strict=True))
+        for columns in ([one.values for one in each], [one.independent for one in each])
+    )
+    return replace(
+        each[0],
+        values=values,
+        independent=independent,
+        mean=float(np.mean(independent)),
+        interval=interval(independent),
+        p=_paired(independent),
+    )
+
+
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Return Student's confidence interval of a mean; `None` for one value.
 

@@ -10,10 +10,14 @@ from typing import TypeVar
 from benchmarks.published import TABLES
 from benchmarks.report.tables_of_suites import in_words, of_suite
 from benchmarks.report.text import markdown
-from benchmarks.statistics import PERCENT, Difference, Summary, differences, summaries
+from benchmarks.statistics import PERCENT, Difference, Summary, differences, differences_over_shares, summaries
 from ssldet.regular import read_text
 from ssldet.report.sections import Table
 
+IMAGES = "1,051"
+"""Photographs without labels in the suites on photographs: 755, and the 296 to fine-tune on."""
+IMAGENET = "ImageNet's labels"
+OURS = "ours, [report](results/{}/report.md)"
 One = TypeVar("One", Summary, Difference)
 
 
@@ -59,9 +63,8 @@ class Measured:
     low: str = "backbone"
     high: str = "own_group"
     only: Mapping[str, str | float] = field(default_factory=dict)
-    # 755 photographs, and the 296 to fine-tune on.
-    images: str = "1,051"
-    backbone: str = "ImageNet's labels"
+    images: str = IMAGES
+    backbone: str = IMAGENET
 
     def case(self, results: Path) -> Case:
         """Return what was measured, and advice that is as sure as that.
@@ -77,9 +80,9 @@ class Measured:
             labels=self.labels,
             images=self.images,
             backbone=self.backbone,
-            advice=self._advice(difference),
+            advice=advice(self.action, difference),
             figures=f"{after.metric} {means}, {in_words(difference)}",
-            source=f"ours, [report](results/{self.suite}/report.md)",
+            source=OURS.format(self.suite),
         )
 
     def _of(self, found: list[One], method: str) -> One:
@@ -90,24 +93,24 @@ class Measured:
         )
         return one
 
-    def _advice(self, difference: Difference) -> str:
-        if difference.significant:
-            return f"**{self.action}**" if difference.mean > 0 else f"do not {self.action}"
-        if all(value > 0 for value in difference.values):
-            return f"{self.action}: ahead in every seed, not beyond chance"
-        return f"{self.action}, or not: nothing is shown"
+
+def advice(action: str, difference: Difference) -> str:
+    """Say whether to do what brought a difference, as surely as it was seen.
+
+    Args:
+        action: What was done, in the imperative.
+        difference: What it brought.
+    """
+    if difference.significant:
+        return f"**{action}**" if difference.mean > 0 else f"do not {action}"
+    if all(value > 0 for value in difference.values):
+        return f"{action}: ahead in every seed, not beyond chance"
+    return f"{action}, or not: nothing is shown"
 
 
 FEW = "ours-few-labels-tiny"
-WITH_FEW = tuple(
-    Measured(
-        labels=f"{count} photographs, six classes",
-        action="pretrain",
-        suite=FEW,
-        only={"downstream": "own", "fraction": share},
-    )
-    for count, share in ((3, 0.01), (6, 0.02), (15, 0.05), (30, 0.1))
-)
+SHARES = {0.01: 3, 0.02: 6, 0.05: 15, 0.1: 30}
+"""Share of the 296 labelled photographs -> how many these are."""
 WITH_MANY = Measured(
     labels="296 photographs, six classes",
     action="pretrain",
@@ -147,8 +150,8 @@ def decisions(results: Path) -> str:
     Args:
         results: Folder of committed results.
     """
-    measured = [one.case(results) for one in (*WITH_FEW, WITH_MANY)]
-    cases = [WITHOUT_LABELS, *measured, _scenes(results), *_published(), *(one.case(results) for one in OTHERS), UNLIKE]
+    ours = [_few(results), WITH_MANY.case(results), _scenes(results)]
+    cases = [WITHOUT_LABELS, *ours, *_published(), *(one.case(results) for one in OTHERS), UNLIKE]
     rows = [(one.labels, one.images, one.backbone, one.advice, one.figures, one.source) for one in cases]
     columns = ("your labels", "images without", "backbone knows", "do first", "figures, from → to", "source")
     return markdown(Table(columns=columns, rows=rows))
@@ -156,7 +159,7 @@ def decisions(results: Path) -> str:
 
 def found(results: Path) -> str:
     """Tabulate those cases for a newcomer that one command of this project measures."""
-    cases = [_scenes(results), *(one.case(results) for one in (*WITH_FEW[1:], WITH_MANY))]
+    cases = [_scenes(results), _few(results), WITH_MANY.case(results)]
     rows = [(one.labels, one.backbone, one.figures) for one in cases]
     columns = ("labelled", "backbone knows", "held-out AP50 in points, transformer from scratch → pretrained")
     return markdown(Table(columns=columns, rows=rows))
@@ -174,6 +177,21 @@ UNLIKE = Case(
     figures="nobody has shown it",
     source="unknown",
 )
+
+
+def _few(results: Path) -> Case:
+    suite = of_suite(results, FEW)
+    means = {(one.fraction, one.method): PERCENT * one.mean for one in summaries(suite) if one.downstream == "own"}
+    pairs = [f"{means[share, 'backbone']:.1f} → {means[share, 'own_group']:.1f}" for share in SHARES]
+    (gain,) = (one for one in differences_over_shares(suite, "backbone", "own") if one.method == "own_group")
+    return Case(
+        labels=f"{', '.join(map(str, SHARES.values()))} photographs, six classes",
+        images=IMAGES,
+        backbone=IMAGENET,
+        advice=advice("pretrain", gain),
+        figures=f"AP50 {', '.join(pairs)}; in the mean {PERCENT * gain.mean:+.1f}, {in_words(gain)}",
+        source=OURS.format(FEW),
+    )
 
 
 def _scenes(results: Path) -> Case:

@@ -6,7 +6,16 @@ from statistics import fmean
 
 from benchmarks.report.text import markdown
 from benchmarks.results import MEASURES, Results, read_results
-from benchmarks.statistics import PERCENT, Difference, Summary, differences, differences_of_tasks, summaries, verdicts
+from benchmarks.statistics import (
+    PERCENT,
+    Difference,
+    Summary,
+    differences,
+    differences_of_tasks,
+    differences_over_shares,
+    summaries,
+    verdicts,
+)
 from ssldet.blind_scores import blind_score
 from ssldet.escapes import counted
 from ssldet.report.sections import Table
@@ -286,6 +295,9 @@ def few_labels(results: Path, name: str = "ours-few-labels-tiny") -> str:
         for task, fraction in dict.fromkeys((task, fraction) for task, fraction, _ in measured)
         if (task, fraction, "own_group") in against
     ]
+    over = {one.method: one for one in differences_over_shares(suite, "backbone", "own")}
+    gains = (f"{PERCENT * over[start].mean:+.1f}" if start in over else "" for start in list(starts)[1:])
+    rows.append(("gain in the mean over all shares", "", *gains, in_words(over["own_group"]), ""))
     columns = (
         "labelled",
         *(f"AP50, {name}" for name in starts.values()),

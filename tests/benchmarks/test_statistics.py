@@ -12,6 +12,7 @@ from benchmarks.statistics import (
     Difference,
     differences,
     differences_of_tasks,
+    differences_over_shares,
     interval,
     judge,
     smallest_visible,
@@ -223,3 +224,17 @@ RECORD: Mapping[str, Any] = {
     "losses": [],
     "title": "t",
 }
+
+
+def test_shares_of_labels_are_compared_in_their_mean_seed_by_seed() -> None:
+    results = measured({"none": [0.1, 0.2, 0.3], "a": [0.2, 0.31, 0.4], "b": [0.2, 0.3, 0.4]})
+    few = [
+        replace(row, arm=replace(row.arm, fraction=0.1), results={"AP": row.results["AP"] * 2})
+        for row in results.rows
+        if row.arm.method != "b"
+    ]
+    (found,) = differences_over_shares(replace(results, rows=[*results.rows, *few]), "none", "task")
+    assert found.method == "a"  # b was not measured with every share
+    assert found.values == pytest.approx((0.15, 0.165, 0.15))
+    assert found.p == pytest.approx(stats.ttest_1samp(found.values, 0).pvalue)
+    assert found.interval == pytest.approx(interval(found.values))
