@@ -138,7 +138,7 @@ def _add_objects(rows: Rows, image: int, file: "_File", index: dict[str, int], p
         left, top, width, height = item.box
         if min(left, top) < 0:
             rows.count("boxes that begin before pixel 1, where VOC begins")
-        rows.add(image, index[item.name], item.box, area=width * height, difficult=item.difficult)
+        rows.add(image, index[item.name], item.box, item.where, area=width * height, difficult=item.difficult)
 
 
 @dataclass(frozen=True, slots=True)

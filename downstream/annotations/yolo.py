@@ -166,7 +166,7 @@ class _Reader:
         if self.masks and len(words) == 5:
             problems.add(place, "a box", "has no mask; use polygons, or train a task that needs none")
             return
-        self._add(int(label), np.asarray(numbers, dtype=np.float64), rows)
+        self._add(int(label), np.asarray(numbers, dtype=np.float64), place, rows)
 
     def _is_length(self, count: int) -> bool:
         """Say whether a row may have this many words."""
@@ -185,7 +185,7 @@ class _Reader:
             remedy += "; are there keypoints behind the box? state kpt_shape in data.yaml"
         return remedy
 
-    def _add(self, label: int, fractions: Float[np.ndarray, " N"], rows: Rows) -> None:
+    def _add(self, label: int, fractions: Float[np.ndarray, " N"], place: str, rows: Rows) -> None:
         height, width = self.size
         if not width:
             # The image is reported as missing or unusable; without its size there are no pixels to count in.
@@ -201,7 +201,7 @@ class _Reader:
                 outline = json.dumps([(corners * (width, height)).ravel().tolist()]).encode()
         low, high = corners.min(axis=0) * (width, height), corners.max(axis=0) * (width, height)
         box = (*low.tolist(), *(high - low).tolist())
-        rows.add(self.image, label, box, area=box[2] * box[3], outline=outline)
+        rows.add(self.image, label, box, place, area=box[2] * box[3], outline=outline)
 
 
 def _description(place: Path) -> Path:
