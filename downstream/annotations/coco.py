@@ -26,7 +26,7 @@ class Masks(Enum):
 
     IGNORED = auto()
     CHECKED = auto()
-    """Faults go to the problems, rows without a segmentation are counted."""
+    """Faults go to the problems, rows without a segmentation are kept without one and counted."""
     KEPT = auto()
     """Every row must have one."""
 
@@ -56,7 +56,7 @@ def open_coco(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledI
     return LabelledImages(annotated, problems, rules)
 
 
-def read_coco(path: Path, *, masks: bool = False) -> Labels:
+def read_coco(path: Path, *, masks: Masks = Masks.IGNORED) -> Labels:
     """Read a COCO file without touching any image.
 
     Boxes are kept as stated. Missing `area` and `iscrowd` are derived and counted, boxes without area or wholly
@@ -64,13 +64,13 @@ def read_coco(path: Path, *, masks: bool = False) -> Labels:
 
     Args:
         path: A file with `images`, `annotations` and `categories`.
-        masks: Keep the segmentations; every row must have one then.
+        masks: What is done with the segmentations.
 
     Raises:
         AnnotationError: With a JSON pointer for each problem.
     """
     problems = Problems(path)
-    labels, _ = _read(path, problems, Masks.KEPT if masks else Masks.IGNORED, None)
+    labels, _ = _read(path, problems, masks, None)
     problems.stop()
     return labels
 
@@ -245,7 +245,7 @@ def _rows(
                 rows.count("iscrowd taken as 0")
             if difficult:
                 rows.count("difficult objects, trained on and ignored by metrics")
-            if outline == UNDRAWN:
+            if outline == UNDRAWN and outlines.lost is None:
                 rows.count(UNMASKED)
             if outline is not None and lies_aside(outline, box):
                 rows.count(ASIDE, where)

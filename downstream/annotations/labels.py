@@ -88,6 +88,10 @@ class Labels:
         """Return the rows of one image."""
         return slice(int(self.first[image]), int(self.first[image + 1]))
 
+    def owners(self) -> Int[np.ndarray, " N"]:
+        """Return which image each row belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first))
+
     def subset(self, keep: Bool[np.ndarray, " I"]) -> "Labels":
         """Return the labels of some of the images, in the same order."""
         images = np.flatnonzero(keep)
@@ -127,24 +131,35 @@ class Labels:
         Args:
             sizes: Height and width of each image; zeros where nothing is to be looked at.
         """
-        owner = np.repeat(np.arange(len(self)), np.diff(self.first))
+        owner = self.owners()
         known, limit = sizes[owner].all(axis=1), sizes[owner, ::-1]
         low, high = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
         outside: Bool[np.ndarray, " N"] = known & ((high <= 0) | (low >= limit)).any(axis=1)
         cut: Bool[np.ndarray, " N"] = known & ~outside & ((low < -1) | (high > limit + 1)).any(axis=1)
-        notes, firsts = dict(self.notes), dict(self.firsts)
-        for rows, what in ((outside, OUTSIDE), (cut, CUT)):
-            if rows.any():
-                row = int(rows.argmax())
-                notes[what] = notes.get(what, 0) + int(rows.sum())
-                firsts.setdefault(what, f"{shown(self.boxes[row].tolist())} of {printable(self.files[owner[row]])}")
-        there = ~outside
-        return replace(
-            self._picked(there) if outside.any() else self,
-            first=np.concatenate([[0], np.cumsum(np.bincount(owner[there], minlength=len(self)))]),
-            notes=notes,
-            firsts=firsts,
-        )
+        return self._noting(cut, CUT).without(outside, OUTSIDE)
+
+    def without(self, rows: Bool[np.ndarray, " N"], what: str) -> "Labels":
+        """Return the labels without some rows, and with a note that says so.
+
+        Args:
+            rows: Which to leave out.
+            what: The note.
+        """
+        if not rows.any():
+            return self
+        there = ~rows
+        noted = self._noting(rows, what)
+        counts = np.bincount(self.owners()[there], minlength=len(self))
+        return replace(noted._picked(there), first=np.concatenate([[0], np.cumsum(counts)]))
+
+    def _noting(self, rows: Bool[np.ndarray, " N"], what: str) -> "Labels":
+        """Return the same labels with a note on some rows, which names the first."""
+        if not rows.any():
+            return self
+        row = int(rows.argmax())
+        first = f"{shown(self.boxes[row].tolist())} of {printable(self.files[self.owners()[row]])}"
+        notes = self.notes | {what: self.notes.get(what, 0) + int(rows.sum())}
+        return replace(self, notes=notes, firsts={what: first} | self.firsts)
 
     def renumbered(self, classes: Sequence[str]) -> "Labels":
         """Return the same labels with the classes counted in another order.
@@ -291,7 +306,7 @@ def twin_boxes(labels: Labels) -> int:
     Args:
         labels: What was read.
     """
-    owner = np.repeat(np.arange(len(labels)), np.diff(labels.first))
+    owner = labels.owners()
     columns = (*labels.boxes.T, labels.labels, labels.crowd, owner)
     order = np.lexsort(columns)
     same = [column[order][1:] == column[order][:-1] for column in columns]
@@ -318,7 +333,7 @@ def assumed_sizes(labels: Labels) -> Int[np.ndarray, "I 2"]:
     """
     corners = np.ceil(labels.boxes[:, :2] + labels.boxes[:, 2:])[:, ::-1].clip(1, 2**31)
     needed = np.ones((len(labels), 2))
-    np.maximum.at(needed, np.repeat(np.arange(len(labels)), np.diff(labels.first)), corners)
+    np.maximum.at(needed, labels.owners(), corners)
     return np.where(labels.sizes.all(axis=1, keepdims=True), labels.sizes, needed.astype(np.int64))
 
 
@@ -347,7 +362,7 @@ def ground_truth(labels: Labels) -> GroundTruth:
         `images`, `categories` and `annotations`, numbered from 1; `difficult` is VOC's flag, and there is a
         `segmentation` where outlines were kept.
     """
-    owner = np.repeat(np.arange(len(labels)), np.diff(labels.first))
+    owner = labels.owners()
     rows = zip(
         owner.tolist(),
         labels.labels.tolist(),

@@ -63,6 +63,10 @@ class Outlines:
         """Return one row's polygons or run lengths."""
         return json.loads(self._text_of(row))
 
+    def drawn(self) -> Bool[np.ndarray, " N"]:
+        """Return which rows have a segmentation."""
+        return np.diff(self.ends) > len(NO_MASK)
+
     def pick(self, rows: Int[np.ndarray, " M"]) -> "Outlines":
         """Return some of the rows in the given order."""
         return gathered(self._text_of(row) for row in rows.tolist())

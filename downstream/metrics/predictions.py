@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from downstream.annotations.coco import read_coco
+from downstream.annotations.coco import Masks, read_coco
 from downstream.annotations.labels import Labels, ground_truth
 from downstream.annotations.masks import read_mask
 from downstream.annotations.numbers import finite_number
@@ -71,7 +71,7 @@ def score_predictions(
     annotations = Path(rest.partition(":")[0])
     if form == "coco" and masks:
         # The same checks of true masks as in training, all faults at once.
-        read_coco(annotations, masks=True)
+        read_coco(annotations, masks=Masks.KEPT)
     truth = _as_stated(annotations) if form == "coco" else ground_truth(labels)
     found = figures(truth, rows)
     return {**found, "segm": mask_ap(truth, rows, max_dets=max_dets)} if masks and metric == "coco" else found
