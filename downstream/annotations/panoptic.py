@@ -22,6 +22,7 @@ from downstream.annotations.segments import (
     Panoptic,
     gather_panoptic,
     number_segments,
+    other_areas,
     read_ids,
     read_panoptic,
     split_spec,
@@ -217,11 +218,9 @@ def _compare(panoptic: Panoptic, index: int, problems: Problems) -> None:
         problems.add(
             f"{where}.segments_info", f"{png} has segment {strangers[0]}{more}", "list every segment of the PNG"
         )
-    stated = panoptic.labels.areas[rows]
-    counted = np.bincount(segments.numpy().ravel(), minlength=len(stated) + 1)[1:]
     notes = {
         "segments without a pixel in their PNG": len(absent),
-        "segments of another area than stated": int(((counted != stated) & ~np.isnan(stated) & (counted > 0)).sum()),
+        "segments of another area than stated": other_areas(segments, panoptic.labels.areas[rows]),
     }
     for what, count in notes.items():
         if count:

@@ -338,6 +338,17 @@ def number_segments(
     return torch.from_numpy(numbers[places.reshape(pixels.shape)]), strangers, absent
 
 
+def other_areas(segments: Int[Tensor, "H W"], stated: Float[np.ndarray, " N"]) -> int:
+    """Return how many segments that have pixels have another number of them than is stated.
+
+    Args:
+        segments: Number of each pixel's segment, from 1; 0 for none.
+        stated: Area of each segment; NaN where none is stated.
+    """
+    counted = np.bincount(segments.numpy().ravel(), minlength=len(stated) + 1)[1:]
+    return int(((counted != stated) & ~np.isnan(stated) & (counted > 0)).sum())
+
+
 def tight_boxes(masks: Bool[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:
     """Return the absolute xyxy boxes of masks, which end after the last pixel.
 
