@@ -16,6 +16,7 @@ from torch import Tensor
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.masks import run_length_text
 from downstream.annotations.outlines import NO_MASK, Outlines, gathered
+from downstream.annotations.pngs import read_ids
 from downstream.annotations.problems import Problems
 from downstream.annotations.segments import (
     EveryPixelLabelled,
@@ -23,7 +24,6 @@ from downstream.annotations.segments import (
     gather_panoptic,
     number_segments,
     other_areas,
-    read_ids,
     read_panoptic,
     split_spec,
     tight_boxes,
@@ -208,7 +208,7 @@ def _compare(panoptic: Panoptic, index: int, problems: Problems) -> None:
     """Note where a PNG and the file disagree; what only surprises is counted among the notes of the labels."""
     rows, where, png = panoptic.labels.rows(index), panoptic.places[index], panoptic.pngs[index]
     try:
-        pixels = read_ids(panoptic.folder / png)
+        pixels = read_ids(panoptic.folder / png, panoptic.ids[rows].tolist())
     except UnreadableError as error:
         problems.add(f"{where}.file_name", f"{error.path}: {error.reason}", "restore the PNG of the segments")
         return

@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from downstream.annotations.labels import Labels, stays_inside
+from downstream.annotations.pngs import read_ids
 from downstream.annotations.problems import Problems, json_of, records, shown
-from ssldet.data.images import ANY_SIZE, read_image
 from ssldet.errors import AnnotationError
 from ssldet.escapes import is_text
 from ssldet.source import Measurable
@@ -76,7 +76,7 @@ class Panoptic:
         """
         rows = self.labels.rows(index)
         path = self.folder / self.pngs[index]
-        segments, strangers, _ = number_segments(read_ids(path), self.ids[rows])
+        segments, strangers, _ = number_segments(read_ids(path, self.ids[rows].tolist()), self.ids[rows])
         if strangers:
             raise AnnotationError(f"{path}: has pixels of segment {strangers[0]}, which segments_info does not list")
         stated = tuple(self.labels.sizes[index].tolist())
@@ -156,7 +156,7 @@ def gather_panoptic(rest: str, problems: Problems) -> Panoptic:
     gathered = _Segments({key: label for label, key in enumerate(categories)}, images)
     for where, record in records(document, "annotations", problems):
         gathered.take(record, where, problems)
-    if left_out := len(images) - len(gathered.image_ids):
+    if left_out := len(images) - len(set(gathered.image_ids)):
         gathered.notes["images without annotations left out"] = left_out
     return gathered.panoptic(categories, folder)
 
@@ -302,20 +302,6 @@ def sound_segment(
 
 def _pixels(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40
-
-
-def read_ids(path: Path) -> Int[np.ndarray, "H W"]:
-    """Return the number that each pixel of a PNG stands for.
-
-    Args:
-        path: A PNG of COCO's kind.
-
-    Raises:
-        UnreadableError: It can't be decoded.
-    """
-    red, green, blue = read_image(path, ANY_SIZE).numpy().astype(np.int32)
-    ids: Int[np.ndarray, "H W"] = red + 256 * green + 65536 * blue
-    return ids
 
 
 def number_segments(

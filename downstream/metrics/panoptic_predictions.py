@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from downstream.annotations.labels import stays_inside
+from downstream.annotations.pngs import read_ids
 from downstream.annotations.problems import Problems, json_of, records, shown
 from downstream.annotations.segments import (
     Panoptic,
     number_segments,
     other_areas,
-    read_ids,
     read_panoptic,
     sound_segment,
 )
@@ -118,7 +118,7 @@ def _answer(
             ids.append(number)
             labels.append(label_of[segment["category_id"]])
     try:
-        pixels = read_ids(folder / record["file_name"])
+        pixels = read_ids(folder / record["file_name"], ids)
     except UnreadableError as error:
         problems.add(f"{where}.file_name", f"{error.path}: {error.reason}", "expects a PNG of segment numbers")
         return None
