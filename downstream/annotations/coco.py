@@ -7,7 +7,16 @@ from pathlib import Path
 from posixpath import normpath
 from typing import Any
 
-from downstream.annotations.fields import area_in, flag_in, how_stated, id_in, image_id_in, require_one_kind, size_in
+from downstream.annotations.fields import (
+    area_in,
+    flag_in,
+    how_stated,
+    id_in,
+    image_id_in,
+    other_kind,
+    require_one_kind,
+    size_in,
+)
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
 from downstream.annotations.numbers import LARGEST, finite_number
@@ -280,10 +289,10 @@ def _reference(
     if key in accepted:
         return accepted[key]
     kind, owner = ("image", "images") if name == "image_id" else ("category", "categories")
-    twin = next((other for other in accepted if str(other) == str(key)), None) if len(problems) < SHOWN else None
-    alike = "" if twin is None else f", but {shown(twin)}"
-    remedy = f"no {kind} has this id{alike}; add it to $.{owner} or drop the annotation"
-    problems.add(f"{where}.{name}", shown(key), remedy)
+    # A look for near misses is slow; the first few show the pattern.
+    alike = other_kind(key, accepted) if len(problems) < SHOWN else ""
+    remedy = f"no {kind} has this id; add it to $.{owner} or drop the annotation"
+    problems.add(f"{where}.{name}", shown(key) + alike, remedy)
     return None
 
 

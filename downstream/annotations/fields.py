@@ -1,6 +1,6 @@
 """records of a foreign file -> checked ids, flags, sizes and areas: one rule for COCO's files and for tables."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from downstream.annotations.numbers import LARGEST, finite_number
@@ -19,6 +19,20 @@ def how_stated(record: Record, name: str) -> str:
         name: Its name.
     """
     return shown(record[name]) if name in record else "missing"
+
+
+def other_kind(value: object, known: Iterable[object]) -> str:
+    """Say that a number is known as text, or a text as a number, which look alike; empty where that isn't so.
+
+    Args:
+        value: An id that is not known.
+        known: Those that are.
+    """
+    twin = next((key for key in known if str(key) == str(value) and type(key) is not type(value)), None)
+    if twin is None:
+        return ""
+    mine, other = ("text", "the number") if isinstance(value, str) else ("a number", "the text")
+    return f" ({mine}, where the annotations have {other} {shown(twin)})"
 
 
 def id_in(record: Record, name: str, where: str, problems: Problems) -> int | None:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
+from downstream.annotations.fields import other_kind
 from downstream.annotations.labels import Labels, stays_inside
 from downstream.annotations.pngs import read_ids
 from downstream.annotations.problems import Problems, json_of, records, shown
@@ -179,7 +180,8 @@ class _Segments:
         """Take in the entry of one image."""
         key, name = record.get("image_id"), record.get("file_name")
         if type(key) is not int or key not in self._images:
-            problems.add(f"{where}.image_id", shown(key), "no image has this id; add it to $.images or drop the entry")
+            what = shown(key) + other_kind(key, self._images)
+            problems.add(f"{where}.image_id", what, "no image has this id; add it to $.images or drop the entry")
             return
         if key in self._seen:
             problems.add(f"{where}.image_id", f"{key} has two entries", "give every image one entry")
@@ -293,7 +295,8 @@ def sound_segment(
     elif number in seen:
         problems.add(f"{where}.id", f"{number} is listed twice", "give every segment of an image its own number")
     elif type(category) is not int or category not in categories:
-        problems.add(f"{where}.category_id", shown(category), "no category of the annotations has this id")
+        what = shown(category) + other_kind(category, categories)
+        problems.add(f"{where}.category_id", what, "no category of the annotations has this id")
     else:
         seen.add(number)
         return number

@@ -96,6 +96,9 @@ def gather_yolo(
     rows = Rows()
     found = LabelFiles([folder / name for name in names])
     places = [_short(file, path.parent) for file in found.files]
+    for beside_it, other in found.contradictions:
+        what = f"another content than {shown(_short(other, path.parent))}, which labels the same image"
+        problems.add(_short(beside_it, path.parent), what, "keep one of the two files")
     labelled, boxed = 0, list[bool]()
     for image, (file, size) in enumerate(zip(found.files, sizes, strict=True)):
         if file not in found:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from downstream.annotations.coco import Masks, read_coco
+from downstream.annotations.fields import other_kind
 from downstream.annotations.labels import Labels, ground_truth
 from downstream.annotations.masks import read_mask
 from downstream.annotations.numbers import finite_number
@@ -176,7 +177,9 @@ def _original_id(record: Mapping[str, Any], name: str, ids: Mapping[Any, Any], w
     if isinstance(value, int | str) and not isinstance(value, bool) and value in ids:
         return ids[value]
     # The search for similar names is slow, and the first few faults show the pattern.
-    nearest = suggest(value, map(str, ids)) if isinstance(value, str) and len(problems) < SHOWN else ""
+    nearest = other_kind(value, ids) if len(problems) < SHOWN else ""
+    if not nearest and isinstance(value, str) and len(problems) < SHOWN:
+        nearest = suggest(value, map(str, ids))
     example = next(iter(ids.values()))
     remedy = f"no such {name.removesuffix('_id')} in the annotations, whose first is {example!r}"
     problems.add(f"{where}.{name}", (shown(value) if name in record else "missing") + nearest, remedy)
