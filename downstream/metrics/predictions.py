@@ -1,6 +1,7 @@
 """results file, coco:…, voc:… or yolo:… -> AP: score detections of any program, without a model."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from downstream.annotations.coco import Masks, read_coco
 from downstream.annotations.fields import other_kind
-from downstream.annotations.labels import Labels, ground_truth
+from downstream.annotations.labels import DOUBTS, Labels, ground_truth, told
 from downstream.annotations.masks import read_mask
 from downstream.annotations.numbers import finite_number
 from downstream.annotations.problems import SHOWN, Problems, json_of, shown
@@ -21,6 +22,8 @@ from ssldet.data.images import ANY_SIZE
 from ssldet.errors import ConfigError, suggest
 from ssldet.regular import read_bytes
 from ssldet.source import GroundTruth
+
+log = logging.getLogger(__name__)
 
 READERS: dict[str, Callable[[str, bool], Labels]] = {
     "coco": lambda rest, _: read_coco(Path(rest.partition(":")[0])),
@@ -69,6 +72,9 @@ def score_predictions(
     masks = _with_masks(records)
     labels = READERS[form](rest, masks)
     rows = _checked(records, labels, Problems(predictions))
+    for what, line in told(labels).items():
+        if what in DOUBTS:
+            log.warning("%s: %s", spec, line)
     annotations = Path(rest.partition(":")[0])
     if form == "coco" and masks:
         # The same checks of true masks as in training, all faults at once.

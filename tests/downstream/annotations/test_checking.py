@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from downstream.annotations.labelled import LabelledImages
+from downstream.metrics.predictions import score_predictions
 from ssldet import cli
 from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection
@@ -162,4 +163,8 @@ def test_areas_that_can_not_be_are_told_with_the_first_place(
     assert said in warning
     assert warning.endswith("; the first is $.annotations[2]")
     open_source([spec], ImageRules())
+    assert warning in caplog.text
+    caplog.clear()
+    (tmp_path / "results.json").write_text("[]")
+    score_predictions(tmp_path / "results.json", spec)
     assert warning in caplog.text
