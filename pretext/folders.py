@@ -1,5 +1,6 @@
 """`folders:ROOT` -> images with the class of the whole: each folder in ROOT is a class, whatever lies in it."""
 
+import logging
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
@@ -14,6 +15,8 @@ from ssldet.errors import DataError
 from ssldet.escapes import shown
 from ssldet.source import WrappedSource
 from ssldet.types import Sample, Targets
+
+log = logging.getLogger(__name__)
 
 WHOLE = (0.5, 0.5, 1.0, 1.0)
 """The box around a whole image."""
@@ -84,6 +87,8 @@ def open_folders(rest: str, rules: ImageRules, *, masks: bool = False) -> Folder
     if not Path(rest).expanduser().is_dir():
         raise DataError(f"{spec}: no such folder; name one that holds a folder of images for each class")
     usable = usable_images([rest], rules)
+    if usable.unread:
+        log.warning("%s", usable.unread)
     images = ImageSource(usable, rules)
     if not len(images):
         raise DataError(f"{spec}: 0 of {usable.listed} images usable; {images.skipped[-1].path} is one")

@@ -14,6 +14,29 @@ FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The loader of libyaml, where PyYAML was built with it."""
 
 
+BINARY = {
+    b"\x1f\x8b": "is gzip-compressed; gunzip it",
+    b"PK\3\4": "is a zip archive; unzip it",
+    b"BZh": "is bzip2-compressed; bunzip2 it",
+    b"\xfd7zXZ\0": "is xz-compressed; unxz it",
+    b"\x28\xb5\x2f\xfd": "is zstd-compressed; unzstd it",
+    b"\x89PNG": "is a PNG picture",
+    b"\xff\xd8\xff": "is a JPEG picture",
+    b"%PDF": "is a PDF document",
+    b"\x93NUMPY": "is a NumPy array",
+}
+"""First bytes of files that are taken for text -> what they are, and what helps."""
+
+
+def binary_kind(content: bytes) -> str:
+    """Say what a file is that is no text; empty where its first bytes do not tell.
+
+    Args:
+        content: What it holds, or begins with.
+    """
+    return next((kind for begin, kind in BINARY.items() if content.startswith(begin)), "")
+
+
 class OddDocumentError(ValueError):
     """A text that is no document, or one beyond the limits of this module."""
 
@@ -25,8 +48,10 @@ def parse_json(text: str | bytes) -> Any:
         text: From a file that somebody else may have written.
 
     Raises:
-        OddDocumentError: It is not JSON, is nested too deeply, or holds a number with thousands of digits.
+        OddDocumentError: It is no text or not JSON, is nested too deeply, or holds a number with thousands of digits.
     """
+    if isinstance(text, bytes) and (kind := binary_kind(text)):
+        raise OddDocumentError(kind)
     try:
         return json.loads(text)
     except RecursionError as error:

@@ -1,7 +1,6 @@
 """coco:…, voc:…, yolo:…, hf:… or panoptic:… -> Inspection: all that is wrong with labelled data, and what it holds."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from downstream.annotations.coco import Masks, gather_coco
 from downstream.annotations.labelled import Annotated, check_files, suspicions
-from downstream.annotations.labels import Labels
+from downstream.annotations.labels import Labels, told
 from downstream.annotations.panoptic import inspect_panoptic
 from downstream.annotations.problems import Problems
 from downstream.annotations.tables import OBJECTS, gather
@@ -70,8 +69,8 @@ def _inspected(spec: str, path: Path, read: Callable[[Problems], Annotated], rul
         if str(error) != problems.message():
             problems.add(spec, str(error), "")
         return Inspection(spec=spec, problems=tuple(problems.entries()), problem_count=len(problems))
-    labels = annotated.labels
-    usable = replace(labels, sizes=sizes).subset(sizes[:, 0] > 0)
+    labels = annotated.labels.measured(sizes)
+    usable = labels.subset(sizes[:, 0] > 0)
     if not len(usable) and not len(problems):
         problems.add(
             spec, f"none of {len(labels)} images can be used ({tally(skipped)})", "give images that can be read"
@@ -80,7 +79,7 @@ def _inspected(spec: str, path: Path, read: Callable[[Problems], Annotated], rul
         spec=spec,
         problems=tuple(problems.entries()),
         problem_count=len(problems),
-        warnings=_warnings(annotated, usable),
+        warnings=_warnings(labels, annotated.misread, usable),
         skipped=skipped,
         counts=_counts(usable),
         boxes_per_class=_per_class(usable),
@@ -88,9 +87,8 @@ def _inspected(spec: str, path: Path, read: Callable[[Problems], Annotated], rul
     )
 
 
-def _warnings(annotated: Annotated, usable: Labels) -> tuple[str, ...]:
-    warnings = [f"{count} {what}" for what, count in annotated.labels.notes.items()]
-    warnings += suspicions(annotated)
+def _warnings(labels: Labels, misread: str, usable: Labels) -> tuple[str, ...]:
+    warnings = [*told(labels).values(), *suspicions(labels, misread)]
     empty = [name for name, count in _per_class(usable).items() if not count]
     if empty:
         named = ", ".join(empty[:NAMED]) + (", …" if len(empty) > NAMED else "")

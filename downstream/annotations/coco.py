@@ -1,15 +1,26 @@
 """coco:ANN.json:IMAGES -> LabelledImages: COCO's instance annotations, read once into arrays."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from posixpath import normpath
 from typing import Any
 
+from downstream.annotations.fields import (
+    area_in,
+    flag_in,
+    how_stated,
+    id_in,
+    image_id_in,
+    other_kind,
+    require_one_kind,
+    size_in,
+)
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Labels, Rows, stays_inside
 from downstream.annotations.numbers import LARGEST, finite_number
-from downstream.annotations.outlines import MISSING, NO_MASK, REACH, Outline, outline_of
+from downstream.annotations.outlines import ASIDE, MISSING, REACH, UNDRAWN, Outline, lies_aside, outline_of
 from downstream.annotations.problems import SHOWN, Problems, json_of, records, shown
 from ssldet.data.files import beside
 from ssldet.data.images import ImageRules
@@ -24,7 +35,7 @@ class Masks(Enum):
 
     IGNORED = auto()
     CHECKED = auto()
-    """Faults go to the problems, rows without a segmentation are counted."""
+    """Faults go to the problems, rows without a segmentation are kept without one and counted."""
     KEPT = auto()
     """Every row must have one."""
 
@@ -54,7 +65,7 @@ def open_coco(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledI
     return LabelledImages(annotated, problems, rules)
 
 
-def read_coco(path: Path, *, masks: bool = False) -> Labels:
+def read_coco(path: Path, *, masks: Masks = Masks.IGNORED) -> Labels:
     """Read a COCO file without touching any image.
 
     Boxes are kept as stated. Missing `area` and `iscrowd` are derived and counted, boxes without area or wholly
@@ -62,18 +73,20 @@ def read_coco(path: Path, *, masks: bool = False) -> Labels:
 
     Args:
         path: A file with `images`, `annotations` and `categories`.
-        masks: Keep the segmentations; every row must have one then.
+        masks: What is done with the segmentations.
 
     Raises:
         AnnotationError: With a JSON pointer for each problem.
     """
     problems = Problems(path)
-    labels, _ = _read(path, problems, Masks.KEPT if masks else Masks.IGNORED)
+    labels, _ = _read(path, problems, masks, None)
     problems.stop()
     return labels
 
 
-def gather_coco(rest: str, problems: Problems, rules: ImageRules, *, masks: Masks = Masks.IGNORED) -> Annotated:
+def gather_coco(
+    rest: str, problems: Problems, rules: ImageRules, *, masks: Masks = Masks.IGNORED, lost: Problems | None = None
+) -> Annotated:
     """Read what is sound of a COCO file, and find its images.
 
     Args:
@@ -81,13 +94,14 @@ def gather_coco(rest: str, problems: Problems, rules: ImageRules, *, masks: Mask
         problems: Takes what is wrong.
         rules: Which images are usable.
         masks: What is done with the segmentations.
+        lost: Takes what is wrong with segmentations, in place of `problems`; such rows are kept without one then.
 
     Raises:
         AnnotationError: The file is no JSON object, or its images can't be found.
     """
     annotations, _, images = rest.partition(":")
     path = Path(annotations)
-    labels, places = _read(path, problems, masks)
+    labels, places = _read(path, problems, masks, lost)
     if not labels.files:
         problems.stop()
     if images.startswith("tar:") and not Path(images).exists():
@@ -99,7 +113,7 @@ def gather_coco(rest: str, problems: Problems, rules: ImageRules, *, masks: Mask
     return Annotated(labels=labels, folder=folder, origin=path, places=places)
 
 
-def _read(path: Path, problems: Problems, masks: Masks) -> tuple[Labels, list[str]]:
+def _read(path: Path, problems: Problems, masks: Masks, lost: Problems | None) -> tuple[Labels, list[str]]:
     """Return what is sound of a file, and the JSON pointer of each image."""
     # Masks are packed or dropped while parsing to keep the memory small.
     hook = _without_masks if masks is Masks.IGNORED else _with_packed_masks
@@ -107,7 +121,7 @@ def _read(path: Path, problems: Problems, masks: Masks) -> tuple[Labels, list[st
     categories = _categories(document, problems)
     images = _Images(document, problems)
     labelling = {key: label for label, key in enumerate(categories)}
-    rows = _rows(document, labelling, images, problems, masks)
+    rows = _rows(document, labelling, images, problems, _Outlines(masks, problems, lost))
     if images.rewritten:
         rows.notes["file names with backslashes, read as folders"] = images.rewritten
     labels = rows.labels(
@@ -136,9 +150,9 @@ def _categories(document: dict[str, Any], problems: Problems) -> dict[int, str]:
     names: dict[int, str] = {}
     taken: set[str] = set()
     for where, record in records(document, "categories", problems):
-        key, name = _id(record, "id", where, problems), record.get("name")
+        key, name = id_in(record, "id", where, problems), record.get("name")
         if not isinstance(name, str) or not name.strip() or not is_text(name):
-            problems.add(f"{where}.name", _stated(record, "name"), "expects the name of the class")
+            problems.add(f"{where}.name", how_stated(record, "name"), "expects the name of the class")
         elif name in taken:
             problems.add(f"{where}.name", f"{name!r} is the name of two categories", "rename or merge one of them")
         elif key is not None and key in names:
@@ -160,10 +174,10 @@ class _Images:
         self.rewritten = 0
         owners: dict[str, str] = {}
         for where, record in records(document, "images", problems):
-            key, name = _image_id(record, "id", where, problems), record.get("file_name")
+            key, name = image_id_in(record, "id", where, problems), record.get("file_name")
             if not isinstance(name, str) or not name or not is_text(name):
                 remedy = "expects a file name relative to the image folder"
-                problems.add(f"{where}.file_name", _stated(record, "file_name"), remedy)
+                problems.add(f"{where}.file_name", how_stated(record, "file_name"), remedy)
                 continue
             if not stays_inside(name):
                 problems.add(f"{where}.file_name", shown(name), "must stay under the image folder; make it relative")
@@ -180,45 +194,49 @@ class _Images:
             elif key is not None:
                 self.index[key] = len(self.files)
                 self.files.append(name)
-                self.sizes.append(_size(record, where, problems))
+                self.sizes.append(size_in(record, where, problems))
                 self.places.append(where)
-        self._require_one_kind_of_ids(problems)
-
-    def _require_one_kind_of_ids(self, problems: Problems) -> None:
-        texts = [key for key in self.index if isinstance(key, str)]
-        numbers = len(self.index) - len(texts)
-        if not (texts and numbers):
-            return
-        rarer, others = (str, "whole numbers") if len(texts) <= numbers else (int, "text")
-        for key, image in self.index.items():
-            if isinstance(key, rarer):
-                what = f"{shown(key)}, where those of other images are {others}"
-                problems.add(f"{self.places[image]}.id", what, "write the ids of all images alike")
+        require_one_kind(self.index, [f"{where}.id" for where in self.places], problems)
 
 
-def _size(record: dict[str, Any], where: str, problems: Problems) -> tuple[int, int]:
-    """Return the stated height and width; zeros where the file states none, to be read from the image."""
-    if record.get("height") is None and record.get("width") is None:
-        return 0, 0
-    sides = []
-    for side in ("height", "width"):
-        value = record.get(side)
-        number = finite_number(value)
-        if number is None or not 1 <= number < LARGEST or number != int(number):
-            remedy = "expects the number of pixels, or leave both sides out"
-            problems.add(f"{where}.{side}", _stated(record, side), remedy)
+@dataclass(frozen=True)
+class _Outlines:
+    """Reads the segmentations of rows; what is wrong with them goes to the problems or, if there is that, to `lost`."""
+
+    masks: Masks
+    problems: Problems
+    lost: Problems | None
+
+    def read(self, record: dict[str, Any], size: tuple[int, int], where: str) -> Outline | None:
+        """Return the packed segmentation of a row; `None` where none is wanted or it is refused."""
+        if self.masks is Masks.IGNORED:
+            return None
+        outline: Outline | str = record.get("segmentation", MISSING)
+        if outline == MISSING and self.masks is Masks.CHECKED:
+            return UNDRAWN
+        faults = self.problems if self.lost is None else self.lost
+        if isinstance(outline, str):
+            remedy = "mend it, or train a task without masks, which does not read it"
+            faults.add(f"{where}.segmentation", outline, remedy)
+        elif outline.size is not None and all(size) and outline.size != size:
+            remedy = f"must have the size of its image, {list(size)}"
+            faults.add(f"{where}.segmentation.size", shown(list(outline.size)), remedy)
+        elif all(size) and outline.reach > REACH * max(size):
+            faults.add(f"{where}.segmentation", f"a point at {outline.reach:g}", TOO_FAR)
         else:
-            sides.append(int(number))
-    return (sides[0], sides[1]) if len(sides) == 2 else (0, 0)
+            return outline
+        return None if self.lost is None else UNDRAWN
 
 
-def _rows(document: dict[str, Any], labels: dict[int, int], images: _Images, problems: Problems, masks: Masks) -> Rows:
+def _rows(
+    document: dict[str, Any], labels: dict[int, int], images: _Images, problems: Problems, outlines: _Outlines
+) -> Rows:
     rows = Rows()
     seen: dict[object, str] = {}
     image_ids, category_ids = _stated_ids(document, "images"), _stated_ids(document, "categories")
     for where, record in records(document, "annotations", problems, may_be_empty=True):
         before = len(problems)
-        key = record["id"] if isinstance(record.get("id"), str) else _id(record, "id", where, problems)
+        key = record["id"] if isinstance(record.get("id"), str) else id_in(record, "id", where, problems)
         if key in seen:
             problems.add(
                 f"{where}.id", f"{shown(key)} is also the id of {seen[key]}", "give every annotation its own id"
@@ -228,72 +246,21 @@ def _rows(document: dict[str, Any], labels: dict[int, int], images: _Images, pro
         image = _reference(record, "image_id", images.index, image_ids, where, problems)
         label = _reference(record, "category_id", labels, category_ids, where, problems)
         box = _box(record, where, problems)
-        crowd, difficult = (_flag(record, name, where, problems) for name in ("iscrowd", "difficult"))
-        if not isinstance(record.get("area"), int | float | None):
-            problems.add(f"{where}.area", shown(record["area"]), "expects a number, or leave it out")
-        outline = None
-        if masks is not Masks.IGNORED and image is not None:
-            outline = _outline(record, images.sizes[image], where, problems, masks)
+        crowd, difficult = (flag_in(record, name, where, problems) for name in ("iscrowd", "difficult"))
+        area = area_in(record, where, problems)
+        outline = None if image is None else outlines.read(record, images.sizes[image], where)
         if len(problems) == before and image is not None and label is not None:
             if "iscrowd" not in record:
                 rows.count("iscrowd taken as 0")
-            if crowd:
-                rows.count("crowd regions, not trained on")
             if difficult:
                 rows.count("difficult objects, trained on and ignored by metrics")
-            if outline == NO_MASK:
+            if outline == UNDRAWN and outlines.lost is None:
                 rows.count(UNMASKED)
-            area = finite_number(record.get("area"))
-            rows.add(image, label, box, area=area, crowd=crowd, difficult=difficult, outline=outline)
+            if outline is not None and lies_aside(outline, box):
+                rows.count(ASIDE, where)
+            text = None if outline is None else outline.text
+            rows.add(image, label, box, where, area=area, crowd=crowd, difficult=difficult, outline=text)
     return rows
-
-
-def _flag(record: dict[str, Any], name: str, where: str, problems: Problems) -> bool:
-    value = record.get(name, 0)
-    if value not in (0, 1):
-        problems.add(f"{where}.{name}", shown(value), "expects 0 or 1")
-    return bool(value)
-
-
-def _outline(
-    record: dict[str, Any], size: tuple[int, int], where: str, problems: Problems, masks: Masks
-) -> bytes | None:
-    """Return the packed segmentation of a row; what is wrong with it goes to the problems."""
-    outline: Outline | str = record.get("segmentation", MISSING)
-    if outline == MISSING and masks is Masks.CHECKED:
-        return NO_MASK
-    if isinstance(outline, str):
-        problems.add(f"{where}.segmentation", outline, "mend it, or train a task without masks, which does not read it")
-        return None
-    if outline.size is not None and all(size) and outline.size != size:
-        remedy = f"must have the size of its image, {list(size)}"
-        problems.add(f"{where}.segmentation.size", shown(list(outline.size)), remedy)
-    if all(size) and outline.reach > REACH * max(size):
-        problems.add(f"{where}.segmentation", f"a point at {outline.reach:g}", TOO_FAR)
-    return outline.text
-
-
-def _stated(record: dict[str, Any], name: str) -> str:
-    """Return how the value of an entry looks."""
-    return shown(record[name]) if name in record else "missing"
-
-
-def _id(record: dict[str, Any], name: str, where: str, problems: Problems) -> int | None:
-    value = record.get(name)
-    if type(value) is int and abs(value) < 2**63:
-        return value
-    problems.add(f"{where}.{name}", _stated(record, name), "expects a whole number, without quotes or decimals")
-    return None
-
-
-def _image_id(record: dict[str, Any], name: str, where: str, problems: Problems) -> int | str | None:
-    value = record.get(name)
-    if isinstance(value, str) and value.strip() and is_text(value):
-        return value
-    if isinstance(value, str):
-        problems.add(f"{where}.{name}", shown(value), "expects a whole number or a name")
-        return None
-    return _id(record, name, where, problems)
 
 
 def _stated_ids(document: dict[str, Any], owner: str) -> set[object]:
@@ -316,16 +283,16 @@ def _reference(
     value = record.get(name)
     if not accepted or (isinstance(value, int | float | str) and value in stated and value not in accepted):
         return None
-    key = (_image_id if name == "image_id" else _id)(record, name, where, problems)
+    key = (image_id_in if name == "image_id" else id_in)(record, name, where, problems)
     if key is None:
         return None
     if key in accepted:
         return accepted[key]
     kind, owner = ("image", "images") if name == "image_id" else ("category", "categories")
-    twin = next((other for other in accepted if str(other) == str(key)), None) if len(problems) < SHOWN else None
-    alike = "" if twin is None else f", but {shown(twin)}"
-    remedy = f"no {kind} has this id{alike}; add it to $.{owner} or drop the annotation"
-    problems.add(f"{where}.{name}", shown(key), remedy)
+    # A look for near misses is slow; the first few show the pattern.
+    alike = other_kind(key, accepted) if len(problems) < SHOWN else ""
+    remedy = f"no {kind} has this id; add it to $.{owner} or drop the annotation"
+    problems.add(f"{where}.{name}", shown(key) + alike, remedy)
     return None
 
 
@@ -333,7 +300,9 @@ def _box(record: dict[str, Any], where: str, problems: Problems) -> Sequence[flo
     """Return xywh; what is wrong with it goes to the problems."""
     value = record.get("bbox")
     if not isinstance(value, list) or len(value) != 4:
-        problems.add(f"{where}.bbox", _stated(record, "bbox"), "expects four numbers [x, y, width, height] in pixels")
+        problems.add(
+            f"{where}.bbox", how_stated(record, "bbox"), "expects four numbers [x, y, width, height] in pixels"
+        )
         return (0.0, 0.0, 0.0, 0.0)
     box = []
     for place, item in enumerate(value):

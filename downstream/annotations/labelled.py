@@ -14,12 +14,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from downstream.annotations.labels import (
+    DOUBTS,
     Labels,
     assumed_sizes,
     ground_truth,
     looks_like_corners,
     looks_like_fractions,
     results_of,
+    told,
     twin_boxes,
 )
 from downstream.annotations.masks import RunLengths, encode
@@ -101,13 +103,14 @@ class LabelledImages(Measurable):
         self.folder, self.place, self._rules = annotated.folder, annotated.place, rules
         sizes, self._skipped = check_files(annotated, problems, rules)
         problems.stop()
-        self.labels = replace(labels, sizes=sizes).subset(sizes[:, 0] > 0)
+        labels = labels.measured(sizes)
+        self.labels = labels.subset(sizes[:, 0] > 0)
         self.all_labels = replace(labels, sizes=np.where(sizes > 0, sizes, assumed_sizes(labels)))
         if not len(self.labels):
             raise AnnotationError(f"{origin}: none of {len(labels)} images can be used ({self._skipped[0].reason})")
-        for what, count in labels.notes.items():
-            log.info("%s: %d %s", origin, count, what)
-        for warning in suspicions(annotated):
+        for what, line in told(labels).items():
+            log.log(logging.WARNING if what in DOUBTS else logging.INFO, "%s: %s", origin, line)
+        for warning in suspicions(labels, annotated.misread):
             log.warning("%s: %s", origin, warning)
 
     @property
@@ -265,10 +268,14 @@ def _as_text(mask: RunLengths) -> dict[str, Any]:
     return {"segmentation": {**mask, "counts": mask["counts"].decode()}}
 
 
-def suspicions(annotated: Annotated) -> tuple[str, ...]:
-    """Return what may be wrong with labels that can all the same be read."""
-    labels = annotated.labels
-    found = [LEAVING + annotated.misread] if looks_like_corners(labels) else []
+def suspicions(labels: Labels, misread: str) -> tuple[str, ...]:
+    """Return what may be wrong with labels that can all the same be read.
+
+    Args:
+        labels: What was read, with the sizes of images.
+        misread: What to ask where many boxes leave their image.
+    """
+    found = [LEAVING + misread] if looks_like_corners(labels) else []
     if looks_like_fractions(labels):
         found.append(FRACTIONS)
     if twins := twin_boxes(labels):

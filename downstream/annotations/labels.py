@@ -11,13 +11,25 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from downstream.annotations.outlines import Outlines, gathered
+from downstream.annotations.outlines import ASIDE, Outlines, gathered
+from downstream.annotations.problems import shown
 from ssldet.boxes import xyxy_to_xywh
+from ssldet.escapes import printable
 from ssldet.source import GroundTruth
 from ssldet.types import Detections
 
 OUTSIDE_SHARE = 0.05
 """Share of boxes beyond the border above which a file is suspected to hold [x1, y1, x2, y2]."""
+
+ROUNDED = 2
+"""Pixels by which a mask that was drawn may be wider or higher than the box around its outline."""
+LARGE_AREA = "stated areas are larger than their box; COCO's metric takes the objects for larger than they are"
+NO_AREA = "stated areas are not above 0, and those of the boxes are taken"
+FLAT = "boxes without area dropped"
+OUTSIDE = "boxes wholly outside their image dropped"
+CUT = "boxes cut at the border"
+DOUBTS = frozenset((LARGE_AREA, NO_AREA, ASIDE))
+"""Notes that are warnings wherever a set is opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,7 @@ class Labels:
         difficult: True for VOC's difficult objects, which are trained on, but not counted as missed.
         outlines: Segmentations, where they were asked for.
         notes: What was derived, dropped or is remarkable -> how often.
+        firsts: Some of these notes -> where that was found first.
     """
 
     classes: tuple[str, ...]
@@ -53,6 +66,7 @@ class Labels:
     difficult: Bool[np.ndarray, " N"]
     outlines: Outlines | None = None
     notes: dict[str, int] = field(default_factory=dict)
+    firsts: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -60,27 +74,40 @@ class Labels:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Short hash of images, classes and boxes and of their order."""
+        """Short hash of images, classes and boxes and of their order; of masks and flags too where masks are read."""
         digest = hashlib.blake2b(repr((self.classes, self.image_ids, self.files)).encode(), digest_size=6)
         for column in (self.first, self.boxes, self.labels, self.crowd):
             digest.update(np.ascontiguousarray(column).tobytes())
+        # Sets without masks keep the hash by which older runs know them.
+        if self.outlines is not None:
+            digest.update(self.outlines.text)
+            digest.update(np.ascontiguousarray(self.difficult).tobytes())
         return digest.hexdigest()
 
     def rows(self, image: int) -> slice:
         """Return the rows of one image."""
         return slice(int(self.first[image]), int(self.first[image + 1]))
 
+    def owners(self) -> Int[np.ndarray, " N"]:
+        """Return which image each row belongs to."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first))
+
     def subset(self, keep: Bool[np.ndarray, " I"]) -> "Labels":
         """Return the labels of some of the images, in the same order."""
         images = np.flatnonzero(keep)
         counts = np.diff(self.first)
-        rows = np.repeat(keep, counts)
         return replace(
-            self,
+            self._picked(np.repeat(keep, counts)),
             image_ids=tuple(self.image_ids[image] for image in images),  # type: ignore[arg-type]  # all of one kind
             files=tuple(self.files[image] for image in images),
             sizes=self.sizes[images],
             first=np.concatenate([[0], np.cumsum(counts[images])]),
+        )
+
+    def _picked(self, rows: Bool[np.ndarray, " N"]) -> "Labels":
+        """Return the labels with some of the rows, and `first` as it was."""
+        return replace(
+            self,
             boxes=self.boxes[rows],
             labels=self.labels[rows],
             areas=self.areas[rows],
@@ -88,6 +115,51 @@ class Labels:
             difficult=self.difficult[rows],
             outlines=self.outlines and self.outlines.pick(np.flatnonzero(rows)),
         )
+
+    def measured(self, sizes: Int[np.ndarray, "I 2"]) -> "Labels":
+        """Return the labels as they are once all sizes are known: boxes that lie wholly outside are dropped.
+
+        Args:
+            sizes: True height and width of each image; zeros where they are not known.
+        """
+        news = np.where(self.sizes.all(axis=1, keepdims=True), 0, sizes)
+        return replace(self.within(news), sizes=np.where(sizes > 0, sizes, self.sizes))
+
+    def within(self, sizes: Int[np.ndarray, "I 2"]) -> "Labels":
+        """Return the labels without boxes that share no pixel with their image; count them, and those that are cut.
+
+        Args:
+            sizes: Height and width of each image; zeros where nothing is to be looked at.
+        """
+        owner = self.owners()
+        known, limit = sizes[owner].all(axis=1), sizes[owner, ::-1]
+        low, high = self.boxes[:, :2], self.boxes[:, :2] + self.boxes[:, 2:]
+        outside: Bool[np.ndarray, " N"] = known & ((high <= 0) | (low >= limit)).any(axis=1)
+        cut: Bool[np.ndarray, " N"] = known & ~outside & ((low < -1) | (high > limit + 1)).any(axis=1)
+        return self._noting(cut, CUT).without(outside, OUTSIDE)
+
+    def without(self, rows: Bool[np.ndarray, " N"], what: str) -> "Labels":
+        """Return the labels without some rows, and with a note that says so.
+
+        Args:
+            rows: Which to leave out.
+            what: The note.
+        """
+        if not rows.any():
+            return self
+        there = ~rows
+        noted = self._noting(rows, what)
+        counts = np.bincount(self.owners()[there], minlength=len(self))
+        return replace(noted._picked(there), first=np.concatenate([[0], np.cumsum(counts)]))
+
+    def _noting(self, rows: Bool[np.ndarray, " N"], what: str) -> "Labels":
+        """Return the same labels with a note on some rows, which names the first."""
+        if not rows.any():
+            return self
+        row = int(rows.argmax())
+        first = f"{shown(self.boxes[row].tolist())} of {printable(self.files[self.owners()[row]])}"
+        notes = self.notes | {what: self.notes.get(what, 0) + int(rows.sum())}
+        return replace(self, notes=notes, firsts={what: first} | self.firsts)
 
     def renumbered(self, classes: Sequence[str]) -> "Labels":
         """Return the same labels with the classes counted in another order.
@@ -110,25 +182,30 @@ class Rows:
 
     Attributes:
         notes: Counts to hand on to `Labels.notes`.
+        firsts: Places to hand on to `Labels.firsts`.
     """
 
     def __init__(self) -> None:
         """Start empty."""
         self.notes: dict[str, int] = {}
+        self.firsts: dict[str, str] = {}
         self._boxes, self._areas = array("d"), array("d")
         self._images, self._labels = array("q"), array("i")
         self._crowd, self._difficult = array("b"), array("b")
         self._outlines: list[bytes] = []
 
-    def count(self, what: str) -> None:
-        """Count something that was put right silently."""
+    def count(self, what: str, where: str = "") -> None:
+        """Count something that was put right silently, or may be wrong; remember the first place, if one is given."""
         self.notes[what] = self.notes.get(what, 0) + 1
+        if where:
+            self.firsts.setdefault(what, where)
 
     def add(
         self,
         image: int,
         label: int,
         box: Sequence[float],
+        where: str,
         *,
         area: float | None = None,
         crowd: bool = False,
@@ -141,6 +218,7 @@ class Rows:
             image: Index of the image.
             label: Class index.
             box: Absolute xywh, finite and not negative.
+            where: Where it stands, to name in messages.
             area: Area of the mask; none or an impossible one means that of the box.
             crowd: COCO's `iscrowd`.
             difficult: VOC's `difficult`.
@@ -148,11 +226,17 @@ class Rows:
         """
         x, y, width, height = box
         if not width * height > 0:
-            self.count("boxes without area dropped")
+            self.count(FLAT, where)
             return
+        if area is not None and area <= 0:
+            self.count(NO_AREA, where)
         if area is None or not 0 < area < np.inf:
             self.count("areas taken from the box")
             area = width * height
+        elif area > (width + ROUNDED) * (height + ROUNDED):
+            self.count(LARGE_AREA, where)
+        if crowd:
+            self.count("crowd regions, not trained on")
         self._boxes.extend((x, y, width, height))
         self._areas.append(area)
         self._images.append(image)
@@ -173,43 +257,40 @@ class Rows:
     ) -> Labels:
         """Sort the rows by image, keeping the order within each, and drop what lies wholly beyond the border."""
         images = np.frombuffer(self._images, dtype=np.int64)
-        boxes = np.frombuffer(self._boxes, dtype=np.float64).reshape(-1, 4)
         extent = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
-        visible = ~self._beyond(boxes, extent[images])
         order = np.argsort(images, kind="stable")
-        order = order[visible[order]]
-        return Labels(
+        found = Labels(
             classes=tuple(classes),
             category_ids=tuple(category_ids),
             image_ids=tuple(image_ids),  # type: ignore[arg-type]  # all numbers or all names
             files=tuple(files),
             sizes=extent,
             first=np.searchsorted(images[order], np.arange(len(image_ids) + 1)),
-            boxes=boxes[order],
+            boxes=np.frombuffer(self._boxes, dtype=np.float64).reshape(-1, 4)[order],
             labels=np.frombuffer(self._labels, dtype=np.int32)[order],
             areas=np.frombuffer(self._areas, dtype=np.float64)[order],
             crowd=np.frombuffer(self._crowd, dtype=np.int8)[order].astype(bool),
             difficult=np.frombuffer(self._difficult, dtype=np.int8)[order].astype(bool),
             outlines=gathered(self._outlines[row] for row in order.tolist()) if self._outlines else None,
             notes=self.notes,
+            firsts=self.firsts,
         )
+        return found.within(extent)
 
-    def _beyond(self, boxes: Float[np.ndarray, "N 4"], sizes: Int[np.ndarray, "N 2"]) -> Bool[np.ndarray, " N"]:
-        """Return which boxes share no pixel with their image; count them and those that are cut by its border."""
-        known = sizes.all(axis=1)
-        low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-        limit = sizes[:, ::-1]
-        outside: Bool[np.ndarray, " N"] = known & ((high <= 0) | (low >= limit)).any(axis=1)
-        cut = known & ~outside & ((low < -1) | (high > limit + 1)).any(axis=1)
-        for mask, what in ((outside, "boxes wholly outside their image dropped"), (cut, "boxes cut at the border")):
-            if mask.any():
-                self.notes[what] = int(mask.sum())
-        return outside
+
+def told(labels: Labels) -> dict[str, str]:
+    """Return what was noted -> a line that says how often, and where first.
+
+    Args:
+        labels: What was read.
+    """
+    places = {what: f"; the first is {where}" for what, where in labels.firsts.items()}
+    return {what: f"{count} {what}{places.get(what, '')}" for what, count in labels.notes.items()}
 
 
 def looks_like_corners(labels: Labels) -> bool:
     """Say whether so many boxes leave their image that x2, y2 may have been stored as width and height."""
-    lost = sum(count for what, count in labels.notes.items() if "outside" in what or "border" in what)
+    lost = labels.notes.get(OUTSIDE, 0) + labels.notes.get(CUT, 0)
     return lost > OUTSIDE_SHARE * max(len(labels.boxes), 1)
 
 
@@ -225,7 +306,7 @@ def twin_boxes(labels: Labels) -> int:
     Args:
         labels: What was read.
     """
-    owner = np.repeat(np.arange(len(labels)), np.diff(labels.first))
+    owner = labels.owners()
     columns = (*labels.boxes.T, labels.labels, labels.crowd, owner)
     order = np.lexsort(columns)
     same = [column[order][1:] == column[order][:-1] for column in columns]
@@ -252,7 +333,7 @@ def assumed_sizes(labels: Labels) -> Int[np.ndarray, "I 2"]:
     """
     corners = np.ceil(labels.boxes[:, :2] + labels.boxes[:, 2:])[:, ::-1].clip(1, 2**31)
     needed = np.ones((len(labels), 2))
-    np.maximum.at(needed, np.repeat(np.arange(len(labels)), np.diff(labels.first)), corners)
+    np.maximum.at(needed, labels.owners(), corners)
     return np.where(labels.sizes.all(axis=1, keepdims=True), labels.sizes, needed.astype(np.int64))
 
 
@@ -281,7 +362,7 @@ def ground_truth(labels: Labels) -> GroundTruth:
         `images`, `categories` and `annotations`, numbered from 1; `difficult` is VOC's flag, and there is a
         `segmentation` where outlines were kept.
     """
-    owner = np.repeat(np.arange(len(labels)), np.diff(labels.first))
+    owner = labels.owners()
     rows = zip(
         owner.tolist(),
         labels.labels.tolist(),

@@ -5,6 +5,7 @@ outside. COCO writes `counts` as a list of numbers or, compressed, as text. pyco
 its memory where they lie; so nothing goes there that was not counted first.
 """
 
+import json
 import math
 from typing import Any
 
@@ -29,6 +30,16 @@ def encode(masks: Bool[Tensor, "N H W"]) -> list[RunLengths]:
     columns = np.asfortranarray(masks.cpu().permute(1, 2, 0).numpy().astype(np.uint8))
     encoded: list[RunLengths] = coco_mask.encode(columns) if len(masks) else []
     return encoded
+
+
+def run_length_text(mask: Bool[Tensor, "H W"]) -> bytes:
+    """Return one mask as run lengths in JSON.
+
+    Args:
+        mask: It.
+    """
+    (runs,) = encode(mask[None])
+    return json.dumps({"size": runs["size"], "counts": runs["counts"].decode()}).encode()
 
 
 def read_mask(stated: object, size: tuple[int, int]) -> RunLengths:

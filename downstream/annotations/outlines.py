@@ -22,6 +22,8 @@ NO_MASK = b"[]"
 """The text of a row without segmentation, where such rows are allowed."""
 MISSING = "missing"
 """What is wrong with a row that has no segmentation."""
+ASIDE = "masks are smaller than a pixel or do not overlap their box, as if they were stored as fractions of their image"
+"""What is said of masks that `lies_aside` finds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,17 @@ class Outline:
         text: It, as JSON.
         size: Height and width of the image that it was made for, where it says so.
         reach: Largest coordinate of its polygons, in pixels and without sign.
+        extent: Absolute xyxy of the smallest box around it; `None` where there is none.
     """
 
     text: bytes
     size: tuple[int, int] | None = None
     reach: float = 0.0
+    extent: tuple[float, float, float, float] | None = None
+
+
+UNDRAWN = Outline(NO_MASK)
+"""That of a row without segmentation, where such rows are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,10 @@ class Outlines:
     def __getitem__(self, row: int) -> Any:
         """Return one row's polygons or run lengths."""
         return json.loads(self._text_of(row))
+
+    def drawn(self) -> Bool[np.ndarray, " N"]:
+        """Return which rows have a segmentation."""
+        return np.diff(self.ends) > len(NO_MASK)
 
     def pick(self, rows: Int[np.ndarray, " M"]) -> "Outlines":
         """Return some of the rows in the given order."""
@@ -90,16 +102,41 @@ def outline_of(segmentation: object) -> Outline | str:
             parts = sound_polygons(segmentation, FARTHEST)
         except ValueError as error:
             return f"{shown(segmentation)} {error}"
-        reach = float(max(abs(number) for part in parts for number in part))
-        return Outline(json.dumps(parts).encode(), reach=reach)
+        left, top, right, bottom = _extent(parts)
+        reach = float(max(abs(left), abs(top), abs(right), abs(bottom)))
+        return Outline(json.dumps(parts).encode(), reach=reach, extent=(left, top, right, bottom))
     if not isinstance(segmentation, dict):
         return shown(segmentation)
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         return f"size {shown(size)}"
     height, width = size
+    if not sound_counts(counts, height * width):
+        return f"counts {shown(counts)}"
     text = json.dumps({"size": size, "counts": counts}).encode()
-    return Outline(text, (height, width)) if sound_counts(counts, height * width) else f"counts {shown(counts)}"
+    left, top, across, down = coco_mask.toBbox(_runs(segmentation, (height, width))).tolist()
+    return Outline(text, (height, width), extent=(left, top, left + across, top + down))
+
+
+def lies_aside(outline: Outline, box: Sequence[float]) -> bool:
+    """Say whether a segmentation can't be that of its box: it is smaller than a pixel where that isn't, or beside it.
+
+    Args:
+        outline: It.
+        box: Absolute xywh.
+    """
+    if outline.extent is None:
+        return False
+    left, top, right, bottom = outline.extent
+    x, y, width, height = box
+    tiny = max(right - left, bottom - top) < 1 < max(width, height)
+    return tiny or right < x or bottom < y or left > x + width or top > y + height
+
+
+def _extent(parts: Sequence[Sequence[int | float]]) -> tuple[float, float, float, float]:
+    """Return the absolute xyxy of the smallest box around polygons."""
+    across, down = ([number for part in parts for number in part[side::2]] for side in (0, 1))
+    return float(min(across)), float(min(down)), float(max(across)), float(max(down))
 
 
 def sound_polygons(stated: Sequence[object], farthest: int) -> list[list[int | float]]:
@@ -151,15 +188,20 @@ def mask_of(segmentation: Any, size: tuple[int, int], where: str) -> Bool[np.nda
         runs = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     elif tuple(segmentation["size"]) != size:
         raise AnnotationError(f"{where}: a mask of {segmentation['size']} lies on an image of {list(size)} pixels")
-    elif isinstance(segmentation["counts"], list):
-        runs = coco_mask.frPyObjects(segmentation, height, width)
     else:
-        runs = {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
+        runs = _runs(segmentation, size)
     with warnings.catch_warnings():
         # pycocotools hands its memory to numpy in a way that numpy 2 wants to be told of.
         warnings.simplefilter("ignore", DeprecationWarning)
         drawn: Bool[np.ndarray, "H W"] = coco_mask.decode(runs).astype(bool)
     return drawn
+
+
+def _runs(segmentation: Any, size: tuple[int, int]) -> Any:
+    """Return run lengths that were checked in the form that the decoder takes."""
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, *size)
+    return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
 
 
 def outline_fault(segmentation: Any, size: tuple[int, int]) -> str | None:

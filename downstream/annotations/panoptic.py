@@ -14,13 +14,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from downstream.annotations.labelled import Annotated, LabelledImages
+from downstream.annotations.masks import run_length_text
+from downstream.annotations.outlines import NO_MASK, Outlines, gathered
+from downstream.annotations.pngs import read_ids
 from downstream.annotations.problems import Problems
 from downstream.annotations.segments import (
     EveryPixelLabelled,
     Panoptic,
     gather_panoptic,
     number_segments,
-    read_ids,
+    other_areas,
     read_panoptic,
     split_spec,
     tight_boxes,
@@ -73,10 +76,11 @@ class PanopticImages(LabelledImages, EveryPixelLabelled):
             AnnotationError: Images or PNGs are missing, or their size is not the stated one; all problems at once.
         """
         problems = Problems(origin)
-        _check_pngs(panoptic, problems)
+        sizes = _check_pngs(panoptic, problems)
         problems.stop()
         self._panoptic, self._draws = panoptic, masks
-        annotated = Annotated(labels=panoptic.measured().labels, folder=folder, origin=origin, places=panoptic.places)
+        labels = replace(panoptic.measured().labels, sizes=sizes)
+        annotated = Annotated(labels=labels, folder=folder, origin=origin, places=panoptic.places)
         super().__init__(annotated, problems, rules)
         self._place = {str(key): index for index, key in enumerate(panoptic.labels.image_ids)}
 
@@ -128,6 +132,21 @@ class PanopticImages(LabelledImages, EveryPixelLabelled):
         labels, crowd, areas = (torch.from_numpy(column[rows]) for column in columns)
         return labels.long(), crowd, areas
 
+    def outlines(self) -> Outlines:
+        """Return the segments of all images as run lengths; one without a pixel has none.
+
+        Raises:
+            UnreadableError: A PNG can't be decoded.
+            AnnotationError: A PNG and the file disagree.
+        """
+        texts = []
+        for key in self.keys:
+            truth = self.truth(key)
+            for number in range(1, len(truth.labels) + 1):
+                mask = truth.segments == number
+                texts.append(run_length_text(mask) if mask.any() else NO_MASK)
+        return gathered(texts)
+
     def __getitem__(self, index: int) -> Sample:
         """Read one image with its targets.
 
@@ -163,15 +182,15 @@ def inspect_panoptic(rest: str, problems: Problems) -> Annotated:
     path, _, images = split_spec(rest)
     if not panoptic.labels.files:
         problems.stop()
-    for index in _check_pngs(panoptic, problems):
+    for index in np.flatnonzero(_check_pngs(panoptic, problems).all(axis=1)).tolist():
         _compare(panoptic, index, problems)
     folder = images or _guess_folder(path, panoptic.labels.files[0])
     return Annotated(labels=panoptic.labels, folder=folder, origin=path, places=panoptic.places)
 
 
-def _check_pngs(panoptic: Panoptic, problems: Problems) -> list[int]:
-    """Note the PNGs that are missing or have not the stated size, by their headers, and return the others' images."""
-    sound = []
+def _check_pngs(panoptic: Panoptic, problems: Problems) -> Int[np.ndarray, "I 2"]:
+    """Return height and width of each PNG, by its header; zeros for one that is missing or has not the stated size."""
+    sizes = np.zeros((len(panoptic.pngs), 2), dtype=np.int64)
     found = image_sizes(panoptic.folder, panoptic.pngs, ANY_SIZE)
     for index, (size, stated) in enumerate(zip(found, panoptic.labels.sizes.tolist(), strict=True)):
         where = f"{panoptic.places[index]}.file_name"
@@ -181,15 +200,15 @@ def _check_pngs(panoptic: Panoptic, problems: Problems) -> list[int]:
             what = f"{panoptic.pngs[index]} has {size[0]} x {size[1]} pixels, its image {stated[0]} x {stated[1]}"
             problems.add(where, what, "the PNG must have the size (height x width) of the image")
         else:
-            sound.append(index)
-    return sound
+            sizes[index] = size
+    return sizes
 
 
 def _compare(panoptic: Panoptic, index: int, problems: Problems) -> None:
     """Note where a PNG and the file disagree; what only surprises is counted among the notes of the labels."""
     rows, where, png = panoptic.labels.rows(index), panoptic.places[index], panoptic.pngs[index]
     try:
-        pixels = read_ids(panoptic.folder / png)
+        pixels = read_ids(panoptic.folder / png, panoptic.ids[rows].tolist())
     except UnreadableError as error:
         problems.add(f"{where}.file_name", f"{error.path}: {error.reason}", "restore the PNG of the segments")
         return
@@ -199,11 +218,9 @@ def _compare(panoptic: Panoptic, index: int, problems: Problems) -> None:
         problems.add(
             f"{where}.segments_info", f"{png} has segment {strangers[0]}{more}", "list every segment of the PNG"
         )
-    stated = panoptic.labels.areas[rows]
-    counted = np.bincount(segments.numpy().ravel(), minlength=len(stated) + 1)[1:]
     notes = {
         "segments without a pixel in their PNG": len(absent),
-        "segments of another area than stated": int(((counted != stated) & ~np.isnan(stated) & (counted > 0)).sum()),
+        "segments of another area than stated": other_areas(segments, panoptic.labels.areas[rows]),
     }
     for what, count in notes.items():
         if count:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssldet.data.files import beside
+from ssldet.documents import binary_kind
 from ssldet.errors import AnnotationError
 from ssldet.escapes import printable, shortened
 from ssldet.regular import read_bytes
@@ -109,6 +110,8 @@ def text_of(path: Path) -> str:
         content = read_bytes(path)
     except OSError as error:
         raise AnnotationError(f"can't be read ({error.strerror})") from error
+    if kind := binary_kind(content):
+        raise AnnotationError(kind)
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
     try:
         return content.decode(encoding)
@@ -132,6 +135,8 @@ def json_of(
     """
     try:
         content = read_bytes(path)
+        if kind := binary_kind(content):
+            raise AnnotationError(f"{path}: {kind}; expects {expects}")
         document = json.loads(content, object_pairs_hook=partial(_unique, hook))
     except OSError as error:
         hint = beside(path) if isinstance(error, FileNotFoundError) else ""

@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
+from downstream.annotations.fields import other_kind
 from downstream.annotations.labels import Labels, stays_inside
+from downstream.annotations.pngs import read_ids
 from downstream.annotations.problems import Problems, json_of, records, shown
-from ssldet.data.images import ANY_SIZE, read_image
 from ssldet.errors import AnnotationError
 from ssldet.escapes import is_text
 from ssldet.source import Measurable
@@ -76,7 +77,7 @@ class Panoptic:
         """
         rows = self.labels.rows(index)
         path = self.folder / self.pngs[index]
-        segments, strangers, _ = number_segments(read_ids(path), self.ids[rows])
+        segments, strangers, _ = number_segments(read_ids(path, self.ids[rows].tolist()), self.ids[rows])
         if strangers:
             raise AnnotationError(f"{path}: has pixels of segment {strangers[0]}, which segments_info does not list")
         stated = tuple(self.labels.sizes[index].tolist())
@@ -156,7 +157,7 @@ def gather_panoptic(rest: str, problems: Problems) -> Panoptic:
     gathered = _Segments({key: label for label, key in enumerate(categories)}, images)
     for where, record in records(document, "annotations", problems):
         gathered.take(record, where, problems)
-    if left_out := len(images) - len(gathered.image_ids):
+    if left_out := len(images) - len(set(gathered.image_ids)):
         gathered.notes["images without annotations left out"] = left_out
     return gathered.panoptic(categories, folder)
 
@@ -179,7 +180,8 @@ class _Segments:
         """Take in the entry of one image."""
         key, name = record.get("image_id"), record.get("file_name")
         if type(key) is not int or key not in self._images:
-            problems.add(f"{where}.image_id", shown(key), "no image has this id; add it to $.images or drop the entry")
+            what = shown(key) + other_kind(key, self._images)
+            problems.add(f"{where}.image_id", what, "no image has this id; add it to $.images or drop the entry")
             return
         if key in self._seen:
             problems.add(f"{where}.image_id", f"{key} has two entries", "give every image one entry")
@@ -293,7 +295,8 @@ def sound_segment(
     elif number in seen:
         problems.add(f"{where}.id", f"{number} is listed twice", "give every segment of an image its own number")
     elif type(category) is not int or category not in categories:
-        problems.add(f"{where}.category_id", shown(category), "no category of the annotations has this id")
+        what = shown(category) + other_kind(category, categories)
+        problems.add(f"{where}.category_id", what, "no category of the annotations has this id")
     else:
         seen.add(number)
         return number
@@ -302,20 +305,6 @@ def sound_segment(
 
 def _pixels(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40
-
-
-def read_ids(path: Path) -> Int[np.ndarray, "H W"]:
-    """Return the number that each pixel of a PNG stands for.
-
-    Args:
-        path: A PNG of COCO's kind.
-
-    Raises:
-        UnreadableError: It can't be decoded.
-    """
-    red, green, blue = read_image(path, ANY_SIZE).numpy().astype(np.int32)
-    ids: Int[np.ndarray, "H W"] = red + 256 * green + 65536 * blue
-    return ids
 
 
 def number_segments(
@@ -336,6 +325,17 @@ def number_segments(
     strangers = [segment for segment in present.tolist() if segment and segment not in number_of]
     absent = sorted(set(number_of) - set(present.tolist()))
     return torch.from_numpy(numbers[places.reshape(pixels.shape)]), strangers, absent
+
+
+def other_areas(segments: Int[Tensor, "H W"], stated: Float[np.ndarray, " N"]) -> int:
+    """Return how many segments that have pixels have another number of them than is stated.
+
+    Args:
+        segments: Number of each pixel's segment, from 1; 0 for none.
+        stated: Area of each segment; NaN where none is stated.
+    """
+    counted = np.bincount(segments.numpy().ravel(), minlength=len(stated) + 1)[1:]
+    return int(((counted != stated) & ~np.isnan(stated) & (counted > 0)).sum())
 
 
 def tight_boxes(masks: Bool[Tensor, "N H W"]) -> Float[Tensor, "N 4"]:

@@ -4,10 +4,11 @@
 or an object of lists. `area` and `iscrowd` are read too, and so are the columns `image_id`, `height` and `width`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from downstream.annotations.fields import area_in, flag_in, image_id_in, size_in
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Rows
 from downstream.annotations.numbers import LARGEST, finite_number
@@ -21,6 +22,8 @@ from ssldet.source import Source, with_paths
 OBJECTS = "objects"
 CATEGORIES = ("category", "category_id", "label", "labels")
 """What the class of an object may be called."""
+CROWD = ("iscrowd", "is_crowd")
+"""What the flag of a crowd may be called."""
 BOX = "expects four finite numbers [x, y, width, height] in pixels, none of the sides negative"
 TOGETHER = 1000
 """Rows whose objects are read at once."""
@@ -60,15 +63,15 @@ def gather(table: Table, problems: Problems) -> Annotated:
         for place, record in enumerate(objects):
             _add(record, number, f"row {number}, object {place}", classes, rows, problems)
     names = [str(number) for number in range(len(table))]
+    places = [f"row {name}" for name in names]
     labels = rows.labels(
         classes=classes.names,
         category_ids=classes.ids,
-        image_ids=_ids(table) or list(range(len(table))),
+        image_ids=_ids(table, places, problems),
         files=names,
-        sizes=_sizes(table),
+        sizes=_sizes(table, places, problems),
     )
     path, _ = split_name(table.spec.removeprefix("hf:"))
-    places = [f"row {name}" for name in names]
     return Annotated(
         labels=labels, folder=Path(path), origin=Path(table.spec), places=places, archives=TablePlace(table)
     )
@@ -128,33 +131,45 @@ def _listed(value: Any) -> list[dict[str, Any]]:
 
 
 def _add(record: dict[str, Any], image: int, where: str, classes: _Classes, rows: Rows, problems: Problems) -> None:
+    before = len(problems)
     label = classes.number(record.get(classes.field))
     if label is None:
         remedy = f"must be one of {len(classes.names)} classes"
-        problems.add(f"{where}, {classes.field}", shown(record.get(classes.field)), remedy)
+        problems.add(f"{where}.{classes.field}", shown(record.get(classes.field)), remedy)
     box = record.get("bbox") or []
     numbers = [number for value in box if (number := finite_number(value)) is not None and abs(number) <= LARGEST]
     if len(numbers) != 4 or len(box) != 4 or min(numbers[2:]) < 0:
-        problems.add(f"{where}, bbox", shown(box), BOX)
-    elif label is not None:
-        crowd = bool(record.get("iscrowd") or record.get("is_crowd"))
-        if crowd:
-            rows.count("crowd regions, not trained on")
-        rows.add(image, label, numbers, area=finite_number(record.get("area")), crowd=crowd)
+        problems.add(f"{where}.bbox", shown(box), BOX)
+    # A column has an entry in every row, and null where a file would say nothing.
+    stated = {name: value for name, value in record.items() if value is not None}
+    flags = [flag_in(stated, name, where, problems) for name in CROWD]
+    area = area_in(stated, where, problems)
+    if len(problems) == before and label is not None:
+        rows.add(image, label, numbers, where, area=area, crowd=any(flags))
 
 
-def _ids(table: Table) -> list[int]:
-    """Return the ids that a table gives its images; none where they are no ids."""
-    if "image_id" not in table.rows.features:
-        return []
-    ids = list(table.rows["image_id"])
-    sound = all(type(value) is int for value in ids) and len(set(ids)) == len(ids)
-    return ids if sound else []
+def _ids(table: Table, places: Sequence[str], problems: Problems) -> list[Any]:
+    """Return the ids that a table gives its images, or the numbers of their rows where it has none."""
+    stated = list(table.rows["image_id"]) if "image_id" in table.rows.features else []
+    if all(value is None for value in stated):
+        return list(range(len(table)))
+    first: dict[Any, str] = {}
+    for value, where in zip(stated, places, strict=True):
+        key = image_id_in({"image_id": value}, "image_id", where, problems)
+        if key in first:
+            problems.add(
+                f"{where}.image_id", f"{shown(key)} is also the id of {first[key]}", "give every image its own id"
+            )
+        elif key is not None:
+            first[key] = where
+    return list(first) if len(first) == len(table) else list(range(len(table)))
 
 
-def _sizes(table: Table) -> list[tuple[int, int]]:
+def _sizes(table: Table, places: Sequence[str], problems: Problems) -> list[tuple[int, int]]:
     """Return the stated height and width of each image; zeros where a table states none."""
-    if not {"height", "width"} <= set(table.rows.features):
-        return [(0, 0)] * len(table)
-    stated = zip(table.rows["height"], table.rows["width"], strict=True)
-    return [(height, width) if type(height) is type(width) is int else (0, 0) for height, width in stated]
+    there = [side for side in ("height", "width") if side in table.rows.features]
+    columns = [table.rows[side] for side in there]
+    rows = zip(*columns, strict=True) if there else ((),) * len(table)
+    return [
+        size_in(dict(zip(there, row, strict=True)), where, problems) for row, where in zip(rows, places, strict=True)
+    ]

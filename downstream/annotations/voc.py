@@ -15,6 +15,7 @@ from downstream.annotations.numbers import LARGEST, number_in
 from downstream.annotations.problems import Problems, shown
 from downstream.annotations.voc_layout import ImageFinder, Layout, find_layout, lines_of
 from ssldet.data.images import ImageRules
+from ssldet.documents import binary_kind
 from ssldet.errors import AnnotationError, DataError, suggest
 from ssldet.regular import read_bytes
 from ssldet.source import with_paths
@@ -138,7 +139,7 @@ def _add_objects(rows: Rows, image: int, file: "_File", index: dict[str, int], p
         left, top, width, height = item.box
         if min(left, top) < 0:
             rows.count("boxes that begin before pixel 1, where VOC begins")
-        rows.add(image, index[item.name], item.box, area=width * height, difficult=item.difficult)
+        rows.add(image, index[item.name], item.box, item.where, area=width * height, difficult=item.difficult)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,8 @@ def _tree(path: Path) -> _Node:
         raise AnnotationError(f"can't be read ({error.strerror})") from error
     if not content.strip():
         raise AnnotationError("line 1: not XML (the file is empty)")
+    if kind := binary_kind(content):
+        raise AnnotationError(kind)
     try:
         collector.parser.feed(content)
         collector.parser.close()
@@ -254,9 +257,30 @@ def _read(path: Path, name: str, problems: Problems) -> _File:
         else:
             file.size = (int(height), int(width)) if height and width else (0, 0)
     for node in root.children:
-        if node.tag == "object" and (item := _object(node, name, problems)) is not None:
+        if node.tag != "object":
+            _require_no_object(node, name, problems)
+        elif (item := _object(node, name, problems)) is not None:
             file.objects.append(item)
     return file
+
+
+def _require_no_object(node: _Node, file: str, problems: Problems) -> None:
+    """Note an object that stands deeper than VOC's do, or is spelled otherwise: it would be missed in silence."""
+    if node.tag.lower() == "object":
+        problems.add(f"{file}:{node.line}", f"<{node.tag}>", "is spelled <object> in VOC's files; rename it")
+    elif (inner := _object_below(node)) is not None:
+        remedy = "stands directly below <annotation> in VOC's files; move it there"
+        problems.add(f"{file}:{inner.line}", f"<{inner.tag}> below <{node.tag}>", remedy)
+
+
+def _object_below(node: _Node) -> _Node | None:
+    """Return the first object at any depth below a node."""
+    for child in node.children:
+        if child.tag.lower() == "object":
+            return child
+        if (found := _object_below(child)) is not None:
+            return found
+    return None
 
 
 def _object(node: _Node, file: str, problems: Problems) -> _Object | None:

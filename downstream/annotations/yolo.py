@@ -14,6 +14,7 @@ from jaxtyping import Float
 from downstream.annotations.labelled import Annotated, LabelledImages
 from downstream.annotations.labels import Rows
 from downstream.annotations.numbers import number_in
+from downstream.annotations.outlines import NO_MASK
 from downstream.annotations.problems import Problems, shown, text_of
 from downstream.annotations.yolo_files import LabelFiles
 from ssldet.data.files import beside, list_files
@@ -66,7 +67,9 @@ def open_yolo(rest: str, rules: ImageRules, *, masks: bool = False) -> LabelledI
     return LabelledImages(annotated, problems, rules)
 
 
-def gather_yolo(rest: str, problems: Problems, rules: ImageRules, *, masks: bool = False) -> Annotated:
+def gather_yolo(
+    rest: str, problems: Problems, rules: ImageRules, *, masks: bool = False, lost: Problems | None = None
+) -> Annotated:
     """Read what is sound of a YOLO split. Rows are fractions, so the sizes of the images are read as well.
 
     An image without a label file, or with an empty one, has no objects. Rows repeated word for word count once. Where
@@ -78,6 +81,7 @@ def gather_yolo(rest: str, problems: Problems, rules: ImageRules, *, masks: bool
         problems: Takes what is wrong.
         rules: Which images are usable.
         masks: Keep the polygons.
+        lost: Takes the rows that are no polygons, in place of `problems`; they are kept without a mask then.
 
     Raises:
         AnnotationError: There is no such folder or split, or nothing in it.
@@ -92,13 +96,16 @@ def gather_yolo(rest: str, problems: Problems, rules: ImageRules, *, masks: bool
     rows = Rows()
     found = LabelFiles([folder / name for name in names])
     places = [_short(file, path.parent) for file in found.files]
+    for beside_it, other in found.contradictions:
+        what = f"another content than {shown(_short(other, path.parent))}, which labels the same image"
+        problems.add(_short(beside_it, path.parent), what, "keep one of the two files")
     labelled, boxed = 0, list[bool]()
     for image, (file, size) in enumerate(zip(found.files, sizes, strict=True)):
         if file not in found:
             rows.count("images without a label file, taken as images without objects")
             continue
         labelled += 1
-        reader = _Reader(places[image], image, size, classes, masks, keypoints, boxed)
+        reader = _Reader(places[image], image, size, classes, masks, keypoints, boxed, lost)
         reader.read(_lines(file, places[image], problems), rows, problems)
     if boxed and all(boxed):
         rows.notes[BOXED] = len(boxed)
@@ -129,6 +136,7 @@ class _Reader:
     masks: bool
     keypoints: int
     boxed: list[bool]
+    lost: Problems | None
 
     def read(self, lines: Sequence[str], rows: Rows, problems: Problems) -> None:
         """Take in the rows of the file; what is wrong with them goes to the problems."""
@@ -164,9 +172,11 @@ class _Reader:
             problems.add(place, shown(" ".join(words)), "width and height can't be negative")
             return
         if self.masks and len(words) == 5:
-            problems.add(place, "a box", "has no mask; use polygons, or train a task that needs none")
-            return
-        self._add(int(label), np.asarray(numbers, dtype=np.float64), rows)
+            faults = problems if self.lost is None else self.lost
+            faults.add(place, "a box", "has no mask; use polygons, or train a task that needs none")
+            if self.lost is None:
+                return
+        self._add(int(label), np.asarray(numbers, dtype=np.float64), place, rows)
 
     def _is_length(self, count: int) -> bool:
         """Say whether a row may have this many words."""
@@ -185,12 +195,12 @@ class _Reader:
             remedy += "; are there keypoints behind the box? state kpt_shape in data.yaml"
         return remedy
 
-    def _add(self, label: int, fractions: Float[np.ndarray, " N"], rows: Rows) -> None:
+    def _add(self, label: int, fractions: Float[np.ndarray, " N"], place: str, rows: Rows) -> None:
         height, width = self.size
         if not width:
             # The image is reported as missing or unusable; without its size there are no pixels to count in.
             return
-        outline = None
+        outline = NO_MASK if self.masks else None
         if len(fractions) == 4:
             x, y, across, down = fractions
             corners = np.array([[x - across / 2, y - down / 2], [x + across / 2, y + down / 2]])
@@ -201,7 +211,7 @@ class _Reader:
                 outline = json.dumps([(corners * (width, height)).ravel().tolist()]).encode()
         low, high = corners.min(axis=0) * (width, height), corners.max(axis=0) * (width, height)
         box = (*low.tolist(), *(high - low).tolist())
-        rows.add(self.image, label, box, area=box[2] * box[3], outline=outline)
+        rows.add(self.image, label, box, place, area=box[2] * box[3], outline=outline)
 
 
 def _description(place: Path) -> Path:

@@ -34,6 +34,7 @@ class LabelFiles:
 
     Attributes:
         files: The label file of each image; the usual name where it is not there.
+        contradictions: Label files of one image, beside it and in `labels`, that say something else.
     """
 
     def __init__(self, images: Sequence[Path]) -> None:
@@ -46,6 +47,7 @@ class LabelFiles:
         self._labels: dict[Path, dict[str, str]] = {}
         self._folders: set[tuple[Path, Path]] = set()
         self._there: set[Path] = set()
+        self.contradictions: list[tuple[Path, Path]] = []
         self.files = [self._file_of(image) for image in images]
 
     def __contains__(self, file: Path) -> bool:
@@ -73,13 +75,14 @@ class LabelFiles:
 
     def _file_of(self, image: Path) -> Path:
         usual = label_file(image)
-        for folder in (image.parent, usual.parent):
-            if name := self._texts(folder).get(image.stem):
-                self._there.add(folder / name)
-                self._folders.add((folder, image.parent))
-                return folder / name
-        self._folders.add((usual.parent, image.parent))
-        return usual
+        folders = dict.fromkeys((image.parent, usual.parent))
+        found = [folder / name for folder in folders if (name := self._texts(folder).get(image.stem))]
+        if len(found) > 1 and _rows_in(found[0]) != _rows_in(found[1]):
+            self.contradictions.append((found[0], found[1]))
+        file = found[0] if found else usual
+        self._there.update(found[:1])
+        self._folders.add((file.parent, image.parent))
+        return file
 
     def _texts(self, folder: Path) -> dict[str, str]:
         """Return name without ending -> name of the text files of a folder."""
@@ -101,10 +104,15 @@ def _stem(name: str) -> str:
     return os.path.splitext(name)[0]  # noqa: PTH122  # of text
 
 
+def _rows_in(file: Path) -> list[list[str]] | None:
+    """Return the words of each line that holds any; `None` where there is no text."""
+    try:
+        return [line.split() for line in text_of(file).splitlines() if line.strip()]
+    except AnnotationError:
+        return None
+
+
 def _holds_rows(file: Path) -> bool:
     """Say whether a text file is one of labels: lists of classes or images lie beside them too."""
-    try:
-        words = next((line.split() for line in text_of(file).splitlines() if line.strip()), [])
-    except AnnotationError:
-        return False
+    words = next(iter(_rows_in(file) or ()), [])
     return len(words) >= ROW and all(number_in(word) is not None for word in words)

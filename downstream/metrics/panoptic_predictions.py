@@ -9,15 +9,16 @@ import numpy as np
 import torch
 
 from downstream.annotations.labels import stays_inside
+from downstream.annotations.pngs import read_ids
 from downstream.annotations.problems import Problems, json_of, records, shown
 from downstream.annotations.segments import (
     Panoptic,
     number_segments,
-    read_ids,
+    other_areas,
     read_panoptic,
     sound_segment,
 )
-from downstream.metrics.panoptic_quality import count, panoptic_quality
+from downstream.metrics.panoptic_quality import OTHER_AREAS, count, panoptic_quality
 from ssldet.errors import AnnotationError, UnreadableError
 from ssldet.types import Segmentation
 
@@ -56,7 +57,7 @@ def score_panoptic(predictions: Path, spec: str) -> dict[str, Any]:
             problems.add("$.annotations", f"image {number} has no prediction", "predict every image of the annotations")
     problems.stop()
     classes = len(panoptic.labels.classes)
-    total = np.zeros((classes, 4))
+    total, contradicted = np.zeros((classes, 4)), 0
     for index, key in enumerate(panoptic.labels.image_ids):
         try:
             truth = panoptic.truth(index)
@@ -64,8 +65,11 @@ def score_panoptic(predictions: Path, spec: str) -> dict[str, Any]:
             raise AnnotationError(f"{error}; restore the PNG of the true segments") from error
         answer = _answer(*entries[key], folder, panoptic, truth, problems)
         if answer is not None:
-            total += count(truth, answer, classes, areas=panoptic.labels.areas[panoptic.labels.rows(index)])
+            total += count(truth, answer, classes)
+        contradicted += other_areas(truth.segments, panoptic.labels.areas[panoptic.labels.rows(index)])
     problems.stop()
+    if contradicted:
+        log.warning("%s: %d segments of %s", spec, contradicted, OTHER_AREAS)
     return panoptic_quality(total, panoptic.labels.classes, panoptic.is_thing)
 
 
@@ -114,7 +118,7 @@ def _answer(
             ids.append(number)
             labels.append(label_of[segment["category_id"]])
     try:
-        pixels = read_ids(folder / record["file_name"])
+        pixels = read_ids(folder / record["file_name"], ids)
     except UnreadableError as error:
         problems.add(f"{where}.file_name", f"{error.path}: {error.reason}", "expects a PNG of segment numbers")
         return None

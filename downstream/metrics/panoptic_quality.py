@@ -6,6 +6,7 @@ wrong. Each image is reduced to a few counts at once, so that many images need l
 influence.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from downstream.annotations.segments import EveryPixelLabelled
+from downstream.annotations.segments import EveryPixelLabelled, other_areas
 from ssldet.errors import DataError
 from ssldet.source import Source
 from ssldet.types import Batch, Detections, Segmentation
 
+log = logging.getLogger(__name__)
+
+OTHER_AREAS = (
+    "another area than stated; their pixels are counted, where panopticapi takes what is stated and differs; "
+    "ssldet data check counts them"
+)
+"""What is said of segments whose stated area is not the number of their pixels."""
 Counts = Float[np.ndarray, "C 4"]
 """For each class: sum of the overlaps of matches, number of matches, of wrong answers and of missed segments."""
 
@@ -44,6 +52,7 @@ class PanopticQuality:
             raise DataError("no labelled pixels to measure against; evaluate on one panoptic:ANN.json:PNGS:IMAGES")
         self.source: EveryPixelLabelled = source
         self._counts: dict[str, Counts] = {}
+        self._warned = False
 
     def update(self, detections: list[Detections], batch: Batch) -> None:
         """Take in one batch.
@@ -68,7 +77,10 @@ class PanopticQuality:
             if truth.segments.shape != answer.segments.shape:
                 sizes = " and ".join(" x ".join(map(str, part.segments.shape)) for part in (answer, truth))
                 raise DataError(f"image {key}: answer and truth differ in size, {sizes} (height x width)")
-            self._counts[key] = count(truth, answer, classes, areas=self.source.stated(key)[2].numpy())
+            if not self._warned and other_areas(truth.segments, self.source.stated(key)[2].numpy()):
+                self._warned = True
+                log.warning("image %s: segments of %s", key, OTHER_AREAS)
+            self._counts[key] = count(truth, answer, classes)
 
     def take_rows(self) -> dict[str, Counts]:
         """Return the counts of each image since the last call, and forget them."""
@@ -90,17 +102,13 @@ class PanopticQuality:
         return panoptic_quality(counts, self.source.classes, self.source.is_thing)
 
 
-def count(
-    truth: Segmentation, answer: Segmentation, classes: int, *, areas: Float[np.ndarray, " N"] | None = None
-) -> Counts:
-    """Compare truth and answer of one image.
+def count(truth: Segmentation, answer: Segmentation, classes: int) -> Counts:
+    """Compare truth and answer of one image. Areas are counted, so that no overlap is above 1 whatever a file states.
 
     Args:
         truth: The true segmentation.
         answer: The predicted segmentation of the same pixels.
         classes: Number of classes.
-        areas: Area of each true segment as stated in the annotations, which panopticapi uses; the pixels are counted
-            instead if it is `None`, or for a segment whose area is NaN.
 
     Returns:
         Counts that add up over images.
@@ -111,8 +119,7 @@ def count(
     shared = np.bincount(pairs.ravel(), minlength=(len(labels) + 1) * (len(found) + 1))
     shared = shared.reshape(len(labels) + 1, len(found) + 1)
     sizes, void, common = shared.sum(axis=0)[1:], shared[0, 1:], shared[1:, 1:]
-    counted = shared.sum(axis=1)[1:]
-    areas = counted if areas is None else np.where(np.isnan(areas), counted, areas)
+    areas = shared.sum(axis=1)[1:]
     overlap = common / np.maximum(areas[:, None] + sizes - common - void, 1)
     match = (overlap > 0.5) & (labels[:, None] == found) & ~crowd[:, None]
     forgiven = void + _in_crowd(common, labels, crowd, found)

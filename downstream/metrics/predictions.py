@@ -1,14 +1,16 @@
 """results file, coco:…, voc:… or yolo:… -> AP: score detections of any program, without a model."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from downstream.annotations.coco import read_coco
-from downstream.annotations.labels import Labels, ground_truth
+from downstream.annotations.coco import Masks, read_coco
+from downstream.annotations.fields import other_kind
+from downstream.annotations.labels import DOUBTS, Labels, ground_truth, told
 from downstream.annotations.masks import read_mask
 from downstream.annotations.numbers import finite_number
 from downstream.annotations.problems import SHOWN, Problems, json_of, shown
@@ -20,6 +22,8 @@ from ssldet.data.images import ANY_SIZE
 from ssldet.errors import ConfigError, suggest
 from ssldet.regular import read_bytes
 from ssldet.source import GroundTruth
+
+log = logging.getLogger(__name__)
 
 READERS: dict[str, Callable[[str, bool], Labels]] = {
     "coco": lambda rest, _: read_coco(Path(rest.partition(":")[0])),
@@ -68,10 +72,13 @@ def score_predictions(
     masks = _with_masks(records)
     labels = READERS[form](rest, masks)
     rows = _checked(records, labels, Problems(predictions))
+    for what, line in told(labels).items():
+        if what in DOUBTS:
+            log.warning("%s: %s", spec, line)
     annotations = Path(rest.partition(":")[0])
     if form == "coco" and masks:
         # The same checks of true masks as in training, all faults at once.
-        read_coco(annotations, masks=True)
+        read_coco(annotations, masks=Masks.KEPT)
     truth = _as_stated(annotations) if form == "coco" else ground_truth(labels)
     found = figures(truth, rows)
     return {**found, "segm": mask_ap(truth, rows, max_dets=max_dets)} if masks and metric == "coco" else found
@@ -176,7 +183,9 @@ def _original_id(record: Mapping[str, Any], name: str, ids: Mapping[Any, Any], w
     if isinstance(value, int | str) and not isinstance(value, bool) and value in ids:
         return ids[value]
     # The search for similar names is slow, and the first few faults show the pattern.
-    nearest = suggest(value, map(str, ids)) if isinstance(value, str) and len(problems) < SHOWN else ""
+    nearest = other_kind(value, ids) if len(problems) < SHOWN else ""
+    if not nearest and isinstance(value, str) and len(problems) < SHOWN:
+        nearest = suggest(value, map(str, ids))
     example = next(iter(ids.values()))
     remedy = f"no such {name.removesuffix('_id')} in the annotations, whose first is {example!r}"
     problems.add(f"{where}.{name}", (shown(value) if name in record else "missing") + nearest, remedy)

@@ -1,6 +1,7 @@
 """open file -> an image of any number of channels: TIFF (multi-band, 16 bit), NumPy's `.npy`, or what Pillow reads.
 
 Values are kept as they are, as floats in 0..1: 16 bits are divided by 65535, 8 bits by 255, and nothing is squeezed.
+Images are turned upright where they state that they are stored otherwise, as pictures are.
 Satellite and microscopy files are read by `tifffile`, which the extra `bands` installs. Axes are told apart by what the
 file states, else by which of them has the wanted number of channels.
 """
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ssldet.data.orientation import take_orientation
 from ssldet.errors import SetupError, UnreadableError
 
 RGB = 3
@@ -26,18 +28,31 @@ NPY_MAGIC = b"\x93NUMPY"
 FULL = {"uint8": 255, "uint16": 65_535}
 """Kinds of numbers that are read, and the value that becomes 1; of others no range is declared."""
 
+TURNED: dict[int, tuple[bool, tuple[int, ...]]] = {
+    2: (False, (2,)),
+    3: (False, (1, 2)),
+    4: (False, (1,)),
+    5: (True, ()),
+    6: (True, (2,)),
+    7: (True, (1, 2)),
+    8: (True, (1,)),
+}
+"""EXIF's orientation -> whether rows and columns change places, and which axes of `C H W` are mirrored then."""
+
 
 @dataclass(frozen=True)
 class BandImage:
     """The header of an image, and how its values are read.
 
     Attributes:
-        size: Width and height, as Pillow says it.
-        read: Returns the values, `C H W` in 0..1.
+        size: Width and height of the upright image, as Pillow says it.
+        read: Returns the upright values, `C H W` in 0..1.
+        changes_sides: Whether it is stored with height and width exchanged.
     """
 
     size: tuple[int, int]
     read: Callable[[], Float[Tensor, "C H W"]]
+    changes_sides: bool = False
 
 
 def open_bands(file: BinaryIO, path: str, channels: int, formats: tuple[str, ...]) -> BandImage:
@@ -61,7 +76,8 @@ def open_bands(file: BinaryIO, path: str, channels: int, formats: tuple[str, ...
     if start[:4] in TIFF_MAGICS:
         return _of_tiff(file, path, channels)
     image = Image.open(file, formats=formats)
-    return _laid_out(*_of_pillow(image, path), channels, path, lambda: np.asarray(image))
+    found = _laid_out(*_of_pillow(image, path), channels, path, lambda: np.asarray(image))
+    return _upright(found, take_orientation(image))
 
 
 def _of_pillow(image: Image.Image, path: str) -> tuple[tuple[int, ...], np.dtype[Any], str]:
@@ -83,7 +99,23 @@ def _of_tiff(file: BinaryIO, path: str, channels: int) -> BandImage:
 
     with warnings.catch_warnings(action="ignore"):
         series = tifffile.TiffFile(file).series[0]
-    return _laid_out(tuple(series.shape), series.dtype, str(series.axes), channels, path, series.asarray)
+        stated = series.keyframe.tags.get("Orientation")
+    found = _laid_out(tuple(series.shape), series.dtype, str(series.axes), channels, path, series.asarray)
+    return _upright(found, 1 if stated is None else int(stated.value))
+
+
+def _upright(image: BandImage, orientation: int) -> BandImage:
+    """Return an image as EXIF says that it is to be turned."""
+    if orientation not in TURNED:
+        return image
+    exchanged, axes = TURNED[orientation]
+
+    def values() -> Float[Tensor, "C H W"]:
+        stored = image.read()
+        return (stored.transpose(1, 2) if exchanged else stored).flip(axes).contiguous()
+
+    width, height = image.size
+    return BandImage((height, width) if exchanged else (width, height), values, exchanged)
 
 
 def _laid_out(

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from ssldet.data.names import Names
+from ssldet.data.passed_by import PassedBy
 from ssldet.documents import OddDocumentError, parse_json
 from ssldet.errors import DataError, suggest
 from ssldet.escapes import counted, shown
@@ -40,12 +41,14 @@ class Listing:
         skipped: Folders that could not be opened.
         read: Folders and lists that were read -> the time of their last change before, in nanoseconds; -1 where it
             can't tell. While all of them are unchanged, so are the names.
+        unread: What to say of pictures in formats that are not read; empty where there are none.
     """
 
     root: str
     names: Names
     skipped: tuple[Skipped, ...]
     read: Mapping[str, int] = field(compare=False)
+    unread: str = ""
 
 
 def list_files(specs: Sequence[str | Path]) -> Listing:
@@ -73,14 +76,16 @@ def list_files(specs: Sequence[str | Path]) -> Listing:
         _expand(path, found)
         if len(found.files) == count:
             closed = f"; {shown(found.skipped[number].path)} can't be opened" if found.skipped[number:] else ""
-            raise DataError(f"no image in {shown(spec)}{closed}; names are searched for {' '.join(ENDINGS)}")
+            unread = f"; {found.passed_by}" if str(found.passed_by) else ""
+            raise DataError(f"no image in {shown(spec)}{closed}{unread}; names are searched for {' '.join(ENDINGS)}")
     files = found.without_twins()
     root = os.path.commonpath(folders | found.parents)
     prefix = len(os.fsencode(root.rstrip(os.sep) + os.sep))
     for number, file in enumerate(files):  # in place, so that a million names are there once
         files[number] = file[prefix:].replace(SEPARATOR, b"/")
     files.sort()
-    return Listing(root=root, names=Names.of(files), skipped=tuple(found.skipped), read=found.read)
+    names, unread = Names.of(files), str(found.passed_by)
+    return Listing(root=root, names=names, skipped=tuple(found.skipped), read=found.read, unread=unread)
 
 
 def find_images(specs: Sequence[str | Path]) -> list[Path]:
@@ -155,6 +160,7 @@ class _Found:
         parents: The folders that hold them.
         skipped: Folders that could not be opened.
         read: Folders and lists that were read -> time of their last change.
+        passed_by: Pictures in formats that are not read.
     """
 
     def __init__(self) -> None:
@@ -162,6 +168,7 @@ class _Found:
         self.parents: set[str] = set()
         self.skipped: list[Skipped] = []
         self.read: dict[str, int] = {}
+        self.passed_by = PassedBy()
         self._devices, self._inodes = array("q"), array("Q")
         self._nameless: dict[bytes, int] = {}
 
@@ -270,6 +277,8 @@ def _walk(folder: Path, pattern: Sequence[str], found: _Found) -> None:
                 known = (device, 0 if _is_link(entry) else entry.inode())
                 names.append(name)
                 identities.append(known if known[1] else _identity(os.fsdecode(entry.path)))
+            else:
+                found.passed_by.look_at(entry.path)
         found.add(here, names, identities)
 
 

@@ -50,6 +50,7 @@ class Usable:
         closed: Folders that could not be opened.
         fingerprint: Short hash of names and sizes.
         read: As in `files.Listing`.
+        unread: As in `files.Listing`.
         stamps: Size and time of each file when it was judged; `None` where this is not kept.
         file: Where this is kept; `None` if it is not.
     """
@@ -60,6 +61,7 @@ class Usable:
     closed: tuple[Skipped, ...]
     fingerprint: str
     read: dict[str, int]
+    unread: str = ""
     stamps: Int64[np.ndarray, "N 2"] | None = None
     file: Path | None = None
 
@@ -164,6 +166,7 @@ def judge(listing: Listing, rules: ImageRules, known: Usable | None = None) -> U
         closed=listing.skipped,
         fingerprint=_fingerprint(usable, stamps[good, 0]),
         read=dict(listing.read),
+        unread=listing.unread,
         stamps=stamps[good],
     )
 
@@ -243,6 +246,7 @@ def _save(usable: Usable, place: Path) -> None:
         "closed": [asdict(entry) for entry in usable.closed],
         "fingerprint": usable.fingerprint,
         "read": usable.read,
+        "unread": usable.unread,
     }
     write_mapped(place, document, arrays)
     log.info("indexed %d images in %s", len(usable.names), place)
@@ -263,6 +267,7 @@ def _load(place: Path) -> Usable | None:
             closed=tuple(Skipped(**entry) for entry in document["closed"]),
             fingerprint=document["fingerprint"],
             read=document["read"],
+            unread=document.get("unread", ""),
             stamps=arrays["stamps"],
             file=place,
         )

@@ -323,7 +323,7 @@ def size_of(image: Image.Image | BandImage, _: Stamp) -> tuple[int, int]:
 
 def turned(image: Image.Image | BandImage, _: Stamp) -> bool:
     """Say whether an opened image states a rotation that exchanges height and width."""
-    return not isinstance(image, BandImage) and changes_sides(image)
+    return image.changes_sides if isinstance(image, BandImage) else changes_sides(image)
 
 
 def _thumbnail(image: Image.Image | BandImage, _: Stamp, *, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

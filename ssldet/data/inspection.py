@@ -92,7 +92,8 @@ def inspect_images(spec: str, rules: ImageRules) -> Inspection:
         source = open_images([spec], rules)
     except DataError as error:
         return not_opened(spec, error)
-    return Inspection(spec=spec, skipped=source.skipped, counts={"images": len(source)})
+    warnings = (source.usable.unread,) if source.usable.unread else ()
+    return Inspection(spec=spec, warnings=warnings, skipped=source.skipped, counts={"images": len(source)})
 
 
 def not_opened(spec: str, error: DataError) -> Inspection:

@@ -94,6 +94,8 @@ def pack(specs: Sequence[str | Path], out: Path, rules: ImageRules, megabytes: i
     if megabytes < 1:
         raise ConfigError(f"--megabytes {megabytes}: expects a whole number from 1 on")
     usable = usable_images(specs, rules)
+    if usable.unread:
+        log.warning("%s", usable.unread)
     reasons = dict(_tallied(usable))
     if not len(usable.names):
         raise DataError(f"0 of {usable.listed} images usable in {', '.join(map(shown, specs))}; nothing is packed")

@@ -62,7 +62,10 @@ def open_source(
             opened = registry.find("ssldet.sources", name)
             sources.append(opened(rest, rules, masks=masks))
     if images or not sources:
-        sources.append(open_images(images, rules))
+        pictures = open_images(images, rules)
+        if pictures.usable.unread:
+            log.warning("%s", pictures.usable.unread)
+        sources.append(pictures)
     order = classes or next((source.classes for source in sources if source.classes), ())
     sources = [_in_order(source, order) for source in sources]
     whole = joined(sources)

@@ -75,11 +75,7 @@ def convert_data(spec: str, *, to: str, out: str | Path) -> ConversionReport:
     path = Path(out)
     if path.exists():
         raise ConfigError(f"{path}: exists and is not overwritten; choose another name")
-    try:
-        source = _open([spec], masks=True)
-    except DataError:
-        source = _open([spec])  # it has no masks, or not one for each object
-    report: ConversionReport = write(source, path)
+    report: ConversionReport = write(spec, path, RULES)
     return report
 
 
@@ -118,5 +114,5 @@ def pack_data(images: Specs, *, out: str | Path, megabytes: int = MEGABYTES) -> 
     return pack(specs, Path(out), RULES, megabytes)
 
 
-def _open(specs: Sequence[str], *, masks: bool = False) -> Source:
-    return open_source(specs, RULES, masks=masks)
+def _open(specs: Sequence[str]) -> Source:
+    return open_source(specs, RULES)

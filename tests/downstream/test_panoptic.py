@@ -14,7 +14,7 @@ import torch
 import ssldet
 from downstream.annotations.coco import open_coco
 from downstream.annotations.panoptic import PanopticImages, open_panoptic
-from downstream.annotations.segments import read_ids
+from downstream.annotations.pngs import read_ids
 from downstream.annotations.shapes import write_shapes
 from downstream.metrics.segmentation import SegmentationFigures
 from downstream.panoptic import MaskPrediction, Panoptic
@@ -325,8 +325,8 @@ def test_predictions_are_pictures_and_panoptic_results(trained: ssldet.Trained, 
     document = json.loads((place / "seen" / "panoptic.json").read_text())
     assert len(document["annotations"]) == 6
     for entry in document["annotations"]:
-        pixels = read_ids(place / "seen" / "panoptic" / entry["file_name"])
         sizes = {segment["id"]: segment["area"] for segment in entry["segments_info"]}
+        pixels = read_ids(place / "seen" / "panoptic" / entry["file_name"], sizes)
         assert {n: int((pixels == n).sum()) for n in sizes} == sizes
         assert all(segment["category"] in CLASSES for segment in entry["segments_info"])
     assert len(list((place / "seen").glob("*.png"))) == 6

@@ -12,7 +12,7 @@ from PIL import Image
 
 import ssldet
 from downstream.detection import Detection
-from ssldet.data.images import ImageRules, image_sizes, read_image
+from ssldet.data.images import ImageRules, image_sizes, is_turned, read_image
 from ssldet.data.photometric import Jitter, apply_jitter, draw_jitter
 from ssldet.engine.run import Run
 from ssldet.errors import CheckpointError, ConfigError, UnreadableError
@@ -70,6 +70,25 @@ def test_one_channel_comes_from_ordinary_files_too(tmp_path: Path) -> None:
     Image.fromarray(grey).save(tmp_path / "grey.png")
     image = read_image(tmp_path / "grey.png", ImageRules(channels=1))
     assert torch.equal((image[0] * 65_535).round().int(), torch.from_numpy(grey.astype(np.int32)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+def test_one_channel_is_turned_upright_as_three_are(tmp_path: Path, ending: str, orientation: int) -> None:
+    grey = Image.fromarray(bands(3)[0, :24, :40].astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if ending == "tif":
+        grey.save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
+    else:
+        grey.save(tmp_path / f"a.{ending}", exif=exif)
+    one, three = (ImageRules(channels=channels) for channels in (1, 3))
+    sizes = [image_sizes(tmp_path, [f"a.{ending}"], rules) for rules in (one, three)]
+    assert sizes[0] == sizes[1] == [(40, 24) if orientation > 4 else (24, 40)]
+    path = tmp_path / f"a.{ending}"
+    assert is_turned(path, one) == is_turned(path, three) == (orientation > 4)
+    colours = read_image(path, three)
+    assert torch.equal((255 * read_image(path, one)).round().byte().expand(3, -1, -1), colours)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

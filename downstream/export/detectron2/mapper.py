@@ -9,7 +9,8 @@ import torch
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
-from downstream.annotations.segments import read_ids, tight_boxes
+from downstream.annotations.pngs import read_ids
+from downstream.annotations.segments import tight_boxes
 from downstream.export.detectron2.catalogue import contiguous, prepared
 from downstream.one_shot import OneShot
 from ssldet import chance
@@ -95,7 +96,8 @@ class Mapper:
 
     def _segments(self, entry: Mapping[str, Any]) -> Targets:
         """Read segments; detectron2 counts the classes of things and of stuff each from 0."""
-        pixels = torch.from_numpy(read_ids(Path(entry["pan_seg_file_name"])))
+        listed = [one["id"] for one in entry["segments_info"]]
+        pixels = torch.from_numpy(read_ids(Path(entry["pan_seg_file_name"]), listed))
         kept = [
             one for one in entry["segments_info"] if not one.get("iscrowd", 0) and bool((pixels == one["id"]).any())
         ]

@@ -7,17 +7,24 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from downstream.annotations.labelled import LabelledImages
+from downstream.metrics.predictions import score_predictions
 from ssldet import cli
+from ssldet.data.images import ImageRules
 from ssldet.data.inspection import Inspection
+from ssldet.data.sources import open_source
 from ssldet.verbs import check_data
 
 BOX = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 10, 12], "area": 120, "iscrowd": 0}
 
 
-def write(folder: Path, *rows: dict[str, Any], names: tuple[str, ...] = ("a.png", "b.png", "c.png")) -> str:
+def write(
+    folder: Path, *rows: dict[str, Any], names: tuple[str, ...] = ("a.png", "b.png", "c.png"), sized: bool = True
+) -> str:
     for name in names:
         Image.new("RGB", (60, 40)).save(folder / name)
-    images = [{"id": n, "file_name": name, "height": 40, "width": 60} for n, name in enumerate(names, start=1)]
+    size = {"height": 40, "width": 60} if sized else {}
+    images = [{"id": n, "file_name": name, **size} for n, name in enumerate(names, start=1)]
     annotations = [{"id": n, **BOX, **row} for n, row in enumerate(rows, start=1)]
     categories = [{"id": 3, "name": "cup"}, {"id": 9, "name": "cat"}]
     document = {"images": images, "annotations": annotations, "categories": categories}
@@ -132,3 +139,32 @@ def test_a_path_that_is_not_there_is_told_with_the_one_that_is_meant(tmp_path: P
         f"yolo:{tmp_path}/pictres": "pictures",
     }.items():
         assert f"(did you mean '{meant}'?)" in str(check_data(spec))
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_boxes_beyond_the_border_are_told_whether_sizes_are_stated_or_not(tmp_path: Path, sized: bool) -> None:
+    spec = write(tmp_path, {"bbox": [70, 5, 9, 9]}, {"bbox": [30, 20, 50, 36]}, {}, sized=sized)
+    warnings = check_data(spec).warnings
+    assert "1 boxes wholly outside their image dropped; the first is [70.0, 5.0, 9.0, 9.0] of a.png" in warnings
+    assert "1 boxes cut at the border; the first is [30.0, 20.0, 50.0, 36.0] of a.png" in warnings
+    assert any("stored as x1 y1 x2 y2" in warning for warning in warnings)
+    source = open_source([spec], ImageRules())
+    assert isinstance(source, LabelledImages)
+    assert len(source.ground_truth()["annotations"]) == 2, "what is outside is no object that could be missed"
+
+
+@pytest.mark.parametrize(("area", "said"), [(1e6, "larger than their box"), (-1, "not above 0"), (0, "not above 0")])
+def test_areas_that_can_not_be_are_told_with_the_first_place(
+    tmp_path: Path, area: float, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = write(tmp_path, {}, {"area": 12 * 14, "image_id": 2}, {"area": area, "bbox": [3, 4, 12, 10]})
+    (warning,) = [line for line in check_data(spec).warnings if "stated areas" in line]
+    assert warning.startswith("1 stated areas are ")
+    assert said in warning
+    assert warning.endswith("; the first is $.annotations[2]")
+    open_source([spec], ImageRules())
+    assert warning in caplog.text
+    caplog.clear()
+    (tmp_path / "results.json").write_text("[]")
+    score_predictions(tmp_path / "results.json", spec)
+    assert warning in caplog.text

@@ -1,6 +1,7 @@
 """Every known way in which a COCO file goes wrong: refused with its place and advice, or put right and counted."""
 
 import copy
+import gzip
 import json
 import logging
 import os
@@ -226,7 +227,7 @@ REFUSED = [
     (all_ids_zero, "$.annotations[1].id: 0", "own id"),
     (unknown_category, "$.annotations[0].category_id: 2", "$.categories"),
     (unknown_image, "$.annotations[0].image_id: 4", "$.images"),
-    (image_id_as_text, "$.annotations[0].image_id: '3'; no image has this id, but 3", "add it"),
+    (image_id_as_text, "image_id: '3' (text, where the annotations have the number 3); no image has this id", "add it"),
     (duplicate_image_id, "$.images[1].id: 7 of b.png is also the id of a.png", "own id"),
     (duplicate_file_name, "$.images[1].file_name: ./a.png is also the file of $.images[0]", "once"),
     (odd_difficult_flag, "$.annotations[0].difficult: 2", "0 or 1"),
@@ -661,7 +662,9 @@ def test_ids_of_images_that_differ_by_quotes_are_refused(tmp_path: Path) -> None
         opened(tmp_path, mutated(quote))
     said = str(caught.value)
     assert "$.images[1].id: '3', where those of other images are whole numbers; write" in said
-    assert "$.annotations[0].image_id: 3; no image has this id, but '3'" in said
+    assert (
+        "$.annotations[0].image_id: 3 (a number, where the annotations have the text '3'); no image has this id" in said
+    )
 
 
 def test_one_id_with_decimals_is_told_once(tmp_path: Path) -> None:
@@ -696,3 +699,17 @@ def test_a_name_of_spaces_is_no_name_of_a_class(tmp_path: Path) -> None:
         opened(tmp_path, mutated(blank))
     assert "$.categories[0].name: '  '; expects the name" in str(caught.value)
     assert "$.categories[1].name: missing; expects the name" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"{}"), r"is gzip-compressed; gunzip it"),
+        (b"\x89PNG\r\n\x1a\n", r"is a PNG picture; expects an object with images"),
+        (b"PK\3\4", r"is a zip archive; unzip it"),
+    ],
+)
+def test_what_is_no_text_is_called_what_it_is(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "ann.json").write_bytes(content)
+    with pytest.raises(AnnotationError, match=said):
+        open_coco(f"{tmp_path / 'ann.json'}:{tmp_path}", ImageRules())

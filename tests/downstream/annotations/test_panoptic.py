@@ -220,6 +220,43 @@ def test_a_sound_set_is_inspected_to_the_last_pixel(made: Path) -> None:
     assert "1 segments without a pixel in their PNG" in warnings
 
 
+@pytest.mark.parametrize(
+    ("kind", "ids"),
+    [(np.uint8, (7, 5, 99, 255)), (np.uint16, (7, 300, 128, 60_000)), (np.uint8, (65_793, 2 * 65_793, 99 * 65_793, 5))],
+    ids=["8 bits", "16 bits", "colours saved as grey"],
+)
+def test_values_of_grey_pngs_are_ids(made: Path, kind: type, ids: tuple[int, ...]) -> None:
+    document = json.loads(made.read_text())
+    segments = document["annotations"][0]["segments_info"]
+    old = np.zeros((30, 40), dtype=np.int64)
+    for place, value in (
+        ((slice(20, 30), slice(None)), 0),
+        ((slice(2, 9), slice(3, 11)), 1),
+        ((slice(10, 14), slice(20, 30)), 2),
+    ):
+        old[place] = ids[value] if ids[value] % 65_793 else ids[value] // 65_793
+    for segment, number in zip(segments[:3], ids, strict=False):
+        segment["id"] = number
+    del segments[3]
+    made.write_text(json.dumps(document))
+    Image.fromarray(old.astype(kind)).save(made.parent / "ann/a.png")
+    inspection = check_data(f"panoptic:{made}")
+    assert inspection.sound
+    assert not any("segments" in warning for warning in inspection.warnings)
+    masks = opened(made)[0].targets.masks
+    assert masks is not None
+    assert masks.sum(dim=(1, 2)).tolist() == [400, 56]
+
+
+def test_an_image_with_two_entries_is_one_image(made: Path) -> None:
+    document = json.loads(made.read_text())
+    document["annotations"].append(document["annotations"][0])
+    made.write_text(json.dumps(document))
+    inspection = check_data(f"panoptic:{made}")
+    assert inspection.problem_count
+    assert not any("without annotations" in warning for warning in inspection.warnings)
+
+
 def test_everything_that_does_not_fit_is_listed_at_once(made: Path) -> None:
     change(made, ("annotations", 0, "segments_info", 3, "category_id"), 8)
     change(made, ("images", 0, "height"), 31)

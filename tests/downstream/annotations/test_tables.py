@@ -133,10 +133,40 @@ def test_what_is_wrong_with_labels_is_said_at_once(made: Path) -> None:
         opened(f"hf:{made}/wrong")
     said = str(caught.value)
     assert "3 problems" in said
-    assert "row 0, object 0, bbox: [1.0, 2.0, -3.0, 4.0]" in said
-    assert "row 0, object 1, category: -1; must be one of 3 classes" in said
-    assert "row 2, object 0, bbox" in said
+    assert "row 0, object 0.bbox: [1.0, 2.0, -3.0, 4.0]" in said
+    assert "row 0, object 1.category: -1; must be one of 3 classes" in said
+    assert "row 2, object 0.bbox" in said
     assert check_data(f"hf:{made}/wrong").problem_count == 3
+
+
+def test_ids_flags_and_sizes_are_checked_as_those_of_coco_are(made: Path) -> None:
+    hf = library()
+    rows = as_dataset(made / "set" / "instances.json").to_list()
+    for number, row in enumerate(rows):
+        row |= {"image_id": max(number, 1), "height": 48.0, "width": 48.0 if number != 3 else 47.5}
+        row["objects"] = [{"bbox": [1.0, 2.0, 3.0, 4.0], "category": 1, "iscrowd": "0" if number == 4 else None}]
+    hf.Dataset.from_list(rows).cast_column("image", hf.Image()).save_to_disk(str(made / "odd"))
+    said = {entry["where"]: entry["what"] for entry in check_data(f"hf:{made}/odd").problems}
+    assert said == {
+        "row 4, object 0.iscrowd": "'0'",
+        "row 1.image_id": "1 is also the id of row 0",
+        "row 3.width": "47.5",
+    }
+
+
+def test_ids_may_be_text_and_sizes_may_be_floats(made: Path) -> None:
+    hf = library()
+    rows = as_dataset(made / "set" / "instances.json").to_list()
+    for number, row in enumerate(rows):
+        row |= {"image_id": f"photo {number}", "height": 48.0, "width": 48.0}
+    hf.Dataset.from_list(rows).cast_column("image", hf.Image()).save_to_disk(str(made / "text"))
+    source = opened(f"hf:{made}/text")
+    assert isinstance(source, LabelledImages)
+    assert source.image_ids == tuple(f"photo {number}" for number in range(7))
+    rows[2]["height"] = 47.0
+    hf.Dataset.from_list(rows).cast_column("image", hf.Image()).save_to_disk(str(made / "wrong"))
+    with pytest.raises(AnnotationError, match=r"row 2: states 47 x 48 \(height x width\), the image has 48 x 48"):
+        opened(f"hf:{made}/wrong")
 
 
 def test_an_object_of_lists_and_classes_without_names(made: Path) -> None:

@@ -65,6 +65,16 @@ def test_a_clean_folder_opens(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str, str, str]] = {
+    "objects in a list": (
+        xml(f"<objects>\n{thing()}</objects>"),
+        "a.xml:7: <object> below <objects>",
+        "directly below",
+    ),
+    "in capitals": (
+        xml(thing().replace("object>", "Object>"), thing()),
+        "a.xml:6: <Object>",
+        "is spelled <object>",
+    ),
     "nan": (xml(thing(xmin="nan")), "Annotations/a.xml:9: <xmin> 'nan'", "finite"),
     "infinite": (xml(thing(xmax="1e999")), "Annotations/a.xml:9: <xmax> '1e999'", "finite"),
     "text": (xml(thing(ymax="wide")), "Annotations/a.xml:9: <ymax> 'wide'", "finite"),

@@ -247,3 +247,13 @@ def test_images_that_share_a_label_file_are_counted(tmp_path: Path) -> None:
 def test_numbers_are_those_that_annotation_tools_write(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"'0\.2_0'"):
         opened(write(tmp_path, "0 0.5 0.5 0.2_0 0.1"))
+
+
+def test_two_label_files_of_one_image_must_agree(tmp_path: Path) -> None:
+    beside = write(tmp_path) / "images/train/a.txt"
+    beside.write_text(ROWS.replace("\n", " \n"))
+    assert len(opened(tmp_path)[0].targets) == 2
+    beside.write_text("0 0.5 0.25 0.2 0.5\n")
+    said = r"images/train/a\.txt: another content than '?labels/train/a\.txt'?, .*; keep one of the two files"
+    with pytest.raises(AnnotationError, match=said):
+        opened(tmp_path)

@@ -100,6 +100,22 @@ def test_the_figures_are_the_official_ones(tmp_path: Path, seed: int) -> None:
     assert found["PQ"] != pytest.approx(found["SQ"] * found["RQ"])
 
 
+@pytest.mark.parametrize("area", [3, 10**9])
+def test_areas_that_contradict_their_pngs_are_warned_of_and_change_nothing(
+    tmp_path: Path, area: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth, answers = random_files(tmp_path, images=5, seed=2)
+    expected = score_panoptic(answers, f"panoptic:{truth}")
+    assert not caplog.messages
+    document = json.loads(truth.read_bytes())
+    segments = document["annotations"][1]["segments_info"]
+    for segment in segments:
+        segment["area"] = area
+    truth.write_text(json.dumps(document))
+    assert score_panoptic(answers, f"panoptic:{truth}") == expected
+    assert f"{len(segments)} segments of another area than stated" in caplog.text
+
+
 def test_real_annotations_give_the_official_figures(tmp_path: Path, real_data: Path) -> None:
     truth = real_data / "coco_panoptic" / "annotations" / "panoptic_train.json"
     document = json.loads(truth.read_bytes())
@@ -172,6 +188,19 @@ def test_a_model_that_is_right_scores_one_in_any_order(source: PanopticImages) -
     found = metric.results()
     assert [found[name] for name in FIGURES] == [1.0, 1.0, 1.0]
     assert set(found) == {*FIGURES, "things", "stuff", "per_class"}
+
+
+def test_a_model_is_scored_by_pixels_and_a_contradiction_is_said_once(
+    source: PanopticImages, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stated = source.stated
+    monkeypatch.setattr(source, "stated", lambda key: (*stated(key)[:2], stated(key)[2] / 7))
+    metric = PanopticQuality(source)
+    for number in range(5):
+        metric.update(*shown(source, number))
+    assert metric.results()["PQ"] == 1
+    assert len(caplog.messages) == 1
+    assert "another area than stated" in caplog.text
 
 
 def test_an_image_never_shown_counts_as_missed(source: PanopticImages) -> None:

@@ -65,7 +65,7 @@ def test_contiguous_class_numbers_are_not_taken_for_ids(tmp_path: Path, spec: st
     ("change", "place", "advice"),
     [
         ({"image_id": 8}, "$[1].image_id: 8", "no such image"),
-        ({"image_id": "7"}, "$[1].image_id: '7' (did you mean '7'?)", "whose first is 7"),
+        ({"image_id": "7"}, "$[1].image_id: '7' (text, where the annotations have the number 7)", "whose first is 7"),
         ({"image_id": None}, "$[1].image_id: None", "no such image"),
         ({"image_id": [7]}, "$[1].image_id: [7]", "no such image"),
         ({"category_id": "cta"}, "$[1].category_id: 'cta' (did you mean 'cat'?)", "no such category"),

@@ -5,8 +5,12 @@ import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ssldet.data.files import find_images, list_files, tally
+from ssldet.data.images import ImageRules
+from ssldet.data.inspection import inspect_images
+from ssldet.data.sources import open_source
 from ssldet.errors import DataError, SetupError
 from ssldet.escapes import shown
 from ssldet.types import Skipped
@@ -167,3 +171,19 @@ def test_a_folder_is_not_passed_by_because_too_many_files_are_open(tree, monkeyp
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(SetupError, match=r"too many open files at .*deep"):
         list_files([tree])
+
+
+def test_pictures_in_other_formats_are_counted_with_the_remedy(tmp_path, caplog):
+    for name in ("b.HEIC", "sub/c.heic", "d.avif", "e.txt", ".f.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (said,) = inspect_images(str(tmp_path), ImageRules()).warnings
+    assert said.startswith("3 pictures in formats that are not read (.heic 2, .avif 1), such as ")
+    assert said.endswith("b.HEIC; save them as JPEG or PNG")
+    assert not caplog.text
+    open_source([str(tmp_path)], ImageRules())
+    assert said in caplog.text
+    assert list_files([f"{tmp_path}/*.png"]).unread == ""
+    with pytest.raises(DataError, match=r"1 picture in formats that are not read \(\.heic 1\), such as .*c\.heic"):
+        list_files([tmp_path / "sub"])
