@@ -104,7 +104,8 @@ class RunFolder:
         except ConfigError:
             folder.release()
             raise
-        for name in ("run.json", *_LEFT_BEHIND):
+        # What shows that the folder is ours goes last: after a kill in between it can still be used.
+        for name in (*_LEFT_BEHIND, "run.json"):
             (folder.path / name).unlink(missing_ok=True)
         folder.sweep()
         folder.update(schema=SCHEMA, id=uuid4().hex, status="created", steps=0, seed=run.seed, versions=_versions())
@@ -255,6 +256,12 @@ class RunFolder:
         if kept or (self.path / "metrics.jsonl").exists():
             self._write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
+    def _is_ours(self) -> bool:
+        """Tell whether `run.json` is one of ours; other programs have files of this name."""
+        status = self.status()
+        versions = status.get("versions")
+        return "schema" in status and "status" in status and isinstance(versions, dict) and "ssldet" in versions
+
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
             document = parse_json(read_text(self.path / name))
@@ -284,7 +291,7 @@ class RunFolder:
             go_on = self.resume_command(run)
             raise ConfigError(f"{self.path}: holds a run already; choose another --out, or go on with: {go_on}")
         foreign = {name for name in names if name != LOCK and ".tmp-" not in name}
-        if foreign and "run.json" not in names:
+        if foreign and not self._is_ours():
             raise ConfigError(f"{self.path}: is not empty and not a run; choose another --out")
 
 
