@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ssldet.blind_scores import finite as finite_number
 from ssldet.disk import Disk, write_whole
 from ssldet.documents import parse_json
 from ssldet.engine.run import Run
@@ -171,6 +172,18 @@ class RunFolder:
     def id(self) -> str:
         """What tells this run from another one of the same configuration; empty for a run of an earlier version."""
         return str(self.status().get("id", ""))
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best evaluation whose weights are kept, as `run.json` states it; `None` without one, or a damaged one."""
+        best = self.status().get("best")
+        if (
+            not isinstance(best, dict)
+            or finite_number(best.get("value")) is None
+            or not isinstance(best.get("step"), int)
+        ):
+            return None
+        return best if {"measure", "file"} <= best.keys() else None
 
     def lineage(self) -> list[dict[str, Any]]:
         """Read the earlier stages that the run started from; empty where it started from nothing."""

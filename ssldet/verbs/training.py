@@ -24,7 +24,7 @@ from ssldet.verbs.exporting import Exported, export
 from ssldet.verbs.formats import formats_of_built
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import Which, load
-from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining
+from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining, require_fair_measures
 from ssldet.verbs.using import evaluate, predict
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class Trained:
     @property
     def results(self) -> dict[str, Any]:
         """What the last evaluation of the run measured."""
-        return dict(RunFolder(self.path).status().get("results", {}))
+        results = RunFolder(self.path).status().get("results")
+        return dict(results) if isinstance(results, dict) else {}
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -58,8 +59,7 @@ class Trained:
     @property
     def best(self) -> dict[str, Any] | None:
         """The best evaluation whose weights are kept: `measure`, `value`, `step` and `file`; `None` without one."""
-        best = RunFolder(self.path).status().get("best")
-        return dict(best) if best else None
+        return RunFolder(self.path).best
 
     def detector(self, weights: Which = "last") -> Detector:
         """Return the trained detector as a plain `nn.Module`, with the weights of the last step or the best ones.
@@ -264,6 +264,7 @@ def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     run = placed(override(_recorded(folder), changes), weights=False)
     check(run)
     sources = open_sources(run)
+    require_fair_measures(run, sources)
     fit(run, folder, sources=sources, resume=True, preview=partial(draw_batch, classes=sources.train.classes))
     return _reported(folder)
 

@@ -294,6 +294,26 @@ def test_validation_may_count_the_classes_otherwise_but_must_name_the_same(
     with pytest.raises(DataError, match=r"data.val lacks .* and has in addition comet"):
         pretrained.finetune(labelled, val=val, recipe="detection/tiny", steps=1, out=place / "no", overrides=SMALL)
     assert not (place / "no").exists()
+    before = (out / "run.json").read_bytes()
+    with pytest.raises(DataError, match=r"data.val lacks .* and has in addition comet"):
+        ssldet.finetune(resume=out, val=val, steps=3)
+    assert (out / "run.json").read_bytes() == before
+    caplog.clear()
+    ssldet.finetune(resume=out, val=labelled, steps=3)
+    assert "6 of 12 images of data.val are among those that are trained on" in caplog.text
+
+
+@pytest.mark.parametrize("best", ["x", [1], {"measure": None, "value": "a", "step": None}, {"step": 1}, {"value": 0.5}])
+def test_a_damaged_record_of_the_best_weights_counts_as_none(
+    best: object, finetuned: ssldet.Trained, tmp_path: Path
+) -> None:
+    shutil.copytree(finetuned.path, tmp_path / "run")
+    document = json.loads((finetuned.path / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(document | {"best": best, "results": [1]}))
+    damaged = ssldet.Trained(tmp_path / "run")
+    assert (damaged.best, damaged.results) == (None, {})
+    assert damaged.detector().num_classes == damaged.detector("best").num_classes == 3
+    assert str(damaged).startswith(str(damaged.path))
 
 
 def test_segmentations_follow_class_names_too() -> None:
