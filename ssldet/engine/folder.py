@@ -299,6 +299,9 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: is a file; choose another --out")
+        above = next(place for place in self.path.absolute().parents if place.exists())
+        if not above.is_dir():
+            raise ConfigError(f"{self.path}: {above} is a file; choose another --out")
         names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         if Checkpoints(self.checkpoints).steps() or self.weights.exists():
             go_on = self.resume_command(run)

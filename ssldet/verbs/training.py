@@ -19,7 +19,7 @@ from ssldet.ranks import rank
 from ssldet.recipe import check, from_document, override
 from ssldet.report.story import summary_card
 from ssldet.verbs.choosing import Specs, changes_of, placed, texts
-from ssldet.verbs.composing import backbone_changes
+from ssldet.verbs.composing import backbone_changes, require_one_backbone
 from ssldet.verbs.exporting import Exported, export
 from ssldet.verbs.formats import formats_of_built
 from ssldet.verbs.look import draw_batch, report
@@ -182,6 +182,7 @@ def pretrain(
         StoppedError: A signal asked to stop; all is saved, resume to go on.
     """
     changes = changes_of(images, val, steps, epochs, overrides)
+    require_one_backbone(backbone, changes)
     if resume is not None:
         _require_same_run(resume, out, start=start, recipe=recipe)
         return _go_on(resume, changes if backbone is None else backbone_changes(backbone) | changes)
@@ -228,6 +229,7 @@ def finetune(
         CheckpointError: The start can't be read, or hands over something else than announced.
     """
     changes = changes_of(data, val, steps, epochs, overrides, unlabelled)
+    require_one_backbone(backbone, changes)
     if resume is not None:
         _require_same_run(resume, out, start=start, recipe=recipe)
         return _go_on(resume, changes if backbone is None else backbone_changes(backbone) | changes)

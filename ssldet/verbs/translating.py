@@ -10,21 +10,29 @@ from torch import Tensor
 
 from ssldet.classes import match_classes
 from ssldet.errors import DataError
+from ssldet.escapes import printable
 from ssldet.types import Detections, Segmentation
 
 log = logging.getLogger(__name__)
 
 
-def translation(known: Sequence[str], wanted: Sequence[str]) -> Callable[[Detections], Detections]:
+SHOWN = 3
+"""Classes that a warning names."""
+
+
+def translation(known: Sequence[str], wanted: Sequence[str], numbered: int = 0) -> Callable[[Detections], Detections]:
     """Return what brings a model's labels into the order of the data's classes, by name; others are dropped.
 
     Args:
         known: Class names of the model.
         wanted: Class names of the data.
+        numbered: Classes that a model without names tells apart by number; 0 where it tells none apart.
 
     Raises:
         DataError: They have no class in common, so that every measure would be zero.
     """
+    if not known and wanted and numbered:
+        return _relabelling(_assumed(wanted, numbered))
     if not known or not wanted or tuple(known) == tuple(wanted):
         return lambda found: found
     matched = match_classes(known, wanted)
@@ -39,6 +47,25 @@ def translation(known: Sequence[str], wanted: Sequence[str]) -> Callable[[Detect
     for place, row in enumerate(matched.rows):
         if row is not None:
             places[row] = place
+    return _relabelling(places)
+
+
+def _assumed(wanted: Sequence[str], numbered: int) -> Int[Tensor, " C"]:
+    """Return the data's class for each number of a model without names, and say what is assumed."""
+    pairs = ", ".join(f"{number} is {printable(name)}" for number, name in enumerate(wanted[:SHOWN]))
+    counts = "" if numbered == len(wanted) else f"; it has {numbered} classes and the data {len(wanted)}"
+    log.warning(
+        "the model does not name its classes, which are taken for those of the data in their order: %s%s%s; if that is "
+        "wrong, list the data's categories in the model's order, or name the model's by id2label of its config.json",
+        *(pairs, ", …" if len(wanted) > SHOWN else "", counts),
+    )
+    places = torch.full((numbered,), -1)
+    places[: len(wanted)] = torch.arange(min(numbered, len(wanted)))
+    return places
+
+
+def _relabelling(places: Int[Tensor, " C"]) -> Callable[[Detections], Detections]:
+    """Return what gives detections the label at the place of their own, and drops those without one."""
 
     def translate(found: Detections) -> Detections:
         labels = places[found.labels]

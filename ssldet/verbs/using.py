@@ -96,6 +96,9 @@ def evaluate(
     if predictions is not None:
         if start is not None or len(specs) != 1:
             raise ConfigError("--predictions scores one results file against one --data; leave the model out")
+        _require_unset(
+            {"save-predictions": save_predictions, "set": overrides, "step": step, "weights": weights != "last"}
+        )
         options = _given(metric=metric, iou=iou, max_dets=max_dets, tiles=tiles, tile_overlap=tile_overlap)
         return _score(Path(predictions), specs[0], options)
     if start is None:
@@ -106,7 +109,8 @@ def evaluate(
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, max_dets=max_dets)
     source = prepared(opened.task, _open(specs, _rules(opened), masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
-    translate = translation(opened.classes, source.classes)
+    numbered = opened.objective.detector.num_classes if opened.task.needs.labels else 0
+    translate = translation(opened.classes, source.classes, numbered)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
     # What is written down stays in the order of the data.
     batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers, by_size=saved is None)
@@ -307,6 +311,18 @@ def _require_some(answered: bool, lost: Sequence[Skipped]) -> None:
 
 def _by_path(lost: Sequence[Skipped]) -> dict[str, str]:
     return {skipped.path: skipped.reason for skipped in lost}
+
+
+def _require_unset(options: Mapping[str, object]) -> None:
+    """Refuse what changes a model, or what is written of its answers, where there is none.
+
+    Raises:
+        ConfigError: With a line for each.
+    """
+    if given := [name for name, value in options.items() if value]:
+        raise ConfigError(
+            [f"--{name} has no meaning for --predictions, which asks no model; leave it out" for name in given]
+        )
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -316,6 +316,18 @@ def test_a_damaged_record_of_the_best_weights_counts_as_none(
     assert str(damaged).startswith(str(damaged.path))
 
 
+def test_classes_without_names_are_taken_by_number_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    labels = torch.tensor([0, 1, 2])
+    found = Detections(boxes=torch.zeros(3, 4), scores=torch.ones(3), labels=labels)
+    assert translation([], ["cat", "dog"], 3)(found).labels.tolist() == [0, 1]
+    assert len(caplog.messages) == 1
+    assert "0 is cat, 1 is dog; it has 3 classes and the data 2; if that is wrong" in caplog.text
+    caplog.clear()
+    assert translation([], ["cat", "dog"])(found).labels.tolist() == [0, 1, 2]
+    assert translation(["dog", "cat"], ["cat", "dog"], 2)(found.only(labels < 2)).labels.tolist() == [1, 0]
+    assert not caplog.messages
+
+
 def test_segmentations_follow_class_names_too() -> None:
     answer = Segmentation(segments=torch.tensor([[1, 2, 3, 0]]), labels=torch.tensor([1, 2, 0]))
     nothing = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0).long())
