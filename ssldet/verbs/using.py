@@ -236,16 +236,15 @@ def _queries(query: str | Sequence[str] | None, rules: ImageRules) -> list[Sampl
 
 def _prepare(folder: Path, source: Source, *, draw: bool, masks: bool) -> None:
     """Make the folder for predictions, if nothing in it would be lost, and say what becomes of earlier ones."""
-    another = "choose another --out"
-    for name in ("predictions.json", *(["panoptic.json"] if masks else [])):
-        require_results_or_nothing(folder / name, another)
-    for pictures in ([folder] if draw else []) + ([folder / "panoptic"] if masks else []):
+    another, rows, segmented = "choose another --out", folder / "predictions.json", folder / "panoptic.json"
+    for path in (rows, segmented) if masks else (rows,):
+        require_results_or_nothing(path, another)
+    for pictures in ([folder] if draw else []) + ([segmented.with_suffix("")] if masks else []):
         require_pictures_replaceable(source, pictures, another)
-    if (folder / "predictions.json").exists():
+    if rows.exists():
         log.warning(
             "%s: is that of an earlier prediction and will be replaced, while pictures of other images stay; %s",
-            folder / "predictions.json",
-            another,
+            *(rows, another),
         )
     folder.mkdir(parents=True, exist_ok=True)
 
