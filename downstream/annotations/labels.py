@@ -296,8 +296,31 @@ def looks_like_corners(labels: Labels) -> bool:
 
 def looks_like_fractions(labels: Labels) -> bool:
     """Say whether no box is larger than a pixel, or none leaves the first: they may be fractions of their image."""
-    low, sides = labels.boxes[:, :2], labels.boxes[:, 2:]
-    return len(labels.boxes) > 0 and bool((sides <= 1).all() or (low + sides <= 1).all())
+    return are_fractions(labels.boxes)
+
+
+def are_fractions(boxes: Float[np.ndarray, "N 4"]) -> bool:
+    """Say whether no box is larger than a pixel, or none leaves the first.
+
+    Args:
+        boxes: Absolute xywh, or what should be.
+    """
+    low, sides = boxes[:, :2], boxes[:, 2:]
+    return len(boxes) > 0 and bool((sides <= 1).all() or (low + sides <= 1).all())
+
+
+def are_corners(boxes: Float[np.ndarray, "N 4"], sizes: Int[np.ndarray, "N 2"]) -> bool:
+    """Say whether what should be xywh reads better as x1, y1, x2, y2: as such it leaves no image, as xywh it does.
+
+    Args:
+        boxes: Of answers, which a detector may let leave their image a little.
+        sizes: Height and width of the image of each box; 0 where they are not known.
+    """
+    known = sizes.all(axis=1)
+    low, high, limit = boxes[known, :2], boxes[known, 2:], sizes[known, ::-1] + 1
+    leaving = (low + high > limit).any(axis=1)
+    ordered = ((high > low) & (high <= limit)).all(axis=1)
+    return bool(leaving.sum() > OUTSIDE_SHARE * len(low) and (~ordered).sum() <= OUTSIDE_SHARE * len(low))
 
 
 def twin_boxes(labels: Labels) -> int:

@@ -3,16 +3,19 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from downstream.annotations.coco import Masks, read_coco
 from downstream.annotations.fields import other_kind
-from downstream.annotations.labels import DOUBTS, Labels, ground_truth, told
+from downstream.annotations.labelled import CORNERS, FRACTIONS, LEAVING
+from downstream.annotations.labels import DOUBTS, Labels, are_corners, are_fractions, ground_truth, told
 from downstream.annotations.masks import read_mask
-from downstream.annotations.numbers import finite_number
+from downstream.annotations.numbers import LARGEST, finite_number
 from downstream.annotations.problems import SHOWN, Problems, json_of, shown
 from downstream.annotations.voc import read_voc
 from downstream.annotations.yolo import open_yolo
@@ -20,6 +23,7 @@ from downstream.metrics.average_precision import MAX_DETS, Figures, box_ap, mask
 from downstream.metrics.voc import voc_ap
 from ssldet.data.images import ANY_SIZE
 from ssldet.errors import ConfigError, suggest
+from ssldet.escapes import printable
 from ssldet.regular import read_bytes
 from ssldet.source import GroundTruth
 
@@ -75,6 +79,8 @@ def score_predictions(
     for what, line in told(labels).items():
         if what in DOUBTS:
             log.warning("%s: %s", spec, line)
+    for warning in _suspicions(rows, labels):
+        log.warning("%s: %s", predictions, warning)
     annotations = Path(rest.partition(":")[0])
     if form == "coco" and masks:
         # The same checks of true masks as in training, all faults at once.
@@ -144,6 +150,25 @@ def _checked(records: Sequence[object], labels: Labels, problems: Problems) -> l
     return rows
 
 
+def _suspicions(rows: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
+    """Yield what may be wrong with results that can all the same be scored, one line each."""
+    answered = {row["image_id"] for row in rows}
+    without = [name for name, key in zip(labels.files, labels.image_ids, strict=True) if key not in answered]
+    if without:
+        yield (
+            f"{len(without)} of {len(labels)} images have no result, {printable(without[0])} for one; their objects "
+            "count as not found"
+        )
+    sizes = dict(zip(labels.image_ids, labels.sizes.tolist(), strict=True))
+    # Boxes without area say nothing about how they were written.
+    boxed = [row for row in rows if "bbox" in row and min(row["bbox"][2:]) > 0]
+    boxes = np.array([row["bbox"] for row in boxed], dtype=np.float64).reshape(-1, 4)
+    if are_fractions(boxes):
+        yield FRACTIONS
+    elif are_corners(boxes, np.array([sizes[row["image_id"]] for row in boxed], dtype=np.int64).reshape(-1, 2)):
+        yield LEAVING + CORNERS
+
+
 def _with_masks(records: Sequence[object]) -> bool:
     return any(isinstance(record, dict) and "segmentation" in record for record in records)
 
@@ -198,8 +223,8 @@ def _box(record: Mapping[str, Any], where: str, problems: Problems) -> Any:
     if not isinstance(box, list) or len(box) != 4:
         fault = shown(box) if "bbox" in record else "missing"
         problems.add(f"{where}.bbox", fault, "expects four numbers [x, y, width, height] in pixels")
-    elif any(finite_number(side) is None for side in box):
-        problems.add(f"{where}.bbox", shown(box), "expects finite numbers; a diverged model is not scored")
+    elif any((number := finite_number(side)) is None or abs(number) > LARGEST for side in box):
+        problems.add(f"{where}.bbox", shown(box), "expects finite numbers of pixels; a diverged model is not scored")
     elif box[2] < 0 or box[3] < 0:
         problems.add(f"{where}.bbox", shown(box), "width and height can't be negative; bbox is xywh, not xyxy")
     return box

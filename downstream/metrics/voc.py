@@ -101,4 +101,6 @@ def _iou_xywh(first: Sequence[int | float], second: Sequence[int | float]) -> fl
     width = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
     height = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
     common = max(width, 0.0) * max(height, 0.0)
-    return common / (first[2] * first[3] + second[2] * second[3] - common)
+    union = first[2] * first[3] + second[2] * second[3] - common
+    # Two boxes without area have nothing in common, wherever they lie.
+    return common / union if union > 0 else 0.0

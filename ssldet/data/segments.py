@@ -17,7 +17,16 @@ def write_segments(segments: Int[Tensor, "H W"], path: Path) -> None:
         segments: Numbers from 0, below 256³.
         path: Where to write.
     """
+    with naming(path):
+        picture_of_segments(segments).save(path, format="PNG")
+
+
+def picture_of_segments(segments: Int[Tensor, "H W"]) -> Image.Image:
+    """Return what the PNG shows.
+
+    Args:
+        segments: Numbers from 0, below 256³.
+    """
     numbers = segments.cpu().numpy().astype(np.int64)
     colours = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], axis=-1).astype(np.uint8)
-    with naming(path):
-        Image.fromarray(colours).save(path, format="PNG")
+    return Image.fromarray(colours)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ssldet.blind_scores import finite as finite_number
 from ssldet.disk import Disk, write_whole
 from ssldet.documents import parse_json
 from ssldet.engine.run import Run
@@ -104,7 +105,8 @@ class RunFolder:
         except ConfigError:
             folder.release()
             raise
-        for name in ("run.json", *_LEFT_BEHIND):
+        # What shows that the folder is ours goes last: after a kill in between it can still be used.
+        for name in (*_LEFT_BEHIND, "run.json"):
             (folder.path / name).unlink(missing_ok=True)
         folder.sweep()
         folder.update(schema=SCHEMA, id=uuid4().hex, status="created", steps=0, seed=run.seed, versions=_versions())
@@ -170,6 +172,18 @@ class RunFolder:
     def id(self) -> str:
         """What tells this run from another one of the same configuration; empty for a run of an earlier version."""
         return str(self.status().get("id", ""))
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best evaluation whose weights are kept, as `run.json` states it; `None` without one, or a damaged one."""
+        best = self.status().get("best")
+        if (
+            not isinstance(best, dict)
+            or finite_number(best.get("value")) is None
+            or not isinstance(best.get("step"), int)
+        ):
+            return None
+        return best if {"measure", "file"} <= best.keys() else None
 
     def lineage(self) -> list[dict[str, Any]]:
         """Read the earlier stages that the run started from; empty where it started from nothing."""
@@ -255,6 +269,12 @@ class RunFolder:
         if kept or (self.path / "metrics.jsonl").exists():
             self._write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
+    def _is_ours(self) -> bool:
+        """Tell whether `run.json` is one of ours; other programs have files of this name."""
+        status = self.status()
+        versions = status.get("versions")
+        return "schema" in status and "status" in status and isinstance(versions, dict) and "ssldet" in versions
+
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
             document = parse_json(read_text(self.path / name))
@@ -279,12 +299,15 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: is a file; choose another --out")
+        above = next(place for place in self.path.absolute().parents if place.exists())
+        if not above.is_dir():
+            raise ConfigError(f"{self.path}: {above} is a file; choose another --out")
         names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         if Checkpoints(self.checkpoints).steps() or self.weights.exists():
             go_on = self.resume_command(run)
             raise ConfigError(f"{self.path}: holds a run already; choose another --out, or go on with: {go_on}")
         foreign = {name for name in names if name != LOCK and ".tmp-" not in name}
-        if foreign and "run.json" not in names:
+        if foreign and not self._is_ours():
             raise ConfigError(f"{self.path}: is not empty and not a run; choose another --out")
 
 

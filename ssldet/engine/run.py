@@ -148,7 +148,7 @@ class Budget:
             ends it early.
     """
 
-    epochs: Annotated[float, Within(0, 1e9)] | None = None
+    epochs: Annotated[float, Within(1e-6, 1e9)] | None = None
     steps: Annotated[int, Within(1)] | None = None
     patience: Annotated[int, Within(1)] | None = None
 

@@ -47,7 +47,7 @@ def shows_classes(record: Record, results: Mapping[str, Any]) -> bool:
 
 
 def _examples(record: Record) -> Section | None:
-    examples = [row for row in _list(record.findings.get("examples")) if row.get("outcome") in OUTCOMES]
+    examples = [row for row in _list(record.findings.get("examples")) if str(row.get("outcome")) in OUTCOMES]
     if not examples:
         return None
     galleries = [

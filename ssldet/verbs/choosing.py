@@ -69,9 +69,10 @@ def changes_of(
         unlabelled: Images whose labels are not read; empty keeps the recipe's.
 
     Raises:
-        ConfigError: The length is stated twice.
+        ConfigError: The length, or a set of images, is stated twice.
     """
     overrides = dict(overrides or {})
+    _require_once(overrides, train, val, unlabelled)
     for group, path in FIELDS.items():
         # An augmentation without a colon may be one that a task knows by itself.
         if isinstance(named := overrides.get(path), str) and (":" in named or path != "task.augmentation"):
@@ -88,6 +89,19 @@ def changes_of(
     if unlabelled := texts(unlabelled):
         changes["data.unlabelled"] = unlabelled
     return changes | _length(steps, epochs, overrides) | overrides
+
+
+def _require_once(overrides: Mapping[str, object], train: Specs, val: Specs, unlabelled: Specs) -> None:
+    """Refuse images that are named by an argument and by a field, of which one would be dropped without a word."""
+    measured = ("data.val", "data.held_out") if texts(val) == (NOTHING,) else ("data.val",)
+    named = {"data.train": train, **dict.fromkeys(measured, val), "data.unlabelled": unlabelled}
+    if twice := [path for path, specs in named.items() if texts(specs) and path in overrides]:
+        raise ConfigError(
+            [
+                f"--set {path}: {', '.join(texts(named[path]))} says it already; leave one of the two out"
+                for path in twice
+            ]
+        )
 
 
 def _length(steps: int | None, epochs: float | None, overrides: Mapping[str, object]) -> dict[str, object]:

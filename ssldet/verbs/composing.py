@@ -1,5 +1,6 @@
 """task, backbone, detector -> Run: what a recipe does not say by itself is put together here."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def _run_around(task: Task, detector: DetectorConfig | None) -> Run:
     if detector is None:
         raise ConfigError(f"task {name!r} has no recipe to take a detector from; give compose a detector as well")
     return Run(task=task, detector=detector, budget=Budget())
+
+
+def require_one_backbone(word: str | None, changes: Mapping[str, object]) -> None:
+    """Refuse a backbone that is named in one word and by its field, of which one would be dropped without a word.
+
+    Args:
+        word: See `backbone_changes`; `None` names none.
+        changes: Dotted fields that the user set, and their values.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if word is not None and "detector.backbone.name" in changes:
+        raise ConfigError(f"--set detector.backbone.name: --backbone {word} says it already; leave one of the two out")
 
 
 def backbone_changes(word: str, task: Task | None = None) -> dict[str, object]:

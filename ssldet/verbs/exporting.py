@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ssldet.detectors.base import DetectorConfig
 from ssldet.errors import CheckpointError, ConfigError
+from ssldet.importing.base import Opened
 from ssldet.recipe import from_document
 from ssldet.registry import find_or_import, names
 from ssldet.regular import read_text
@@ -113,7 +114,7 @@ def export(
         data: Labelled images, named as for `evaluate`, on which model and file are both measured.
 
     Raises:
-        ConfigError: There is no such exporter, or a file is named where none is written, or the reverse.
+        ConfigError: There is no such exporter, or a file is named where none is written, or the reverse, or it exists.
         DataError: The labelled images can't be used; nothing is written.
         CheckpointError: The format can't hold this detector, or what came back differs.
         SetupError: The repository can't be reached, or may not be written.
@@ -128,28 +129,36 @@ def export(
         raise ConfigError("--out FILE says where to; only --to hub:USER/NAME does without")
     if is_on_hub(out):
         raise ConfigError(f"--out {out}: is no file; to send a model, write --to {hub_name(out)} and no --out")
-    if not data:
-        return _write(start, to, Path(out), weights, step)
+    find_or_import("ssldet.exporters", to)
+    if Path(out).exists():
+        raise ConfigError(f"{out}: exists already and is not overwritten; choose another name or remove it")
+    opened = open_trained(start, weights, step)
+    # The exporter itself refuses a detector that it can't take, which need not be measured first.
+    if not data or formats_of(opened.objective.detector, _config(opened)).reasons.get(to):
+        return _write(opened, to, Path(out))
     specs = (data,) if isinstance(data, str) else tuple(data)
     before = evaluate(start, specs, weights=weights, step=step)
-    report = _write(start, to, Path(out), weights, step)
+    report = _write(opened, to, Path(out))
     return Measured(report, specs, before, evaluate(out, specs))
 
 
-def _write(start: str | Path, to: str, out: Path, weights: Which, step: Step | None) -> Exported:
+def _write(opened: Opened, to: str, out: Path) -> Exported:
     exporter = find_or_import("ssldet.exporters", to)
-    opened = open_trained(start, weights, step)
     try:
         report: Exported = exporter(opened.objective, opened.info, out)
     except CheckpointError as error:
-        config: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
-        formats = formats_of(opened.objective.detector, config)
+        formats = formats_of(opened.objective.detector, _config(opened))
         if not formats.reasons.get(to):
             raise
         raise CheckpointError(f"{error}; this detector {formats}") from error
     if opened.task.in_parts:
         log.warning("%s: answers one tile at a time: cut images before it, and merge what it finds", out)
     return report
+
+
+def _config(opened: Opened) -> DetectorConfig:
+    config: DetectorConfig = from_document(DetectorConfig, opened.info["detector"])  # type: ignore[type-abstract]
+    return config
 
 
 def _publish(start: str | Path, to: str, weights: Which, step: Step | None) -> Published:
@@ -159,7 +168,7 @@ def _publish(start: str | Path, to: str, weights: Which, step: Step | None) -> P
         raise ConfigError(f"no exporter {OWN!r}, whose files are what is sent; install ssldet again")
     with tempfile.TemporaryDirectory(prefix="ssldet-hub-") as folder:
         out = Path(folder, "model.safetensors")
-        report = _write(start, OWN, out, weights, step)
+        report = _write(open_trained(start, weights, step), OWN, out)
         card = out.with_name(f"{out.name}.md")
         from_here = f"```bash\npip install 'ssldet[hub]'\nssldet predict {place} IMAGES\n```\n"
         text = read_text(card).replace(CARD_HEADING, f"{CARD_HEADING}\n{from_here}", 1)

@@ -1,6 +1,5 @@
 """RUN | images -> pictures and pages: the report of a run, and the problems that a task makes of images."""
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ from ssldet.boxes import to_absolute
 from ssldet.citations import cited
 from ssldet.data.loader import training_batches
 from ssldet.data.problems import pictures
+from ssldet.data.signed import require_ours_or_nothing, save_signed
 from ssldet.data.sources import open_source
-from ssldet.disk import naming
 from ssldet.engine.assemble import assemble
 from ssldet.engine.folder import RunFolder
 from ssldet.engine.run import Run
@@ -27,11 +26,11 @@ from ssldet.recipe import check, override, read_document
 from ssldet.registry import name_of, names
 from ssldet.report.page import write_report
 from ssldet.report.pictures import contact_sheet, draw_answers, draw_detections, draw_problem, draw_segmentation
-from ssldet.source import Source
 from ssldet.task import Objective
 from ssldet.types import Batch, Detections
 from ssldet.verbs.bounds import COUNT, require_within
 from ssldet.verbs.choosing import Specs, changes_of, resolve, texts
+from ssldet.verbs.keeping import require_no_image_of
 from ssldet.verbs.measuring import measure_for_report
 
 PROBE_BATCHES = 4
@@ -90,13 +89,14 @@ def preview(
         images: Folders, globs, file lists or single files; labelled data for a task that reads labels.
         task: A task's name.
         recipe: The recipe to preview; `None` takes the task's `tiny` one.
-        out: Picture to write; `None` takes `preview.png`.
+        out: Picture to write; `None` takes `preview.png`. An earlier preview is replaced, and no other picture.
         count: Images to show.
         overrides: Dotted recipe fields and their values.
         draw: Whether to draw; false only measures.
 
     Raises:
-        ConfigError: There is no such recipe or field, or the task learns from labels and these images have none.
+        ConfigError: There is no such recipe or field, or the task learns from labels and these images have none, or
+            another picture than a preview has the name of this one.
         DataError: The images can't be used.
     """
     require_within({"count": (count, COUNT)})
@@ -110,7 +110,9 @@ def preview(
             f"{', '.join(run.data.train)}: carries no labels, which the task learns from; use coco:…, voc:… or yolo:…"
         )
     size = max(1, min(run.data.batch_size, len(source)))
-    _require_no_image_of(source, path)
+    if draw:
+        require_no_image_of(source, [path], "name another file for the picture")
+        require_ours_or_nothing(path)
     loader = training_batches(source, run.task.views(), seed=run.seed, batch_size=size, total_steps=PROBE_BATCHES)
     batches = list(islice(loader, PROBE_BATCHES))
     probe: dict[str, float] = {}
@@ -122,8 +124,7 @@ def preview(
     advice = trial_of(run, texts(images)) if probe else ""
     if not draw:
         return Preview(out=None, probe=probe, meanings=meanings, advice=advice)
-    with naming(path):
-        contact_sheet(problems_of(batches, count, source.classes)).save(path)
+    save_signed(contact_sheet(problems_of(batches, count, source.classes)), path)
     return Preview(out=path, probe=probe, meanings=meanings, advice=advice)
 
 
@@ -137,17 +138,6 @@ def _require_picture(path: Path) -> None:
         raise ConfigError(f"{path}: is a folder; name the picture, such as {path / 'preview.png'}")
     if path.suffix.lower() not in PICTURES:
         raise ConfigError(f"{path}: ends in none of {' '.join(PICTURES)}; name it {path.with_suffix('.png')}")
-
-
-def _require_no_image_of(source: Source, path: Path) -> None:
-    """Keep a picture from taking the place of an image that it is made of.
-
-    Raises:
-        ConfigError: It would.
-    """
-    place = os.path.realpath(path)
-    if path.exists() and any(name is not None and os.path.realpath(name) == place for name in source.all_names()):
-        raise ConfigError(f"{path}: is one of the images; name another file for the picture")
 
 
 def trial_of(run: Run, images: Sequence[str]) -> str:

@@ -229,9 +229,9 @@ def _of_run(folder: RunFolder, weights: Which) -> Path:
     Raises:
         CheckpointError: The run has none.
     """
-    steps, best = folder.best_steps(), folder.status().get("best") or {}
+    steps, best = folder.best_steps(), folder.best
     # Every file was the best when it was written, so the newest is the best of all.
-    step = int(best.get("step", max(steps, default=0)))
+    step = int(best["step"]) if best else max(steps, default=0)
     kept = step in steps
     of_what = f"step {step}, with the best {best['measure']} ({best['value']:.4g})" if best else f"step {step}"
     if weights == "best":

@@ -13,14 +13,17 @@ from ssldet.engine.fit import require_usable
 from ssldet.engine.optim import MOMENTS, count_learning
 from ssldet.engine.run import Run
 from ssldet.escapes import counted
+from ssldet.nn.backbones import Backbone
 from ssldet.recipe import diff
 from ssldet.registry import name_of
 from ssldet.task import Objective, learning_sections
 from ssldet.verbs.choosing import Specs, changes_of, resolve
+from ssldet.verbs.composing import require_one_backbone
 from ssldet.verbs.formats import formats_of
 from ssldet.verbs.opening import Which
 from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining
 from ssldet.verbs.quick_choice import weights_in_words
+from ssldet.weights.backbone import load_backbone, names_a_file
 
 MEGABYTE = 2**20
 BYTES = 4
@@ -176,6 +179,7 @@ def plan_pretraining(
         SsldetError: What `pretrain` would raise before it trains.
     """
     changes = changes_of(images, val, steps, epochs, overrides)
+    require_one_backbone(backbone, changes)
     return _plan(prepare_pretraining(images, start, weights, recipe, backbone, changes, out))
 
 
@@ -201,6 +205,7 @@ def plan_finetuning(
         SsldetError: What `finetune` would raise before it trains.
     """
     changes = changes_of(data, val, steps, epochs, overrides, unlabelled)
+    require_one_backbone(backbone, changes)
     return _plan(prepare_finetuning(start, data, weights, recipe, backbone, changes, out))
 
 
@@ -209,7 +214,7 @@ def _plan(prepared: Prepared) -> Plan:
     require_usable(run, sources)
     prepared.folder.require_unused(run)
     objective, _ = prepared.handed_over()
-    objective = objective or run.task.objective(run.detector.build())
+    objective = objective or _built(run)
     steps, sizes = run.total_steps(len(sources.train)), Sizes.of(run, objective, measures=sources.val is not None)
     exports, placement = str(formats_of(objective.detector, run.detector)), placement_of(run)
     features = keep_features(run, objective, sources, placement.world)
@@ -240,6 +245,16 @@ def _plan(prepared: Prepared) -> Plan:
         exports=exports,
         out=str(prepared.folder.path),
     )
+
+
+def _built(run: Run) -> Objective:
+    """Build what learns; a file of weights is opened and must fit, and weights that have a name are not fetched."""
+    objective, config = run.task.objective(run.detector.build()), backbone_of(run.detector)
+    if config is not None and config.weights is not None and names_a_file(config.weights):
+        backbone = objective.detector.get_submodule("backbone")
+        assert isinstance(backbone, Backbone)
+        load_backbone(backbone, config.weights, architecture=config.name, coverage=config.coverage)
+    return objective
 
 
 def _detector(run: Run) -> str:

@@ -221,20 +221,34 @@ def _labelled(run: Run, start: str | Path | None) -> Sources:
         _has_objects(sources.train),
         f"{', '.join(run.data.train)}: has classes and not one object to learn from; look at it with ssldet data check",
     )
-    if sources.val is not None:
-        _require_same_classes(run, sources.train, sources.val)
+    require_fair_measures(run, sources)
+    if sources.val is not None and start is not None:
         _warn_of_leaks(start, sources.val)
-        if seen := seen_before(run.data.unlabelled, sources.val):
-            log.warning(
-                "%d of %d images of data.val are among the unlabelled ones, %s for one; the score may flatter, though "
-                "no label of theirs is read. Leave them out, or say so beside the number",
-                len(seen),
-                len(sources.val),
-                seen[0],
-            )
-        else:
-            _warn_of_common_images(sources.train, sources.val)
     return sources
+
+
+def require_fair_measures(run: Run, sources: Sources) -> None:
+    """Make sure that labelled images are measured on with the classes that are learned, and say which are learned from.
+
+    Args:
+        run: The configuration, of a run that begins or of one that goes on.
+        sources: Its images.
+
+    Raises:
+        DataError: The images to measure on have other classes.
+        ConfigError: They have none.
+    """
+    if sources.val is None or not run.task.needs.labels:
+        return
+    _require_same_classes(run, sources.train, sources.val)
+    if seen := seen_before(run.data.unlabelled, sources.val):
+        log.warning(
+            "%d of %d images of data.val are among the unlabelled ones, %s for one; the score may flatter, though "
+            "no label of theirs is read. Leave them out, or say so beside the number",
+            *(len(seen), len(sources.val), seen[0]),
+        )
+    else:
+        _warn_of_common_images(sources.train, sources.val)
 
 
 def _require_classes_of_data(changes: Mapping[str, object], train: Source) -> None:
@@ -264,9 +278,9 @@ def _warn_of_common_images(train: Source, val: Source) -> None:
         )
 
 
-def _warn_of_leaks(start: str | Path | None, val: Source) -> None:
+def _warn_of_leaks(start: str | Path, val: Source) -> None:
     """Say if images to measure on were pretrained on, as far as the record of the start tells without a search."""
-    folder = RunFolder(Path(str(start)))
+    folder = RunFolder(Path(start))
     if not (folder.path / "run.toml").exists():
         return
     try:

@@ -3,29 +3,24 @@
 import json
 import math
 import os
-import unicodedata
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from ssldet.data.segments import write_segments
-from ssldet.disk import Disk, naming, write_whole
-from ssldet.documents import parse_json
+from ssldet.data.segments import picture_of_segments
+from ssldet.data.signed import save_signed
+from ssldet.disk import Disk, write_whole
 from ssldet.errors import ConfigError, SetupError
-from ssldet.regular import read_bytes
 from ssldet.source import Measurable, Source
 from ssldet.task import Task
 from ssldet.types import Batch, Detections, Segmentation
-
-LONGEST = 200
-"""Bytes of a file name without its suffix; file systems take 255."""
+from ssldet.verbs.file_names import FileNames
+from ssldet.verbs.keeping import require_pictures_replaceable, require_results_or_nothing
 
 
 def results_file(path: Path, task: Task, source: Source) -> "RowResults | PanopticResults":
@@ -39,29 +34,11 @@ def results_file(path: Path, task: Task, source: Source) -> "RowResults | Panopt
     Raises:
         ConfigError: The source has no ids, or something else than results lies at the path, which would be lost.
     """
-    _require_results_or_nothing(path)
+    require_results_or_nothing(path, "name another file")
     if not isinstance(source, Measurable):
         raise ConfigError(f"{path}: results need the ids of labelled data; give one coco:…, voc:… or panoptic:…")
     panoptic = task.needs.masks and bool(source.is_thing)
     return PanopticResults(path, source) if panoptic else RowResults(path, source)
-
-
-def _require_results_or_nothing(path: Path) -> None:
-    """Refuse a place where something else than earlier results lies.
-
-    Raises:
-        ConfigError: It is a folder, or a file of another kind.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; call the file {path}.json")
-    if not path.exists():
-        return
-    with suppress(OSError, ValueError):
-        document = parse_json(read_bytes(path))
-        rows = document.get("annotations") if isinstance(document, dict) and len(document) == 1 else document
-        if isinstance(rows, list) and all(isinstance(row, dict) and "image_id" in row for row in rows):
-            return
-    raise ConfigError(f"{path}: exists, and holds no results, so that something else would be lost; name another file")
 
 
 class RowResults:
@@ -108,12 +85,15 @@ class PanopticResults:
             source: Knows the ids, for `take`.
 
         Raises:
-            ConfigError: The file has no suffix, so that the folder would have its name.
+            ConfigError: The file has no suffix, so that the folder would have its name; or PNGs that are not ours lie
+                in the folder, and would be replaced.
         """
         if not path.suffix:
             raise ConfigError(f"{path}: the PNGs go to a folder of this name; call the file {path}.json")
         self._source = source
         self.path, self.folder = path, path.with_suffix("")
+        if source is not None:
+            require_pictures_replaceable(source, self.folder, "name another file, whose PNGs go to another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._entries: list[dict[str, Any]] = []
         self._name = FileNames()
@@ -154,7 +134,7 @@ class PanopticResults:
             segment = {"id": number, "category_id": category_ids[label] if category_ids else label}
             named = {"category": classes[label]} if label < len(classes) else {}
             segments.append(segment | {"area": areas[number]} | named)
-        write_segments(found.segments, self.folder / name)
+        save_signed(picture_of_segments(found.segments), self.folder / name)
         self._entries.append({"image_id": image_id, "file_name": name, "segments_info": segments})
 
     def close(self) -> None:
@@ -211,40 +191,4 @@ def save_cut_out(
         path = folder / (kinds[label] if label < len(kinds) else str(label)) / f"{name}-{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = image[:, top:bottom, left:right].permute(1, 2, 0).contiguous().numpy()
-        with naming(path):
-            Image.fromarray(pixels).save(path)
-
-
-class FileNames:
-    """Image keys -> file names: readable, each given once, and `urllib.parse.unquote` turns them back into the key.
-
-    Letters and digits of any script stay as they are; every other character is written as `%` and its code. Where that
-    is too long for a file system, or another key's name differs in nothing but case, a number follows after `~`.
-    """
-
-    def __init__(self) -> None:
-        """Start with no name given."""
-        self._given: set[str] = set()
-
-    def __call__(self, key: str) -> str:
-        """Return a file name, without suffix, that no earlier call has returned.
-
-        Args:
-            key: Key of an image, whatever characters it holds.
-        """
-        whole = "".join(letter if letter.isalnum() or letter in "-_." else quote(letter, safe="") for letter in key)
-        whole = "%2E" + whole[1:] if whole.startswith(".") else whole or "image"
-        name = stem = whole.encode()[:LONGEST].decode(errors="ignore")
-        number = 1 if stem == whole else 2
-        if number == 2:
-            name = f"{stem}~{number}"
-        while _folded(name) in self._given:
-            number += 1
-            name = f"{stem}~{number}"
-        self._given.add(_folded(name))
-        return name
-
-
-def _folded(name: str) -> str:
-    """Return what two names share that are one on a file system without case or with composed letters."""
-    return unicodedata.normalize("NFC", name).casefold()
+        save_signed(Image.fromarray(pixels), path)

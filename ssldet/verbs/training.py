@@ -19,12 +19,12 @@ from ssldet.ranks import rank
 from ssldet.recipe import check, from_document, override
 from ssldet.report.story import summary_card
 from ssldet.verbs.choosing import Specs, changes_of, placed, texts
-from ssldet.verbs.composing import backbone_changes
+from ssldet.verbs.composing import backbone_changes, require_one_backbone
 from ssldet.verbs.exporting import Exported, export
 from ssldet.verbs.formats import formats_of_built
 from ssldet.verbs.look import draw_batch, report
 from ssldet.verbs.opening import Which, load
-from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining
+from ssldet.verbs.preparing import Prepared, prepare_finetuning, prepare_pretraining, require_fair_measures
 from ssldet.verbs.using import evaluate, predict
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class Trained:
     @property
     def results(self) -> dict[str, Any]:
         """What the last evaluation of the run measured."""
-        return dict(RunFolder(self.path).status().get("results", {}))
+        results = RunFolder(self.path).status().get("results")
+        return dict(results) if isinstance(results, dict) else {}
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -58,8 +59,7 @@ class Trained:
     @property
     def best(self) -> dict[str, Any] | None:
         """The best evaluation whose weights are kept: `measure`, `value`, `step` and `file`; `None` without one."""
-        best = RunFolder(self.path).status().get("best")
-        return dict(best) if best else None
+        return RunFolder(self.path).best
 
     def detector(self, weights: Which = "last") -> Detector:
         """Return the trained detector as a plain `nn.Module`, with the weights of the last step or the best ones.
@@ -182,6 +182,7 @@ def pretrain(
         StoppedError: A signal asked to stop; all is saved, resume to go on.
     """
     changes = changes_of(images, val, steps, epochs, overrides)
+    require_one_backbone(backbone, changes)
     if resume is not None:
         _require_same_run(resume, out, start=start, recipe=recipe)
         return _go_on(resume, changes if backbone is None else backbone_changes(backbone) | changes)
@@ -228,6 +229,7 @@ def finetune(
         CheckpointError: The start can't be read, or hands over something else than announced.
     """
     changes = changes_of(data, val, steps, epochs, overrides, unlabelled)
+    require_one_backbone(backbone, changes)
     if resume is not None:
         _require_same_run(resume, out, start=start, recipe=recipe)
         return _go_on(resume, changes if backbone is None else backbone_changes(backbone) | changes)
@@ -264,6 +266,7 @@ def _go_on(path: str | Path, changes: Mapping[str, object]) -> Trained:
     run = placed(override(_recorded(folder), changes), weights=False)
     check(run)
     sources = open_sources(run)
+    require_fair_measures(run, sources)
     fit(run, folder, sources=sources, resume=True, preview=partial(draw_batch, classes=sources.train.classes))
     return _reported(folder)
 

@@ -8,18 +8,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Int
 from PIL import Image
-from torch import Tensor
 
 from ssldet import chance
-from ssldet.classes import match_classes
 from ssldet.data.collate import collate
 from ssldet.data.files import nothing_readable, unreadable
 from ssldet.data.images import ImageRules
+from ssldet.data.signed import save_signed
 from ssldet.data.sources import Unlabelled, open_source
-from ssldet.disk import Disk, naming, write_whole
+from ssldet.disk import Disk, write_whole
 from ssldet.engine.sources import evaluation_batches_of, prepared
 from ssldet.engine.symptoms import BoxVariance, blindness, recipe_that_knows_photographs
 from ssldet.errors import ConfigError, DataError, UnreadableError
@@ -31,11 +28,14 @@ from ssldet.registry import find, name_of, names
 from ssldet.report.bands import require_bands, seen
 from ssldet.report.pictures import draw_detections, draw_segmentation
 from ssldet.source import Source
-from ssldet.types import Detections, Pixels, Sample, Segmentation, Skipped
+from ssldet.types import Detections, Pixels, Sample, Skipped
 from ssldet.verbs.asking import asking
 from ssldet.verbs.bounds import COUNT, SHARE, require_within
+from ssldet.verbs.file_names import FileNames
+from ssldet.verbs.keeping import require_pictures_replaceable, require_results_or_nothing
 from ssldet.verbs.opening import Step, Which, open_answering
-from ssldet.verbs.results import FileNames, PanopticResults, results_file, rows_of, save_cut_out
+from ssldet.verbs.results import PanopticResults, results_file, rows_of, save_cut_out
+from ssldet.verbs.translating import translation
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,9 @@ def evaluate(
     if predictions is not None:
         if start is not None or len(specs) != 1:
             raise ConfigError("--predictions scores one results file against one --data; leave the model out")
+        _require_unset(
+            {"save-predictions": save_predictions, "set": overrides, "step": step, "weights": weights != "last"}
+        )
         options = _given(metric=metric, iou=iou, max_dets=max_dets, tiles=tiles, tile_overlap=tile_overlap)
         return _score(Path(predictions), specs[0], options)
     if start is None:
@@ -106,7 +109,8 @@ def evaluate(
     opened = _measured_otherwise(opened, overrides or {}, metric=metric, max_dets=max_dets)
     source = prepared(opened.task, _open(specs, _rules(opened), masks=opened.task.needs.masks), training=False)
     evaluator = opened.task.evaluator(source)
-    translate = _translation(opened.classes, source.classes)
+    numbered = opened.objective.detector.num_classes if opened.task.needs.labels else 0
+    translate = translation(opened.classes, source.classes, numbered)
     saved = None if save_predictions is None else results_file(Path(save_predictions), opened.task, source)
     # What is written down stays in the order of the data.
     batches = evaluation_batches_of(opened.task, source, batch_size=batch_size, workers=workers, by_size=saved is None)
@@ -153,7 +157,8 @@ def predict(
         images: Folders, globs, file lists or single files.
         weights: Which weights of a run folder: `last` or `best`.
         query: Patch images to look for, with a model that was pretrained or taught one-shot detection.
-        out: Folder for the pictures and the file; `None` takes `predictions`.
+        out: Folder for the pictures and the file; `None` takes `predictions`. Those of an earlier prediction are
+            replaced, and nothing else.
         step: Take a checkpoint of the run, which need not have finished.
         threshold: Least confidence that is drawn and cut out. The file holds every detection.
         draw: Whether to draw pictures.
@@ -170,7 +175,8 @@ def predict(
         be read, `unreadable` names each with the reason.
 
     Raises:
-        ConfigError: Options that don't fit the model or one another, or `out` is a file.
+        ConfigError: Options that don't fit the model or one another; or `out` is a file, or something in it that is not
+            ours, such as one of the images, would be replaced.
         DataError: Not one of the images, or of the patches, can be used.
         CheckpointError: The model can't be opened, or needs training before it answers.
     """
@@ -184,7 +190,7 @@ def predict(
     asked_for = _queries(query, _rules(opened))
     _require_query(opened, given=bool(asked_for))
     require_bands(bands, opened.objective.detector.in_channels)
-    _prepare(folder)
+    _prepare(folder, source, draw=draw, masks=opened.task.needs.masks)
     results: list[dict[str, Any]] = []
     segmented: PanopticResults | None = None
     name_of, lost = FileNames(), list(source.skipped)
@@ -201,9 +207,7 @@ def predict(
             segmented.add(segmentation, key, key, category_ids=category_ids or (), classes=classes)
         shown = seen(sample.image, bands)
         if draw:
-            path = folder / f"{name}.png"
-            with naming(path):
-                _drawn(shown, found, classes, threshold).save(path)
+            save_signed(_drawn(shown, found, classes, threshold), folder / f"{name}.png")
         if save_crops:
             save_cut_out(shown, found.above(threshold), classes, folder / "crops", name)
     _require_some(len(lost) < len(source) + len(source.skipped), lost)
@@ -230,10 +234,18 @@ def _queries(query: str | Sequence[str] | None, rules: ImageRules) -> list[Sampl
     return read
 
 
-def _prepare(folder: Path) -> None:
-    """Make the folder for predictions, and say what it keeps of earlier ones."""
-    if (folder / "predictions.json").exists():
-        log.warning("%s: what an earlier prediction drew of other images stays in it; choose another --out", folder)
+def _prepare(folder: Path, source: Source, *, draw: bool, masks: bool) -> None:
+    """Make the folder for predictions, if nothing in it would be lost, and say what becomes of earlier ones."""
+    another, rows, segmented = "choose another --out", folder / "predictions.json", folder / "panoptic.json"
+    for path in (rows, segmented) if masks else (rows,):
+        require_results_or_nothing(path, another)
+    for pictures in ([folder] if draw else []) + ([segmented.with_suffix("")] if masks else []):
+        require_pictures_replaceable(source, pictures, another)
+    if rows.exists():
+        log.warning(
+            "%s: is that of an earlier prediction and will be replaced, while pictures of other images stay; %s",
+            *(rows, another),
+        )
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -300,6 +312,18 @@ def _by_path(lost: Sequence[Skipped]) -> dict[str, str]:
     return {skipped.path: skipped.reason for skipped in lost}
 
 
+def _require_unset(options: Mapping[str, object]) -> None:
+    """Refuse what changes a model, or what is written of its answers, where there is none.
+
+    Raises:
+        ConfigError: With a line for each.
+    """
+    if given := [name for name, value in options.items() if value]:
+        raise ConfigError(
+            [f"--{name} has no meaning for --predictions, which asks no model; leave it out" for name in given]
+        )
+
+
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -347,46 +371,3 @@ def _score(predictions: Path, spec: str, options: dict[str, Any]) -> dict[str, A
             [f"--{name.replace('_', '-')} has no meaning for {form}: data; leave it out" for name in sorted(wrong)]
         )
     return dict(scorer(predictions, spec, **options))
-
-
-def _translation(known: Sequence[str], wanted: Sequence[str]) -> Callable[[Detections], Detections]:
-    """Return what brings a model's labels into the order of the data's classes, by name; others are dropped.
-
-    Raises:
-        DataError: They have no class in common, so that every measure would be zero.
-    """
-    if not known or not wanted or tuple(known) == tuple(wanted):
-        return lambda found: found
-    matched = match_classes(known, wanted)
-    if not matched.found:
-        raise DataError(
-            f"the model finds {', '.join(known[:5])}… and the data asks for {', '.join(wanted[:5])}…: no class in "
-            "common; evaluate on data with the model's classes, or fine-tune on this data first"
-        )
-    if missing := matched.fresh:
-        log.warning("the model was not trained on %d classes of the data: %s", len(missing), ", ".join(missing[:10]))
-    places = torch.full((len(known),), -1)
-    for place, row in enumerate(matched.rows):
-        if row is not None:
-            places[row] = place
-
-    def translate(found: Detections) -> Detections:
-        labels = places[found.labels]
-        keep = labels >= 0
-        segmentation = None if found.segmentation is None else _renumber(found.segmentation, places)
-        return replace(found, labels=labels, segmentation=segmentation).only(keep)
-
-    return translate
-
-
-def _renumber(found: Segmentation, places: Int[Tensor, " C"]) -> Segmentation:
-    """Return a segmentation with other labels; segments without one become void."""
-    labels = places[found.labels]
-    keep = labels >= 0
-    numbers = torch.cat([torch.zeros(1, dtype=torch.int64), keep.cumsum(0) * keep])
-    return replace(
-        found,
-        segments=numbers[found.segments.long()],
-        labels=labels[keep],
-        crowd=None if found.crowd is None else found.crowd[keep],
-    )

@@ -29,6 +29,8 @@ from ssldet.weights.zoo import known_weights
 log = logging.getLogger(__name__)
 
 LEAST_COVERAGE = 0.95
+ENDINGS = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors")
+"""Of what is taken for the path of a file though it does not exist."""
 COUNTER = "num_batches_tracked"
 """Last part of the name of the step counter of batch norms, which fixed norms don't need; optional in files."""
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -194,9 +196,17 @@ def weights_path(weights: str, architecture: str | None = None) -> Path:
         if file is None:
             raise CheckpointError(f"{path}: a folder without {' or '.join(FOLDER_FILES)}; name a weights file")
         return file
-    if path.exists() or len(path.parts) > 1 or path.suffix in (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors"):
-        return path
-    return cached(known_weights(weights, architecture))
+    return path if names_a_file(str(path)) else cached(known_weights(weights, architecture))
+
+
+def names_a_file(weights: str) -> bool:
+    """Tell whether weights lie in a file or folder here: it exists or looks like one; else they have a name.
+
+    Args:
+        weights: Path, name, or repository of the Hugging Face hub.
+    """
+    path = Path(weights).expanduser()
+    return not is_on_hub(weights) and (path.exists() or len(path.parts) > 1 or path.suffix in ENDINGS)
 
 
 def _report(

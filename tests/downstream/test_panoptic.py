@@ -319,6 +319,23 @@ def test_results_do_not_depend_on_the_batch_and_can_be_scored_again(trained: ssl
     assert scored == {name: alone[name] for name in scored}
 
 
+def test_true_segments_are_never_replaced(trained: ssldet.Trained, place: Path, tmp_path: Path) -> None:
+    spec, truth = f"panoptic:{place}/set/panoptic.json", tmp_path / "truth"
+    document = json.loads((place / "set" / "panoptic.json").read_text())
+    truth.mkdir()
+    for entry in document["annotations"]:
+        (truth / f"{entry['image_id']}.png").write_bytes((place / "set" / "panoptic" / entry["file_name"]).read_bytes())
+    before = {path: path.read_bytes() for path in truth.iterdir()}
+    with pytest.raises(ConfigError, match=r"ssldet did not draw it, and so do 5 more; name another file"):
+        trained.evaluate(spec, workers=0, save_predictions=tmp_path / "truth.json")
+    assert {path: path.read_bytes() for path in truth.iterdir()} == before
+    (tmp_path / "stripped.json").write_text(json.dumps({"annotations": document["annotations"]}))
+    with pytest.raises(ConfigError, match="exists, and holds no results"):
+        trained.evaluate(spec, workers=0, save_predictions=tmp_path / "stripped.json")
+    for _ in range(2):
+        trained.evaluate(spec, workers=0, save_predictions=tmp_path / "ours.json")
+
+
 def test_predictions_are_pictures_and_panoptic_results(trained: ssldet.Trained, place: Path) -> None:
     answer = trained.predict(str(place / "set" / "images"), out=place / "seen")
     assert answer["images"] == 6

@@ -75,6 +75,7 @@ def test_contiguous_class_numbers_are_not_taken_for_ids(tmp_path: Path, spec: st
         ({"bbox": [1, 2, float("nan"), 4]}, "$[1].bbox: [1, 2, nan, 4]", "not scored"),
         ({"bbox": [1, 2, float("inf"), 4]}, "$[1].bbox: [1, 2, inf, 4]", "finite"),
         ({"bbox": [1, 2, 10**400, 4]}, "$[1].bbox: [1, 2, 1000", "finite"),
+        ({"bbox": [1, 2, 1e300, 4]}, "$[1].bbox: [1, 2, 1e+300, 4]", "numbers of pixels"),
         ({"bbox": [1, 2, "3", 4]}, "$[1].bbox: [1, 2, '3', 4]", "finite"),
         ({"bbox": [1, 2, 3]}, "$[1].bbox: [1, 2, 3]", "four numbers"),
         ({"bbox": [9, 9, -3, -4]}, "$[1].bbox: [9, 9, -3, -4]", "not xyxy"),
@@ -85,6 +86,24 @@ def test_a_fault_is_refused(tmp_path: Path, spec: str, change: dict[str, object]
         score_predictions(results(tmp_path, [RIGHT[0], RIGHT[1] | change]), spec)
     assert place in str(caught.value)
     assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([[0.1, 0.2, 0.3, 0.4], [0, 0, 0.5, 1]], "are they stored as fractions of their image?"),
+        ([[20, 12, 50, 35], [30, 20, 60, 40]], "are they stored as x1 y1 x2 y2 instead of xywh?"),
+        ([[1, 2, 10, 20], [40, 2, 30, 20]], ""),  # a detector may let a box leave its image
+        ([[5, 5, 0, 0]], ""),
+        ([], "1 of 1 images have no result, a.png for one; their objects count as not found"),
+    ],
+)
+def test_results_that_look_misread_are_said_in_a_line(
+    tmp_path: Path, spec: str, boxes: list[list[float]], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [RIGHT[0] | {"bbox": box} for box in boxes]
+    score_predictions(results(tmp_path, rows), spec)
+    assert [said in message for message in caplog.messages] == [True] * bool(said)
 
 
 def test_missing_fields_are_told_at_once(tmp_path: Path, spec: str) -> None:

@@ -159,3 +159,10 @@ def test_the_figures_are_those_of_the_kit(real_data: Path, iou: float) -> None:
 def corners(box: list[float]) -> Corners:
     left, top, width, height = box
     return left + 1, top + 1, left + width, top + height
+
+
+def test_boxes_without_area_overlap_nothing() -> None:
+    (found,) = answers((0, 0, 0.9))
+    document = truth(0, 0)
+    document["annotations"][0]["bbox"] = [5, 5, 0, 0]
+    assert voc_ap(document, [found | {"bbox": [5, 5, 0, 0]}])["voc_ap"] == 0

@@ -60,6 +60,16 @@ def test_a_folder_in_which_nothing_was_trained_can_be_used_again(tmp_path: Path,
     assert not list(again.checkpoints.iterdir())
 
 
+@pytest.mark.parametrize("text", ['{"mine": 1}', "[]", "{", '{"schema": 1, "status": "done", "versions": ["ssldet"]}'])
+def test_what_another_program_calls_a_run_stays_as_it_is(text: str, tmp_path: Path, fakes: ModuleType) -> None:
+    files = ("run.json", "metrics.jsonl", "train.log", "quarantine.jsonl", "notes.md")
+    for name in files:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match="is not empty and not a run; choose another --out"):
+        RunFolder.create(tmp_path, fakes.a_run())
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(files, text)
+
+
 def test_a_start_after_a_kill_takes_the_lock_and_its_own_settings(
     tmp_path: Path, fakes: ModuleType, fork: Callable[..., Any]
 ) -> None:

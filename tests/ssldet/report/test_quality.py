@@ -53,6 +53,14 @@ def test_the_page_says_at_a_glance_how_good_it_is_and_compared_with_what(tmp_pat
     assert '<div class="verdict good">' in head
 
 
+def test_damaged_findings_read_as_empty(tmp_path: Path) -> None:
+    folder = _run(tmp_path / "cards")
+    findings = json.loads((folder / "findings.json").read_text())
+    findings["examples"] = [{"outcome": ["found"]}, {"outcome": {}}, findings["examples"][0]]
+    (folder / "findings.json").write_text(json.dumps(findings))
+    assert "ace 0.90" in write_report(folder).read_text()
+
+
 def test_the_sections_show_what_was_found_and_what_it_costs(tmp_path: Path) -> None:
     text = write_report(_run(tmp_path / "cards")).read_text()
     assert "8.5 points, 12 times" in text

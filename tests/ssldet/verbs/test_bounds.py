@@ -1,5 +1,6 @@
 """Numbers of verbs that stand in no recipe: refused before anything is opened or written."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,37 @@ def test_evaluate_says_all_that_does_not_fit(wrong: dict[str, Any], said: str) -
         ssldet.evaluate("nowhere", "coco:nowhere", **wrong)
     assert said in str(caught.value)
     assert len(caught.value.problems) == min(len(wrong), 2) - ("predictions" in wrong)
+
+
+def test_what_is_given_twice_or_read_by_nobody_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ssldet.evaluate(
+            None, "coco:nowhere", predictions="a.json", save_predictions="b.json", overrides={"task.x": 1}, step=3
+        )
+    assert [line.partition(" has no meaning")[0] for line in caught.value.problems] == [
+        "--save-predictions",
+        "--set",
+        "--step",
+    ]
+    for verb, data in ((ssldet.pretrain, "photos"), (partial(ssldet.finetune, None), "coco:a")):
+        for path, choices in (("data.train", {}), ("data.val", {"val": "b"}), ("data.held_out", {"val": "none"})):
+            with pytest.raises(ConfigError, match=rf"--set {path}: .* says it already; leave one of the two out"):
+                verb(data, out=tmp_path / "no", overrides={path: "c"}, **choices)
+    with pytest.raises(ConfigError, match=r"--set data.unlabelled: u says it already"):
+        ssldet.finetune(None, "coco:a", unlabelled="u", overrides={"data.unlabelled": "v"})
+    with pytest.raises(ConfigError, match=r"--set detector.backbone.name: --backbone resnet18 says it already"):
+        ssldet.pretrain("photos", backbone="resnet18", overrides={"detector.backbone.name": "resnet50"})
+    with pytest.raises(ConfigError, match=r"budget.epochs: 0.0 does not fit"):
+        ssldet.pretrain("photos", recipe="random_query_patch/tiny", epochs=0.0, out=tmp_path / "no")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_can_not_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "there.onnx").write_text("mine")
+    with pytest.raises(ConfigError, match=r"no exporter 'onxn' \(did you mean 'onnx'\?\)"):
+        ssldet.export("nowhere", to="onxn", out=tmp_path / "a.onnx", data="coco:nowhere")
+    with pytest.raises(ConfigError, match="exists already and is not overwritten"):
+        ssldet.export("nowhere", to="onnx", out=tmp_path / "there.onnx", data="coco:nowhere")
 
 
 @pytest.mark.parametrize("threshold", [30.0, -0.1, float("nan")])

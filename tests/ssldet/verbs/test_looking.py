@@ -40,6 +40,12 @@ def test_labelled_views_are_drawn_with_their_boxes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="carries no labels"):
         ssldet.preview(str(tmp_path / "data"), recipe="detection/tiny", out=tmp_path / "none.png", overrides=SMALL)
     assert not (tmp_path / "none.png").exists()
+    Image.new("RGB", (8, 6)).save(tmp_path / "mine.png")
+    before = (tmp_path / "mine.png").read_bytes()
+    with pytest.raises(ConfigError, match=r"mine.png: exists, and ssldet did not draw it"):
+        ssldet.preview(data, recipe="detection/tiny", out=tmp_path / "mine.png", overrides=SMALL)
+    assert (tmp_path / "mine.png").read_bytes() == before
+    ssldet.preview(data, recipe="detection/tiny", out=tmp_path / "preview.png", count=2, overrides=SMALL)
 
 
 def test_a_run_that_measured_nothing_is_measured_for_its_report(tmp_path: Path) -> None:

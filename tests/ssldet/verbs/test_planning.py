@@ -85,6 +85,18 @@ def test_features_of_a_frozen_backbone_are_counted_before_they_are_kept(
             )
 
 
+def test_a_run_that_could_not_begin_is_not_announced(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    images = place / "made" / "images"
+    with pytest.raises(ssldet.errors.ConfigError, match=r"notes/run: .*notes is a file; choose another --out"):
+        plan_pretraining(images, recipe=TINY, out=tmp_path / "notes" / "run", overrides=SMALL)
+    for name, said in (("weights.pth", "neither a safetensors nor a torch file"), ("none.pth", "no such file")):
+        changes = SMALL | {"detector.backbone.weights": str(tmp_path / name)}
+        with pytest.raises(ssldet.errors.CheckpointError, match=said):
+            plan_pretraining(images, recipe=TINY, out=tmp_path / "run", overrides=changes)
+
+
 def test_weights_are_not_fetched_for_a_plan(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights were asked for")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ssldet.types import Segmentation
-from ssldet.verbs.results import FileNames, PanopticResults
+from ssldet.verbs.file_names import FileNames
+from ssldet.verbs.results import PanopticResults
 
 KEYS = [
     "图片.jpg",

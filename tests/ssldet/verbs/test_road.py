@@ -23,7 +23,7 @@ from ssldet.report.pictures import colour_of
 from ssldet.types import Detections, Segmentation
 from ssldet.verbs.choosing import resolve
 from ssldet.verbs.preparing import prepare_finetuning
-from ssldet.verbs.using import _translation
+from ssldet.verbs.translating import translation
 from tests.models import SMALL_DETR
 
 SMALL = {"data.batch_size": 4, "data.workers": 0}
@@ -195,6 +195,11 @@ def test_what_is_no_results_file_is_never_replaced(finetuned: ssldet.Trained, la
     with pytest.raises(ConfigError, match="is one of the images"):
         ssldet.preview(place / "made" / "images", out=image, overrides=SMALL)
     assert {path: path.read_bytes() for path in before} == before
+    (place / "rows.json").write_text(
+        json.dumps(json.loads((place / "made" / "instances.json").read_text())["annotations"])
+    )
+    with pytest.raises(ConfigError, match="exists, and holds no results"):
+        finetuned.evaluate(labelled, save_predictions=place / "rows.json", workers=0)
     twice = place / "twice.json"
     for _ in range(2):
         finetuned.evaluate(labelled, save_predictions=twice, workers=0)
@@ -289,12 +294,44 @@ def test_validation_may_count_the_classes_otherwise_but_must_name_the_same(
     with pytest.raises(DataError, match=r"data.val lacks .* and has in addition comet"):
         pretrained.finetune(labelled, val=val, recipe="detection/tiny", steps=1, out=place / "no", overrides=SMALL)
     assert not (place / "no").exists()
+    before = (out / "run.json").read_bytes()
+    with pytest.raises(DataError, match=r"data.val lacks .* and has in addition comet"):
+        ssldet.finetune(resume=out, val=val, steps=3)
+    assert (out / "run.json").read_bytes() == before
+    caplog.clear()
+    ssldet.finetune(resume=out, val=labelled, steps=3)
+    assert "6 of 12 images of data.val are among those that are trained on" in caplog.text
+
+
+@pytest.mark.parametrize("best", ["x", [1], {"measure": None, "value": "a", "step": None}, {"step": 1}, {"value": 0.5}])
+def test_a_damaged_record_of_the_best_weights_counts_as_none(
+    best: object, finetuned: ssldet.Trained, tmp_path: Path
+) -> None:
+    shutil.copytree(finetuned.path, tmp_path / "run")
+    document = json.loads((finetuned.path / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(document | {"best": best, "results": [1]}))
+    damaged = ssldet.Trained(tmp_path / "run")
+    assert (damaged.best, damaged.results) == (None, {})
+    assert damaged.detector().num_classes == damaged.detector("best").num_classes == 3
+    assert str(damaged).startswith(str(damaged.path))
+
+
+def test_classes_without_names_are_taken_by_number_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    labels = torch.tensor([0, 1, 2])
+    found = Detections(boxes=torch.zeros(3, 4), scores=torch.ones(3), labels=labels)
+    assert translation([], ["cat", "dog"], 3)(found).labels.tolist() == [0, 1]
+    assert len(caplog.messages) == 1
+    assert "0 is cat, 1 is dog; it has 3 classes and the data 2; if that is wrong" in caplog.text
+    caplog.clear()
+    assert translation([], ["cat", "dog"])(found).labels.tolist() == [0, 1, 2]
+    assert translation(["dog", "cat"], ["cat", "dog"], 2)(found.only(labels < 2)).labels.tolist() == [1, 0]
+    assert not caplog.messages
 
 
 def test_segmentations_follow_class_names_too() -> None:
     answer = Segmentation(segments=torch.tensor([[1, 2, 3, 0]]), labels=torch.tensor([1, 2, 0]))
     nothing = Detections(boxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0).long())
-    translate = _translation(["cup", "wall", "sky"], ["sky", "floor", "cup"])
+    translate = translation(["cup", "wall", "sky"], ["sky", "floor", "cup"])
     found = translate(replace(nothing, segmentation=answer)).segmentation
     assert found is not None
     assert found.labels.tolist() == [0, 2]
@@ -317,9 +354,40 @@ def test_predictions_are_pictures_and_coco_results(
     one = sorted((place / "made" / "images").iterdir())[0]
     assert finetuned.predict(one, out=place / "seen")["images"] == 1
     assert caplog.messages == [
-        f"{place / 'seen'}: what an earlier prediction drew of other images stays in it; choose another --out"
+        f"{place / 'seen' / 'predictions.json'}: is that of an earlier prediction and will be replaced, while pictures "
+        "of other images stay; choose another --out"
     ]
     assert len(list((place / "seen").glob("*.png"))) == 12
+
+
+def test_a_prediction_is_never_drawn_over_an_image_of_the_user(finetuned: ssldet.Trained, tmp_path: Path) -> None:
+    write_shapes(tmp_path, images=3, seed=5)
+    document, own = json.loads((tmp_path / "instances.json").read_text()), tmp_path / "own"
+    own.mkdir()
+    for row in document["images"]:
+        with Image.open(tmp_path / "images" / row["file_name"]) as image:
+            image.save(own / f"{row['id']}.png")
+        row["file_name"] = f"{row['id']}.png"
+    (tmp_path / "own.json").write_text(json.dumps(document))
+    spec, first = f"coco:{tmp_path}/own.json:{own}", own / f"{document['images'][0]['id']}.png"
+    before = {path: path.read_bytes() for path in own.iterdir()}
+    with pytest.raises(ConfigError, match=r"is one of the images, and so are 2 more; choose another --out"):
+        finetuned.predict(spec, out=own)
+    # Also where the picture has the name of another one, or of a link to an image.
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / first.name).symlink_to(first)
+    with pytest.raises(ConfigError, match=r"mixed/.*: is one of the images; choose"):
+        finetuned.predict(spec, out=tmp_path / "mixed")
+    (tmp_path / "mixed" / first.name).unlink()
+    Image.new("RGB", (9, 7)).save(tmp_path / "mixed" / f"{first.name}.png")
+    with pytest.raises(ConfigError, match=r"ssldet did not draw it; choose another --out"):
+        finetuned.predict(own, out=tmp_path / "mixed")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "predictions.json").write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match=r"predictions.json: exists, and holds no results"):
+        finetuned.predict(own, out=tmp_path / "other")
+    assert {path: path.read_bytes() for path in own.iterdir()} == before
+    assert finetuned.predict(own, out=own, draw=False)["images"] == 3
 
 
 def test_a_patch_is_looked_for_by_whom_was_taught_to(
