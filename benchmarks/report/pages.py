@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.report import decisions, tables_of_runs, tables_of_suites
+from benchmarks.report import decisions, tables_of_records, tables_of_runs, tables_of_suites
 from benchmarks.report.costs import table_of_costs
 from ssldet.errors import ConfigError, suggest
 
@@ -51,7 +51,9 @@ LEARNING_REGIONS = dict.fromkeys(("detreg", "pseudo_boxes"), ("region_recall_30"
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "backbone_swap": partial(tables_of_suites.starts, name="ours-backbone-swap-tiny", baseline="exchanged"),
+    "backbones": tables_of_records.backbones,
     "claims": tables_of_suites.claims,
+    "collapse": tables_of_records.collapse,
     "costs": table_of_costs,
     "demo": tables_of_runs.demo,
     "few_labels": tables_of_suites.few_labels,
@@ -63,7 +65,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "learning": partial(tables_of_suites.learning, measures=LEARNING),
     "learning_regions": partial(tables_of_suites.learning, measures=LEARNING_REGIONS),
     "methods": tables_of_suites.methods,
+    "panoptic": tables_of_records.panoptic,
     "pretraining": tables_of_suites.pretraining,
+    "one_shot": partial(tables_of_records.one_shot, name="one_shot"),
     "orderings": partial(tables_of_suites.starts, name="ours-orderings-tiny", baseline="backbone"),
     "resemblance": tables_of_runs.resemblance,
     "speed": tables_of_runs.speed,

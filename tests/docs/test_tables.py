@@ -41,3 +41,15 @@ def test_a_table_that_does_not_end_is_said() -> None:
     text = "<!-- table: matching -->\n| none |\nprose\n<!-- table: demo -->\n| x |\n<!-- end -->"
     with pytest.raises(ConfigError, match=r"table 'matching': no <!-- end -->"):
         write_tables(text, RESULTS)
+
+
+ENGINEERING = {"formats.md", "fp_detr.md", "many_gpus.md", "many_images.md"}
+"""Pages whose typed tables compare with other programs, quote papers, or tell times: no figure of pretraining."""
+FIGURE = re.compile(r"\|\s*[`*]*[+−-]?\d*[.,]\d+[^|]{0,20}(?=\|)")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ENGINEERING], ids=lambda page: page.name)
+def test_measured_tables_are_not_typed(page: Path) -> None:
+    typed = re.sub(r"<!-- table: .*?<!-- end -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    rows = [line for line in typed.splitlines() if line.startswith("|") and "`task." not in line and "`--" not in line]
+    assert not [row for row in rows if FIGURE.search(row)]
