@@ -45,7 +45,7 @@ def test_a_table_that_does_not_end_is_said() -> None:
 
 ENGINEERING = {"formats.md", "fp_detr.md", "many_gpus.md", "many_images.md"}
 """Pages whose typed tables compare with other programs, quote papers, or tell times: no figure of pretraining."""
-FIGURE = re.compile(r"\|\s*[`*]*[+−-]?\d*[.,]\d+[^|]{0,20}(?=\|)")
+FIGURE = re.compile(r"\|\s*[`*]*[+\u2212-]?\d*[.,]\d+[^|]{0,20}(?=\|)")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ENGINEERING], ids=lambda page: page.name)
