@@ -111,6 +111,12 @@ def advice(action: str, difference: Difference) -> str:
 FEW = "ours-few-labels-tiny"
 SHARES = {0.01: 3, 0.02: 6, 0.05: 15, 0.1: 30}
 """Share of the 296 labelled photographs -> how many these are."""
+TEN_SHOTS = Measured(
+    labels="ten objects of each of six classes",
+    action="pretrain",
+    suite=FEW,
+    only={"downstream": "ten_shots"},
+)
 WITH_MANY = Measured(
     labels="296 photographs, six classes",
     action="pretrain",
@@ -150,7 +156,7 @@ def decisions(results: Path) -> str:
     Args:
         results: Folder of committed results.
     """
-    ours = [_few(results), WITH_MANY.case(results), _scenes(results)]
+    ours = [_few(results), TEN_SHOTS.case(results), WITH_MANY.case(results), _scenes(results)]
     cases = [WITHOUT_LABELS, *ours, *_published(), *(one.case(results) for one in OTHERS), UNLIKE]
     rows = [(one.labels, one.images, one.backbone, one.advice, one.figures, one.source) for one in cases]
     columns = ("your labels", "images without", "backbone knows", "do first", "figures, from → to", "source")
@@ -159,7 +165,7 @@ def decisions(results: Path) -> str:
 
 def found(results: Path) -> str:
     """Tabulate those cases for a newcomer that one command of this project measures."""
-    cases = [_scenes(results), _few(results), WITH_MANY.case(results)]
+    cases = [_scenes(results), _few(results), TEN_SHOTS.case(results), WITH_MANY.case(results)]
     rows = [(one.labels, one.backbone, one.figures) for one in cases]
     columns = ("labelled", "backbone knows", "held-out AP50 in points, transformer from scratch → pretrained")
     return markdown(Table(columns=columns, rows=rows))
