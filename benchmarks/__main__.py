@@ -200,7 +200,7 @@ def record(
     Args:
         out: JSON file, written after each record; those of earlier calls stay in it.
         runs: Folder of the runs, which must not have held any before.
-        only: Records: collapse, one_shot, one_shot_cards, panoptic, backbones, small_run.
+        only: Records: collapse, one_shot, one_shot_cards, panoptic, backbones.
         data: photos=folders:ROOT with one folder per class, cards= and cards_val= with labels.
         most_steps: Steps after which any run ends, to rehearse.
     """

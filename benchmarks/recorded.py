@@ -167,25 +167,12 @@ def backbones(recorder: Recorder) -> Iterator[Row]:
         }
 
 
-def small_run(recorder: Recorder) -> Iterator[Row]:
-    """Train `detection/small` on photographs of cards for 1,600 steps, measured four times."""
-    run = override(recipe("detection/small"), {"evaluate_every": 400})
-    cards, val = recorder.places["cards"], recorder.places["cards_val"]
-    tuned = recorder.finetune("small-run", None, run, cards, 1600, val=val)
-    seconds = {line["step"]: line["seconds"] for line in tuned.metrics if "seconds" in line}
-    for line in tuned.metrics:
-        if line.get("kind") == "eval":
-            figures = {name: line[name] for name in ("step", "AP", "AP50", "AP75", "AR100")}
-            yield {**figures, "seconds": seconds[line["step"]]}
-
-
 RECORDS: Mapping[str, tuple[Callable[[Recorder], Iterable[Row]], tuple[str, ...]]] = {
     "collapse": (collapse, ()),
     "one_shot": (one_shot, ()),
     "one_shot_cards": (one_shot_cards, ("cards", "cards_val")),
     "panoptic": (panoptic, ()),
     "backbones": (backbones, ("photos",)),
-    "small_run": (small_run, ("cards", "cards_val")),
 }
 """Name -> what makes its rows, and the data that it needs by name: labelled photographs of cards and some others,
 and photographs as `folders:ROOT`."""

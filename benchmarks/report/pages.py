@@ -68,6 +68,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "panoptic": tables_of_records.panoptic,
     "pretraining": tables_of_suites.pretraining,
     "one_shot": partial(tables_of_records.one_shot, name="one_shot"),
+    "one_shot_cards": partial(tables_of_records.one_shot, name="one_shot_cards"),
     "orderings": partial(tables_of_suites.starts, name="ours-orderings-tiny", baseline="backbone"),
     "resemblance": tables_of_runs.resemblance,
     "speed": tables_of_runs.speed,

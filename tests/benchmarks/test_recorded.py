@@ -13,7 +13,7 @@ from ssldet.errors import ConfigError
 
 def test_all_that_is_wrong_is_said_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        list(record(tmp_path / "r.json", Recorder(folder=tmp_path / "runs"), only=["colapse", "small_run"]))
+        list(record(tmp_path / "r.json", Recorder(folder=tmp_path / "runs"), only=["colapse", "one_shot_cards"]))
     assert raised.value.problems == [
         "--only: no record 'colapse' (did you mean 'collapse'?)",
         "cards: not given; add --data cards=SPECIFICATION",
