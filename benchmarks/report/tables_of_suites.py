@@ -25,6 +25,8 @@ OF_CLAIMS: Mapping[str, Mapping[str, str]] = {
     "paper-table1-tiny": ON_SCENES,
     "paper-table5-tiny": ON_SCENES,
     "paper-table6-tiny": ON_SCENES,
+    "paper-fig6-tiny": ON_SCENES,
+    "paper-fig7-tiny": ON_SCENES,
     "ours-matching-tiny": ON_SCENES,
     "ours-orderings-tiny": {"own": "30 photographs, pretrained backbone"},
     "ours-few-labels-tiny": {
