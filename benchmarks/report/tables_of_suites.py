@@ -332,7 +332,11 @@ def starts(results: Path, name: str, baseline: str) -> str:
     suite = of_suite(results, name)
     titles = {method["name"]: method["title"] for method in suite.suite["methods"]}
     against = {(one.downstream, one.method): in_words(one) for one in differences(suite, baseline)}
-    then = {"self_training": ", then self-training", "longer": ", then as many steps on labels"}
+    then = {
+        "ten_shots": ", ten objects of each class",
+        "self_training": ", then self-training",
+        "longer": ", then as many steps on labels",
+    }
     rows = [
         (
             titles[one.method] + then.get(one.downstream, ""),
