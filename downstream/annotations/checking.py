@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from downstream.annotations.coco import Masks, gather_coco
+from downstream.annotations.doubts import told
 from downstream.annotations.labelled import Annotated, check_files, suspicions
-from downstream.annotations.labels import Labels, told
+from downstream.annotations.labels import Labels
 from downstream.annotations.panoptic import inspect_panoptic
 from downstream.annotations.problems import Problems
 from downstream.annotations.tables import OBJECTS, gather

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from downstream.annotations.coco import Masks, gather_coco, read_coco
+from downstream.annotations.doubts import told
 from downstream.annotations.labelled import LabelledImages
-from downstream.annotations.labels import FLAT, OUTSIDE, Labels, ground_truth, told
+from downstream.annotations.labels import FLAT, OUTSIDE, Labels, ground_truth
 from downstream.annotations.outlines import MISSING
 from downstream.annotations.panoptic import PanopticImages
 from downstream.annotations.problems import Problems

@@ -13,17 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from downstream.annotations.labels import (
-    DOUBTS,
-    Labels,
-    assumed_sizes,
-    ground_truth,
-    looks_like_corners,
-    looks_like_fractions,
-    results_of,
-    told,
-    twin_boxes,
-)
+from downstream.annotations.doubts import DOUBTS, looks_like_corners, looks_like_fractions, told, twin_boxes
+from downstream.annotations.labels import Labels, assumed_sizes, ground_truth, results_of
 from downstream.annotations.masks import RunLengths, encode
 from downstream.annotations.outlines import mask_of, outline_fault
 from downstream.annotations.problems import SHOWN, Problems, shown

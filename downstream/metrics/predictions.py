@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from downstream.annotations.coco import Masks, read_coco
+from downstream.annotations.doubts import DOUBTS, are_corners, are_fractions, told
 from downstream.annotations.fields import other_kind
 from downstream.annotations.labelled import CORNERS, FRACTIONS, LEAVING
-from downstream.annotations.labels import DOUBTS, Labels, are_corners, are_fractions, ground_truth, told
+from downstream.annotations.labels import Labels, ground_truth
 from downstream.annotations.masks import read_mask
 from downstream.annotations.numbers import LARGEST, finite_number
 from downstream.annotations.problems import SHOWN, Problems, json_of, shown
