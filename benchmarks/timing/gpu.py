@@ -157,6 +157,10 @@ def against_transformers(bench: Bench) -> Iterator[Row]:
         yield {"work": work, "against": PEER, "ratio": round(times["theirs"] / times["ours"], 3)}
 
 
+CLOSING = 60.0
+"""Seconds in which the runs of a suite save and its report is written, before the part is killed."""
+
+
 def transfer(bench: Bench) -> Iterator[Row]:
     """Compare what pretraining on the images and on generated scenes brings the recipes named small."""
     if "images" not in bench.places:
@@ -167,7 +171,8 @@ def transfer(bench: Bench) -> Iterator[Row]:
     places = {**bench.places, "images": f"{bench.places['images']},{scenes}"}
     done: FinishedComparison | None = None
     try:
-        found = compare("ours/small", data=places, out=bench.out, jobs=bench.jobs, budget=bench.seconds_left)
+        budget = bench.seconds_left - min(CLOSING, bench.seconds_left / 2)
+        found = compare("ours/small", data=places, out=bench.out, jobs=bench.jobs, budget=budget)
         done = found if isinstance(found, FinishedComparison) else None
     except StoppedError as stopped:
         yield {"stopped": str(stopped)}

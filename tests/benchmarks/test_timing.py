@@ -1,7 +1,10 @@
 """Measurements: taken in turns, written after each, and a part that fails does not end the others."""
 
+import json
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 from benchmarks.timing import gpu
 from benchmarks.timing.bench import Bench
 from benchmarks.timing.clock import fastest, ratio
-from ssldet.errors import ConfigError, SetupError
+from ssldet.errors import ConfigError, SetupError, StoppedError
 
 
 @pytest.mark.timing
@@ -52,3 +55,38 @@ def test_a_part_that_does_not_exist_is_said(tmp_path: Path) -> None:
 def test_a_missing_accelerator_is_said(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="--device cpu --tiny"):
         list(gpu.measure(tmp_path / "gpu.json", bench_of(tmp_path, 60, "cuda")))
+
+
+def test_a_suite_stops_early_enough_to_save_and_tell_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def stopped(suite: str, **choices: Any) -> None:
+        asked.update(choices, suite=suite)
+        raise StoppedError("the time is spent")
+
+    monkeypatch.setattr(gpu, "compare", stopped)
+    monkeypatch.setattr(Bench, "images", lambda *_: "coco:scenes.json")
+    bench = replace(
+        bench_of(tmp_path, 200), places={"images": "photos", "train": "t", "val": "v"}, out=tmp_path / "runs"
+    )
+    rows = list(gpu.transfer(bench))
+    assert rows == [{"stopped": "the time is spent"}, {"finished": False, "report": str(tmp_path / "runs")}]
+    assert 100 < asked["budget"] <= 200 - gpu.CLOSING
+    assert asked["data"] == {"images": "photos,coco:scenes.json", "train": "t", "val": "v"}
+    assert list(gpu.transfer(bench_of(tmp_path, 200))) == [{"left_out": "needs --data images=… train=… val=…"}]
+
+
+def test_measurements_of_another_machine_are_never_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    before = {"machine": {"device": "H200", "torch": "2", "tiny": False}, "results": [{"part": "steps"}]}
+    out.write_text(json.dumps(before))
+    with pytest.raises(ConfigError, match=r"holds measurements of another machine \(device H200"):
+        list(gpu.measure(out, bench_of(tmp_path, 60), only=["memory"]))
+    assert json.loads(out.read_text()) == before
+    same = {"machine": {"device": "cpu", "torch": torch.__version__, "tiny": True}, "results": [{"part": "steps"}]}
+    out.write_text(json.dumps(same))
+    rows = list(gpu.measure(out, bench_of(tmp_path, 60), only=["memory"]))
+    assert [row["part"] for row in rows] == ["memory"]
+    assert [row["part"] for row in json.loads(out.read_text())["results"]] == ["steps", "memory"]
