@@ -21,6 +21,9 @@ TRIED_ON = 0.2
 """Share of the training images, 200 at most, on which a trial is measured instead of training on them: the images that
 arms are measured on choose nothing."""
 
+LEFT_OUT = "left out by --filter"
+"""Why an arm that could be run has no runs."""
+
 MeasuredValue = Callable[[str, str], float | None]
 """Address of a run, name of a metric -> its value; `None` while it has not been measured."""
 
@@ -142,7 +145,7 @@ class Arm:
 
     def left_out(self) -> "Arm":
         """Return the arm without its runs."""
-        return replace(self, jobs=(), missing="left out by --filter")
+        return replace(self, jobs=(), missing=LEFT_OUT)
 
 
 @dataclass(kw_only=True)

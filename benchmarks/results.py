@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.address import code_version
-from benchmarks.plan import Arm, Plan, model_name
+from benchmarks.plan import LEFT_OUT, Arm, Plan, model_name
 from benchmarks.suite import Claim, Suite, all_stages
 from benchmarks.work import JobFolder
 from ssldet.disk import Disk, write_whole
@@ -70,6 +70,11 @@ class Results:
     def complete(self) -> bool:
         """Whether every row that can be run has its result."""
         return all(row.status in {"finished", "missing"} for row in self.rows)
+
+    @property
+    def in_part(self) -> bool:
+        """Whether a row that can be run has no result, be it that nobody asked for it."""
+        return not self.complete or any(row.reason == LEFT_OUT for row in self.rows)
 
     def measured(self) -> list[Row]:
         """Return the rows that have a result and are no trials."""

@@ -9,7 +9,7 @@ spread would most likely have shown, because "not seen" says little where little
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,16 +147,7 @@ def differences(results: Results, baseline: str) -> list[Difference]:
         results: The results.
         baseline: Name of the baseline; if it was not measured, there are no differences.
     """
-    groups = _grouped(results)
-    metrics = {entry["name"]: entry["metric"] for entry in results.suite["downstreams"]}
-    compared = []
-    for (downstream, model, fraction, method), rows in groups.items():
-        others = groups.get((downstream, model, fraction, baseline), [])
-        if method != baseline and others:
-            compared.append(
-                _difference((downstream, model, fraction, method), baseline, rows, others, metrics[downstream])
-            )
-    return _adjusted([difference for difference in compared if difference.values])
+    return _adjusted(_compared(results, baseline, lambda group: (*group[:3], baseline)))
 
 
 def differences_of_tasks(results: Results, task: str, baseline: str) -> list[Difference]:
@@ -167,14 +158,19 @@ def differences_of_tasks(results: Results, task: str, baseline: str) -> list[Dif
         task: Name of the first task.
         baseline: Name of the second task, which is measured by the same metric.
     """
+    return _adjusted(_compared(results, baseline, lambda group: (baseline, *group[1:]) if group[0] == task else group))
+
+
+def _compared(results: Results, baseline: str, other: Callable[[Group], Group]) -> list[Difference]:
+    """Compare each group of rows with another one, seed by seed; one that is compared with itself is passed over."""
     groups = _grouped(results)
-    (metric,) = {entry["metric"] for entry in results.suite["downstreams"] if entry["name"] in {task, baseline}}
-    compared = []
-    for (downstream, model, fraction, method), rows in groups.items():
-        others = groups.get((baseline, model, fraction, method), [])
-        if downstream == task and others:
-            compared.append(_difference((task, model, fraction, method), baseline, rows, others, metric))
-    return _adjusted([difference for difference in compared if difference.values])
+    metrics = {entry["name"]: entry["metric"] for entry in results.suite["downstreams"]}
+    compared = [
+        _difference(group, baseline, rows, groups[other(group)], metrics[group[0]])
+        for group, rows in groups.items()
+        if other(group) != group and other(group) in groups
+    ]
+    return [difference for difference in compared if difference.values]
 
 
 def differences_over_shares(results: Results, baseline: str, task: str) -> list[Difference]:
@@ -188,19 +184,12 @@ def differences_over_shares(results: Results, baseline: str, task: str) -> list[
     Returns:
         Differences whose `fraction` is zero.
     """
-    groups = {group: rows for group, rows in _grouped(results).items() if group[0] == task}
-    (metric,) = {entry["metric"] for entry in results.suite["downstreams"] if entry["name"] == task}
-    shares = {fraction for _, _, fraction, _ in groups}
-    compared = []
-    for model, method in dict.fromkeys((model, method) for _, model, _, method in groups):
-        pairs = [
-            (groups.get((task, model, share, method), []), groups.get((task, model, share, baseline), []))
-            for share in sorted(shares)
-        ]
-        if method != baseline and all(rows and others for rows, others in pairs):
-            each = [_difference((task, model, 0.0, method), baseline, rows, others, metric) for rows, others in pairs]
-            compared.append(_mean_difference(each))
-    return _adjusted(compared)
+    each = defaultdict[tuple[str, str], list[Difference]](list)
+    for difference in differences(results, baseline):
+        if difference.downstream == task:
+            each[difference.model, difference.method].append(difference)
+    shares = {difference.fraction for group in each.values() for difference in group}
+    return _adjusted([_mean_difference(group) for group in each.values() if len(group) == len(shares)])
 
 
 def _mean_difference(each: Sequence[Difference]) -> Difference:
@@ -211,6 +200,7 @@ def _mean_difference(each: Sequence[Difference]) -> Difference:
     )
     return replace(
         each[0],
+        fraction=0.0,
         values=values,
         independent=independent,
         mean=float(np.mean(independent)),

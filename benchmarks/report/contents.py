@@ -128,9 +128,8 @@ def published_figure(results: Results, summary: Summary) -> float | str:
 def _verdicts(results: Results) -> Part:
     missing = [method for method in results.suite["methods"] if method["missing"]]
     lines = [f"{method['name']} could not be run: {method['missing']}." for method in missing]
-    done = sum(row.status == "finished" for row in results.rows)
-    unavailable = sum(row.arm.method in {method["name"] for method in missing} for row in results.rows)
-    if done + unavailable < len(results.rows):
+    if results.in_part:
+        done = sum(row.status == "finished" for row in results.rows)
         lines.insert(0, f"In part: {done} of {len(results.rows)} rows have a result.")
     table = Table(
         columns=("statement", "task", "what shows here: difference [95 % interval] in points"), rows=verdicts(results)

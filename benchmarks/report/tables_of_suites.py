@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from benchmarks.report.text import markdown
 from benchmarks.results import MEASURES, Results, read_results
@@ -73,9 +74,15 @@ def _learned(suite: Results, method: str) -> str:
     for name in MEASURES:
         if found := [results for results in ended if name in results]:
             reached = fmean(results[name] for results in found)
-            blind = [value for _, value in (blind_score(name, results) for results in found) if value is not None]
-            return f"`{name}` {reached:.3f}" + (f" ({fmean(blind):.3f})" if blind else "")
+            blind = _without_looking(found, name)
+            return f"`{name}` {reached:.3f}" + (f" ({blind})" if blind else "")
     return ""
+
+
+def _without_looking(ended: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return the mean of what is reached without looking, by results of pretrainings; empty where that is not known."""
+    blind = [value for _, value in (blind_score(name, results) for results in ended) if value is not None]
+    return f"{fmean(blind):.3f}" if blind else ""
 
 
 def _recall(suite: Results, task: str, fraction: float, method: str) -> str:
@@ -224,17 +231,19 @@ def learning(results: Path, measures: Mapping[str, Sequence[str]]) -> str:
         measures: Method of `zoo/small` -> names of its measures.
     """
     suite = of_suite(results, "zoo-small-tiny")
-    rows, steps = [], dict[int, None]()
+    rows, steps = [], list[int]()
     for method, names in measures.items():
-        runs = [run for run in suite.runs.values() if run["purpose"]["method"] == method and run["curve"]]
-        runs = [run for run in runs if run["purpose"]["verb"] == "pretrain"]
-        steps |= {point["step"]: None for point in runs[0]["curve"]}
+        runs = [
+            run
+            for run in suite.runs.values()
+            if (run["purpose"]["verb"], run["purpose"]["method"]) == ("pretrain", method) and run["curve"]
+        ]
+        steps = [point["step"] for point in runs[0]["curve"]]
         for name in names:
             means = [
-                fmean(points[place][name] for points in (run["curve"] for run in runs)) for place in range(len(steps))
+                fmean(point[name] for point in points) for points in zip(*(run["curve"] for run in runs), strict=True)
             ]
-            blind = [value for _, value in (blind_score(name, run["results"]) for run in runs) if value is not None]
-            without = f"{fmean(blind):.3f}" if blind else ""
+            without = _without_looking([run["results"] for run in runs], name)
             rows.append(
                 (f"`{method}`, {counted(len(runs), 'seed')}", f"`{name}`", *(f"{one:.3f}" for one in means), without)
             )
@@ -284,9 +293,9 @@ def small_differences(results: Path) -> str:
     return markdown(Table(columns=columns, rows=rows))
 
 
-def few_labels(results: Path, name: str = "ours-few-labels-tiny") -> str:
+def few_labels(results: Path) -> str:
     """Tabulate what each start gives with a share of the labels, and how much more than the backbone alone."""
-    suite = of_suite(results, name)
+    suite = of_suite(results, "ours-few-labels-tiny")
     starts = {"backbone": "fresh transformer", "own_group": "UP-DETR", "supervised": "other labels"}
     shares = {
         "own": "{:.0%} of the labels",

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.suite import Claim, Setting, Suite
-from benchmarks.suites import find_suite
+from benchmarks.suite import Claim, ImagesOnDisk, Scale, Setting, Suite
+from benchmarks.suites import DATA, SUITES, find_suite
 from ssldet.errors import ConfigError
 
 
@@ -30,3 +30,10 @@ def test_all_data_that_a_suite_lacks_are_named_at_once() -> None:
     assert [line.split(":")[0] for line in caught.value.problems] == ["imagenet", "voc_train"]
     with pytest.raises(ConfigError, match="did you mean 'paper/table1'"):
         find_suite("paper/table11", Setting())
+
+
+def test_every_data_set_that_a_suite_asks_for_may_be_given() -> None:
+    places = dict.fromkeys(DATA, "images")
+    scales: tuple[Scale, ...] = ("tiny", "full")
+    suites = [find_suite(name, Setting(scale=scale, places=places)) for name in SUITES for scale in scales]
+    assert {data.name for suite in suites for data in suite.data() if isinstance(data, ImagesOnDisk)} == set(DATA)
