@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ssldet.errors import ConfigError
 from ssldet.regular import digest_of
 
 
@@ -63,6 +64,19 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+def require_absent(path: Path) -> None:
+    """Refuse a name that is taken, by a file or a folder.
+
+    Args:
+        path: Where something will be written that replaces nothing.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if path.exists():
+        raise ConfigError(f"{path}: exists already and is not overwritten; choose another name or remove it")
 
 
 def write_whole(path: Path, content: bytes | memoryview, disk: Disk) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from ssldet.chance import generator
 from ssldet.data.bands import RGB
 from ssldet.detectors.base import Detector, DetectorConfig
-from ssldet.disk import Disk, write_whole
-from ssldet.errors import CheckpointError, ConfigError, SetupError
+from ssldet.disk import Disk, require_absent, write_whole
+from ssldet.errors import CheckpointError, SetupError
 
 Exporter = TypeVar("Exporter", bound=Callable[..., Any])
 
@@ -137,8 +137,7 @@ def write_proven(
         SetupError: The file or folder can't be written.
     """
     for path in (out, _card_beside(out), *map(out.with_suffix, beside)):
-        if path.exists():
-            raise ConfigError(f"{path}: exists already and is not overwritten; choose another name or remove it")
+        require_absent(path)
     stage = out.with_name(f".{out.stem}.tmp-{os.getpid()}{out.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ssldet.detectors.base import DetectorConfig
+from ssldet.disk import require_absent
 from ssldet.errors import CheckpointError, ConfigError
 from ssldet.importing.base import Opened
 from ssldet.recipe import from_document
@@ -130,8 +131,7 @@ def export(
     if is_on_hub(out):
         raise ConfigError(f"--out {out}: is no file; to send a model, write --to {hub_name(out)} and no --out")
     find_or_import("ssldet.exporters", to)
-    if Path(out).exists():
-        raise ConfigError(f"{out}: exists already and is not overwritten; choose another name or remove it")
+    require_absent(Path(out))
     opened = open_trained(start, weights, step)
     # The exporter itself refuses a detector that it can't take, which need not be measured first.
     if not data or formats_of(opened.objective.detector, _config(opened)).reasons.get(to):
